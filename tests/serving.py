@@ -7,7 +7,7 @@ from typing import Any
 
 from freehold.config import load_settings
 from freehold.local import open_served
-from freehold.local.served import ServedModel
+from freehold.local.opening import ServedModel
 from freehold.store import Store
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from freehold import platforms
-from freehold.sandbox.children import spawn
-from freehold.sandbox.watching import watched
+from freehold.sandbox.children import spawn, watched
 
 PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
 # Half of a program that runs where this package is not: it can import no platforms.py, and asks for a call, not a name.
@@ -170,10 +169,10 @@ def test_a_template_that_takes_too_much_memory_is_refused_where_the_parent_watch
     from datetime import datetime
 
     from freehold.errors import BadTemplate
-    from freehold.sandbox import rendering, watching
+    from freehold.sandbox import children, rendering
 
     monkeypatch.setattr(
-        rendering, "watched", lambda child, most: watching.watched(child, 1 << 20, by_kernel=False)
+        rendering, "watched", lambda child, most: children.watched(child, 1 << 20, by_kernel=False)
     )
     renderers = rendering.Renderers()
     try:

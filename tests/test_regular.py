@@ -21,7 +21,7 @@ from freehold.formats import lora
 from freehold.regular import bounded_lines, open_regular, read_bounded, read_regular
 from freehold.server.core import tls
 from freehold.server.core.keys import KeyFile
-from freehold.store import adapters, home_files
+from freehold.store import home_files, overlays
 from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.template_files import templates_from_dir
 from tests.server.test_files import files_of_at_most
@@ -170,12 +170,12 @@ def test_an_adapter_whose_file_is_swapped_after_its_check_is_not_copied(
 
     monkeypatch.setattr(lora, "open_lora", swapping)
     with pytest.raises(FreeholdError, match="cannot be read"):
-        adapters.keep(tmp_path / "home", source)
+        overlays.keep_adapter(tmp_path / "home", source)
     assert not list((tmp_path / "home" / "adapters").iterdir())
 
 
 def test_an_adapter_longer_than_a_file_may_be_leaves_nothing(tmp_path: Path):
     source = write_peft(Case("llama", targets=("q_proj",)), tmp_path / "lora")
     with files_of_at_most(1000), pytest.raises(CapacityExceeded, match="may not become that long"):
-        adapters.keep(tmp_path / "home", source)
+        overlays.keep_adapter(tmp_path / "home", source)
     assert not list((tmp_path / "home" / "adapters").iterdir())

@@ -27,7 +27,7 @@ from benches.engine.schemas import CASES, Case
 from freehold.cli.bench import version
 from freehold.config import load_settings
 from freehold.local import open_served
-from freehold.local.served import ServedModel
+from freehold.local.opening import ServedModel
 from freehold.machine import cpu_name
 from freehold.serving import Job
 from freehold.store import Store

@@ -18,7 +18,7 @@ SYSTEM = sys.platform
 IS_MAC = SYSTEM == "darwin"
 # Bytes of a Unix socket's path, its final zero left out: sun_path has 104 bytes on macOS and 108 on Linux.
 SOCKET_PATH_BYTES = 103 if IS_MAC else 107
-# macOS takes RLIMIT_AS and enforces nothing, so a parent watches its children's memory there (sandbox.watching).
+# macOS takes RLIMIT_AS and enforces nothing, so a parent watches its children's memory there (sandbox.children).
 LIMITS_MEMORY = not IS_MAC
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 _SHARED_MEMORY = "/dev/shm/"  # where Linux shows POSIX shared memory as files; macOS shows it nowhere

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from freehold.chats import locks, writer
+from freehold.chats import writer
 from freehold.chats.folder import ChatFolder
 from freehold.chats.lines import replay
 from freehold.chats.types import ChatChange, SavedChat
@@ -283,7 +283,7 @@ def test_messages_ends_and_changes_are_flushed_and_growth_is_not(folder, monkeyp
 
 
 def test_a_program_that_is_stopped_inside_an_append_is_named_after_a_while(folder, monkeypatch):
-    monkeypatch.setattr(locks, "WAIT_S", 0.02)
+    monkeypatch.setattr(writer, "WAIT_S", 0.02)
     id = folder.create().id
     with folder.writer(id) as w, folder.file(id).open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)

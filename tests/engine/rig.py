@@ -17,8 +17,7 @@ from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.cache.tier import KvPages
 from freehold.engine.cache.window import SlidingWindow
 from freehold.engine.runner import ModelRunner
-from freehold.engine.schedule.chunk import ScheduledChunk
-from freehold.engine.sequence import Request, Sequence
+from freehold.engine.sequence import Request, ScheduledChunk, Sequence
 from freehold.models.load import LoadedModel
 from freehold.types import SamplingParams
 

@@ -21,8 +21,7 @@ from freehold.engine.cache.full import FullAttention
 from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.cache.tier import Memory
 from freehold.engine.cache.window import SlidingWindow
-from freehold.engine.schedule.chunk import ScheduledChunk
-from freehold.engine.sequence import Sequence
+from freehold.engine.sequence import ScheduledChunk, Sequence
 from tests.engine.rig import Stepper
 
 PRIME = 2_147_483_647

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from freehold.engine import Engine, Generation, TokenOut, emission, scoring
 from freehold.engine.cache.capacity import KV_TYPES
-from freehold.engine.schedule import scheduler, turns
+from freehold.engine.schedule import scheduler, shares
 from freehold.engine.schedule import scheduler as preemption_module
 from freehold.engine.speculate import speculation
 from freehold.models.load import LoadedModel
@@ -42,8 +42,8 @@ CONTEXT = 96
 BLOCKS = [3, 12]
 
 SLOW_GRAMMARS = [
-    (turns, "DEAR_S"),
-    (turns, "GRAMMAR_S"),
+    (shares, "DEAR_S"),
+    (shares, "GRAMMAR_S"),
     (scheduler, "GRAMMAR_S"),
     (emission, "GRAMMAR_S"),
     (speculation, "DEAR_S"),

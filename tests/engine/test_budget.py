@@ -8,16 +8,20 @@ import pytest
 
 from freehold.engine.schedule.budget import (
     BURST_S,
+    FORGET,
     ITL_FACTOR,
     MIXED_PREFILL_TOKENS,
     PREFILL_TOKENS,
     PROBE,
     SHARED_NOW,
     SHARED_TOKENS,
+    TILE,
     Budget,
+    MixedCost,
     Prefill,
+    PrefillCost,
+    StepCost,
 )
-from freehold.engine.schedule.cost import FORGET, TILE, MixedCost, PrefillCost, StepCost
 
 TOKEN_S, LOOK_S = 0.001, 4e-7
 

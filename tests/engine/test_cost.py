@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.engine.schedule.cost import FORGET, STALE, StepCost
+from freehold.engine.schedule.budget import FORGET, STALE, StepCost
 from freehold.engine.speculate.draft import LADDER, best_extra
 
 CERTAIN = [0.99**i for i in range(1, 64)]

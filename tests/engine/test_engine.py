@@ -16,8 +16,8 @@ from freehold.engine import emission as emission_module
 from freehold.engine.engine import ASSUMED_OPS
 from freehold.engine.schedule import scheduler as preemption_module
 from freehold.engine.schedule.budget import LOGIT_ROWS
-from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.scoring import logits, prefill, score
+from freehold.engine.sequence import ScheduledChunk
 from freehold.errors import (
     ContextOverflow,
     DeadlineExceeded,

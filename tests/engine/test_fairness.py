@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 
 from freehold.engine.encoder import QueuedText, TextQueue
 from freehold.engine.engine import Admission
-from freehold.engine.schedule.budget import LONGEST_S, SHARED_TOKENS, Prefill
-from freehold.engine.schedule.cost import TILE
-from freehold.engine.schedule.shares import WHOLE_SHARE
-from freehold.engine.schedule.turns import GRAMMAR_S
+from freehold.engine.schedule.budget import LONGEST_S, SHARED_TOKENS, TILE, Prefill
+from freehold.engine.schedule.shares import GRAMMAR_S, WHOLE_SHARE
 from freehold.engine.sequence import Request, Sequence
 from freehold.errors import Overloaded
 from freehold.types import Priority, SamplingParams

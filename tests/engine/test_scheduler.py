@@ -8,9 +8,8 @@ from math import inf
 import pytest
 
 from freehold.engine.schedule.budget import BRIEF_S, BURST_S, ITL_FACTOR, PREFILL_TOKENS, SLOW_STEP_S, STEP_S
-from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.scheduler import AGE_S, BYPASS_S, STALL_S
-from freehold.engine.sequence import Request, TokenOut
+from freehold.engine.sequence import Request, ScheduledChunk, TokenOut
 from freehold.types import Priority, SamplingParams
 from tests.engine.world import LOOK_S, TOKEN_S, World
 

@@ -14,10 +14,9 @@ from freehold.engine import Engine, TokenOut
 from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.runner import ModelRunner
-from freehold.engine.schedule.chunk import ScheduledChunk
-from freehold.engine.schedule.cost import StepCost
+from freehold.engine.schedule.budget import StepCost
 from freehold.engine.schedule.scheduler import Scheduler
-from freehold.engine.sequence import Request, Sequence
+from freehold.engine.sequence import Request, ScheduledChunk, Sequence
 from freehold.engine.speculate import draft_model as draft_module
 from freehold.engine.speculate import speculation as speculation_module
 from freehold.engine.speculate.draft import NgramMatch

@@ -10,9 +10,8 @@ from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.cache.contract import CacheKind
 from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.cache.window import SlidingWindow, quota
-from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.scheduler import Scheduler
-from freehold.engine.sequence import Request, Sequence
+from freehold.engine.sequence import Request, ScheduledChunk, Sequence
 from freehold.types import Priority, SamplingParams
 from tests.engine.scripted import ScriptedRunner
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from freehold.engine.constrain import grammar
 from freehold.errors import UsageError
-from freehold.local.served import ServedModel
+from freehold.local.opening import ServedModel
 from freehold.serving import Job
 from freehold.tokenizer import ChatTemplate
 from freehold.types import Chunk, Format, Message

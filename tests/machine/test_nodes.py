@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from freehold.machine.host import Host
-from freehold.machine.nodes import listed, memory_nodes
+from freehold.machine.processor import listed, memory_nodes
 from freehold.platforms import processors
 
 

@@ -15,11 +15,11 @@ import msgspec
 import pytest
 
 from freehold.errors import ContextOverflow, Overloaded, UsageError
-from freehold.local import served as served_model
+from freehold.local import opening as served_model
 from freehold.serving import EmbedJob, Job
 from freehold.stopping import check_stopped
 from freehold.types import Format, Message
-from freehold.worker import calls
+from freehold.worker import stream as calls
 from freehold.worker.models import EngineModels
 from freehold.worker.options import EngineOptions
 from freehold.worker.process.intake import LONG_JOB, MANY_ANSWERS, Intake

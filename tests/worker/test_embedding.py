@@ -20,12 +20,12 @@ from freehold.errors import ContextOverflow, UnsupportedModel, UsageError
 from freehold.serving import EmbedJob, Job, Vectors
 from freehold.store import ModelRef
 from freehold.types import Message
-from freehold.worker.calls import PORTION_TEXTS
 from freehold.worker.models import EngineModels
 from freehold.worker.options import EngineOptions
 from freehold.worker.process.intake import EMBEDDING, Intake
 from freehold.worker.process.jobs import LiveJobs
 from freehold.worker.process.scripted import ScriptedModel
+from freehold.worker.stream import PORTION_TEXTS
 from freehold.worker.wire import ModelCall, Script
 from tests.vectors.encoders import write_encoder
 from tests.worker.conftest import answers, tokens

@@ -31,7 +31,7 @@ from freehold.errors import (
 )
 from freehold.serving import Begin, Job, ModelInfo
 from freehold.types import Chunk, SamplingParams
-from freehold.worker import client, quarantine
+from freehold.worker import client, handle
 from freehold.worker import handle as handle_module
 from freehold.worker import stream as stream_module
 from freehold.worker.handle import EngineHandle
@@ -313,9 +313,9 @@ def test_trial_that_lasts_holds_up_no_innocent_and_its_death_counts_against_none
     serve, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
-        quarantine, "STEADY_S", math.inf
+        handle, "STEADY_S", math.inf
     )  # so that a suspect with one death left is never cleared
-    monkeypatch.setattr(quarantine, "ALONE_S", 0.3)
+    monkeypatch.setattr(handle, "ALONE_S", 0.3)
 
     async def body(models: EngineModels) -> None:
         served = await models.use("endless")

@@ -8,9 +8,7 @@ from typing import Any, cast
 
 from freehold.serving import Begin, EngineStats, Job
 from freehold.types import Chunk, SamplingParams, Usage
-from freehold.worker.process.channel import Channel
-from freehold.worker.process.contract import HostedModel
-from freehold.worker.process.jobs import LiveJobs
+from freehold.worker.process.jobs import Channel, HostedModel, LiveJobs
 from freehold.worker.stream import EngineStream
 from freehold.worker.wire import Frame, FromEngine, Piece, Prefilled, Reader, Writer
 

@@ -19,9 +19,8 @@ from freehold.adapt.rows import AnswerRow
 from freehold.adapt.training.trainee import Trainee
 from freehold.engine import Generation
 from freehold.engine.scoring import logit_chunks
-from freehold.local.llm import LLM
+from freehold.local.llm import DRIVE_S, LLM
 from freehold.local.opening import open_model
-from freehold.local.together import DRIVE_S
 from freehold.machine import available_bytes
 from freehold.models.lora import Adapter, pack_pairs
 from freehold.store import ModelRef

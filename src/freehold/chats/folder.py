@@ -25,10 +25,9 @@ import msgspec
 from msgspec import Struct
 
 from freehold import private
-from freehold.chats import locks
 from freehold.chats.lines import VERSION, ChatLine, encoded, replay
 from freehold.chats.types import ChatCard, ChatChange, ChatMatch, ChatSettings, SavedChat
-from freehold.chats.writer import FOR_ENDS, MAX_CHAT_BYTES, ChatWriter, failures, live, no_chat
+from freehold.chats.writer import FOR_ENDS, MAX_CHAT_BYTES, ChatWriter, failures, is_held, live, no_chat
 from freehold.errors import CapacityExceeded, FreeholdError, StoreError, UsageError
 from freehold.regular import open_regular
 
@@ -163,7 +162,7 @@ class ChatFolder:
         chat.card.updated = chat.card.updated or status.st_mtime
         for message in chat.messages.values():
             if message.state == "open":
-                running = locks.is_held(live(path, message.id))
+                running = is_held(live(path, message.id))
                 message.state = "open" if running else "lost"
                 chat.card.running = chat.card.running or running
         return chat
@@ -389,7 +388,7 @@ class ChatIndex:
         if not open:
             return card
         path = self._folder / f"{card.id}.jsonl"
-        return msgspec.structs.replace(card, running=any(locks.is_held(live(path, id)) for id in open))
+        return msgspec.structs.replace(card, running=any(is_held(live(path, id)) for id in open))
 
     def _refresh(self) -> None:
         """Bring what is kept up to the files."""

@@ -12,6 +12,7 @@ Path: ChatFolder.writer -> ChatWriter -> append -> the file
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import time
@@ -23,7 +24,6 @@ from typing import Any, Protocol, Self
 from msgspec import UNSET
 
 from freehold import private
-from freehold.chats import locks
 from freehold.chats.lines import ChatLine, encoded
 from freehold.chats.types import (
     AskedTool,
@@ -35,6 +35,72 @@ from freehold.chats.types import (
     ToolState,
 )
 from freehold.errors import CapacityExceeded, ChatNotFound, StoreError
+
+# Locks of a chat: one for the moment of an append, one for as long as an answer is written.
+# Both are the kernel's (flock), which ends them with their holder however that ends, so there is nothing
+# stale to find.
+WAIT_S = 10.0  # an append takes well under a millisecond, and a flush of a busy disk a second or two
+_LOOK_S = 0.005
+
+
+@contextmanager
+def appending(fd: int, what: str) -> Iterator[None]:
+    """Hold the lock of an open file; StoreError where another program holds it for WAIT_S."""
+    until = time.monotonic() + WAIT_S
+    while not _taken(fd, fcntl.LOCK_EX):
+        if time.monotonic() > until:
+            raise StoreError(
+                f"{what} is locked by another program for {WAIT_S:g} seconds",
+                "end that program if it is stopped, then try again",
+            )
+        time.sleep(_LOOK_S)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def hold(path: Path) -> int:
+    """Make the file `path` and hold it until `release`; return its descriptor. Raises OSError."""
+    private.folder(path.parent)
+    fd = private.opener(str(path), os.O_RDWR | os.O_CREAT)
+    if not _taken(fd, fcntl.LOCK_EX):
+        os.close(fd)
+        raise OSError(errno.EAGAIN, "locked by another program", str(path))
+    return fd
+
+
+def release(fd: int, path: Path) -> None:
+    """End what `held` began."""
+    with suppress(OSError):
+        path.unlink()
+    os.close(fd)
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a living program holds `path`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return False
+    try:
+        if not _taken(fd, fcntl.LOCK_SH):  # shared: other readers may look at once
+            return True
+        with suppress(OSError):
+            path.unlink()  # its holder died
+        return False
+    finally:
+        os.close(fd)
+
+
+def _taken(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
 
 # Of a file: read whole in 0.2 s, and far beyond any context. Its export has no more, and can be imported.
 MAX_CHAT_BYTES = 32 << 20
@@ -134,13 +200,13 @@ class ChatWriter:
         )
         path = live(self.path, message.id)
         try:
-            fd = locks.held(path)
+            fd = hold(path)
         except OSError as e:
             raise _failed(self.chat, e) from e
         try:
             self._append(line_of(message), MAX_CHAT_BYTES - FOR_ENDS)
         except BaseException:
-            locks.release(fd, path)
+            release(fd, path)
             raise
         self._answers[message.id] = fd
         return message
@@ -166,7 +232,7 @@ class ChatWriter:
         end = ChatLine(end=id, finish=finish, receipt=receipt, calls=tuple(calls), error=error)
         self._append([*last, end], MAX_CHAT_BYTES)
         if (fd := self._answers.pop(id, None)) is not None:
-            locks.release(fd, live(self.path, id))
+            release(fd, live(self.path, id))
 
     def take_out(self, ids: Sequence[str], *, back: bool = False) -> None:
         """Leave messages out of the chat from now on, or put them `back`; the file keeps their lines."""
@@ -181,7 +247,7 @@ class ChatWriter:
     def close(self) -> None:
         """Close the file. Answers that were not ended are shown as lost from now on."""
         for id, fd in self._answers.items():
-            locks.release(fd, live(self.path, id))
+            release(fd, live(self.path, id))
         self._answers.clear()
         if self._fd >= 0:
             os.close(self._fd)
@@ -190,7 +256,7 @@ class ChatWriter:
     def _append(self, lines: ChatLine | Sequence[ChatLine], most: int, *, flush: bool = True) -> None:
         data = b"".join(map(encoded, [lines] if isinstance(lines, ChatLine) else lines))
         try:
-            with locks.appending(self._fd, f"chat {self.chat}"):
+            with appending(self._fd, f"chat {self.chat}"):
                 self._check_there(most == MAX_CHAT_BYTES)
                 append(self._fd, data, self.chat, most, flush=flush)
         except OSError as e:

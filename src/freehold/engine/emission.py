@@ -16,9 +16,8 @@ from freehold.engine.constrain.grammar import NotReady
 from freehold.engine.counts import Counts
 from freehold.engine.faults import named, traced
 from freehold.engine.sampler import choose, non_finite
-from freehold.engine.schedule.chunk import ScheduledChunk
-from freehold.engine.schedule.turns import GRAMMAR_S
-from freehold.engine.sequence import Sequence, TokenOut
+from freehold.engine.schedule.shares import GRAMMAR_S
+from freehold.engine.sequence import ScheduledChunk, Sequence, TokenOut
 from freehold.errors import FreeholdError, NonFiniteLogits
 from freehold.models.load import LoadedModel
 

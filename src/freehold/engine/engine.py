@@ -41,10 +41,9 @@ from freehold.engine.requests import AnswerOptions, Requests
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import MAX_SEED
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
-from freehold.engine.schedule.chunk import ScheduledChunk
 from freehold.engine.schedule.live import own_tokens
 from freehold.engine.schedule.scheduler import Scheduler
-from freehold.engine.sequence import Request, Sequence
+from freehold.engine.sequence import Request, ScheduledChunk, Sequence
 from freehold.engine.speculate.draft_model import DraftModel
 from freehold.engine.speculate.speculation import Speculation
 from freehold.errors import DeadlineExceeded, FreeholdError, Overloaded, UsageError

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.engine.cache.blocks import BlockManager
 from freehold.engine.sampler import is_plain
-from freehold.engine.schedule.chunk import ScheduledChunk
+from freehold.engine.sequence import ScheduledChunk
 from freehold.models.load import LoadedModel
 
 F32 = NDArray[np.float32]

@@ -23,9 +23,8 @@ from typing import Any, Self
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.platforms import can_confine
 from freehold.regular import read_bounded
-from freehold.sandbox.children import spawn_on_socket
+from freehold.sandbox.children import receive, send, spawn_on_socket
 from freehold.sandbox.verifier import REFUSED
-from freehold.sandbox.wire import receive, send
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.verifier")
 SECONDS = 1.0  # of processor, an answer

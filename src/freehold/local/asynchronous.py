@@ -18,9 +18,8 @@ from freehold.engine import Engine
 from freehold.local.answering import LocalJob, Prompts, completion, is_batch
 from freehold.local.embedding import Text
 from freehold.local.keywords import Chat, ChatOptions, GenerateOptions, LoadOptions, keywords
-from freehold.local.llm import LLM
+from freehold.local.llm import LLM, prepared
 from freehold.local.opening import load
-from freehold.local.together import prepared
 from freehold.types import Chunk, Completion, Embeddings
 
 # A pause of the stepping thread with nothing to compute: other threads may be computing the steps of its requests.

@@ -24,13 +24,12 @@ from freehold.engine import Encoder, Engine, scoring
 from freehold.engine.pooling import Pooling
 from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, UnsupportedModel, UsageError
 from freehold.formats.adapter_names import MAX_ADAPTERS, check_adapter_name, unknown_adapter
-from freehold.local.answering import LocalJob, Prompts, complete, is_batch
+from freehold.local.answering import LocalJob, Prompts, complete, completion, is_batch
 from freehold.local.constraints import ConstraintBuilder
 from freehold.local.embedding import Embedder, Text
 from freehold.local.jobs import chat_job, check_request, sampling_of, seeded, text_job
 from freehold.local.keywords import Chat, ChatOptions, GenerateOptions, as_messages, keywords
 from freehold.local.prompt import Prompter
-from freehold.local.together import all_together, as_they_end
 from freehold.models.load import LoadedModel
 from freehold.models.lora import Adapter, load_adapter
 from freehold.serving import AdapterInfo, Begin, EmbedJob, EngineStats, Job, ModelInfo
@@ -461,3 +460,75 @@ class Adapters:
         return tuple(
             AdapterInfo(a.name, a.rank, a.modules, a.nbytes, a.digest) for _, a in sorted(self._held.items())
         )
+
+
+# --- answers many jobs in shared steps --------------------------------------------------------------
+# A batch to its end, or a stream of jobs with a bounded number in the engine.
+# In a stream the next job enters as one ends, so that the batch stays full. Each answer is the one that its
+# job gets alone.
+
+DRIVE_S = 1.0  # how long to wait for a step that another thread computes before looking again
+
+
+def all_together(engine: Engine, makers: Iterable[Callable[[], LocalJob]]) -> list[Completion]:
+    """Prepare a batch and compute it to its end in this thread; an interrupt ends all of it."""
+    batch = prepared(makers)
+    chunks: list[list[Chunk]] = [[] for _ in batch]
+    try:
+        for job in batch:
+            job.enter()
+        while not all(job.done for job in batch):
+            engine.drive(DRIVE_S)
+            for got, job in zip(chunks, batch, strict=True):
+                got.extend(chunk for _, chunk in job.take())
+    finally:
+        for job in batch:
+            job.cancel()
+    return [completion(got, each.seed) for got, each in zip(chunks, batch, strict=True)]
+
+
+def prepared(makers: Iterable[Callable[[], LocalJob]]) -> list[LocalJob]:
+    """Prepare the jobs of a batch. An error names the index of its prompt, and then none is answered."""
+    return [_numbered(i, make) for i, make in enumerate(makers)]
+
+
+def _numbered(index: int, make: Callable[[], LocalJob]) -> LocalJob:
+    try:
+        return make()
+    except FreeholdError as e:
+        e.message = f"prompt {index}: {e.message}"
+        e.args = (e.message,)
+        raise
+
+
+def as_they_end(
+    engine: Engine, prepare: Callable[[Job], LocalJob], jobs: Iterable[Job], at_once: int
+) -> Iterator[tuple[int, Completion | ContextOverflow]]:
+    """Yield (number of the job, its answer) in the order in which they end; closing the iterator ends all.
+
+    A job that the context cannot hold yields its error, and the others continue. Raises what else a job raises.
+    """
+    waiting = enumerate(jobs)
+    running: dict[int, tuple[LocalJob, list[Chunk]]] = {}
+    try:
+        while True:
+            while len(running) < at_once and (entry := next(waiting, None)) is not None:
+                number, submitted = entry
+                try:
+                    job = prepare(submitted)
+                except ContextOverflow as e:
+                    yield number, e
+                    continue
+                running[number] = job, []
+                job.enter()
+            if not running:
+                return
+            engine.drive(DRIVE_S)
+            for number, (job, chunks) in [*running.items()]:
+                chunks.extend(chunk for _, chunk in job.take())
+                if job.done:
+                    del running[number]
+                    yield number, completion(chunks, job.seed)
+    finally:
+        for job, _ in running.values():
+            job.cancel()

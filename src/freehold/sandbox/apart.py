@@ -27,12 +27,14 @@ from freehold.sandbox.remote import (
     OPERATIONS,
     Remote,
     RemoteCallable,
+    ValuePacker,
+    ValueReader,
     awaited,
     class_of,
+    deep,
     described,
     error_class,
 )
-from freehold.sandbox.values import ValuePacker, ValueReader, deep
 
 _LENGTH = 4  # bytes before a message
 _MOST = 16 << 20  # bytes of a message

@@ -1,6 +1,7 @@
 """Child processes that end when their parent does, however the parent ended.
 
-Knows processes and signals; knows nothing of what a child computes. Two mechanisms, because each has a hole:
+Knows processes, signals, their memory and messages; knows nothing of what a child computes. Two mechanisms,
+because each has a hole:
 
   - Linux sends the child a SIGKILL when the *thread* that started it ends (PR_SET_PDEATHSIG). So every child is
     started by one thread that lives as long as the process, and a caller's thread may come and go.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
@@ -25,6 +27,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from freehold import platforms
+from freehold.platforms import LIMITS_MEMORY
 
 START_S = 60.0  # for an interpreter to start, on a machine that is short of everything
 KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # ends by no limit of the child's own
@@ -142,3 +145,89 @@ def _starter() -> _Starter:
         if _started is None or _started.pid != os.getpid():
             _started = _Starter()
         return _started
+
+
+# --- ends a child process that takes too much memory, on systems whose kernel does not --------------
+# Linux fails an allocation beyond RLIMIT_AS, which the child answers by itself. macOS does not enforce that
+# limit, so the parent looks at the child's resident memory every 20 ms: a machine with room for a few hundred
+# megabytes more stays usable, which is what the limit is for.
+
+_WATCH_S = 0.02
+
+
+class Watch:
+    """Whether the child was killed for its memory."""
+
+    def __init__(self) -> None:
+        self.exceeded = False
+        self._over = threading.Event()
+
+    def run(self, child: subprocess.Popen[bytes], most: int) -> None:
+        """Look until `stop`, or until the child has ended or holds more than `most` bytes."""
+        import psutil
+
+        try:
+            seen = psutil.Process(child.pid)
+            while not self._over.wait(_WATCH_S):
+                if seen.memory_info().rss > most:
+                    self.exceeded = True
+                    child.kill()
+                    return
+        except psutil.Error:  # it has ended
+            return
+
+    def stop(self) -> None:
+        """End the looking."""
+        self._over.set()
+
+
+@contextmanager
+def watched(child: subprocess.Popen[bytes], most: int, by_kernel: bool = LIMITS_MEMORY) -> Iterator[Watch]:
+    """Kill `child` if it holds more than `most` bytes meanwhile; does nothing where the kernel sees to it."""
+    watch = Watch()
+    if by_kernel:
+        yield watch
+        return
+    thread = threading.Thread(target=watch.run, args=(child, most), name="freehold-memory", daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.stop()
+        thread.join()
+
+
+# --- messages between a process and its renderer: each a length in four bytes, then its bytes -------
+
+LENGTH = 4  # bytes before a message
+
+
+def send(sock: socket.socket, message: bytes) -> None:
+    """Send a message: its length, then its bytes."""
+    sock.sendall(len(message).to_bytes(LENGTH, "little") + message)
+
+
+def receive(sock: socket.socket, most: int = (1 << 32) - 1) -> bytes:
+    """Return the next message, empty at the end. Raises OSError for one of more than `most` bytes."""
+    size = int.from_bytes(_exactly(sock, LENGTH), "little")
+    if size > most:
+        raise OSError(f"a message of {size:,} bytes; the limit is {most:,}")
+    return _exactly(sock, size)
+
+
+def waits(sock: socket.socket, seconds: float) -> bool:
+    """Return whether something can be read within `seconds`. Not by select: it takes no descriptor over 1,023."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    """Return `size` bytes, or nothing if the other end closes first."""
+    data = bytearray()
+    while len(data) < size:
+        piece = sock.recv(min(size - len(data), 1 << 20))
+        if not piece:
+            return b""
+        data += piece
+    return bytes(data)

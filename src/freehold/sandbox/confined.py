@@ -24,10 +24,9 @@ from typing import Any, NoReturn
 
 from freehold import platforms
 from freehold.sandbox.apart import BrokenPeer, Peer
-from freehold.sandbox.children import follow_parent
+from freehold.sandbox.children import follow_parent, waits
 from freehold.sandbox.closing_in import close_in, runtime_files
 from freehold.sandbox.remote import RemoteCallable, RemoteFunction, trust
-from freehold.sandbox.wire import waits
 
 PASSED, FAILED, REFUSED = b"p", b"f", b"r"  # a verdict's first byte; after FAILED comes why
 IDLE_S = 300.0  # without a test the process ends; the next test starts another

@@ -14,8 +14,7 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 
-from freehold.sandbox.children import KILLED, START_S, follow_parent, may_be_limited, spawn_on_socket
-from freehold.sandbox.wire import LENGTH
+from freehold.sandbox.children import KILLED, LENGTH, START_S, follow_parent, may_be_limited, spawn_on_socket
 
 PORTION = 1 << 16  # bytes that are sent in one step, some 50 us,
 FRAMES = 256  # of as many frames at most: making them takes some 0.3 ms

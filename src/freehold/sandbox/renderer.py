@@ -21,9 +21,8 @@ from typing import Any
 from freehold.errors import BadTemplate
 from freehold.platforms import peak_bytes
 from freehold.sandbox import jinja
-from freehold.sandbox.children import follow_parent, limited, may_be_limited
+from freehold.sandbox.children import follow_parent, limited, may_be_limited, receive, send
 from freehold.sandbox.limits import HINT, TOO_LARGE, allowed_memory
-from freehold.sandbox.wire import receive, send
 
 GRACE_S = 0.2  # of processor time beyond the template's own limit, whose message is better
 WORN = 192 << 20  # bytes; a chat of two megabytes stays below

@@ -22,10 +22,8 @@ from datetime import datetime
 from typing import Any
 
 from freehold.errors import BadTemplate, CapacityExceeded
-from freehold.sandbox.children import KILLED, START_S, spawn_on_socket
+from freehold.sandbox.children import KILLED, START_S, receive, send, spawn_on_socket, watched
 from freehold.sandbox.limits import HINT, MAX_SECONDS, MAX_SOURCE, MAX_TEXT, TOO_LARGE, allowed_memory
-from freehold.sandbox.watching import watched
-from freehold.sandbox.wire import receive, send
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.renderer")
 MOST = 2  # processes: a long chat, or a template that runs to its limit, holds up none but one

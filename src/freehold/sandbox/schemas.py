@@ -20,8 +20,7 @@ from typing import Any
 
 from freehold import platforms
 from freehold.errors import CapacityExceeded
-from freehold.sandbox.children import follow_parent, spawn_on_socket
-from freehold.sandbox.wire import receive, send, waits
+from freehold.sandbox.children import follow_parent, receive, send, spawn_on_socket, waits
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.sandbox.schemas")
 SECONDS = 2.0  # of processor, a check

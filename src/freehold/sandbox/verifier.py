@@ -27,9 +27,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from freehold import platforms
-from freehold.sandbox.children import follow_parent
+from freehold.sandbox.children import follow_parent, receive, send
 from freehold.sandbox.closing_in import all_files, close_in
-from freehold.sandbox.wire import receive, send
 
 REFUSED = "refused"  # this kernel lets no process confine itself
 _LOOK_S = 0.05  # between looks at a child's clock

@@ -14,10 +14,9 @@ from pathlib import Path
 
 from freehold.errors import ModelNotFound, UsageError
 from freehold.sandbox.rendering import shared
-from freehold.store.adapters import keep
 from freehold.store.contract import OnEvent
 from freehold.store.modelfile import Recipe
-from freehold.store.overlays import Overlay, canonical, checked
+from freehold.store.overlays import Overlay, canonical, checked, keep_adapter
 from freehold.store.records import ModelRef
 from freehold.store.store import Store
 
@@ -47,7 +46,7 @@ def make(store: Store, name: str, recipe: Recipe, on_event: OnEvent, fetch: Fetc
             "num_ctx is stored but ignored: the context is what fits in memory, or what --context sets",
         )
     if recipe.adapter:
-        overlay = replace(overlay, adapter=str(keep(store.settings.home, Path(recipe.adapter))))
+        overlay = replace(overlay, adapter=str(keep_adapter(store.settings.home, Path(recipe.adapter))))
     overlay = replace(overlay, notes=(*recipe.notes, *notes, *read.warnings))
     released = overlay.adapter  # where its record cannot be written
     try:

@@ -1,4 +1,4 @@
-"""Models made from other models: a name, the base model, and changed defaults.
+"""Models made from other models: a name, the base model, changed defaults, and copies of their adapters.
 
     <home>/overlays/<slug>.json     one record each; it names its base and holds no weights
 
@@ -13,20 +13,100 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from freehold import private
 from freehold.errors import FreeholdError, UsageError
+from freehold.regular import open_regular
 from freehold.serving import Job
-from freehold.store import adapters, parameters, space
+from freehold.store import parameters, space
 from freehold.store.manifest import write_json
 from freehold.store.parameters import Parameters
 from freehold.store.refs import LATEST, LIBRARY, MODEL_SUFFIXES, slug
 from freehold.types import Message
+
+# Adapters of models made by a Modelfile: copies below the home, each named by its digest.
+#     <home>/adapters/<digest>[.gguf]     a GGUF adapter, or a folder of PEFT's two files
+# A copy is written beside, read through once, and renamed.
+_PIECE = 1 << 20
+DIGITS = 24  # of the digest: it is the adapter's name in an engine, and in its folder
+_ADAPTER = re.compile(rf"[0-9a-f]{{{DIGITS}}}(\.gguf)?")
+
+
+def adapters_folder(home: Path) -> Path:
+    """Return where they lie."""
+    return home / "adapters"
+
+
+def adapter_path(home: Path, name: str) -> Path:
+    """Return where the adapter of this name lies, there or not. Raises ValueError for a name that `keep` gives none."""
+    if not _ADAPTER.fullmatch(name):
+        raise ValueError(f"{name[:60]!r} is not an adapter's name")
+    return adapters_folder(home) / name
+
+
+def keep_adapter(home: Path, source: Path) -> Path:
+    """Copy an adapter there, once; return its path. Raises what open_lora does, and CapacityExceeded for a full disk.
+
+    What is copied is opened as a plain file: since it was checked, a link may have been turned to a device or a pipe.
+    """
+    # here, as NumPy would be half of every verb's start
+    from freehold.formats.filemap import cannot_read
+    from freehold.formats.lora import CONFIG, WEIGHTS, open_lora
+
+    def opened(file: Path) -> BufferedReader:
+        try:
+            return open_regular(file)
+        except OSError as e:
+            raise cannot_read(file, e) from e
+
+    source = open_lora(source).path
+    peft = source.is_dir()
+    files = [source / CONFIG, source / WEIGHTS] if peft else [source]
+    with space.full_disk(home, "nothing of it is kept"):
+        private.folder(adapters_folder(home), home)
+        beside = adapters_folder(home) / f".{secrets.token_hex(8)}.new"
+        try:
+            if peft:
+                private.folder(beside)
+            for file in files:
+                copy = private.file(beside / file.name if peft else beside)
+                with opened(file) as original, copy.open("wb") as sink:
+                    size = os.fstat(original.fileno()).st_size
+                    space.require(beside.parent, size, f"the copy of {file.name}")
+                    _copy(original, sink, size)
+            kept = adapters_folder(home) / (open_lora(beside).digest[:DIGITS] + ("" if peft else ".gguf"))
+            if not kept.exists():
+                beside.rename(kept)
+        finally:
+            drop_adapter(beside)
+    return kept
+
+
+def _copy(original: BinaryIO, sink: BinaryIO, size: int) -> None:
+    """Copy what the file had when it was opened: another program may write to it for ever."""
+    while size > 0 and (data := original.read(min(size, _PIECE))):
+        sink.write(data)
+        size -= len(data)
+
+
+def drop_adapter(path: Path) -> int:
+    """Delete an adapter; return its bytes."""
+    files = [*path.iterdir()] if path.is_dir() else [path] if path.exists() else []
+    freed = sum(file.stat().st_size for file in files)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+    return freed
+
 
 SCHEMA = 1
 MAX_BYTES = 4 << 20  # of a record
@@ -178,7 +258,7 @@ class Overlays:
         """Delete an adapter that no record names any more; return its bytes."""
         if not adapter or any(overlay.adapter == adapter for overlay in self.list()):
             return 0
-        return adapters.drop(Path(adapter))
+        return drop_adapter(Path(adapter))
 
     def path(self, overlay: Overlay) -> Path:
         """Return where its record lies."""
@@ -224,7 +304,7 @@ def _read(path: Path, home: Path) -> Overlay | None:
         data["messages"] = tuple((str(role), str(text)) for role, text in data["messages"])
         data["licence"], data["notes"] = tuple(data["licence"]), tuple(data["notes"])
         if data["adapter"]:
-            data["adapter"] = str(adapters.located(home, data["adapter"]))
+            data["adapter"] = str(adapter_path(home, data["adapter"]))
         return checked(Overlay(**data))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, FreeholdError):
         return None

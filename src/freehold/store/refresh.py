@@ -23,8 +23,8 @@ from freehold.catalog.counting import count
 from freehold.catalog.schema import MAX_BYTES, parse
 from freehold.config import Settings
 from freehold.errors import AccessDenied, DownloadFailed, ModelNotFound, Offline, StoreError, UnsupportedModel
-from freehold.store.card import card_facts, config_facts, known_licence
 from freehold.store.http import Http
+from freehold.store.hub import card_facts, config_facts, known_licence
 
 _BUFFERS = 1e-5  # of a checkpoint's tensors: tables of frequencies and the like, which are no weights
 TRIES = 3  # in a row, of a hub that does not answer

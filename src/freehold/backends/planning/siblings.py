@@ -13,7 +13,7 @@ from freehold.backends.contract import PlanRequest
 from freehold.backends.planning.misfits import check_context
 from freehold.errors import UsageError
 from freehold.machine import cpu_quota, default_threads, processor, show_bytes, usable_cores
-from freehold.machine.nodes import listed, memory_nodes
+from freehold.machine.processor import listed, memory_nodes
 from freehold.platforms import allowed_processors
 
 USUAL_CONTEXT = 8192  # of a model whose files name none

@@ -16,8 +16,7 @@ from contextlib import suppress
 from typing import Any
 
 from freehold.platforms import limit
-from freehold.sandbox.children import follow_parent, passed_on, spawn
-from freehold.sandbox.watching import watched
+from freehold.sandbox.children import follow_parent, passed_on, spawn, watched
 
 COMPILE_S = 3.0  # of processor for the whole process; a schema of 100 KB takes 0.3 s
 WALL_S = (

@@ -17,13 +17,10 @@ from typing import NamedTuple
 
 from freehold._native import BLOCK_TOKENS
 from freehold.engine.cache.blocks import BlockManager, blocks_for, common_prefix
-from freehold.engine.schedule.budget import BRIEF_S, BURST_S, MAX_NUM_BATCHED_TOKENS, Budget, Prefill
-from freehold.engine.schedule.chunk import ScheduledChunk
-from freehold.engine.schedule.cost import TILE
+from freehold.engine.schedule.budget import BRIEF_S, BURST_S, MAX_NUM_BATCHED_TOKENS, TILE, Budget, Prefill
 from freehold.engine.schedule.live import LiveSequences, own_tokens
-from freehold.engine.schedule.shares import Newcomers, Shares
-from freehold.engine.schedule.turns import GRAMMAR_S, DecodeTurns, grammar_s
-from freehold.engine.sequence import Request, Sequence
+from freehold.engine.schedule.shares import GRAMMAR_S, DecodeTurns, Newcomers, Shares, grammar_s
+from freehold.engine.sequence import Request, ScheduledChunk, Sequence
 
 OLDEST_SHARE = 0.25  # of a step's room for prefill: the oldest prompt has a quarter of the speed at least
 AGE_S = 1.0  # batch work that was not scheduled for so long goes first for one step,

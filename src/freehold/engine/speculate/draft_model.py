@@ -23,10 +23,8 @@ from freehold.engine.cache.capacity import REQUEST_SHARE, CacheBytes, bytes_per_
 from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.runner import ModelRunner
 from freehold.engine.sampler import choose, log_sum_exp
-from freehold.engine.schedule.budget import PREFILL_TOKENS
-from freehold.engine.schedule.chunk import ScheduledChunk
-from freehold.engine.schedule.cost import EXTRA_TOKEN, StepCost
-from freehold.engine.sequence import Sequence
+from freehold.engine.schedule.budget import EXTRA_TOKEN, PREFILL_TOKENS, StepCost
+from freehold.engine.sequence import ScheduledChunk, Sequence
 from freehold.errors import CapacityExceeded, UsageError
 from freehold.machine import available_bytes, show_bytes
 from freehold.models.load import LoadedModel

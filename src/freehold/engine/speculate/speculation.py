@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from freehold.engine.constrain.constraint import ConstraintMatcher
-from freehold.engine.schedule.budget import ITL_FACTOR, STEP_S
-from freehold.engine.schedule.chunk import ScheduledChunk
-from freehold.engine.schedule.cost import StepCost
+from freehold.engine.schedule.budget import ITL_FACTOR, STEP_S, StepCost
 from freehold.engine.schedule.scheduler import Scheduler
-from freehold.engine.schedule.turns import DEAR_S, grammar_s
-from freehold.engine.sequence import Sequence
+from freehold.engine.schedule.shares import DEAR_S, grammar_s
+from freehold.engine.sequence import ScheduledChunk, Sequence
 from freehold.engine.speculate.draft import (
     FORCED_PRIOR,
     MATCH_PRIOR,

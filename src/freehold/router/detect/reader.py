@@ -18,9 +18,8 @@ from freehold.platforms import peak_bytes
 from freehold.providers.texts import Packed, Part, unpacked
 from freehold.router.detect.detector import TooManyHits
 from freehold.router.detect.sieve import Sieve
-from freehold.sandbox.children import limited
+from freehold.sandbox.children import limited, receive, send
 from freehold.sandbox.loop_child import parent_socket
-from freehold.sandbox.wire import receive, send
 
 SECONDS = 4.0  # of processor for one request; 16 MB of prose take 0.1 s
 MEMORY, PER_BYTE = (

@@ -25,10 +25,8 @@ from freehold.garbage import OldObjects, visit_young_only
 from freehold.platforms import prefer_killed
 from freehold.sandbox.children import follow_parent
 from freehold.version import __version__
-from freehold.worker.process.channel import Channel
-from freehold.worker.process.contract import HostedModel
 from freehold.worker.process.intake import Intake
-from freehold.worker.process.jobs import LiveJobs
+from freehold.worker.process.jobs import Channel, HostedModel, LiveJobs
 from freehold.worker.wire import (
     PROTOCOL,
     BadFrame,

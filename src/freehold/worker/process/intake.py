@@ -24,9 +24,7 @@ from freehold.platforms import run_thread_below
 from freehold.serving import EmbedJob, Job, Vectors
 from freehold.stopping import Stopped, stops_when
 from freehold.types import Message, Turn
-from freehold.worker.process.channel import Channel
-from freehold.worker.process.contract import HostedJob, HostedModel
-from freehold.worker.process.jobs import LiveJobs
+from freehold.worker.process.jobs import Channel, HostedJob, HostedModel, LiveJobs
 from freehold.worker.wire import (
     CallReply,
     Cancel,

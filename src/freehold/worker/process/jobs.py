@@ -1,4 +1,4 @@
-"""The jobs that an engine process is answering, and the events that each step gives.
+"""What an engine process holds: a model, the jobs it is answering, the events of each step, and the way to send them.
 
 Knows jobs, events and one lock between intake and steps; knows no socket and no prompt.
 Path: Intake -> LiveJobs.enter -> HostedJob.enter; Process.run -> LiveJobs.deliver -> HostedJob.take -> Channel
@@ -6,16 +6,111 @@ Path: Intake -> LiveJobs.enter -> HostedJob.enter; Process.run -> LiveJobs.deliv
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
 
-from freehold.errors import DamagedPack
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.errors import DamagedPack, UsageError
 from freehold.machine import CROWDED, Crowd
-from freehold.serving import EngineStats
-from freehold.types import Usage
-from freehold.worker.process.channel import Channel
-from freehold.worker.process.contract import HostedJob, HostedModel
-from freehold.worker.wire import Began, Event, Failed, Piece, Prefilled
+from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
+from freehold.types import Chunk, Message, Turn, Usage
+from freehold.worker.wire import Began, Event, Failed, Frame, Piece, Prefilled, WireMessage, Writer
+
+
+# What an engine process holds: a model that prepares jobs, and computes steps when it is pumped.
+# Types only. local/opening.py implements them with our engine, scripted.py without one.
+class HostedJob(Protocol):
+    """A job that is prepared, and computed once it has entered."""
+
+    @property
+    def begin(self) -> Begin | None: ...
+    @property
+    def done(self) -> bool: ...
+    @property
+    def prefill(self) -> tuple[int, int] | None:
+        """Return prompt tokens read and all of them; None once an answer has begun, or where it is not known."""
+        ...
+
+    def enter(self) -> None: ...
+    def take(self) -> list[tuple[int, Chunk]]: ...
+    def cancel(self) -> None: ...
+
+
+class HostedVectors(Protocol):
+    """Embeddings of texts."""
+
+    @property
+    def vectors(self) -> NDArray[np.float32]: ...
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
+    @property
+    def cut(self) -> tuple[int, ...]: ...
+
+
+class HostedModel(Protocol):
+    """The model of an engine process."""
+
+    @property
+    def path(self) -> Path | None:
+        """Return the file or folder of its weights, None for a script."""
+        ...
+
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def stats(self) -> EngineStats: ...
+    def start(self, job: Job) -> HostedJob: ...
+    def pump(self, timeout: float) -> bool: ...
+    def close(self) -> None: ...
+    def tokenize(self, text: str, special: bool = False) -> list[int]: ...
+    def detokenize(self, ids: Sequence[int]) -> str: ...
+    def token_texts(self, ids: Sequence[int]) -> list[bytes]: ...
+    def render(self, messages: Sequence[Message], think: bool | None, turn: Turn) -> list[int]: ...
+    def count(self, job: Job) -> int: ...
+    def template(self) -> dict[str, Any]: ...
+    def add_adapter(self, name: str, path: str) -> ModelInfo: ...
+    def remove_adapter(self, name: str) -> ModelInfo: ...
+    def embed_job(self, job: EmbedJob) -> HostedVectors: ...
+
+
+# The engine process's sending end of the socket, shared by its threads.
+class Channel:
+    """Sends messages, one thread at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self._writer, self._lock = sock, Writer(), threading.Lock()
+
+    def give_up(self, error: DamagedPack) -> NoReturn:
+        """End the process, whose weights are not the model's; the next one packs them anew and takes the jobs over."""
+        self.send(Failed.of(0, error))
+        os._exit(1)
+
+    def send(self, message: WireMessage) -> None:
+        """Send one message. Raises UsageError for one too large; a server that is gone ends the process."""
+        with self._lock:
+            frame = self._writer.frame(message)
+            try:
+                self._sock.sendall(frame)
+            except OSError:
+                os._exit(0)
+
+    def send_events(self, events: list[Event], stats: EngineStats | None) -> None:
+        """Send one frame, or one for each event if that would be too large."""
+        try:
+            self.send(Frame(events, stats))
+        except UsageError as e:
+            if len(events) == 1:
+                return self.send(Frame([Failed.of(events[0].id, e)], stats))
+            for event in events:
+                self.send_events([event], stats)
+
 
 KEPT_USAGES = 64  # answers whose speed is kept for `freehold fit` when the process ends, the latest ones
 
