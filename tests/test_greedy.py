@@ -21,6 +21,7 @@ CODER = pytest.param("qwen2.5-coder-1.5b", marks=pytest.mark.big)
 MODELS = ["smollm2-135m", "qwen2.5-coder-0.5b", CODER, "gemma3-270m"]
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 @pytest.mark.parametrize("model", MODELS)
 def test_greedy_tokens_equal_the_references_where_it_is_sure(

@@ -15,20 +15,14 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+from tests.sources import PACKAGE, ROOT, nodes, text
 from tests.test_layers import LEVELS
 
-ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "src" / "freehold"
 FILES = sorted(PACKAGE.rglob("*.py"))
 LINES = 700
 # Names of Path lines that lie outside the package: of a program, a protocol or a library.
 OUTSIDE = {"Starlette", "True", "Unix"}
 CODE = (".py", ".cpp", ".h", ".inl")
-
-
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def module_of(path: Path) -> str:
@@ -44,7 +38,7 @@ def imported(path: Path) -> set[str]:
     me = module_of(path)
     package = me if path.name == "__init__.py" else me.rpartition(".")[0]
     found: set[str] = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -126,7 +120,7 @@ def _each(owner: str, members: list[str]) -> str:
 def defined(path: Path) -> frozenset[str]:
     """Every name that a file defines: functions, classes, methods, fields, constants, attributes."""
     names: set[str] = set()
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -140,7 +134,7 @@ def defined(path: Path) -> frozenset[str]:
 def classes() -> dict[str, list[ast.ClassDef]]:
     found: dict[str, list[ast.ClassDef]] = {}
     for path in FILES:
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ClassDef):
                 found.setdefault(node.name, []).append(node)
     return found
@@ -207,7 +201,7 @@ def native_names() -> frozenset[str]:
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield ast.get_docstring(node) or ""
 
@@ -246,10 +240,9 @@ FOREIGN = r"(?:ik_)?llama\.cpp|bitnet\.cpp|ggml-common\.h"
 
 def remarks(path: Path) -> str:
     """The docstrings and comments of a Python file, or the line comments of a C++ one."""
-    text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
-        return "\n".join(re.findall(r"//(.*)", text))
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        return "\n".join(re.findall(r"//(.*)", text(path)))
+    tokens = tokenize.generate_tokens(io.StringIO(text(path)).readline)
     comments = (t.string for t in tokens if t.type == tokenize.COMMENT)
     return "\n".join([*docstrings(path), *comments])
 

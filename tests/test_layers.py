@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
+from tests.sources import PACKAGE, nodes, tree
+
 LEVELS = {
     **dict.fromkeys(["errors", "types", "serving", "config", "machine"], 0),
     **dict.fromkeys(
@@ -49,10 +50,10 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported_rooms(source: str, package: str) -> set[str]:
+def imported_rooms(parsed: Iterable[ast.AST], package: str) -> set[str]:
     """Rooms that a module in `package` imports anywhere, also inside functions."""
     rooms = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in parsed:
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -75,7 +76,7 @@ def test_imports_go_down_only():
     for path in FILES:
         room = room_of(path)
         package = ".".join(("freehold", *path.relative_to(PACKAGE).parts[:-1]))
-        for other in imported_rooms(path.read_text(encoding="utf-8"), package) - {room}:
+        for other in imported_rooms(nodes(path), package) - {room}:
             if LEVELS[other] >= LEVELS[room] and (room, other) not in FOUNDATION:
                 up.append(f"{path.relative_to(PACKAGE)} (L{LEVELS[room]}) imports {other}")
     assert not up
@@ -83,7 +84,7 @@ def test_imports_go_down_only():
 
 def test_the_check_sees_imports_inside_functions_and_relative_ones():
     source = "def f():\n    from freehold.engine import Engine\n    from ..store import Store\n"
-    assert imported_rooms(source, "freehold.tokenizer") == {"engine", "store"}
+    assert imported_rooms(ast.walk(ast.parse(source)), "freehold.tokenizer") == {"engine", "store"}
 
 
 def test_nothing_outside_the_cli_prints():
@@ -91,13 +92,13 @@ def test_nothing_outside_the_cli_prints():
     for path in FILES:
         if room_of(path) in ("cli", "server"):
             continue
-        calls = (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call))
+        calls = (n for n in nodes(path) if isinstance(n, ast.Call))
         printing = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
         assert not printing, f"{path.name} prints on line {printing[0]}"
 
 
 def test_every_file_says_what_it_is():
-    assert not [p for p in FILES if not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
+    assert not [p for p in FILES if not ast.get_docstring(tree(p))]
 
 
 SERVER = PACKAGE / "server"
@@ -114,10 +115,10 @@ SEES: dict[str, set[str]] = {
 COMPOSED = ["__init__", "app", "serve", "openapi", "inside"]  # the files that see all of them
 
 
-def imported_folders(source: str) -> set[str]:
+def imported_folders(path: Path) -> set[str]:
     """Folders of the server that a module imports anywhere, also inside functions and for types alone."""
-    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module]
-    paths = [f"{n.module}.{alias.name}".split(".") for n in nodes for alias in n.names]
+    imports = [n for n in nodes(path) if isinstance(n, ast.ImportFrom) and n.module]
+    paths = [f"{n.module}.{alias.name}".split(".") for n in imports for alias in n.names]
     return {path[2] for path in paths if path[:2] == ["freehold", "server"]}
 
 
@@ -127,7 +128,7 @@ def test_no_protocol_of_the_server_imports_another():
         if path.parent == SERVER:
             assert path.stem in COMPOSED, f"{path.name} belongs into a folder"
         else:
-            strangers = imported_folders(path.read_text(encoding="utf-8")) - SEES[folder] - {folder}
+            strangers = imported_folders(path) - SEES[folder] - {folder}
             assert not strangers, f"{path.relative_to(SERVER)} imports {strangers}"
 
 
@@ -169,9 +170,9 @@ ENGINE_SIDE = ("engine", "models", "local", "worker.process")
 BEFORE_SERVING = {("freehold.cli.shared", "freehold.local.runnable")}
 
 
-def run_time_imports(source: str, package: str) -> Iterator[str]:
-    """Yield the modules that `source` may import when it runs, inside functions too; not those for type checkers."""
-    waiting: list[ast.AST] = [ast.parse(source)]
+def run_time_imports(root: ast.Module, package: str) -> Iterator[str]:
+    """Yield the modules that a file may import when it runs, inside functions too; not those for type checkers."""
+    waiting: list[ast.AST] = [root]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
@@ -195,7 +196,7 @@ def reached_from(starts: Iterable[str]) -> dict[str, str]:
         name = waiting.pop()
         path = MODULES[name]
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        for other in run_time_imports(path.read_text(encoding="utf-8"), package):
+        for other in run_time_imports(tree(path), package):
             if (name, other.removesuffix(".check_runs")) in BEFORE_SERVING:
                 continue
             parts = other.split(".")
@@ -223,7 +224,7 @@ def test_the_closure_sees_imports_inside_functions_and_skips_those_for_type_chec
         "if TYPE_CHECKING:\n    import freehold.models\ndef f():\n    from freehold.engine import Engine\n"
     )
     assert {"freehold.engine"} == {
-        name for name in run_time_imports(source, "freehold.server") if name in MODULES
+        name for name in run_time_imports(ast.parse(source), "freehold.server") if name in MODULES
     }
     assert any(map(on_engine_side, reached_from(["freehold.cli.run"])))
 

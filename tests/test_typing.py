@@ -85,6 +85,7 @@ def test_mypy_strict(script: Path):
     assert sorted(int(line.split(":")[1]) for line in errors) == [5, 6, 7, 8, 9]
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_pyright_strict(script: Path):
     settings = {"typeCheckingMode": "strict", "extraPaths": [str(PACKAGE.parent)]}

@@ -35,7 +35,7 @@ Every call that computes drops the GIL. See csrc/freehold.h for who owns what.
 WIDE_UNIT: inputs of wide codes that share a scale. BLOCK_TOKENS: positions in a page of the KV cache.
 LAYOUT: version of the panels' layout; packed files are keyed by it.
 REVISION: SHA-256 over the native sources, and the compiler; what is cached across restarts is keyed by it.
-testing: single kernels by the name of their table, for tests/csrc.)";
+testing: single kernels by the name of their table, for tests/csrc; wheels are without it.)";
   m.attr("BLOCK_TOKENS") = kBlockTokens;
   m.attr("LAYOUT") = kLayout;
   m.attr("WIDE_UNIT") = kWideUnit;
@@ -47,6 +47,7 @@ testing: single kernels by the name of their table, for tests/csrc.)";
   bind_vocab(m);
   bind_trellis(m);
   bind_bf16(m);
+#ifdef FREEHOLD_TESTING
   nb::module_ testing = m.def_submodule("testing", "Single kernels by the name of their table, for tests.");
   bind_testing_delta(testing);
   bind_testing_conv(testing);
@@ -55,4 +56,5 @@ testing: single kernels by the name of their table, for tests/csrc.)";
   bind_testing_products(testing);
   bind_testing_latent(testing);
   bind_testing_trellis(testing);
+#endif
 }

@@ -179,6 +179,7 @@ def test_more_bytes_predict_less_divergence(settings: Settings, tiny: Path, tmp_
     assert large["mix"]["predicted_divergence"] < small["mix"]["predicted_divergence"]
 
 
+@pytest.mark.heavy
 def test_a_target_below_the_smallest_mix_names_the_size_that_is_possible(
     settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -234,6 +235,7 @@ quantise(ref, out, QuantizeRequest(**json.loads(sys.argv[4])), settings, Watchin
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("bits", [0, pytest.param(3, marks=pytest.mark.long)])
 def test_killed_at_any_tensor_and_started_again_gives_the_same_bytes(
     settings: Settings, tiny: Path, tmp_path: Path, bits: int

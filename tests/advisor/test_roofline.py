@@ -43,6 +43,7 @@ def test_rows_that_no_constant_has_seen_are_predicted_as_well_as_is_claimed(
     assert figures["one", "answer"].rows >= 450 and figures["many", "output"].rows >= 2000
 
 
+@pytest.mark.heavy
 def test_the_constants_are_those_that_the_rows_give(figures: dict[tuple[str, str], published.Figures]):
     kept, made = (
         tomllib.loads(t)
@@ -99,6 +100,7 @@ def test_what_the_package_says_is_what_was_fitted():
     assert ratio * said.answer.mid == pytest.approx(1 / row.seconds, rel=0.02)
 
 
+@pytest.mark.heavy
 def test_a_claim_that_does_not_hold_is_said(figures: dict[tuple[str, str], published.Figures]):
     worse = {key: replace(f, error=0.5, coverage=0.6) for key, f in figures.items()}
     assert len(published.missed(worse)) == 6

@@ -37,6 +37,7 @@ from tests.backends.standin import text
 SHAPES = ("error", "abort", "cut", "kill", "hang")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("death", SHAPES)
 @synchronous
 async def test_stream_of_a_dead_replica_is_continued(tmp_path: Path, death: str) -> None:

@@ -63,6 +63,7 @@ def asked(two: Two, sampling: SamplingParams) -> Iterator[Chunk]:
     return two.replicas.stream_text(PROMPT, max_tokens=MOST, sampling=sampling)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("sampling", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 def test_a_replica_answers_with_the_bits_of_one_engine(two: Two, sampling: SamplingParams) -> None:
     assert joined(asked(two, sampling)) == two.plain(sampling)

@@ -209,6 +209,7 @@ def test_a_made_model_says_the_same_attached_and_here(
     assert "is not used" not in there.err and freehold(home, "rm", "odd").status == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 def test_a_real_model_gives_the_same_bits_attached_and_here(tmp_path: Path, model_path):
     path = str(model_path("smollm2:135m"))
@@ -338,6 +339,7 @@ def test_ps_and_stop_without_a_server_say_how_to_start_one(tmp_path: Path):
 # Ends: drain, cut, kill.
 
 
+@pytest.mark.heavy
 def test_sigterm_lets_an_answer_end_and_the_server_exits_0(scripted: Path):
     with server(scripted, words=150) as (process, _), started(scripted, "run", "tiny", "Hi") as answer:
         assert answer.stdout is not None and answer.stdout.read(1) and process.stderr is not None

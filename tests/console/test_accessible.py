@@ -85,6 +85,7 @@ def test_axe_finds_nothing_serious_in_the_first_pages(standing, chromium, scheme
         assert not troubles(page, ("models", "engine"))
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])

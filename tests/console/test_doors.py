@@ -44,6 +44,7 @@ def ended(page: Any, url: str) -> None:
     page.errors.clear()
 
 
+@pytest.mark.heavy
 def test_key_opens_the_page_and_no_script_sees_it(keyed, page):
     server, ann, _ = keyed
     page.goto(server.url)

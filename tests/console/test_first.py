@@ -80,6 +80,7 @@ def test_a_download_shows_its_progress_in_place_and_ends_in_a_chat(first):
     expect(first.get_by_role("textbox", name="Message", exact=True)).to_be_focused()
 
 
+@pytest.mark.heavy
 def test_starters_of_a_real_server_are_those_of_the_command_line(serving, page):
     server = serving()
     as_owner(server, page)

@@ -200,6 +200,7 @@ def test_a_model_file_s_name_and_licence_stay_text(serving, tmp_path, page):
     assert all(url.startswith((f"{server.url}/", "data:image/")) for url in page.asked), page.asked
 
 
+@pytest.mark.heavy
 @pytest.mark.long
 def test_all_hostile_texts_in_every_field_of_a_chat_stay_text(hostile):
     bad = {}

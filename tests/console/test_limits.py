@@ -91,6 +91,7 @@ def test_chat_settings_forbid_that_messages_are_left_out(server, page):
     expect(say(page, "hello once more")).to_contain_text(SCRIPTS["hello"])
 
 
+@pytest.mark.heavy
 def test_an_answer_that_is_cut_by_its_own_limit_says_that_one(server, page):
     chat(server, page, max_tokens=5)
     expect(say(page, "long")).to_contain_text("Cut off: the answer reached its limit of 5 tokens.")

@@ -73,6 +73,7 @@ def test_speed_and_seconds_are_in_sight_under_every_answer(chat):
         assert pace.evaluate("e => getComputedStyle(e).opacity") == "1"
 
 
+@pytest.mark.heavy
 def test_an_answer_that_was_cut_off_continues_as_another_version(chat, server):
     chat.goto(f"{server.url}/#/chat/{chat.evaluate(_MAKE, {'max_tokens': 5})}")
     say(chat, "long")

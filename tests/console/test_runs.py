@@ -104,6 +104,7 @@ def test_an_engine_s_death_changes_no_bit_and_is_said(served: tuple[Served, Talk
     assert talker.again(chat, started["answer"]["id"])["equal"]
 
 
+@pytest.mark.heavy
 def test_a_killed_server_leaves_the_answer_so_far_and_says_lost(served: tuple[Served, Talker, str]):
     server, talker, name = served
     chat = talker.chat(name)

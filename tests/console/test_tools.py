@@ -184,6 +184,7 @@ def test_nothing_runs_before_it_is_allowed_and_allowed_once_it_runs_and_asks_aga
     wait_for_answer(page, "It was denied.")
 
 
+@pytest.mark.heavy
 def test_a_denial_s_word_reaches_the_model_and_the_tool_never_hears_of_it(ask, page, world):
     asked = ask("please")
     asked.get_by_label("A word to the model, if you deny").fill("rather a pineapple")

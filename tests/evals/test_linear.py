@@ -90,6 +90,7 @@ def _dialects() -> None:
 PARTS = {"fences": _fences, "rules": _rules, "calls": _calls, "dialects": _dialects}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("part", PARTS)
 def test_readers_of_answers_take_linear_time(part: str):
     done = subprocess.run([sys.executable, "-c", _PROGRAM, part], capture_output=True, text=True, check=False)

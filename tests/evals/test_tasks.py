@@ -146,6 +146,7 @@ def test_gym_items_follow_from_options_and_their_own_answers_score_full():
         task.close()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

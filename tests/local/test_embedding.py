@@ -148,6 +148,7 @@ def test_embedding_while_another_thread_pumps_waits_for_its_steps(tmp_path: Path
 # --- the real one ------------------------------------------------------------------------------------
 
 
+@pytest.mark.heavy
 @pytest.mark.model
 def test_all_minilm_equals_sentence_transformers(model_path):
     with np.load(GOLDEN) as data:

@@ -72,6 +72,7 @@ def test_figures_equal_those_published_on_the_same_table(judged: RouterVerdict, 
     assert found.aiq == pytest.approx(aiq, abs=0.0005)
 
 
+@pytest.mark.big
 @pytest.mark.long
 def test_oracle_and_quality_equal_those_published(judged: RouterVerdict):
     found = named(judged.in_domain, ORACLE)
@@ -80,6 +81,7 @@ def test_oracle_and_quality_equal_those_published(judged: RouterVerdict):
     assert (judged.weak, judged.strong) == pytest.approx((0.708, 0.828), abs=0.0005)
 
 
+@pytest.mark.big
 @pytest.mark.long
 def test_router_above_length_in_cross_validation_is_refused_on_held_out_tasks(judged: RouterVerdict):
     inside, outside = (named(f, "TF-IDF + logistic") for f in (judged.in_domain, judged.held_out))

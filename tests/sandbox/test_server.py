@@ -60,6 +60,7 @@ def test_a_chat_with_such_a_template_is_refused_and_the_next_model_answers(serve
     assert server.client.get("/health").status_code == 200
 
 
+@pytest.mark.heavy
 def test_what_a_killed_server_had_started_ends_too(serve, tmp_path: Path):
     bomb, good = (write_model(tmp_path / f"{name}.gguf", t) for name, t in (("bomb", BOMB), ("good", PLAIN)))
     server = serve(str(bomb), str(good))

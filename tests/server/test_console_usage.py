@@ -57,6 +57,7 @@ def printed(server, command, *args):
     )
 
 
+@pytest.mark.heavy
 def test_sums_and_savings_are_those_that_the_command_line_prints(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     found = told(server, "root", "?days=7")

@@ -162,6 +162,7 @@ def test_error_is_the_class_that_the_client_has_for_it(
     assert said in caught.value.message and caught.value.type
 
 
+@pytest.mark.heavy
 def test_full_queue_is_a_rate_limit_that_the_clients_retries_outlast(served: Served):
     with own_server(served.path, context=CONTEXT, options=("--max-queued", "1")) as server:
         url, model = f"http://127.0.0.1:{server.port}/v1", names_of(server)[0]

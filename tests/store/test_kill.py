@@ -78,6 +78,7 @@ def survive(home: Path, standin: Standin, size: int, kills: int, bound: int, ste
     assert not list(home.rglob("*.part*"))
 
 
+@pytest.mark.heavy
 def test_five_kills_cost_no_more_than_the_ranges_in_flight(tmp_path: Path, standin: Standin):
     (tmp_path / "config.toml").write_text(f"range_bytes = {UNIT}\nconnections = {CONNECTIONS}\n")
     standin.throttle_s = 0.002

@@ -61,6 +61,7 @@ def test_space_marks_in_a_users_text_are_read_as_sentencepiece_reads_them(model_
         assert prompt[2 : 2 + len(inner)] == inner, repr(text)
 
 
+@pytest.mark.heavy
 def test_chat_prompt_keeps_control_tokens_out_of_user_text(model):
     _, metadata, tokenizer = model
     template = chat_template_from_gguf(metadata, tokenizer)

@@ -295,6 +295,7 @@ def test_job_that_kills_every_engine_ends_alone(serve, name: str, place: int):
     serve(body, scripts=SCRIPTS)
 
 
+@pytest.mark.heavy
 def test_jobs_that_come_during_a_trial_wait_for_its_end(serve):
     async def body(models: EngineModels) -> None:
         served = await models.use("early")
@@ -309,6 +310,7 @@ def test_jobs_that_come_during_a_trial_wait_for_its_end(serve):
     serve(body, scripts=SCRIPTS)
 
 
+@pytest.mark.heavy
 def test_trial_that_lasts_holds_up_no_innocent_and_its_death_counts_against_none(
     serve, monkeypatch: pytest.MonkeyPatch
 ):

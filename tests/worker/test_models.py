@@ -132,6 +132,7 @@ def test_four_answers_of_different_lengths_survive_a_death(serve, tiny):
     serve(body, OPTIONS, paths=tiny)
 
 
+@pytest.mark.heavy
 def test_seed_that_nobody_named_is_kept_over_a_death(serve, tiny, alone):
     async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
@@ -199,6 +200,7 @@ def test_full_queue_refuses_with_the_wait(serve, tiny):
     serve(body, replace(OPTIONS, engine={"max_queued": 1}), paths=tiny)
 
 
+@pytest.mark.heavy
 def test_death_with_a_queue_too_small_for_all_refuses_nobody(serve, tiny, alone, monkeypatch):
     told = EngineHandle._frame
     refusals: list[Event] = []
@@ -363,6 +365,7 @@ def test_a_model_made_anew_is_opened_anew_once_its_answers_have_ended(serve, tmp
     serve(body, OPTIONS)
 
 
+@pytest.mark.heavy
 def test_model_that_is_leaving_is_waited_for_where_its_memory_is_needed(serve, tiny, monkeypatch):
     monkeypatch.setattr(memory, "HEADROOM", 0)
     monkeypatch.setattr(client, "STOP_S", 0.5)

@@ -34,6 +34,7 @@ def erlang_c(servers: int, load: float) -> float:
     return last / (sum(offered**k / math.factorial(k) for k in range(servers)) + last)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "load, servers, fixed, seed",
     [(0.5, 1, False, 5), (0.7, 1, True, 1), (0.6, 4, False, 3)],
