@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from freehold.adapt.quantize import texts
-from freehold.advisor import traffic
+from freehold.advisor import breakeven
 from freehold.backends.capacity import trace
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.chats.folder import ChatFolder
 from freehold.errors import CapacityExceeded, FreeholdError, UsageError
-from freehold.evals import comparing, verifier
+from freehold.evals import results, verifier
 from freehold.formats import lora
 from freehold.regular import bounded_lines, open_regular, read_bounded, read_regular
 from freehold.server.core import tls
@@ -106,9 +106,9 @@ def test_links_swapped_while_they_are_read_give_a_file_or_an_error(tmp_path: Pat
 # --- paths that the user names -------------------------------------------------------------------------------
 
 VERBS: dict[str, Callable[[Path], object]] = {
-    "eval --compare": comparing._text,
+    "eval --compare": results._text,
     "reinforce --verifier": verifier._file_job,
-    "cost --csv": lambda path: traffic.from_csv(path, ()),
+    "cost --csv": lambda path: breakeven.from_csv(path, ()),
     "deploy capacity --trace": trace.from_file,
     "deploy capacity --steps": EngineModel.load,
     "quantize --text": lambda path: texts.plain_text(path, "replace"),
@@ -120,7 +120,7 @@ VERBS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_device_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch, verb: str):
     """Each of these took memory until there was none."""
-    for module in (comparing, texts):
+    for module in (results, texts):
         monkeypatch.setattr(module, "MOST_BYTES", 1 << 20)
     with pytest.raises(UsageError, match="/dev/zero"):
         VERBS[verb](Path("/dev/zero"))

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benches.lib.environments import environment
 from freehold.adapt.finetune import read_exam
 from freehold.adapt.sampling import GREEDY, open_sampling
-from freehold.adapt.training.save import GGUF
+from freehold.adapt.training.trainee import GGUF
 from freehold.config import load_settings
 from freehold.store import ModelRef, Store
 

@@ -29,8 +29,7 @@ from benches.lib.ggml_types import Ggml
 from benches.lib.machine import describe
 from freehold import _native as native
 from freehold.adapt.quantize.calibration import CalibratedLayer, LayerStreams, calibrate
-from freehold.adapt.quantize.encoding import encode
-from freehold.adapt.quantize.feedback import DAMPING
+from freehold.adapt.quantize.encoding import DAMPING, encode
 from freehold.adapt.quantize.texts import default_texts
 from freehold.formats import GGUFFile, open_model_file
 from freehold.models.binding.bind import Source, read_source

@@ -25,7 +25,7 @@ import psutil
 from benches.lib.environments import environment
 from benches.server.own_server import own_server
 from freehold.config import load_settings
-from freehold.evals.items import EvalTask, ModelReply
+from freehold.evals.evaluate import EvalTask, ModelReply
 from freehold.evals.tasks.humaneval import MOST_TOKENS, STOPS, humaneval
 from freehold.store import Store
 from freehold.store.contract import ignore

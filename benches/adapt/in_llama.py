@@ -6,7 +6,7 @@ package's held-out text in windows of 512 tokens. Figures are KL divergence in n
 as float32. Ends in one JSON line; `ratio` is llama.cpp's mean over ours, `ratio_error` its standard error by pairs of
 tokens. Both engines round activations to eight bits, each in its way, and each model's rounding adds to its divergence:
 the smaller that is, the further the two may part.
-Path: in_llama.py -> evals.side_by_side -> DivergenceCounter; peer.Child -> peer_llama_cpp.py -> the same
+Path: in_llama.py -> evals.divergence; peer.Child -> peer_llama_cpp.py -> the same
 """
 
 from __future__ import annotations
@@ -26,8 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.lib import environments, peer
 from benches.lib.machine import describe, resolve
 from freehold import _native as native
-from freehold.evals.divergence import DivergenceCounter, held_out_text
-from freehold.evals.side_by_side import WINDOW, LogitSource, diverge, tokenizer_of, windows
+from freehold.evals.divergence import (
+    WINDOW,
+    DivergenceCounter,
+    LogitSource,
+    diverge,
+    held_out_text,
+    tokenizer_of,
+    windows,
+)
 
 KEPT = ("tokens", "mean", "low", "high", "median", "p99", "p999", "same_top", "perplexity_ratio")
 

@@ -9,7 +9,7 @@ the committed records; `left out`: those that the other shapes alone give; `afte
 other shapes' runs as calibration.py does for a model that never ran here, with the range it states. A shape is two to
 six layers, so what a step costs whatever its size weighs more than in a whole model. Knows no file: a shape is weighed
 by what its file would hold.
-Path: fit_layers.py -> lib.shapes, lib.random_gguf -> advisor.ours, advisor.calibration
+Path: fit_layers.py -> lib.shapes, lib.random_gguf -> advisor.fit, advisor.calibration
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.lib.random_gguf import VOCAB, tensors
 from benches.lib.shapes import SHAPES
-from freehold.advisor import ours
+from freehold.advisor import fit
 from freehold.advisor.anatomy import Anatomy, WeightGroup
 from freehold.advisor.calibration import COSTS, Correction, History, Run
 from freehold.advisor.file_anatomy import SizeKeys, gguf_layers, of_expert, query_width
@@ -55,14 +55,14 @@ class Timing:
     @property
     def predicted(self) -> float:
         """Tokens a second by the constants as they are."""
-        tokens, cost = (1, ours.decode_cost) if self.kind == "decode" else (self.depth, ours.prefill_cost)
+        tokens, cost = (1, fit.decode_cost) if self.kind == "decode" else (self.depth, fit.prefill_cost)
         return tokens / cost(anatomy_of(self.shape), self.depth).seconds(self.rates)
 
     @property
     def run(self) -> Run:
         """What such an answer leaves."""
         anatomy = anatomy_of(self.shape)
-        cost = (ours.decode_cost if self.kind == "decode" else ours.prefill_cost)(anatomy, self.depth)
+        cost = (fit.decode_cost if self.kind == "decode" else fit.prefill_cost)(anatomy, self.depth)
         return Run(
             self.kind, "here", self.shape, "", self.depth, cost.read, cost.cores, cost.rest, self.rates.read_gb_s,
             self.rates.int8_gops, self.predicted, self.speed, "", make=anatomy.make, costs=COSTS,
@@ -115,14 +115,14 @@ def read_records(path: Path) -> list[Timing]:
 @contextmanager
 def constants(values: dict[str, float]) -> Iterator[None]:
     """Put these in the place of ours.py's."""
-    before = {name: getattr(ours, name) for name in values}
+    before = {name: getattr(fit, name) for name in values}
     try:
         for name, value in values.items():
-            setattr(ours, name, value)
+            setattr(fit, name, value)
         yield
     finally:
         for name, value in before.items():
-            setattr(ours, name, value)
+            setattr(fit, name, value)
 
 
 def loss(timings: Sequence[Timing], values: dict[str, float]) -> float:
@@ -133,7 +133,7 @@ def loss(timings: Sequence[Timing], values: dict[str, float]) -> float:
 
 def refit(timings: Sequence[Timing]) -> dict[str, float]:
     """Return the constants with the least loss, one moved at a time from where they stand."""
-    best = {name: float(getattr(ours, name)) for name in CONSTANTS}
+    best = {name: float(getattr(fit, name)) for name in CONSTANTS}
     least, step = loss(timings, best), 1.3
     while step > 1.02:
         moves = [best | {name: best[name] * f} for name in CONSTANTS for f in (step, 1 / step)]

@@ -21,10 +21,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from freehold.advisor.quality import Evidence, Quality, Scale, benchmark  # noqa: E402  # noqa: E402
-from freehold.catalog.benchmarks import BENCHMARKS  # noqa: E402
+from freehold.catalog.benchmarks import (  # noqa: E402
+    BENCHMARKS,
+    Task,
+    tasks,
+)
 from freehold.catalog.model import Model  # noqa: E402
 from freehold.catalog.models import models  # noqa: E402
-from freehold.catalog.tasks import Task, tasks  # noqa: E402
 
 PAGE = ROOT / "docs" / "design" / "predictions.md"
 MARKS = ("<!-- quality: begin -->", "<!-- quality: end -->")

@@ -22,12 +22,10 @@ MOST_DOLLARS = 1_000_000_000  # of a budget a month
 if TYPE_CHECKING:
     from freehold.advisor.advice import Advice, Download, Placer, Starter
     from freehold.advisor.anatomy import Anatomy
-    from freehold.advisor.facts import Facts
     from freehold.advisor.finders import Beside
     from freehold.advisor.fit import Fit, Misfit, Place
-    from freehold.advisor.places import Load
-    from freehold.advisor.sizing import Sizing
-    from freehold.advisor.verdict import Verdict
+    from freehold.advisor.places import Load, Sizing
+    from freehold.advisor.verdict import Facts, Verdict
     from freehold.catalog.model import Model, Structure
 
 
@@ -60,9 +58,8 @@ def advise(
     best, what costs least comes first. `languages`: ISO 639 codes.
     Raises UsageError for a question that names no task, and for hardware and engines that are not known.
     """
-    from freehold.advisor.advice import AdviceRequest
+    from freehold.advisor.advice import AdviceRequest, join
     from freehold.advisor.advice import advise as answered
-    from freehold.advisor.conditions import join
     from freehold.advisor.places import Load
     from freehold.catalog.questions import question
 
@@ -185,7 +182,7 @@ def hardware(
     of a request and of its answer; `min_speed`: tokens a second of each user. Raises ModelNotFound with the nearest
     names, UsageError for numbers that cannot be and for an unknown quantisation or engine.
     """
-    from freehold.advisor import engines, sizing
+    from freehold.advisor import engines, places
     from freehold.advisor.places import Load
     from freehold.catalog import quants
 
@@ -200,11 +197,11 @@ def hardware(
             f"{prompt:,} + {max_tokens:,} tokens a request are more than a context of {room:,}",
             "a shorter --prompt, or a longer --context",
         )
-    return sizing.size(
+    return places.size(
         known,
         Load(users, prompt, max_tokens),
         context=room,
-        pace=sizing.PACE if min_speed is None else min_speed,
+        pace=places.PACE if min_speed is None else min_speed,
         quant=quants.mix(quant).name if quant else "",
         engine=engines.engine(engine).name if engine else "",
         refuses=refusal,
@@ -216,13 +213,12 @@ def license(
 ) -> Verdict:
     """Say whether a model or a licence may be used for your facts: `license("qwen3:8b", purpose="commercial")`.
 
-    Facts are the fields of advisor.facts.Facts, over those in config.toml's [company]. `merge` names models that
+    Facts are the fields of advisor.verdict.Facts, over those in config.toml's [company]. `merge` names models that
     yours is made of besides, `taught_by` those whose outputs train it; with these `name` may be left out. Not legal
     advice. Raises ModelNotFound for a name that is not known, UsageError for a fact that is none.
     """
-    from freehold.advisor.facts import from_table
     from freehold.advisor.lineage import OWN
-    from freehold.advisor.verdict import verdict
+    from freehold.advisor.verdict import from_table, verdict
 
     settings = load_settings()
     from_table(facts, "license")  # names an unknown fact
@@ -234,7 +230,7 @@ def license(
 
 def company_facts(settings: Settings, facts: Mapping[str, Any]) -> Facts:
     """Return the facts of config.toml's [company], overridden by those given that are not None. Raises UsageError."""
-    from freehold.advisor.facts import from_table
+    from freehold.advisor.verdict import from_table
 
     stated = {name: value for name, value in facts.items() if value is not None}
     return replace(from_table(settings.company, f"{settings.home / 'config.toml'}: [company]"), **stated)

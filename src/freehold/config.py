@@ -52,7 +52,7 @@ class Settings:
     titles: bool = True  # as is this: models write titles for chats, while they have nothing else to do
     company: Mapping[str, Any] = field(
         default_factory=dict
-    )  # your facts for licences: advisor.facts reads them
+    )  # your facts for licences: advisor.verdict reads them
     mcp: Mapping[str, Any] = field(
         default_factory=dict, repr=False
     )  # servers of tools, by name: tools.mcp reads them; an `env` may hold secrets

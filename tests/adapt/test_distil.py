@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from freehold.adapt.distil import ANSWERS, DistilSettings, DistilWatch, distil, given_states
-from freehold.adapt.training.head import divergence
+from freehold.adapt.training.packed import divergence
 from freehold.adapt.training.steps import Order
 from freehold.adapt.training.trainee import Trainee
 from freehold.config import Settings

@@ -37,14 +37,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
 @pytest.fixture(autouse=True)
 def few_facts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model knows nothing: three questions and two short windows stand for the control."""
-    monkeypatch.setattr("freehold.adapt.teaching.control.FACTS", _facts()[:3])
-    monkeypatch.setattr("freehold.adapt.teaching.control.WINDOWS", 2)
-    monkeypatch.setattr("freehold.adapt.teaching.course.QUESTIONS", ("Why?", "Who?"))
-    monkeypatch.setattr("freehold.adapt.teaching.course.OPENINGS", ("The", "A"))
+    monkeypatch.setattr("freehold.adapt.teaching.FACTS", _facts()[:3])
+    monkeypatch.setattr("freehold.adapt.teaching.WINDOWS", 2)
+    monkeypatch.setattr("freehold.adapt.teaching.QUESTIONS", ("Why?", "Who?"))
+    monkeypatch.setattr("freehold.adapt.teaching.OPENINGS", ("The", "A"))
 
 
 def _facts() -> tuple[Any, ...]:
-    from freehold.adapt.teaching.control import FACTS
+    from freehold.adapt.teaching import FACTS
 
     return FACTS
 

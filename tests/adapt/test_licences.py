@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from freehold.adapt.licences import base_licence, licensed, notes, teaching
-from freehold.advisor.facts import Facts
+from freehold.advisor.verdict import Facts
 from freehold.errors import UsageError
 from freehold.store import ModelRef
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from freehold.adapt import teaching
 from freehold.adapt.align import AlignSettings, align
 from freehold.adapt.distil import DistilSettings, distil
 from freehold.adapt.finetune import FinetuneSettings, finetune
-from freehold.adapt.teaching import control, course
 from freehold.config import Settings
 from freehold.models.tiny import make
 from freehold.store import ModelRef, Store
@@ -29,10 +29,10 @@ LINE = {
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelRef:
-    monkeypatch.setattr(control, "FACTS", control.FACTS[:2])
-    monkeypatch.setattr(control, "WINDOWS", 2)
-    monkeypatch.setattr(course, "QUESTIONS", ("Why?",))
-    monkeypatch.setattr(course, "OPENINGS", ("The",))
+    monkeypatch.setattr(teaching, "FACTS", teaching.FACTS[:2])
+    monkeypatch.setattr(teaching, "WINDOWS", 2)
+    monkeypatch.setattr(teaching, "QUESTIONS", ("Why?",))
+    monkeypatch.setattr(teaching, "OPENINGS", ("The",))
     path = make.write_gguf(make.config("qwen2"), tmp_path / "tiny.gguf")
     return Store(Settings(home=tmp_path / "home")).resolve(str(path))
 

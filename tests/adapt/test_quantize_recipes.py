@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.adapt.quantize.mix import SizedOption, chosen_options
+from freehold.adapt.quantize.planning import SizedOption, chosen_options
 from freehold.adapt.quantize.recipes import FILE_TYPES, TensorChoice, choose, file_type, fitting
 from freehold.errors import UsageError
 from freehold.formats import QuantType, Tensor, open_gguf

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.adapt.quantize import mix, planning
+from freehold.adapt.quantize import planning
 from freehold.adapt.quantize.calibration import calibrate
 from freehold.adapt.quantize.encoding import encode_rows
 from freehold.adapt.quantize.planning import QuantizeRequest
@@ -183,7 +183,7 @@ def test_more_bytes_predict_less_divergence(settings: Settings, tiny: Path, tmp_
 def test_a_target_below_the_smallest_mix_names_the_size_that_is_possible(
     settings: Settings, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(mix, "_Sensitivity", None)  # nothing is measured before the refusal
+    monkeypatch.setattr(planning, "_Sensitivity", None)  # nothing is measured before the refusal
     said = "--target-bytes 20.0 kB is too small: the smallest mix of these types takes"
     with pytest.raises(UsageError, match=said) as told:
         made(settings, tiny, tmp_path / "out", QuantizeRequest(target_bytes=20_000, portable=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.adapt.rows import AnswerRows
+from freehold.adapt.sampling import AnswerRows
 from freehold.errors import ContextOverflow, UnsupportedModel
 from freehold.formats.gguf import open_gguf
 from freehold.models.tiny import make

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from freehold import catalog
 from freehold.advisor.advice import RULES, Advice, AdviceRequest, Own, Placement, Refusal, advise, by_own
-from freehold.advisor.facts import Facts
 from freehold.advisor.interval import Interval
+from freehold.advisor.verdict import Facts
+from freehold.catalog.benchmarks import task
 from freehold.catalog.model import Model, Score, Stretch
-from freehold.catalog.tasks import task
 from freehold.cli.report.advice import apart
 from freehold.errors import UsageError
 

@@ -9,8 +9,8 @@ import pytest
 from freehold import catalog
 from freehold.advisor.anatomy import Anatomy, from_catalogue, in_quant
 from freehold.advisor.file_anatomy import ROUNDINGS, from_file
+from freehold.advisor.fit import packed_bytes
 from freehold.advisor.interval import Interval
-from freehold.advisor.ours import packed_bytes
 from freehold.catalog import quants
 from freehold.catalog.model import Model
 from freehold.errors import BadModelFile, UsageError

@@ -11,9 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.advisor import breakeven
-from freehold.advisor.breakeven import HOURS, Comparison, Owned, assumptions, compare, even_tokens, known
+from freehold.advisor.breakeven import (
+    HOURS,
+    Comparison,
+    Owned,
+    Traffic,
+    assumptions,
+    compare,
+    even_tokens,
+    from_csv,
+    from_figures,
+    known,
+)
 from freehold.advisor.interval import Interval
-from freehold.advisor.traffic import Traffic, from_csv, from_figures
 from freehold.catalog import prices, rig
 from freehold.errors import UsageError
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from freehold import catalog
-from freehold.advisor.commands import line
-from freehold.advisor.engines import engines
+from freehold.advisor.engines import engines, line
 from freehold.advisor.places import quants_of
 from freehold.catalog import quants
 from freehold.catalog.model import Model

@@ -17,8 +17,8 @@ import pytest
 from freehold import catalog
 from freehold.advisor import places
 from freehold.advisor.advice import Advice, AdviceRequest, advise
+from freehold.catalog.benchmarks import task
 from freehold.catalog.hardware import rig
-from freehold.catalog.tasks import task
 
 SPECIALISTS = ("Coder", "Code", "Math", "Codestral", "Devstral", "mathstral")
 

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from freehold import catalog
-from freehold.advisor.facts import COUNTRIES, QUESTIONS, Facts, behind, from_table, holds, undecided
+from freehold.advisor.verdict import COUNTRIES, QUESTIONS, Facts, behind, from_table, holds, undecided
 from freehold.catalog.licence import AMOUNTS, FLAGS, parse
 from freehold.cli.company import OPTIONS
 from freehold.cli.license import command

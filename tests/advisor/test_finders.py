@@ -8,7 +8,7 @@ import pytest
 
 from freehold import catalog
 from freehold.advisor import finders, quality
-from freehold.advisor.commands import finder_line
+from freehold.advisor.engines import finder_line
 from freehold.catalog.benchmarks import BENCHMARKS
 from freehold.catalog.model import Score
 from freehold.catalog.questions import language_name, results_in

@@ -12,8 +12,8 @@ from benches.choose import fit_layers
 from benches.lib import random_gguf, shapes
 from freehold import _native as native
 from freehold import catalog
+from freehold.advisor import fit
 from freehold.advisor import fit as fits
-from freehold.advisor import ours
 from freehold.advisor.anatomy import Anatomy, WeightGroup, from_catalogue, in_quant
 from freehold.advisor.calibration import History
 from freehold.advisor.file_anatomy import from_file
@@ -53,7 +53,7 @@ def test_memory_is_the_hand_figure():
     assert isinstance(found, Fit)
     assert found.memory.weights == round(BODY * 8.5 / 8 + TABLE * 4.5 / 8 + TABLE * 8.5 / 8)
     assert found.memory.cache == {"full": 24 * 2 * (64 + 64) * 2 * 4096}
-    assert ours.inner(SMALL) == 4864
+    assert fit.inner(SMALL) == 4864
     assert found.memory.activations == 512 * 4 * (2 * 4864 + 3 * 896 + 2 * 896)
     assert found.memory.total == sum(
         (found.memory.weights, *found.memory.cache.values(), found.memory.activations, found.memory.overhead)
@@ -62,30 +62,30 @@ def test_memory_is_the_hand_figure():
 
 def test_cache_is_what_the_engine_reserves():
     """The rule of window blocks is the engine's own: its constants, and its arithmetic over the same layers."""
-    assert (ours.ROWS, ours.WINDOW_SHARE, ours.ROOMS) == (MAX_NUM_BATCHED_TOKENS, WINDOW_SHARE, ROOMS)
-    assert ours.BLOCK == native.BLOCK_TOKENS
+    assert (fit.ROWS, fit.WINDOW_SHARE, fit.ROOMS) == (MAX_NUM_BATCHED_TOKENS, WINDOW_SHARE, ROOMS)
+    assert fit.BLOCK == native.BLOCK_TOKENS
     cache = native.KvCache([(2, 64, 64)] * 24, 1, "f16", [0] * 4 + [512] * 20, 1)
     engine = CacheBytes(
         cache.bytes_per_block, cache.bytes_per_window_block, ROOMS * quota(512, MAX_NUM_BATCHED_TOKENS)
     )
     for context in (100, 1024, 4096, 32768):
-        assert sum(ours.cache_bytes(WINDOWED, context).values()) == engine.total(-(-context // 32)), context
+        assert sum(fit.cache_bytes(WINDOWED, context).values()) == engine.total(-(-context // 32)), context
     for kv_type in get_args(KvType):
         block = native.KvCache([(2, 64, 64)] * 24, 1, kv_type).bytes_per_block
-        assert ours.cache_bytes(SMALL, 64, kv_type)["full"] == pytest.approx(2 * block, rel=0.04), kv_type
+        assert fit.cache_bytes(SMALL, 64, kv_type)["full"] == pytest.approx(2 * block, rel=0.04), kv_type
 
 
 def test_time_is_bytes_over_bandwidth_beside_operations_over_rate():
     read = ((BODY * 8.5 + TABLE * 4.5) / 8 + TABLE * 8.5 / 8 / 151936) / 40e9
     fast = Rates(40.0, 1e6)  # cores without a limit: bytes are all
-    assert read < ours.decode_cost(SMALL, 0).seconds(fast) < 1.01 * read
-    assert ours.decode_cost(SMALL, 8000).seconds(fast) - read == pytest.approx(8000 * 12288 / 40e9, rel=0.05)
-    assert ours.decode_cost(SMALL, 0).seconds(RATES) > 1.2 * read
-    prompt = ours.prefill_cost(SMALL, 512).seconds(RATES)
+    assert read < fit.decode_cost(SMALL, 0).seconds(fast) < 1.01 * read
+    assert fit.decode_cost(SMALL, 8000).seconds(fast) - read == pytest.approx(8000 * 12288 / 40e9, rel=0.05)
+    assert fit.decode_cost(SMALL, 0).seconds(RATES) > 1.2 * read
+    prompt = fit.prefill_cost(SMALL, 512).seconds(RATES)
     assert prompt > 2 * BODY * 512 / 1e12
-    assert ours.prefill_cost(SMALL, 4096).seconds(RATES) > 8 * prompt  # attention grows with the square
+    assert fit.prefill_cost(SMALL, 4096).seconds(RATES) > 8 * prompt  # attention grows with the square
     for more in (Rates(80.0, 1000.0), Rates(40.0, 2000.0)):
-        assert ours.decode_cost(SMALL, 0).seconds(more) < ours.decode_cost(SMALL, 0).seconds(RATES)
+        assert fit.decode_cost(SMALL, 0).seconds(more) < fit.decode_cost(SMALL, 0).seconds(RATES)
 
 
 def test_constants_hold_on_another_processor():
@@ -96,9 +96,9 @@ def test_constants_hold_on_another_processor():
         WeightGroup("head", "Q8_0", TABLE, TABLE * 34 / 32),
     )
     mixed = replace(SMALL, parts=parts)
-    assert 1 / ours.decode_cost(mixed, 300).seconds(intel) == pytest.approx(76.3, rel=0.12)
-    assert 1 / ours.decode_cost(mixed, 8000).seconds(intel) == pytest.approx(52.0, rel=0.25)
-    assert 512 / ours.prefill_cost(mixed, 512).seconds(intel) == pytest.approx(1188, rel=0.15)
+    assert 1 / fit.decode_cost(mixed, 300).seconds(intel) == pytest.approx(76.3, rel=0.12)
+    assert 1 / fit.decode_cost(mixed, 8000).seconds(intel) == pytest.approx(52.0, rel=0.25)
+    assert 512 / fit.prefill_cost(mixed, 512).seconds(intel) == pytest.approx(1188, rel=0.15)
 
 
 def test_context_that_does_not_fit_says_what_would():
@@ -221,27 +221,27 @@ STATEFUL = replace(
 
 
 def test_a_prompt_reads_all_experts_and_a_token_its_own():
-    one, prompt = ours.decode_cost(SPARSE, 0), ours.prefill_cost(SPARSE, 512)
+    one, prompt = fit.decode_cost(SPARSE, 0), fit.prefill_cost(SPARSE, 512)
     assert prompt.read - one.read == pytest.approx(6 * BODY * 8.5 / 8, rel=0.01)
-    assert prompt.rest > ours.prefill_cost(replace(SPARSE, parts=SMALL.parts), 512).rest
-    two = ours.batch_cost(SPARSE, 0, 2)
+    assert prompt.rest > fit.prefill_cost(replace(SPARSE, parts=SMALL.parts), 512).rest
+    two = fit.batch_cost(SPARSE, 0, 2)
     assert one.read < two.read < prompt.read
 
 
 def test_a_latent_costs_products_of_all_heads_and_few_bytes():
-    latent, keys = (ours.decode_cost(a, 8000) for a in (LATENT, SMALL))
-    assert latent.read - ours.decode_cost(LATENT, 0).read == 24 * 576 * 2 * 8000
+    latent, keys = (fit.decode_cost(a, 8000) for a in (LATENT, SMALL))
+    assert latent.read - fit.decode_cost(LATENT, 0).read == 24 * 576 * 2 * 8000
     more = replace(LATENT, queries=2 * LATENT.queries)
-    assert ours.decode_cost(more, 8000).cores > 1.8 * (latent.cores - 2 * LATENT.token_weights / 0.095)
+    assert fit.decode_cost(more, 8000).cores > 1.8 * (latent.cores - 2 * LATENT.token_weights / 0.095)
     assert latent.cores > keys.cores
 
 
 def test_a_state_is_read_and_written_whatever_the_depth():
-    first, deep = (ours.decode_cost(STATEFUL, depth) for depth in (0, 8000))
-    bare = ours.decode_cost(replace(STATEFUL, layers=STATEFUL.layers[:1]), 0)
+    first, deep = (fit.decode_cost(STATEFUL, depth) for depth in (0, 8000))
+    bare = fit.decode_cost(replace(STATEFUL, layers=STATEFUL.layers[:1]), 0)
     assert first.read - bare.read == 2 * STATEFUL.state_bytes
     assert deep.read - first.read == 6 * 256 * 2 * 8000
-    assert ours.prefill_cost(STATEFUL, 512).rest > ours.prefill_cost(replace(STATEFUL, layers=()), 512).rest
+    assert fit.prefill_cost(STATEFUL, 512).rest > fit.prefill_cost(replace(STATEFUL, layers=()), 512).rest
 
 
 def test_constants_hold_for_experts_states_and_latents_at_published_sizes():
@@ -257,7 +257,7 @@ def test_a_shape_is_weighed_as_its_file_is(tmp_path: Path):
     weighed, held = fit_layers.anatomy_of("qwen3.5-0.8b"), from_file(tmp_path / "m.gguf")
     assert weighed.layers == held.layers and weighed.queries == held.queries
     assert weighed.token_weights == pytest.approx(held.token_weights, rel=0.01)
-    assert ours.packed_bytes(weighed) == pytest.approx(ours.packed_bytes(held), rel=0.01)
+    assert fit.packed_bytes(weighed) == pytest.approx(fit.packed_bytes(held), rel=0.01)
 
 
 def test_fit_says_of_each_model_which_runs_here_were_timed():

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from freehold import catalog
-from freehold.advisor.facts import Facts
 from freehold.advisor.lineage import Subject, standing
-from freehold.advisor.verdict import verdict
+from freehold.advisor.verdict import Facts, verdict
 from freehold.catalog import Model
 from freehold.errors import UsageError
 from tests.advisor.test_verdict import EU_CLAUSE, MNPL, SHOP, facts

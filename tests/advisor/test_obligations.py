@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.advisor.facts import Facts
-from freehold.advisor.verdict import DUTIES, NOTICE, pack, verdict
+from freehold.advisor.verdict import DUTIES, NOTICE, Facts, pack, verdict
 from freehold.errors import UsageError
 from tests.advisor.test_verdict import facts
 

@@ -10,10 +10,9 @@ import pytest
 from freehold.advisor.quality import LEVEL, Scale, benchmark, line, quantile, rounded
 from freehold.catalog import model as named
 from freehold.catalog import models
-from freehold.catalog.benchmarks import BENCHMARKS
+from freehold.catalog.benchmarks import BENCHMARKS, task, tasks
 from freehold.catalog.model import Model, Score
 from freehold.catalog.quants import loss, mixes
-from freehold.catalog.tasks import task, tasks
 
 
 def made(name: str, params: float, *scores: tuple[str, float], **facts) -> Model:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from freehold import catalog
-from freehold.advisor.places import Load
-from freehold.advisor.sizing import COUNTS, Sizing, size
+from freehold.advisor.places import COUNTS, Load, Sizing, size
 from freehold.catalog.hardware import devices, rig
 from freehold.choosing import hardware
 from freehold.errors import ModelNotFound, UsageError

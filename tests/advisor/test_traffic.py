@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.advisor import traffic
-from freehold.advisor.traffic import from_csv, from_figures
+from freehold.advisor import breakeven
+from freehold.advisor.breakeven import from_csv, from_figures
 from freehold.errors import UsageError
 
 EDGES = (100_000, 200_000)
@@ -118,9 +118,9 @@ def test_files_that_are_no_csv_or_too_large_are_refused(tmp_path: Path, monkeypa
     with pytest.raises(UsageError, match="not a CSV file in UTF-8"):
         from_csv(binary, EDGES)
     path = made(tmp_path, "time,input_tokens,output_tokens\n2026-11-01,1,1\n2026-11-01,1,1\n")
-    monkeypatch.setattr(traffic, "MOST_ROWS", 1)
+    monkeypatch.setattr(breakeven, "MOST_ROWS", 1)
     with pytest.raises(UsageError, match="more than 1 lines"):
         from_csv(path, EDGES)
-    monkeypatch.setattr(traffic, "MOST_BYTES", 10)
+    monkeypatch.setattr(breakeven, "MOST_BYTES", 10)
     with pytest.raises(UsageError, match="more than 10"):
         from_csv(path, EDGES)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.advisor.facts import Facts
-from freehold.advisor.verdict import DISCLAIMER, Verdict, verdict
+from freehold.advisor.verdict import DISCLAIMER, Facts, Verdict, verdict
 from freehold.errors import ModelNotFound
 
 SHOP = Facts(  # a small firm that runs a product for its customers

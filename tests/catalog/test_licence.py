@@ -8,8 +8,7 @@ from datetime import date
 import pytest
 
 from freehold import catalog
-from freehold.advisor.facts import Facts
-from freehold.advisor.verdict import verdict
+from freehold.advisor.verdict import Facts, verdict
 from freehold.catalog.licence import (
     TOPICS,
     Licence,

@@ -8,7 +8,7 @@ import pytest
 
 from freehold import catalog
 from freehold.advisor.lineage import subject
-from freehold.catalog.spelling import alike, spelled, words
+from freehold.catalog.entries import alike, spelled, words
 from freehold.errors import ModelNotFound
 
 NOWHERE = Path("/nowhere/catalogue.toml")

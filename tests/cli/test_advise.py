@@ -12,9 +12,9 @@ import pytest
 import freehold
 from freehold.advisor import machine, places
 from freehold.advisor.advice import Refusal
-from freehold.advisor.facts import Facts
 from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.fit import OURS, Place
+from freehold.advisor.verdict import Facts
 from tests.vectors.files import write_gguf
 
 Run = Callable[..., tuple[int, str, str]]

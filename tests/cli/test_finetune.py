@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.adapt.teaching import control, course
+from freehold.adapt import teaching
 from freehold.models.tiny import make
 
 pytest.importorskip("torch")
@@ -18,10 +18,10 @@ Run = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(control, "FACTS", control.FACTS[:2])
-    monkeypatch.setattr(control, "WINDOWS", 2)
-    monkeypatch.setattr(course, "QUESTIONS", ("Why?",))
-    monkeypatch.setattr(course, "OPENINGS", ("The",))
+    monkeypatch.setattr(teaching, "FACTS", teaching.FACTS[:2])
+    monkeypatch.setattr(teaching, "WINDOWS", 2)
+    monkeypatch.setattr(teaching, "QUESTIONS", ("Why?",))
+    monkeypatch.setattr(teaching, "OPENINGS", ("The",))
     return make.write_gguf(make.config("qwen2"), tmp_path / "tiny.gguf")
 
 

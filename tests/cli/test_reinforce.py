@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from freehold import platforms
-from freehold.adapt.teaching import control
+from freehold.adapt import teaching
 from freehold.models.tiny import make
 
 pytest.importorskip("torch")
@@ -25,8 +25,8 @@ REWARD = (
 def given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Options of a short run on a tiny model."""
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(control, "FACTS", control.FACTS[:2])
-    monkeypatch.setattr(control, "WINDOWS", 2)
+    monkeypatch.setattr(teaching, "FACTS", teaching.FACTS[:2])
+    monkeypatch.setattr(teaching, "WINDOWS", 2)
     model = make.write_gguf(make.config("qwen2"), tmp_path / "tiny.gguf")
     (tmp_path / "reward.py").write_text(REWARD)
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "Say {i}"}}\n' for i in range(8)))

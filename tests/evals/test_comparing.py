@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from freehold.errors import UsageError
-from freehold.evals.comparing import compare
 from freehold.evals.paired import mcnemar
+from freehold.evals.results import compare
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "mcnemar.json").read_text())
 

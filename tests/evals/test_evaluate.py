@@ -12,9 +12,19 @@ import numpy as np
 import pytest
 
 from freehold.config import load_settings
-from freehold.evals.evaluate import EvalSubject, EvaluatedModel, TaskResult, evaluate, judged
-from freehold.evals.items import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
-from freehold.evals.tasks.own import own
+from freehold.evals.evaluate import (
+    EvalItem,
+    EvalQuestion,
+    EvalSubject,
+    EvalTask,
+    EvaluatedModel,
+    ItemMark,
+    ModelReply,
+    TaskResult,
+    evaluate,
+    judged,
+)
+from freehold.evals.tasks.open_task import own
 from freehold.fake import FakeModel
 from freehold.local import open_model
 from freehold.store import Store

@@ -6,7 +6,7 @@ import pytest
 
 from freehold import platforms
 from freehold.errors import UsageError
-from freehold.evals.judges import ask, judge
+from freehold.evals.samples import ask, judge
 from freehold.fake import FakeModel
 from freehold.types import Message
 

@@ -49,7 +49,7 @@ def _hostile() -> list[str]:
 
 
 def _fences() -> None:
-    from freehold.evals.judges import code_in, judge
+    from freehold.evals.samples import code_in, judge
 
     marks = [judge(*each).mark for each in (("json", 1), ("exact", "a"), ("contains", "b"))]
     for text in _hostile():

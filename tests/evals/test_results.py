@@ -11,8 +11,15 @@ from pathlib import Path
 import pytest
 
 from freehold.errors import StoreError
-from freehold.evals.evaluate import ItemResult, TaskResult
-from freehold.evals.items import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
+from freehold.evals.evaluate import (
+    EvalItem,
+    EvalQuestion,
+    EvalTask,
+    ItemMark,
+    ItemResult,
+    ModelReply,
+    TaskResult,
+)
 from freehold.evals.results import Report, faults, values, written
 
 # Of lm-eval 0.4.13's own results file.

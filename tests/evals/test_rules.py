@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from freehold.evals.items import ModelReply
+from freehold.evals.evaluate import ModelReply
 from freehold.evals.tasks.instructions import (
     METRICS,
     RULES,

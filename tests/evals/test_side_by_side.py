@@ -11,9 +11,16 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.errors import UsageError
-from freehold.evals import side_by_side
-from freehold.evals.divergence import SHA256, held_out_text
-from freehold.evals.side_by_side import WINDOW, LogitSource, diverge, tokenizer_of, windows
+from freehold.evals import divergence
+from freehold.evals.divergence import (
+    SHA256,
+    WINDOW,
+    LogitSource,
+    diverge,
+    held_out_text,
+    tokenizer_of,
+    windows,
+)
 from freehold.formats import QuantType
 from freehold.models.tiny import make
 
@@ -38,7 +45,7 @@ def test_rows_pair_up_whatever_their_pieces(sizes: tuple[int, int]):
     one, other = Pieces(sizes[0]), Pieces(sizes[1])
     ids = list(range(50, 60))
     seen = []
-    for a, b, targets in side_by_side._paired(one, other, ids):  # type: ignore[arg-type]
+    for a, b, targets in divergence._paired(one, other, ids):  # type: ignore[arg-type]
         assert np.array_equal(a, b) and len(a) == len(targets)
         seen += [(int(row[0]), int(t)) for row, t in zip(a, targets, strict=True)]
     assert seen == [(i, 50 + i + 1) for i in range(9)]

@@ -11,7 +11,7 @@ import pytest
 
 from freehold import platforms
 from freehold.errors import UsageError
-from freehold.evals.items import ModelReply
+from freehold.evals.evaluate import ModelReply
 from freehold.evals.tasks import bfcl as bfcl_task
 from freehold.evals.tasks import gym as gym_task
 from freehold.evals.tasks import humaneval as humaneval_task

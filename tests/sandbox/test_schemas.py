@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from freehold.errors import UsageError
-from freehold.evals.judges import judge
+from freehold.evals.samples import judge
 from freehold.sandbox import schemas
 from freehold.sandbox.schemas import BadSchema, SchemaChecks
 

@@ -28,14 +28,12 @@ from freehold.adapt.lines import (
     text_of,
 )
 from freehold.adapt.loop import AdapterSettings, TrainingLoop
-from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder, model_digest, receipt, template_digest
-from freehold.adapt.sampling import mismatch, open_sampling, served_log_probs
-from freehold.adapt.teaching.control import still_known
-from freehold.adapt.teaching.course import Nearness, written
+from freehold.adapt.sampling import AnswerRow, AnswerRows, mismatch, open_sampling, served_log_probs
+from freehold.adapt.teaching import Nearness, still_known, written
 from freehold.adapt.training.steps import PASS_TOKENS, Optimizer, Order, parts
 from freehold.adapt.training.trainee import Trainee
-from freehold.advisor.facts import Facts
+from freehold.advisor.verdict import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import FreeholdError, UsageError
 from freehold.store import ModelRef

@@ -23,7 +23,7 @@ from freehold.adapt.lines import DataLines, check_keys, conversation, read_lines
 from freehold.adapt.run import on_disk
 from freehold.adapt.sampling import GREEDY, SampledAnswer
 from freehold.errors import StoreError, UsageError
-from freehold.evals.judges import JUDGES, Judge, judge
+from freehold.evals.samples import JUDGES, Judge, judge
 from freehold.tokenizer import Tokenizer
 from freehold.types import Message, SamplingParams
 
@@ -197,7 +197,7 @@ def _fault(question: TeacherPrompt, answer: SampledAnswer, text: str) -> str:
 #     {"prompt": "Convert 3 km to metres as JSON."}
 #     {"messages": [{"role": "system", ...}, {"role": "user", ...}], "regex": "^\\d+ m$"}
 #     {"prompt": "Write is_even(n) in Python.", "tests": ["assert is_even(4)"]}
-# Judges are those of evals/judges.py, except the one that is a model.
+# Judges are those of evals/samples.py, except the one that is a model.
 
 _CHECKS = tuple(kind for kind in JUDGES if kind != "judge")
 _KEYS = ("prompt", "messages", *_CHECKS)

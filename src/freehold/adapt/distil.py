@@ -22,15 +22,21 @@ from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, check_base, notes, teaching
 from freehold.adapt.lines import DataLines, check_apart, held_out
 from freehold.adapt.loop import AdapterSettings, TrainingLoop
-from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder, model_digest, receipt, template_digest
-from freehold.adapt.sampling import GREEDY, SamplingModel, mismatch, open_sampling, served_log_probs
-from freehold.adapt.teaching.control import still_known
-from freehold.adapt.teaching.course import TeachingCourse, written
-from freehold.adapt.training.head import VOCAB_SLICE, Head, HeadSlice, divergence
+from freehold.adapt.sampling import (
+    GREEDY,
+    AnswerRow,
+    AnswerRows,
+    SamplingModel,
+    mismatch,
+    open_sampling,
+    served_log_probs,
+)
+from freehold.adapt.teaching import TeachingCourse, still_known, written
+from freehold.adapt.training.packed import VOCAB_SLICE, Head, HeadSlice, divergence
 from freehold.adapt.training.steps import Optimizer, Order, parts
 from freehold.adapt.training.trainee import States, Trainee, check_trainable
-from freehold.advisor.facts import Facts
+from freehold.advisor.verdict import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import ContextOverflow, UsageError
 from freehold.models.lora import Adapter
@@ -494,7 +500,7 @@ def _seed(seed: int, step: int, line: int) -> int:
     return int(np.random.SeedSequence((seed, step, line)).generate_state(1, np.uint64)[0] >> 1)
 
 
-# --- a teacher's logits as the engine computed them, where training/head.py expects a head ----------
+# --- a teacher's logits as the engine computed them, where training/packed.py expects a head ----------
 # The divergence of a student from its teacher is taken over the whole vocabulary, slice by slice. A teacher
 # in torch would need all its layers there; the engine's prompt pass is several times cheaper.
 

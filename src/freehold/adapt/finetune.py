@@ -3,7 +3,7 @@
 The base writes some text first; while the examples are learnt, a loss keeps the tuned model's distribution on that
 text near the base's. What was learnt is measured on the user's test items and what was forgotten on facts and a text
 of ours, before and after, by the engine that serves.
-Path: cli/finetune -> Lessons.read -> finetune -> teaching.course -> TrainingLoop -> RunFolder.finish
+Path: cli/finetune -> Lessons.read -> finetune -> teaching.teaching -> TrainingLoop -> RunFolder.finish
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, check_base, notes
 from freehold.adapt.lines import DataLines, check_keys, conversation, messages_of, read_lines, text_of
 from freehold.adapt.loop import AdapterSettings, TrainingLoop
-from freehold.adapt.rows import AnswerRow, AnswerRows
 from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, receipt, template_digest
-from freehold.adapt.sampling import SamplingModel, mismatch, open_sampling, served_log_probs
-from freehold.adapt.teaching.control import compared_facts, known_facts, text_loss
-from freehold.adapt.teaching.course import TeachingCourse, written
-from freehold.adapt.training.save import GGUF
+from freehold.adapt.sampling import (
+    AnswerRow,
+    AnswerRows,
+    SamplingModel,
+    mismatch,
+    open_sampling,
+    served_log_probs,
+)
+from freehold.adapt.teaching import TeachingCourse, compared_facts, known_facts, text_loss, written
 from freehold.adapt.training.steps import Optimizer, Order
-from freehold.adapt.training.trainee import Trainee
-from freehold.advisor.facts import Facts
+from freehold.adapt.training.trainee import GGUF, Trainee
+from freehold.advisor.verdict import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import ContextOverflow, UsageError
 from freehold.evals.contamination import overlaps
-from freehold.evals.judges import JUDGES, Judge, judge
 from freehold.evals.paired import compared
+from freehold.evals.samples import JUDGES, Judge, judge
 from freehold.machine import available_bytes
 from freehold.platforms import peak_bytes
 from freehold.serving import Job

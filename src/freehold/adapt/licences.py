@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from freehold.advisor.facts import Facts
 from freehold.advisor.lineage import Subject, subject
-from freehold.advisor.verdict import DISCLAIMER, Reason, Verdict, verdict
+from freehold.advisor.verdict import DISCLAIMER, Facts, Reason, Verdict, verdict
 from freehold.errors import ModelNotFound, UsageError
 from freehold.formats import GGUFFile, open_model_file
 from freehold.router.terms import terms_of

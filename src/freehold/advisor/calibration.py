@@ -35,7 +35,7 @@ IN_CACHE = 1 << 25
 KINDS = ("decode", "prefill")
 UNKNOWN = 0.25  # deviation of log(measured / raw) before anything ran here
 STRANGE = 0.20  # the same, added for a model whose make never ran here: benches/choose/fit_layers.py
-COSTS = 2  # which formulas of ours.py count a run's cost; what others counted corrects nothing
+COSTS = 2  # which formulas of fit.py count a run's cost; what others counted corrects nothing
 _LEAST = 0.04  # deviation that is always left: a minute later the same run differs by so much
 _MAD = 1.4826  # a normal distribution's deviation over its median absolute deviation
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from freehold.advisor import quality
-from freehold.advisor.commands import Line, finder_line
-from freehold.advisor.ours import Refuses
+from freehold.advisor.engines import Line, finder_line
+from freehold.advisor.fit import Refuses
 from freehold.catalog.model import Model, Score
 
 MANY, ENGLISH, RERANKED = "mmteb_retrieval", "mteb_en_retrieval", "mmteb_reranked"

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 from freehold import catalog
-from freehold.catalog.entries import entries
+from freehold.catalog.entries import alike, entries, packed_by_others, spelled, tags_of
 from freehold.catalog.licence import (
     Licence,
     covered,
@@ -27,7 +27,6 @@ from freehold.catalog.licence import (
     unpacked,
 )
 from freehold.catalog.model import Model
-from freehold.catalog.spelling import alike, packed_by_others, spelled, tags_of
 from freehold.errors import ModelNotFound, UsageError
 
 MAX_DEPTH = 12  # generations; a longer chain is a mistake in the catalogue

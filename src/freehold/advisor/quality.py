@@ -20,11 +20,10 @@ from itertools import combinations
 from statistics import fmean, median
 
 from freehold.advisor.interval import Interval
-from freehold.catalog.benchmarks import BENCHMARKS
+from freehold.catalog.benchmarks import BENCHMARKS, Task
 from freehold.catalog.model import Model, Score
 from freehold.catalog.quants import loss, mix
 from freehold.catalog.questions import language_name, results_in
-from freehold.catalog.tasks import Task
 
 LEVEL = 0.8  # share of known results that a range would have contained
 MIN_KNOWN = 12  # models with a result, before a benchmark can be the scale

@@ -6,12 +6,20 @@ Path: store.parse_ref -> catalog.find -> Entry -> the store's sources;
       catalog.models -> Model and catalog.licences -> Licence -> advisor.
 """
 
-from freehold.catalog.counts import CatalogueCounts, counts
 from freehold.catalog.entries import Entry, File, default_model, entries, find, suggestions
 from freehold.catalog.hardware import Device, Money, Rig, devices
 from freehold.catalog.licence import Licence, licence, licences
 from freehold.catalog.model import Model, Repo, Score
-from freehold.catalog.models import facts, model, models, of_repository, stamp, user_file
+from freehold.catalog.models import (
+    CatalogueCounts,
+    counts,
+    facts,
+    model,
+    models,
+    of_repository,
+    stamp,
+    user_file,
+)
 from freehold.catalog.questions import rig
 
 __all__ = [

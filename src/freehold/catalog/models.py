@@ -1,4 +1,4 @@
-"""Reads the shipped facts on models and the user's own; looks up by id, short name or file name.
+"""Reads the shipped facts on models and the user's own; looks up by id, short name or file name, filters and sorts.
 
 `data/models/*.toml` is one file a publisher, `data/sources.toml` spells the sources out, benchmarks.py adds
 results. One model costs the reading of one file; all of them are read once. Knows no network; `freehold models
@@ -11,18 +11,30 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from freehold.catalog import benchmarks, quants, schema
-from freehold.catalog.entries import Entry, entries, find
+from freehold.catalog.entries import (
+    Entry,
+    entries,
+    find,
+    plain,
+    reordered,
+    repacked,
+    repacks,
+    spelled,
+    tagged,
+)
+from freehold.catalog.licence import licences
 from freehold.catalog.model import Model, Repo
 from freehold.catalog.schema import spelled as languages_spelled
-from freehold.catalog.spelling import plain, reordered, repacked, repacks, spelled, tagged
 from freehold.config import data_home
-from freehold.errors import ModelNotFound, StoreError
+from freehold.errors import ModelNotFound, StoreError, UsageError
 
 USER_FILE = "catalogue.toml"
 
@@ -232,3 +244,152 @@ def _hint(wanted: str, everything: tuple[Model, ...]) -> str:
     if near := nearest_names(wanted, everything):
         return f"did you mean {' or '.join(near)}?"
     return f"freehold models lists them; add your own to {user_file()}"
+
+
+# --- filter and sort models by their facts; an unknown fact passes no filter that asks for it -------
+
+# how each key sorts by itself: names and sizes upwards, dates, contexts and scores from the best
+_UPWARDS = ("name", "lab", "params", "active", "cache")
+_DOWNWARDS = ("released", "context")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked of a model; an empty field asks nothing. Texts compare without case."""
+
+    words: tuple[str, ...] = ()  # each occurs in the id, short name, family, lab or architecture
+    licence: str = ""  # a part of the licence's id; "unknown" asks for those without one
+    country: str = ""  # one of the lab's seats
+    country_not: str = ""
+    lab: str = ""
+    family: str = ""
+    architecture: str = ""
+    tier: str = ""
+    kind: str = ""
+    thinking: str = ""
+    modality: str = ""
+    min_params: float = 0.0  # billions
+    max_params: float = 0.0
+    min_context: int = 0
+    tools: bool = False
+    role: str = ""
+    language: str = ""  # ISO 639 code that its card names
+
+    def given(self) -> list[str]:
+        """Return the names of the fields that ask something."""
+        return [f.name for f in fields(self) if getattr(self, f.name)]
+
+    def without(self, field: str) -> Query:
+        """Return the same question with one field less."""
+        empty = next(f.default for f in fields(self) if f.name == field)
+        return replace(self, **{field: empty})
+
+
+def select(models: Iterable[Model], query: Query) -> list[Model]:
+    """Return the models that fit every part of the query, in their order."""
+    tests = [_TESTS[name](query) for name in query.given()]
+    return [m for m in models if all(test(m) for test in tests)]
+
+
+def ordered(models: Iterable[Model], key: str, *, reverse: bool = False) -> list[Model]:
+    """Sort by name, lab, params, active, cache, released, context or a benchmark; unknown values come last.
+
+    Raises UsageError for a key that is neither, naming the ones there are.
+    """
+    listed = list(models)
+    benchmarks = {s.benchmark for m in listed for s in m.scores}
+    if key not in (*_UPWARDS, *_DOWNWARDS, *benchmarks):
+        known = ", ".join([*_UPWARDS, *_DOWNWARDS, *sorted(benchmarks)])
+        raise UsageError(f"models cannot be sorted by {key!r}", f"keys: {known}")
+    known = [m for m in listed if _value(m, key)]
+    known.sort(key=lambda m: _value(m, key), reverse=reverse is (key in _UPWARDS))
+    return known + [m for m in listed if not _value(m, key)]
+
+
+def score(model: Model, benchmark: str) -> float | None:
+    """Return the best published result in `benchmark`, whatever its setting; None if there is none."""
+    return max((s.value for s in model.scores if s.benchmark == benchmark), default=None)
+
+
+def _value(model: Model, key: str) -> float | str:
+    values: dict[str, Callable[[], float | str]] = {
+        "name": lambda: model.id.rpartition("/")[2].lower(),
+        "lab": lambda: model.lab.lower(),
+        "params": lambda: model.params_b,
+        "active": lambda: model.active_b,
+        "cache": lambda: model.bytes_per_token(0),
+        "released": lambda: model.released,
+        "context": lambda: model.context,
+    }
+    return values[key]() if key in values else score(model, key) or 0.0
+
+
+def _text(model: Model) -> str:
+    parts = (model.id, model.name, model.family, model.lab, model.architecture)
+    return " ".join(parts).lower()
+
+
+def _licensed(model: Model, wanted: str) -> bool:
+    return not model.licence if wanted == "unknown" else wanted in model.licence.lower()
+
+
+# field of Query -> the test it makes
+_TESTS: dict[str, Callable[[Query], Callable[[Model], bool]]] = {
+    "words": lambda q: lambda m: all(w.lower() in _text(m) for w in q.words),
+    "licence": lambda q: lambda m: _licensed(m, q.licence.lower()),
+    "country": lambda q: lambda m: q.country.upper() in m.countries,
+    "country_not": lambda q: lambda m: bool(m.countries) and q.country_not.upper() not in m.countries,
+    "lab": lambda q: lambda m: q.lab.lower() in m.lab.lower(),
+    "family": lambda q: lambda m: q.family.lower() in m.family.lower(),
+    "architecture": lambda q: lambda m: q.architecture.lower() == m.architecture,
+    "tier": lambda q: lambda m: q.tier == m.tier,
+    "kind": lambda q: lambda m: q.kind == m.kind,
+    "thinking": lambda q: lambda m: q.thinking == m.thinking,
+    "modality": lambda q: lambda m: q.modality in m.modalities,
+    "min_params": lambda q: lambda m: max(m.params_b, m.called_b) >= q.min_params,
+    "max_params": lambda q: lambda m: 0 < min(m.params_b, m.called_b) <= q.max_params,
+    "min_context": lambda q: lambda m: m.context >= q.min_context,
+    "tools": lambda q: lambda m: m.tools is True,
+    "role": lambda q: lambda m: q.role == m.role,
+    "language": lambda q: lambda m: m.speaks(q.language.lower()) is True,
+}
+
+
+# --- sampling parameters that a family's authors recommend, by the name that a file states ----------
+
+FIELDS = ("temperature", "top_k", "top_p", "min_p")
+
+
+def recommended(*names: str) -> tuple[dict[str, Any], str]:
+    """Return the sampling that the family of these names recommends, and who says so; nothing for an unknown one."""
+    stated = ["-".join(name.lower().split()) for name in names if name]
+    fitting = [(len(begin), row) for begin, row in _table() if any(s.startswith(begin) for s in stated)]
+    if not fitting:
+        return {}, ""
+    row = max(fitting, key=lambda pair: pair[0])[1]
+    return {name: row[name] for name in FIELDS if name in row}, str(row["source"])
+
+
+@cache
+def _table() -> tuple[tuple[str, dict[str, Any]], ...]:
+    text = (resources.files("freehold.catalog") / "data" / "sampling.toml").read_text(encoding="utf-8")
+    return tuple((begin, row) for row in tomllib.loads(text)["family"] for begin in row["names"])
+
+
+# --- how much the catalogue holds -------------------------------------------------------------------
+# The one place of the numbers that `advise`, the README and the guides give.
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogueCounts:
+    """`rated`: models with a published result; `licences`: texts and the terms of services."""
+
+    models: int
+    rated: int
+    licences: int
+
+
+def counts() -> CatalogueCounts:
+    """Count the shipped facts, and the user's own models."""
+    known = models()
+    return CatalogueCounts(len(known), sum(bool(m.scores) for m in known), len(licences()))

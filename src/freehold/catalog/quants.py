@@ -14,8 +14,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from freehold.catalog.entries import plain
 from freehold.catalog.model import Model
-from freehold.catalog.spelling import plain
 from freehold.config import nearest
 from freehold.errors import UsageError
 

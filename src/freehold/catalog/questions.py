@@ -17,10 +17,10 @@ from importlib import resources
 from typing import Any
 
 from freehold.catalog import hardware
+from freehold.catalog.benchmarks import Task, kinds, tasks
 from freehold.catalog.entries import entries
 from freehold.catalog.hardware import Rig, devices
 from freehold.catalog.models import models
-from freehold.catalog.tasks import Task, kinds, tasks
 from freehold.errors import UsageError
 
 MOST_CHARS = 400  # of a question

@@ -1,7 +1,7 @@
 """`freehold advise TASK`: open models for a task, ranked, with reasons and the command that runs the first.
 
 Knows options and outputs; the rules and the ranking are the advisor's.
-Path: main -> advise -> choosing.advise -> report/advice_text, reports/advice or report/advice
+Path: main -> advise -> choosing.advise -> report/advice_text, reports/plain or report/advice
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from freehold.cli.report.advice_text import print_advice, relaxed
 from freehold.cli.shared import Amount, json_option, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
-from freehold.reports.advice import as_plain
+from freehold.reports.plain import as_plain
 from freehold.terminal import Ticking
 
 if TYPE_CHECKING:

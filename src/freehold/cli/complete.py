@@ -89,7 +89,7 @@ def verbs(_: Settings) -> Iterable[tuple[str, str]]:
 
 def tasks(_: Settings) -> Iterable[tuple[str, str]]:
     """Tasks of `advise`."""
-    from freehold.catalog.tasks import tasks as known_tasks
+    from freehold.catalog.benchmarks import tasks as known_tasks
 
     return [(task.id, task.title) for task in known_tasks()]
 

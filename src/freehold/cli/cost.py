@@ -2,7 +2,7 @@
 
 Knows options and JSON; the arithmetic is the advisor's, prices are the catalogue's, rows a gateway's ledger's.
 Path: main -> cost -> advisor.cost -> Comparison -> report/cost_text, JSON or report/cost_page;
-      cost --from-ledger -> reports/savings.py -> report/cost_ledger.py
+      cost --from-ledger -> reports/cost.py -> report/cost_ledger.py
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from freehold.errors import UsageError
 from freehold.reports.cost import cost_json
 
 if TYPE_CHECKING:
-    from freehold.advisor.traffic import Traffic
+    from freehold.advisor.breakeven import Traffic
 
 FIGURES = ("tokens_per_day", "input_share", "cached_share", "request_tokens")
 
@@ -204,7 +204,7 @@ def _from_ledger(
     """Price the requests of a ledger."""
     from freehold.cli.report.cost_ledger import show as show_savings
     from freehold.providers.cleared import HOUSE
-    from freehold.reports.savings import from_ledger, savings_json
+    from freehold.reports.cost import from_ledger, savings_json
 
     if other:
         raise UsageError(
@@ -236,7 +236,7 @@ def _from_ledger(
 
 
 def _traffic(csv_file: str | None, figures: Mapping[str, float]) -> Traffic:
-    from freehold.advisor.traffic import from_csv, from_figures
+    from freehold.advisor.breakeven import from_csv, from_figures
     from freehold.catalog import prices
 
     if csv_file:

@@ -30,10 +30,8 @@ from freehold.terminal import Ticking, printable
 from freehold.version import __version__
 
 if TYPE_CHECKING:
-    from freehold.evals.comparing import ResultComparison
-    from freehold.evals.evaluate import EvalSubject, EvaluatedModel, TaskResult
-    from freehold.evals.items import EvalTask
-    from freehold.evals.results import Report
+    from freehold.evals.evaluate import EvalSubject, EvalTask, EvaluatedModel, TaskResult
+    from freehold.evals.results import Report, ResultComparison
 
 
 @click.command("eval")
@@ -242,7 +240,7 @@ def _cpu_seconds() -> float:
 
 
 def _compare(one: Path, other: Path, *, as_json: bool) -> None:
-    from freehold.evals.comparing import compare
+    from freehold.evals.results import compare
 
     comparison = compare(one, other)
     if as_json:

@@ -1,6 +1,6 @@
 """`freehold hardware MODEL --users N`: hardware that serves this many users, prices, and why other hardware does not.
 
-Knows options and columns; the sizing is advisor/sizing.py's. Path: main -> hardware -> choosing.hardware -> Sizing
+Knows options and columns; the sizing is advisor/places.py's. Path: main -> hardware -> choosing.hardware -> Sizing
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from freehold.errors import UsageError
 from freehold.machine import show_bytes
 
 if TYPE_CHECKING:
-    from freehold.advisor.sizing import Option, Sizing
+    from freehold.advisor.places import Option, Sizing
     from freehold.catalog.hardware import Money
     from freehold.catalog.questions import Question
 
@@ -88,7 +88,7 @@ def show(sizing: Sizing, *, everything: bool = False) -> None:
 
 
 def _ways_out(sizing: Sizing) -> list[str]:
-    from freehold.advisor.sizing import boxes
+    from freehold.advisor.places import boxes
 
     return [*boxes(sizing), "a shorter --context, a lower --min-speed or a smaller model may fit"]
 

@@ -20,12 +20,11 @@ from freehold.cli.company import OPTIONS, company_options
 from freehold.cli.shared import json_option, pairs, table, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
-from freehold.reports.license import licences_json, rulings, verdicts_json
+from freehold.reports.plain import licences_json, rulings, verdicts_json
 
 if TYPE_CHECKING:
-    from freehold.advisor.facts import Facts
     from freehold.advisor.lineage import Subject
-    from freehold.advisor.verdict import DutyPack, Reason, Verdict
+    from freehold.advisor.verdict import DutyPack, Facts, Reason, Verdict
     from freehold.catalog.licence import Licence, Term
 
 _WORDS = {

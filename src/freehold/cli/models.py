@@ -1,7 +1,7 @@
 """`freehold models`: searches, filters and sorts the catalogue; `models refresh` compares it with the hub.
 
 Knows options and columns; the facts are the catalogue's, store/refresh.py asks the hub.
-Path: main -> models -> catalog.models -> catalog.query; models refresh -> store.refresh.
+Path: main -> models -> catalog.models; models refresh -> store.refresh.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import click
 
 from freehold import catalog
 from freehold.catalog.model import ROLES, THINKING, TIERS
-from freehold.catalog.models import nearest_names
-from freehold.catalog.query import Query, ordered, score, select
+from freehold.catalog.models import Query, nearest_names, ordered, score, select
 from freehold.catalog.schema import MODALITIES, gaps
 from freehold.cli.report.facts import age, short_licence, size, tokens
 from freehold.cli.shared import Amount, json_option, table
 from freehold.config import Settings
-from freehold.reports.model_facts import facts_json
+from freehold.reports.plain import facts_json
 
 SCHEMA = 1
 HEAD = ("MODEL", "NAME", "TIER", "SIZE", "CONTEXT", "LICENCE", "FROM", "RELEASED")

@@ -2,25 +2,39 @@
 
 A file of the data folder holds the answers of one model to one set of cases: evals/SAMPLES-MODEL.jsonl, named by the
 digests of both, readable by its owner alone. A first line says what it is; a line that was cut short is answered
-again. Knows no ranking and prints nothing.
+again. A model behind a server's handle is asked as a
+local one is (ServedChat). Knows no ranking and prints nothing.
 Path: cli/report/trying, cli/bar -> run -> TrialResult; cli/why -> kept
 """
 
 from __future__ import annotations
 
+import json
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from freehold.errors import ContextOverflow
-from freehold.evals.judges import ask
-from freehold.evals.kept_lines import AppendedLines, kept_rows
-from freehold.evals.samples import Case, Samples
-from freehold.types import ChatModel, SamplingParams
+from freehold.errors import ContextOverflow, StoreError
+from freehold.evals.samples import Case, Samples, ask
+from freehold.serving import Job, ModelHandle, Stream
+from freehold.types import (
+    ChatModel,
+    Chunk,
+    FormatLike,
+    Message,
+    OnPrefill,
+    Overflow,
+    SamplingParams,
+    as_format,
+)
+
+if TYPE_CHECKING:
+    import asyncio
 
 FOLDER = "evals"
 _CHARS = 32_768  # of an answer that are kept
@@ -222,3 +236,148 @@ def _sound(row: Mapping[str, Any]) -> Answer | None:
     sound = isinstance(answer.case, str) and answer.passed in (True, False, None)
     graded = answer.score is None or (isinstance(answer.score, float | int) and 0 <= answer.score <= 1)
     return answer if sound and graded else None
+
+
+# --- a file of JSON lines that grows by one line at a time, so that a run that was stopped continues
+# Each line is on its way to the disk when `write` returns: Ctrl-C and a kill lose none, and one that was cut
+# short counts as not there. The file is readable by its owner alone.
+
+MOST_KEPT = 64 << 20  # bytes of one file of answers
+Write = Callable[[Mapping[str, Any]], None]
+
+
+class AppendedLines:
+    """Append rows to a file; a new file gets `head` as its first row."""
+
+    def __init__(self, path: Path, head: Mapping[str, Any]) -> None:
+        self._path, self._head = path, head
+
+    def __enter__(self) -> Write:
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            opened = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+            self._file = os.fdopen(opened, "a+b", buffering=0)
+            size = self._file.seek(0, os.SEEK_END)
+            if not size:
+                self._write(self._head)
+            elif self._last_byte(size) != b"\n":  # the line before was cut short
+                self._file.write(b"\n")
+        except OSError as e:
+            raise StoreError(f"{self._path} cannot be written: {e.strerror}", "free some space") from e
+        return self._write
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def _last_byte(self, size: int) -> bytes:
+        self._file.seek(size - 1)
+        return self._file.read(1) or b""
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        line = memoryview((json.dumps(row, ensure_ascii=True) + "\n").encode())
+        try:
+            while line:  # a disk that fills takes a part and raises at the next
+                line = line[self._file.write(line) or 0 :]
+        except OSError as e:
+            raise StoreError(f"{self._path} cannot be written: {e.strerror}", "free some space") from e
+
+
+def kept_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file, none where there is no file; damaged lines are left out.
+
+    Raises StoreError for a file that cannot be read or has grown too large.
+    """
+    try:
+        if path.stat().st_size > MOST_KEPT:
+            raise StoreError(f"{path} is over {MOST_KEPT:,} bytes", "delete it; the cases are answered again")
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise StoreError(f"{path} cannot be read: {e.strerror}", "check its permissions") from e
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+# --- a ModelHandle as a ChatModel -------------------------------------------------------------------
+# Cases are asked of whatever a server's directory offers, routes and rented models too.
+# The handle lives in an event loop of another thread; a caller waits for each chunk.
+
+_T = TypeVar("_T")
+
+
+class ServedChat:
+    """One model, asked through its handle."""
+
+    def __init__(self, handle: ModelHandle, loop: asyncio.AbstractEventLoop) -> None:
+        self._handle, self._loop = handle, loop
+        self.warnings: dict[str, None] = {}  # what a provider could not do of what was asked, each once
+
+    @property
+    def name(self) -> str:
+        return self._handle.name
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        think: bool | None = None,
+        overflow: Overflow = "error",
+        format: FormatLike = None,
+        on_prefill: OnPrefill | None = None,
+    ) -> Iterator[Chunk]:
+        """Answer `messages`; of `sampling` temperature and seed go with the request."""
+        settings = {} if sampling is None else {"temperature": sampling.temperature, "seed": sampling.seed}
+        job = Job(
+            messages=tuple(messages),
+            max_tokens=max_tokens,
+            sampling={name: value for name, value in settings.items() if value is not None},
+            stop=tuple(stop),
+            logprobs=logprobs,
+            think=think,
+            overflow=overflow,
+            format=as_format(format),
+        )
+        answer = self._wait(self._handle.start(job))
+        self.warnings.update(dict.fromkeys(answer.begin.warnings))
+        try:
+            while (chunk := self._wait(_next(answer))) is not None:
+                yield chunk
+        finally:
+            self._wait(answer.aclose())
+
+    def check_think(self, think: bool | None) -> None:
+        """Leave it to the model: `stream` raises where it has no such switch."""
+
+    def count_tokens(self, messages: Sequence[Message]) -> int:
+        """Return how many prompt tokens a chat has."""
+        return self._wait(self._handle.count(Job(messages=tuple(messages))))
+
+    def close(self) -> None:
+        """Do nothing: the directory unloads its models."""
+
+    def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
+        import asyncio
+
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+async def _next(stream: Stream) -> Chunk | None:
+    try:
+        return (await stream.__anext__())[1]
+    except StopAsyncIteration:
+        return None

@@ -18,7 +18,7 @@ from freehold import catalog
 from freehold.catalog.model import Structure
 from freehold.errors import FreeholdError, ModelNotFound
 from freehold.formats import GGUFFile, ModelFile, open_model_file
-from freehold.reports.model_facts import facts_json
+from freehold.reports.plain import facts_json
 from freehold.store import Listed, Store
 from freehold.store.overlays import Overlay
 from freehold.store.sampling import sampling_defaults

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from freehold import catalog
-from freehold.advisor import commands
+from freehold.advisor import engines
 from freehold.advisor import fit as fits
 from freehold.advisor.anatomy import Anatomy, from_catalogue, in_quant
 from freehold.advisor.file_anatomy import ROUNDINGS, from_file
@@ -161,7 +161,7 @@ def run_command(row: Fit, known: Model | None, held: Anatomy | None = None) -> s
     name = (known.name or str(held.path)) if held is not None and own else ""
     count = row.place.rig.count if row.place.rig else 1
     quant = row.anatomy.quant
-    return commands.line(known, quant, row.engine, devices=count, context=row.context, held=name).command
+    return engines.line(known, quant, row.engine, devices=count, context=row.context, held=name).command
 
 
 def place_json(place: Place) -> dict[str, Any]:

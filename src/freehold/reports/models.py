@@ -26,7 +26,7 @@ from freehold.reports.why import quality_by_task
 from freehold.store import Listed, Store
 
 if TYPE_CHECKING:
-    from freehold.advisor.facts import Facts
+    from freehold.advisor.verdict import Facts
 
 
 SCHEMA = 1

@@ -144,7 +144,7 @@ def quality_by_task(known: Model | None, quant: str) -> list[tuple[list[str], Qu
 @lru_cache(maxsize=1)
 def _scales(stamp: object) -> list[tuple[Scale, Scale]]:
     """Return each task's scale and its quick one; all models are read for them, so once while `stamp` is the same."""
-    from freehold.catalog.tasks import tasks
+    from freehold.catalog.benchmarks import tasks
 
     everything = catalog.models()
     evidence = Evidence(m for m in everything if m.scores)
@@ -154,7 +154,7 @@ def _scales(stamp: object) -> list[tuple[Scale, Scale]]:
 
 def _untold(quality: list[tuple[list[str], Quality]]) -> list[str]:
     """Return the tasks without a published result."""
-    from freehold.catalog.tasks import tasks
+    from freehold.catalog.benchmarks import tasks
 
     rated = {name.partition(" ")[0] for names, _ in quality for name in names}
     return [t.id for t in tasks() if t.benchmarks and t.id not in rated]

@@ -16,9 +16,8 @@ from typing import Any
 
 from freehold import catalog
 from freehold.advisor import breakeven
-from freehold.advisor.breakeven import Assumption, Owned, points, ranged
+from freehold.advisor.breakeven import Assumption, Owned, from_figures, points, ranged
 from freehold.advisor.interval import Interval
-from freehold.advisor.traffic import from_figures
 from freehold.router.gateway import GatewayModel
 from freehold.router.ledger.rows import LedgerRow
 from freehold.router.price import NANO, Price

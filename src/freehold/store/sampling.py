@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from freehold.catalog.sampling import recommended
+from freehold.catalog.models import recommended
 from freehold.formats import GGUFFile, ModelFile
 from freehold.formats.fields import Fields
 

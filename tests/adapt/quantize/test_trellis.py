@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.adapt.quantize.calibration import CalibratedLayer, LayerMatrix, Moments
-from freehold.adapt.quantize.encoding import encode
-from freehold.adapt.quantize.feedback import BLOCK, feedback
+from freehold.adapt.quantize.encoding import BLOCK, encode, feedback
 from freehold.adapt.quantize.quantising import choose_damping
 from freehold.errors import BadModelFile
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from freehold import platforms
+from freehold.adapt import teaching
 from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
-from freehold.adapt.teaching import control
 from freehold.config import Settings
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats import open_lora
@@ -35,8 +35,8 @@ SMALL = ReinforceSettings(steps=3, prompts=2, group=4, max_tokens=6, rate=1e-2, 
 @pytest.fixture(autouse=True)
 def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask less of what is known before and after: a random model knows nothing."""
-    monkeypatch.setattr(control, "FACTS", control.FACTS[:3])
-    monkeypatch.setattr(control, "WINDOWS", 2)
+    monkeypatch.setattr(teaching, "FACTS", teaching.FACTS[:3])
+    monkeypatch.setattr(teaching, "WINDOWS", 2)
 
 
 @pytest.fixture(scope="module")

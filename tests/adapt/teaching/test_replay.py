@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from freehold.adapt import teaching
 from freehold.adapt.sampling import SamplingModel, open_sampling
-from freehold.adapt.teaching import course
-from freehold.adapt.teaching.course import group, written
+from freehold.adapt.teaching import group, written
 from freehold.config import Settings
 from freehold.models.tiny import make
 from freehold.store import ModelRef, Store
@@ -26,7 +26,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> ModelRef:
 def _few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Write rows of a few tokens, which take a tenth of the time."""
     for name in ("ANSWER", "PLAIN"):
-        monkeypatch.setattr(course, name, 5)
+        monkeypatch.setattr(teaching, name, 5)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_short_run_has_the_first_rows_of_a_long_one(model: SamplingModel):
 def test_the_base_is_computed_alike_wherever_a_run_begins(base: ModelRef, model: SamplingModel, count: int):
     pytest.importorskip("torch")
     from freehold.adapt.loop import AdapterSettings
-    from freehold.adapt.teaching.course import BaseActivations
+    from freehold.adapt.teaching import BaseActivations
 
     trainee = AdapterSettings(rank=2, threads=1).trainee(Path(base.path))
     rows = written(model, 0, 20)

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.adapt.training.save import GGUF
-from freehold.adapt.training.trainee import Trainee
+from freehold.adapt.training.trainee import GGUF, Trainee
 from freehold.formats import open_lora
 from freehold.models.load import load_model
 from freehold.models.lora import load_adapter, pack_pairs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from freehold.adapt.training.head import divergence
+from freehold.adapt.training.packed import divergence
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 from freehold.errors import CapacityExceeded, UnsupportedModel
@@ -117,7 +117,7 @@ def test_gradients_are_those_of_the_values(name: str, tiny: Made):
 def test_divergence_is_that_of_whole_distributions(
     reverse: bool, tiny: Made, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("freehold.adapt.training.head.VOCAB_SLICE", 100)
+    monkeypatch.setattr("freehold.adapt.training.packed.VOCAB_SLICE", 100)
     trainee = moved(Trainee.open(tiny("gemma2"), rank=3))
     states, other = trainee.states([IDS]), trainee.states([IDS], adapter=False)
     rows = states.rows.detach().requires_grad_()

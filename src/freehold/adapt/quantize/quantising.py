@@ -21,13 +21,11 @@ import numpy as np
 
 from freehold import _native as native
 from freehold.adapt.licences import base_licence, check_base
-from freehold.adapt.quantize.calibration import CalibratedLayer, Moments, OnText, calibrate
-from freehold.adapt.quantize.encoding import F32, U8, encode, encoded_pieces
-from freehold.adapt.quantize.feedback import DAMPING, feedback
-from freehold.adapt.quantize.kept_layers import KeptLayers
-from freehold.adapt.quantize.mix import OnGroup
+from freehold.adapt.quantize.calibration import CalibratedLayer, KeptLayers, Moments, OnText, calibrate
+from freehold.adapt.quantize.encoding import DAMPING, F32, U8, encode, encoded_pieces, feedback
 from freehold.adapt.quantize.planning import (
     MODEL,
+    OnGroup,
     OnTensor,
     QuantizationPlan,
     QuantizeRequest,
@@ -48,8 +46,16 @@ from freehold.choosing import here
 from freehold.config import Settings
 from freehold.engine import Engine
 from freehold.errors import FreeholdError, UnsupportedModel
-from freehold.evals.divergence import UNTIL, TextDivergence, held_out_text
-from freehold.evals.side_by_side import LogitSource, OnBlock, diverge, tokenizer_of, windows
+from freehold.evals.divergence import (
+    UNTIL,
+    LogitSource,
+    OnBlock,
+    TextDivergence,
+    diverge,
+    held_out_text,
+    tokenizer_of,
+    windows,
+)
 from freehold.formats import GGUFFile, open_model_file
 from freehold.formats.trellis import BITS
 from freehold.machine import default_threads

@@ -20,16 +20,26 @@ import numpy as np
 from freehold.adapt.extra import arithmetic
 from freehold.adapt.licences import base_licence, check_base, notes
 from freehold.adapt.loop import AdapterSettings, TrainingLoop
-from freehold.adapt.reinforce import account, unseen
-from freehold.adapt.reinforce.account import SHOWN, step_line, summary
+from freehold.adapt.reinforce import account
+from freehold.adapt.reinforce.account import (
+    SHOWN,
+    UnseenScore,
+    change,
+    keep,
+    kept,
+    measured,
+    step_line,
+    summary,
+    text_of,
+)
 from freehold.adapt.reinforce.policy import CAP, Loss, Objective, Policy, PolicyRow, advantages, seeds_of
 from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, PromptSet, prompts_of
 from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, receipt, template_digest
 from freehold.adapt.sampling import SampledAnswer, open_sampling
-from freehold.adapt.teaching.control import still_known
+from freehold.adapt.teaching import still_known
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import check_trainable
-from freehold.advisor.facts import Facts
+from freehold.advisor.verdict import Facts
 from freehold.errors import UsageError
 from freehold.evals.verifier import RewardScore, Verifier
 from freehold.store import ModelRef
@@ -91,7 +101,7 @@ class Course:
         prompts = [sampler.render(each.messages) for each in items]
         groups = self.policy.sample(prompts, settings.group, seeds=seeds, max_tokens=settings.max_tokens)
         sampled = cpu_seconds()
-        texts = [[unseen.text_of(sampler, a.ids) for a in group] for group in groups]
+        texts = [[text_of(sampler, a.ids) for a in group] for group in groups]
         scores, parted = self._scored(items, texts)
         scored = cpu_seconds()
         gained = advantages([[each.value for each in group] for group in scores], settings.loss)
@@ -124,9 +134,9 @@ class Course:
         shown = [asdict(each) for each in apart[:SHOWN]]
         return groups, {"parted": len(apart) / len(tasks), "parted_shown": shown}
 
-    def measured(self, *, trained: bool) -> unseen.UnseenScore:
+    def measured(self, *, trained: bool) -> UnseenScore:
         """Answer the unseen prompts with the policy as it is, or with the model itself."""
-        return unseen.measured(
+        return measured(
             self.policy.sampler,
             self.verifier,
             self.prompts.unseen,
@@ -182,10 +192,10 @@ def _trained(course: Course, run: RunFolder, on_note: OnNote, on_step: OnStep) -
 
     What is measured again is the score on unseen prompts, and what the model knew before: a reward asks for neither.
     """
-    before = unseen.kept(run.path(BEFORE))
+    before = kept(run.path(BEFORE))
     if before is None and course.prompts.unseen:
         before = course.measured(trained=False)
-        unseen.keep(run.path(BEFORE), before)
+        keep(run.path(BEFORE), before)
     if before is not None:
         on_note(f"{len(before.greedy)} unseen prompts before training: {_rates(before, course.settings)}")
     optimizer, trainee, sampler = course.policy.optimizer, course.policy.trainee, course.policy.sampler
@@ -211,13 +221,13 @@ def _trained(course: Course, run: RunFolder, on_note: OnNote, on_step: OnStep) -
     }
     if before is not None:
         after = course.measured(trained=True)
-        unseen.keep(run.path(AFTER), after)
+        keep(run.path(AFTER), after)
         on_note(f"{len(after.greedy)} unseen prompts after training: {_rates(after, course.settings)}")
-        parts["before_after"] = unseen.change(before, after, course.settings.passes_at)
+        parts["before_after"] = change(before, after, course.settings.passes_at)
     return {**parts, "cpu_seconds": loop.cpu_seconds}
 
 
-def _rates(score: unseen.UnseenScore, settings: ReinforceSettings) -> str:
+def _rates(score: UnseenScore, settings: ReinforceSettings) -> str:
     greedy, sampled = (score.passed(settings.passes_at, sampled=each) for each in (False, True))
     return (
         f"{sum(greedy) / len(greedy):.2f} pass greedily and {sum(sampled) / len(sampled):.2f} sampled, "

@@ -3,7 +3,7 @@
 Knows what each verb means for rows that begin at position 0; knows no family, no loss and no cache. A buffer is an
 object that holds its current tensor, so that verbs in place stay safe for autograd. A verb that is missing here is
 refused by its name.
-Path: trainee.Trainee.states -> Network.forward(TorchOps, ...) -> head.Head
+Path: trainee.Trainee.states -> Network.forward(TorchOps, ...) -> packed.Head
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.adapt.training.head import Head
-from freehold.adapt.training.packed import AdaptedMatrix
+from freehold.adapt.training.packed import AdaptedMatrix, Head
 from freehold.errors import UnsupportedModel
 from freehold.layers import LayerSpec
 from freehold.models.config.rope import RopeTable

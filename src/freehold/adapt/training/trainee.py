@@ -2,12 +2,13 @@
 
 Knows a model file and what one forward pass over token rows gives; knows no data, no loss and no optimiser. SFT, DPO
 and GRPO are weightings of what `log_probs` returns; rehearsal and distillation are divergences of what `states` does.
-Path: finetune, align, reinforce, distil -> Trainee.log_probs -> Network.forward(graph.TorchOps) -> head.Head
+Path: finetune, align, reinforce, distil -> Trainee.log_probs -> Network.forward(graph.TorchOps) -> packed.Head
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,22 +20,25 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.adapt.extra import load_torch
 from freehold.adapt.training.graph import RowBatch, Rows, TorchOps, Wanted
-from freehold.adapt.training.head import Head
-from freehold.adapt.training.packed import AdaptedMatrix, AdapterPair, PackedMatrix, new_pair, places
-from freehold.adapt.training.save import GGUF, SavedPair, write_gguf_adapter, write_peft
+from freehold.adapt.training.packed import AdaptedMatrix, AdapterPair, Head, PackedMatrix, new_pair, places
 from freehold.errors import CapacityExceeded, UnsupportedModel
-from freehold.formats import ModelFile, open_model_file
+from freehold.formats import ModelFile, QuantType, open_model_file
+from freehold.formats.gguf_writer import TensorPlan, Value, write_gguf
+from freehold.formats.lora import CONFIG, WEIGHTS
 from freehold.local.opening import text_side
 from freehold.machine import available_bytes, default_threads
 from freehold.models.binding.bind import Source, assemble, read_source
 from freehold.models.binding.stored import Stored
-from freehold.models.family import NetworkWeights
+from freehold.models.family import NetworkWeights, TensorSpec
+from freehold.models.lora import in_order_of
 from freehold.models.ops import Ops
+from freehold.models.tiny.containers import safetensors_bytes
 from freehold.store.space import human
 from freehold.tokenizer import ChatTemplate, Tokenizer
 
 if TYPE_CHECKING:
     import torch
+
 
 F32 = NDArray[np.float32]
 RANK, ALPHA = 16, 32.0
@@ -304,3 +308,72 @@ def _refuse_experts(source: Source) -> None:
         "would stay without an adapter",
         "adapters train on dense models with attention",
     )
+
+
+# --- writes an adapter: PEFT's two files, and a GGUF of it for llama.cpp ----------------------------
+# PEFT's rows lie as safetensors have them, the GGUF's as a GGUF has them: of a llama's q and k the two
+# differ, and either file is wrong for the other.
+
+GGUF = "adapter.gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedPair:
+    """A trained pair: its module's name in safetensors, its tensor's in a GGUF, rows as `of_gguf` says."""
+
+    module: str
+    gguf: str
+    spec: TensorSpec
+    a: F32
+    b: F32
+    of_gguf: bool  # rows and columns are in a GGUF's order
+
+    def ordered(self, *, gguf: bool) -> tuple[F32, F32]:
+        """Return A and B in a format's order."""
+        if gguf == self.of_gguf:
+            return self.a, self.b
+        return in_order_of(self.spec, self.a, self.b, to_gguf=gguf)
+
+
+def write_peft(folder: Path, pairs: Sequence[SavedPair], alpha: float, base: str) -> None:
+    """Write adapter_model.safetensors (float32) and adapter_config.json. `base`: what the config names as the base."""
+    rank = len(pairs[0].a)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": sorted({pair.module.rsplit(".", 1)[1] for pair in pairs}),
+    }
+    tensors: dict[str, F32] = {}
+    for pair in pairs:
+        a, b = pair.ordered(gguf=False)
+        tensors[f"base_model.model.{pair.module}.lora_A.weight"] = a
+        tensors[f"base_model.model.{pair.module}.lora_B.weight"] = b
+    (folder / WEIGHTS).write_bytes(safetensors_bytes(tensors))
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def write_gguf_adapter(
+    path: Path, pairs: Sequence[SavedPair], alpha: float, architecture: str, base: str
+) -> None:
+    """Write the adapter as llama.cpp's `--lora` reads it: float32, rows in a GGUF's order."""
+    keys: dict[str, Value] = {
+        "general.architecture": architecture,
+        "general.type": "adapter",
+        "adapter.type": "lora",
+        "adapter.lora.alpha": float(alpha),
+        "general.name": f"an adapter for {base}",
+        "general.base_model.count": 1,
+        "general.base_model.0.name": base,
+    }
+    plans, data = [], []
+    for pair in pairs:
+        for suffix, values in zip(("lora_a", "lora_b"), pair.ordered(gguf=True), strict=True):
+            plans.append(TensorPlan(f"{pair.gguf}.{suffix}", QuantType.F32, values.shape))
+            data.append(np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8))
+    write_gguf(path, keys, plans, data)

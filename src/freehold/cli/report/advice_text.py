@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from freehold import catalog
-from freehold.advisor.report.svg import Axis, FittedAxis
+from freehold.advisor.report import Axis, FittedAxis
 from freehold.cli.report.advice import (
     apart,
     beside_lines,

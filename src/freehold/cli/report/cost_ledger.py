@@ -1,6 +1,6 @@
 """What a gateway's requests did cost beside what they would have cost elsewhere, in words and columns.
 
-Knows wording; the figures are reports/savings.py's. Path: cli/cost.py -> show -> stdout
+Knows wording; the figures are reports/cost.py's. Path: cli/cost.py -> show -> stdout
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import click
 
 from freehold.advisor.interval import Interval
 from freehold.cli.shared import pairs, table
-from freehold.reports.savings import LedgerCost
+from freehold.reports.cost import LedgerCost
 
 if TYPE_CHECKING:
     from freehold.router.savings import DollarRange

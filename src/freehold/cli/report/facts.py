@@ -11,7 +11,7 @@ from freehold import catalog
 from freehold.catalog.model import STALE_DAYS, Model
 from freehold.errors import ModelNotFound
 from freehold.layers import LayerSpec
-from freehold.reports.model_facts import DEEP
+from freehold.reports.plain import DEEP
 
 
 def size(model: Model) -> str:

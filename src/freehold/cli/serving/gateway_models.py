@@ -14,7 +14,7 @@ from pathlib import Path
 
 from freehold.cli.serving.hybrid import HybridStart
 from freehold.config import Settings
-from freehold.evals.served import ServedChat
+from freehold.evals.trial import ServedChat
 from freehold.router.opening import ServedGateway
 from freehold.serving import Origin
 from freehold.store import Store

@@ -18,7 +18,7 @@ from typing import Any
 
 from freehold.config import nearest
 from freehold.errors import UsageError
-from freehold.evals.items import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
+from freehold.evals.evaluate import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
 from freehold.evals.wheels import data_file
 from freehold.store.contract import OnEvent
 from freehold.types import Message, Tool

@@ -14,7 +14,7 @@ from typing import Any
 
 from freehold.config import nearest
 from freehold.errors import UsageError
-from freehold.evals.items import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
+from freehold.evals.evaluate import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
 from freehold.evals.verifier import GYM, PACKAGE, RewardScore, Verifier, gym_options
 from freehold.types import Message
 

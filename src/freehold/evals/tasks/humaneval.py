@@ -13,8 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from freehold.evals.items import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
-from freehold.evals.judges import code_in
+from freehold.evals.evaluate import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
+from freehold.evals.samples import code_in
 from freehold.evals.wheels import data_file
 from freehold.sandbox.code import failure
 from freehold.store.contract import OnEvent

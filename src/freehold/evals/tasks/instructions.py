@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from freehold.evals.fences import only_fenced
-from freehold.evals.items import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
+from freehold.evals.evaluate import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
+from freehold.evals.samples import only_fenced
 from freehold.types import Message
 
 METRICS = (

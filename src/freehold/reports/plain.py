@@ -1,7 +1,7 @@
-"""Whether licences allow a use, and their terms, as plain values.
+"""Verdicts of licences, a model's facts and the advice as plain values.
 
-Knows names of models and licences; terms come from the catalogue, the answer from the advisor.
-Path: cli/license, asked -> rulings -> advisor.verdict -> verdicts_json
+Knows names of fields; terms come from the catalogue, answers from the advisor.
+Path: cli/license, cli/models, cli/advise, asked -> verdicts_json, facts_json, as_plain
 """
 
 from __future__ import annotations
@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from freehold.catalog.model import STALE_DAYS, Model
 from freehold.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
-    from freehold.advisor.facts import Facts
+    from freehold.advisor.advice import Advice, Judged, Own
     from freehold.advisor.lineage import Subject
-    from freehold.advisor.verdict import Reason, Verdict
+    from freehold.advisor.verdict import Facts, Reason, Verdict
     from freehold.catalog.licence import Licence
+
 
 SCHEMA = 1
 
@@ -143,4 +146,87 @@ def _licence_json(one: Licence) -> dict[str, Any]:
             }
             for t in one.terms
         ],
+    }
+
+
+# --- a model's facts as --json has them: the catalogue's and what follows from them -----------------
+
+DEEP = 1 << 40  # tokens after which every window is full
+
+
+def facts_json(model: Model, today: date) -> dict[str, Any]:
+    """Return all facts and derived values for JSON; null where unknown."""
+    plain = {k: v.isoformat() if isinstance(v, date) else v for k, v in asdict(model).items()}
+    known = model.cache_known
+    return plain | {
+        "tier": model.tier,
+        "cache_bytes_per_token": model.bytes_per_token(0) if known else None,
+        "cache_bytes_per_token_deep": model.bytes_per_token(DEEP) if known else None,
+        "state_bytes": model.state_bytes if model.state_known else None,
+        "age_days": model.age_days(today),
+        "stale": model.age_days(today) > STALE_DAYS,
+    }
+
+
+# --- the advice as JSON -----------------------------------------------------------------------------
+# For `advise --json`: what was understood, the ranking, and everything that was ruled out.
+
+
+def as_plain(advice: Advice) -> dict[str, Any]:
+    """Return the answer as JSON has it."""
+    return {
+        "schema": SCHEMA,
+        "task": advice.request.task.id,
+        "understood": [asdict(p) for p in advice.asked.understood] if advice.asked else [],
+        "ignored": list(advice.asked.question.ignored) if advice.asked else [],
+        "notes": list(advice.asked.notes) if advice.asked else [],
+        "benchmark": advice.benchmark,
+        "bar": advice.bar,
+        "good_enough": bool(advice.picks),
+        "considered": advice.considered,
+        "speed": advice.request.speed,
+        "context": advice.request.context,
+        "beside": _beside(advice),
+        "picks": [_plain(j, advice.own.get(j.model.id)) for j in advice.picks],
+        "below": [_plain(j) for j in advice.below],
+        "unproven": [_plain(j) for j in advice.unproven],
+        "instead": [_plain(j) for j in advice.instead],
+        "tiers": {tier: j.model.id for tier, j in advice.by_tier.items()},
+        "ruled_out": [_plain(j) for j in advice.ruled_out],
+        "relax": [{"without": option, "models": count} for option, count in advice.relax],
+    }
+
+
+def _beside(advice: Advice) -> dict[str, Any] | None:
+    beside = advice.beside
+    return beside and {
+        **{
+            key: one and {"id": one.model.id, "says": one.says, "command": one.line.command}
+            for key, one in (("embedder", beside.embedder), ("reranker", beside.reranker))
+        },
+        "no_reranker": beside.no_reranker,
+    }
+
+
+def _plain(judged: Judged, own: Own | None = None) -> dict[str, Any]:
+    model, place, quality = judged.model, judged.placement, judged.quality
+    return {
+        "id": model.id,
+        "name": model.name,
+        "tier": model.tier,
+        "params_b": model.params_b,
+        "quality": quality
+        and {
+            "benchmark": quality.benchmark,
+            **quality.range.as_json(),
+            "basis": quality.basis,
+            "evidence": quality.evidence,
+        },
+        "languages": [asdict(t) for t in judged.languages],
+        "own": own and {"cases": own.cases, "passed": own.passed, **own.range.as_json()},
+        "licence": {"id": model.licence, "answer": judged.verdict.answer if judged.verdict else None},
+        "placement": place
+        and asdict(place)
+        | {"decode": place.decode.as_json(), "prefill": place.prefill and place.prefill.as_json()},
+        "refusals": [asdict(r) for r in judged.refusals],
     }

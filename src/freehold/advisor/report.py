@@ -1,15 +1,39 @@
-"""Bars, ranges and tornadoes as SVG, and what every chart shares: escaped elements, an axis with ticks, widths of text.
+"""Charts as SVG and a report as one HTML page: nothing in it is fetched from anywhere, and it prints.
 
-Colours are classes, so one stylesheet serves light, dark and paper.
-Path: bars, scatter, tornado -> Axis, element -> text of an <svg>.
+Knows shapes, text and two colour schemes; knows no model and no price.
+Path: cli/cost.py, cli/advise.py -> page(sections of figure(chart) and table) -> one file.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from html import escape
+
+__all__ = [
+    "Axis",
+    "Bar",
+    "Point",
+    "Section",
+    "Span",
+    "TornadoBar",
+    "bars",
+    "figure",
+    "page",
+    "paragraph",
+    "scatter",
+    "spans",
+    "standalone",
+    "table",
+    "tornado",
+]
+
+
+# --- bars, ranges and tornadoes as SVG --------------------------------------------------------------
+# And what every chart shares: escaped elements, an axis with ticks, widths of text.
+# Colours are classes, so one stylesheet serves light, dark and paper.
 
 FONT = 13  # CSS pixels; a chart is drawn for its width and never scaled down
 # The mean width of a system font's letters is 0.5 to 0.6 of its size; the upper end keeps labels apart.
@@ -361,3 +385,215 @@ def _tornado_ticks(scale: FittedAxis, y: float, width: float) -> list[str]:
             parts.append(text(x, y, label, "soft", "middle"))
             free = x + half + 10
     return parts
+
+
+# --- one HTML page around charts and tables: no script, no font and no picture from anywhere --------
+# A chart is drawn twice, for a desk and for a phone, and the stylesheet shows the one that fits: scaling a
+# wide one down would leave its text unreadable. On a phone a row of a table becomes a list of its cells, each
+# after its column's name: nothing has to be scrolled sideways.
+
+_WIDE, _SLIM = 760.0, 340.0
+_PAGE_STYLE = """
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
+main { max-width: 960px; margin: 0 auto; padding: 40px 20px 56px }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4em; text-wrap: balance }
+h2 { font-size: 1.15rem; margin: 2.6em 0 .5em }
+p { margin: .5em 0 1em; max-width: 68ch } .lead { font-size: 1.1rem }
+figure { margin: 1em 0 } figcaption, footer, .note { color: var(--soft); font-size: .875rem; max-width: 76ch }
+.slim { display: none }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: .4em .8em .4em 0; border-bottom: 1px solid var(--rule); vertical-align: top }
+th { color: var(--soft); font-weight: 500; white-space: nowrap } td.n, th.n { text-align: right; white-space: nowrap }
+th:last-child, td:last-child { padding-right: 0 }
+td { overflow-wrap: break-word }
+tr.strong td { font-weight: 600 }
+code { font-size: .9em; overflow-wrap: anywhere }
+footer { margin-top: 3em; padding-top: 1em; border-top: 1px solid var(--rule) }
+@media (max-width: 799px) { .wide { display: none } .slim { display: block } main { padding: 24px 16px 40px }
+  h1 { font-size: 1.4rem } .lead { font-size: 1rem }
+  thead { display: none } tr { display: block; padding: .6em 0; border-bottom: 1px solid var(--rule) }
+  td, td.n { display: block; border: 0; padding: .1em 0; text-align: left; white-space: normal }
+  td { overflow-wrap: anywhere }
+  td[data-head] { display: grid; grid-template-columns: 9.5em 1fr; gap: .6em }
+  td[data-head]::before { content: attr(data-head); color: var(--soft); font-weight: 400 } td:empty { display: none } }
+@media print { main { padding: 0; max-width: none } figure, tr { break-inside: avoid } h2 { break-after: avoid }
+  .wide { display: block } .slim { display: none } @page { margin: 18mm 16mm } }
+""".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading, and markup below it from `figure`, `table` and `paragraph`."""
+
+    heading: str
+    parts: tuple[str, ...]
+
+
+def page(title: str, lead: str, sections: Sequence[Section], footer: Sequence[str] = ()) -> str:
+    """Return a whole HTML document; all given texts are escaped here, only a section's parts are markup."""
+    body = "".join(f"<section><h2>{escape(s.heading)}</h2>{''.join(s.parts)}</section>\n" for s in sections)
+    foot = "".join(f"<p>{escape(line)}</p>" for line in footer)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n{_PAGE_STYLE}\n</style></head>\n<body><main>"
+        f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>\n{body}'
+        f"{f'<footer>{foot}</footer>' if foot else ''}</main></body></html>\n"
+    )
+
+
+def figure(draw: Callable[[float], str], caption: str = "") -> str:
+    """Return a chart with its caption; `draw` takes a width in pixels and is called for a desk and a phone."""
+    figcaption = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    wide, slim = draw(_WIDE), draw(_SLIM)
+    return f'<figure><div class="wide">{wide}</div><div class="slim">{slim}</div>{figcaption}</figure>'
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), strong: Sequence[int] = ()
+) -> str:
+    """Return a table; `right` numbers the columns of figures, `strong` the rows set off."""
+    top = "".join(_cell("th", cell, i in right) for i, cell in enumerate(head))
+    names = [f' data-head="{escape(name, quote=True)}"' if name else "" for name in head]
+    lines = []
+    for number, row in enumerate(rows):
+        cells = "".join(_cell("td", cell, i in right, names[i]) for i, cell in enumerate(row))
+        lines.append(f'<tr class="strong">{cells}</tr>' if number in strong else f"<tr>{cells}</tr>")
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def paragraph(content: str, note: bool = False) -> str:
+    """Return a paragraph of plain text; a note is set smaller and softer."""
+    return f'<p class="note">{escape(content)}</p>' if note else f"<p>{escape(content)}</p>"
+
+
+def _cell(kind: str, content: str, figure: bool, name: str = "") -> str:
+    looks = ' class="n"' if figure else ""
+    return f"<{kind}{looks}{name}>{escape(content)}</{kind}>"
+
+
+# --- points in a plane ------------------------------------------------------------------------------
+# A third value as their size, groups as colours; labels where they do not touch.
+# Every point also says its label and values when pointed at.
+
+_SMALL, _LARGE = 5.0, 22.0  # radii
+_LINE = 20.0  # pixels of a line of text
+_HELD = 0.85  # of a radius: the square that no label enters; its corners lie outside the circle
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point: its place, its size (area goes with it), its group by number, and what it says beyond its label."""
+
+    label: str
+    x: float
+    y: float
+    size: float = 1.0
+    group: int = 0
+    note: str = ""
+
+
+def scatter(
+    points: Sequence[Point],
+    x: Axis,
+    y: Axis,
+    *,
+    title: str,
+    groups: Sequence[str] = (),
+    width: float = 720.0,
+    height: float = 430.0,
+) -> str:
+    """Draw points as an <svg>; the first points get their labels first where room is short."""
+    across = x.scale([p.x for p in points], 0, 0)
+    legend, top = _group_names(groups, {p.group for p in points}, width, width_of(y.label))
+    up = y.scale([p.y for p in points], height - 48, top + 4)
+    left = max((width_of(y.format(t)) for t in up.ticks), default=0.0) + 12
+    across = x.scale([p.x for p in points], left + 14, width - 16)
+    parts = [text(0, FONT, y.label, "soft"), *legend, *_plane(across, up, left, top, width, height)]
+    largest = max((p.size for p in points), default=1.0) or 1.0
+    taken: list[tuple[float, float, float, float]] = []
+    placed = [(p, across.at(p.x), up.at(p.y), _radius(p.size, largest)) for p in points]
+    for point, px, py, radius in sorted(placed, key=lambda place: -place[3]):
+        label = ": ".join(filter(None, (point.label, point.note)))
+        hint = element("title", escape(label))
+        parts.append(element("circle", hint, class_=f"c{point.group % SERIES}", cx=px, cy=py, r=radius))
+        held = _HELD * radius
+        taken.append((px - held, py - held, px + held, py + held))
+    for point, px, py, radius in placed:
+        parts += _label(point.label, px, py, radius, taken, (left, top - 8, width, height - 40))
+    return chart(width, height, title, parts)
+
+
+def _radius(size: float, largest: float) -> float:
+    return max(_SMALL, _LARGE * math.sqrt(max(size, 0.0) / largest))
+
+
+def _plane(
+    across: FittedAxis, up: FittedAxis, left: float, top: float, width: float, height: float
+) -> list[str]:
+    parts, bottom, free = [], height - 40, -math.inf
+    for tick in up.ticks:
+        at = up.at(tick)
+        parts.append(element("line", class_="rule", x1=left, x2=width, y1=at, y2=at))
+        parts.append(text(left - 6, at + 4, up.axis.format(tick), "soft", "end"))
+    for tick in across.ticks:
+        at, label = across.at(tick), across.axis.format(tick)
+        half = width_of(label) / 2
+        parts.append(element("line", class_="rule", x1=at, x2=at, y1=top, y2=bottom))
+        if at - half > free and at + half <= width:
+            parts.append(text(at, bottom + 16, label, "soft", "middle"))
+            free = at + half + 10
+    parts.append(text((left + width) / 2, height - 4, across.axis.label, "soft", "middle"))
+    return parts
+
+
+def _label(
+    label: str,
+    x: float,
+    y: float,
+    radius: float,
+    taken: list[tuple[float, float, float, float]],
+    frame: tuple[float, float, float, float],
+) -> list[str]:
+    """Write a label beside its point, above or below it, wherever it touches nothing; else leave it out."""
+    wide, gap, slant = width_of(label), radius + 4, 0.72 * radius + 4
+    tries = (
+        (x + gap, y + 4, "start", x + gap),
+        (x - gap, y + 4, "end", x - gap - wide),
+        (x, y - gap, "middle", x - wide / 2),
+        (x, y + gap + 10, "middle", x - wide / 2),
+        (x + slant, y - slant, "start", x + slant),
+        (x + slant, y + slant + 8, "start", x + slant),
+        (x - slant, y - slant, "end", x - slant - wide),
+        (x - slant, y + slant + 8, "end", x - slant - wide),
+    )
+    for tx, ty, anchor, from_x in tries:
+        box = (from_x, ty - 11, from_x + wide, ty + 3)
+        inside = box[0] >= frame[0] and box[1] >= frame[1] and box[2] <= frame[2] and box[3] <= frame[3]
+        if inside and not any(_touch(box, other) for other in taken):
+            taken.append(box)
+            return [text(tx, ty, label, "halo", anchor)]
+    return []
+
+
+def _touch(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _group_names(
+    groups: Sequence[str], drawn: AbstractSet[int], width: float, axis: float
+) -> tuple[list[str], float]:
+    """Return the names of the groups that have points, right-aligned, and where the plot may begin.
+
+    They are beside the axis's label, `axis` wide, or below it where there is no space.
+    """
+    named = [(i, name) for i, name in enumerate(groups) if i in drawn]
+    wide = sum(28 + width_of(name) for _, name in named)
+    line = _LINE if axis + wide > width else 0.0
+    parts, x = [], width - wide
+    for i, name in named:
+        parts.append(element("circle", class_=f"c{i % SERIES}", cx=x + 19, cy=line + 9, r=5))
+        parts.append(text(x + 28, line + FONT, name, "soft"))
+        x += 28 + width_of(name)
+    return parts, line + 26
