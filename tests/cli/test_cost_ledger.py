@@ -87,7 +87,9 @@ def test_machine_of_an_owned_provider_costs_at_least_its_busy_time(run, tmp_path
     assert found["machines"]["box"]["dollars_an_hour"]["mid"] == 3.6
     status, out, _ = run(*args)
     assert status == 0
-    assert "busy for 4.0 s, 50.0 tokens/s while busy on h100" in out and "all on the most expensive model" in out
+    assert (
+        "busy for 4.0 s, 50.0 tokens/s while busy on h100" in out and "all on the most expensive model" in out
+    )
 
 
 @pytest.mark.parametrize(
