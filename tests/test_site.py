@@ -79,4 +79,4 @@ def test_pages_load_nothing_from_other_hosts(site: Path):
 
 def test_links_to_headings_work_as_on_a_forge(site: Path):
     page = (site / "guides" / "serve" / "index.html").read_text(encoding="utf-8")
-    assert 'id="when-something-is-wrong"' in page
+    assert 'id="troubleshooting"' in page
