@@ -22,8 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from freehold.providers import upstream  # noqa: E402
-from freehold.providers.cleared import Cleared  # noqa: E402
-from freehold.providers.contract import Provider, RemoteModel, Secret  # noqa: E402
+from freehold.providers.contract import (  # noqa: E402
+    Cleared,
+    Provider,
+    RemoteModel,
+    Secret,
+)
 from freehold.providers.hop import Hop  # noqa: E402
 from freehold.serving import Job  # noqa: E402
 from freehold.types import Message  # noqa: E402

@@ -16,8 +16,7 @@ import time
 import msgspec
 
 from freehold.providers.contract import Kind
-from freehold.providers.sse import EventSplitter
-from freehold.providers.upstream import wire_of
+from freehold.providers.upstream import EventSplitter, wire_of
 from freehold.serving import Job
 from freehold.types import Message
 

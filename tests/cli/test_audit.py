@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.providers.cleared import HOUSE, SetLabel
+from freehold.providers.contract import HOUSE, SetLabel
 from freehold.router.ledger.rows import Attempt, LedgerRow
 from freehold.router.ledger.store import Ledger
 from tests.router.ledger.rows import row

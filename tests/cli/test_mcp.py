@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from freehold.tools.mcp.configured import tool_server
-from freehold.tools.mcp.permissions import Permissions
-from freehold.tools.mcp.pinning import pinned
+from freehold.tools.mcp.permissions import Permissions, pinned
 from tests.tools.world import HOSTILE, below
 
 Mcp = Callable[..., tuple[int, str, str]]

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any, get_args
 
 from freehold.providers import upstream
-from freehold.providers.cleared import HOUSE, Cleared
-from freehold.providers.contract import Abilities, Kind, Provider, RemoteModel, Secret
+from freehold.providers.contract import HOUSE, Abilities, Cleared, Kind, Provider, RemoteModel, Secret
 from freehold.providers.hop import Hop
 from freehold.serving import Job
 from freehold.types import Chunk, Message, ToolCall

@@ -12,8 +12,7 @@ import pytest
 
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.providers.contract import Abilities, Provider, RemoteModel, Secret, UpstreamFault
-from freehold.providers.gemini.chat import OWN_ID, UNSIGNED
-from freehold.providers.gemini.wire import GeminiWire
+from freehold.providers.gemini.wire import OWN_ID, UNSIGNED, GeminiWire
 from freehold.providers.vectors import shared
 from freehold.serving import EmbedJob, Job
 from freehold.types import Chunk, Format, Image, Message, SignedThinking, Tool, ToolCall, Usage

@@ -12,7 +12,7 @@ from typing import get_type_hints
 import pytest
 
 from freehold.providers import hop, upstream
-from freehold.providers.cleared import Cleared
+from freehold.providers.contract import Cleared
 
 PACKAGE = Path(__file__).parents[2] / "src" / "freehold"
 NETWORK = {

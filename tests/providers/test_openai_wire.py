@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from freehold.errors import UnsupportedModel, UsageError
-from freehold.providers.cleaning import cleaned
 from freehold.providers.contract import Abilities, Kind, Provider, RemoteModel, Secret, UpstreamFault
+from freehold.providers.faults import cleaned
 from freehold.providers.upstream import wire_of
 from freehold.serving import EmbedJob, Job
 from freehold.types import Format, Image, Message, Tool, ToolCall

@@ -20,8 +20,7 @@ from anthropic.types import RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from freehold.providers.contract import Kind, Piece, Provider, RemoteModel
-from freehold.providers.sse import EventSplitter
-from freehold.providers.upstream import wire_of
+from freehold.providers.upstream import EventSplitter, wire_of
 from freehold.serving import Job
 from freehold.types import Chunk, Message, SignedThinking, ToolCall, Usage
 from tests.providers.sending import calls, joined

@@ -21,8 +21,7 @@ from openai.types.chat.completion_create_params import (
 from pydantic import TypeAdapter
 
 from freehold.providers.contract import Abilities, Kind, Piece, Provider, RemoteModel, UpstreamFault
-from freehold.providers.sse import EventSplitter
-from freehold.providers.upstream import wire_of
+from freehold.providers.upstream import EventSplitter, wire_of
 from freehold.serving import Job
 from freehold.types import Chunk, ToolCall, Usage
 from tests.providers.sending import calls, joined

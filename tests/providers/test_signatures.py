@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from freehold.providers.cleared import HOUSE, Cleared, SetLabel
-from freehold.providers.contract import Provider, RemoteModel
+from freehold.providers.contract import HOUSE, Cleared, Provider, RemoteModel, SetLabel
 from freehold.providers.signatures import Signatures, carried
 from freehold.serving import Job
 from freehold.types import Chunk, Message, SignedThinking, ToolCall, ToolPiece

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from freehold.providers import upstream
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Kind, RemoteModel, UpstreamFault
+from freehold.providers.contract import Cleared, Kind, RemoteModel, UpstreamFault
 from freehold.providers.hop import Hop
 from freehold.providers.signatures import Signatures
 from freehold.serving import Job

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.providers import sse
+from freehold.providers import upstream
 from freehold.providers.contract import UpstreamFault
-from freehold.providers.sse import Event, EventSplitter
+from freehold.providers.upstream import Event, EventSplitter
 
 LINE = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12)
 
@@ -50,7 +50,7 @@ def test_what_the_specification_says_of(sent: bytes, events: list[Event]):
 
 
 def test_an_endless_event_is_refused_at_its_limit_and_costs_no_square(monkeypatch):
-    monkeypatch.setattr(sse, "MAX_EVENT", 1 << 20)
+    monkeypatch.setattr(upstream, "MAX_EVENT", 1 << 20)
     splitter = EventSplitter()
     with pytest.raises(UpstreamFault, match="1,048,576 bytes"):
         for _ in range(1 << 12):

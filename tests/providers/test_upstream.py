@@ -10,8 +10,16 @@ import pytest
 
 from freehold.errors import PolicyRefused
 from freehold.providers import upstream
-from freehold.providers.cleared import HOUSE, Cleared, SetLabel
-from freehold.providers.contract import Cause, Kind, Provider, RemoteModel, UpstreamFault
+from freehold.providers.contract import (
+    HOUSE,
+    Cause,
+    Cleared,
+    Kind,
+    Provider,
+    RemoteModel,
+    SetLabel,
+    UpstreamFault,
+)
 from freehold.providers.hop import Hop
 from freehold.serving import EmbedJob, Job
 from freehold.types import Message
@@ -355,7 +363,7 @@ def test_a_provider_that_left_the_file_ends_its_streams_before_its_connections(s
 
 
 def test_an_answer_beyond_the_limit_is_refused_by_name(standin: StandIn, hopping, monkeypatch):
-    monkeypatch.setattr("freehold.providers.sse.MAX_EVENT", 1000)
+    monkeypatch.setattr("freehold.providers.upstream.MAX_EVENT", 1000)
     standin.say.append(Answer(("x" * 5000,)))
     got = fault_of(hopping, standin)
     assert got.cause == "invalid" and "1,000 bytes" in got.message

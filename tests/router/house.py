@@ -17,13 +17,13 @@ from typing import Any
 
 import httpx2
 
+from freehold.router.answers import KeptTexts, texts_beside
 from freehold.router.budgets import Budgets
 from freehold.router.contract import BarCheck, RentedModels
 from freehold.router.directory import GatewayModels
 from freehold.router.gateway import Gateway
-from freehold.router.kept_texts import KeptTexts, texts_beside
 from freehold.router.labels import Asks
-from freehold.router.ledger import schema
+from freehold.router.ledger import rows as schema
 from freehold.router.ledger.rows import LedgerRow
 from freehold.router.ledger.store import Ledger
 from freehold.router.reading import read_text

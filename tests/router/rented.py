@@ -7,8 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from freehold.errors import FreeholdError
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Cause, Provider, RemoteModel, UpstreamFault
+from freehold.providers.contract import Cause, Cleared, Provider, RemoteModel, UpstreamFault
 from freehold.serving import Begin, EmbedJob, Job, Vectors
 from freehold.types import Chunk, SamplingParams, TokenLogprob, Usage
 

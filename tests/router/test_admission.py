@@ -14,11 +14,22 @@ from click.testing import CliRunner
 
 from freehold.errors import UsageError
 from freehold.router.admission import verdict
-from freehold.router.admission.curves import areas, curve, order, resamples, spread
-from freehold.router.admission.features import TermCounts
-from freehold.router.admission.learned import few_labels, task_means
+from freehold.router.admission.learned import TermCounts, few_labels, task_means
 from freehold.router.admission.table import AnsweredTable, read_table
-from freehold.router.admission.verdict import LENGTH, ORACLE, OWN, RANDOM, TASK, RouterVerdict, admit
+from freehold.router.admission.verdict import (
+    LENGTH,
+    ORACLE,
+    OWN,
+    RANDOM,
+    TASK,
+    RouterVerdict,
+    admit,
+    areas,
+    curve,
+    order,
+    resamples,
+    spread,
+)
 
 MMLU = Path(__file__).parent / "data" / "mmlu-dev.csv.gz"
 # Measured on this file with scikit-learn and NumPy in another program: APGR with its interval, CPT50, CPT80, AIQ.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from freehold.providers.cleared import HOUSE, Cleared, SetLabel
+from freehold.providers.contract import HOUSE, Cleared, SetLabel
 from freehold.router.answers import answer_key
 from freehold.serving import Job
 from freehold.types import Message

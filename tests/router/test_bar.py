@@ -136,7 +136,7 @@ def test_tasks_and_models_of_any_name_have_files_of_their_own(tmp_path: Path, ca
 
 def test_rented_model_is_named_by_provider_address_and_name(tmp_path: Path):
     from freehold.config import Settings
-    from freehold.router.identity import Identities
+    from freehold.router.bar import Identities
     from freehold.store import Store
 
     provider = Provider("openai", "openai", "https://api.openai.com/v1")

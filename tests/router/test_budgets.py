@@ -17,9 +17,8 @@ from freehold.prompts import prompt_size
 from freehold.router import budgets
 from freehold.router.budgets import Budgets
 from freehold.router.gateway import SpendLimit
-from freehold.router.ledger.rows import Reservation, row_id
+from freehold.router.ledger.rows import Reservation, row_id, window
 from freehold.router.ledger.store import Ledger
-from freehold.router.ledger.windows import window
 from freehold.serving import Job
 from freehold.types import Image, Message, Tool
 from tests.router.ledger.rows import DAY, NOON, row

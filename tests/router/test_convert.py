@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.errors import UsageError
-from freehold.providers.cleared import HOUSE
-from freehold.router.convert.document import read_yaml
-from freehold.router.convert.draft import GatewayDraft
+from freehold.providers.contract import HOUSE
+from freehold.router.convert.draft import GatewayDraft, read_yaml
 from freehold.router.convert.litellm import converted
 from freehold.router.gateway import Gateway
 from freehold.router.labels import Labeller

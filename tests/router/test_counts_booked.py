@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from freehold.errors import LedgerUnavailable
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import RemoteModel
+from freehold.providers.contract import Cleared, RemoteModel
 from freehold.serving import Job, Origin
 from tests.router.house import job, within
 from tests.router.rented import Answers, FakeRented

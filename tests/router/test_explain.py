@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from freehold.router.explain import Explanation, explain
-from freehold.router.plan import GatewayPlan
+from freehold.router.routing import GatewayPlan
 from freehold.serving import Origin
 from tests.cli.test_serve import freehold
 from tests.router.house import FILE, gateway_of, job, within

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from freehold.errors import PolicyRefused, UsageError
-from freehold.providers.cleared import HOUSE, SetLabel
-from freehold.providers.contract import Provider
+from freehold.providers.contract import HOUSE, Provider, SetLabel
 from freehold.router.gateway import Gateway, GatewayRoute, KeyPolicy, Label
 from freehold.router.labels import Labeller
 from freehold.serving import EmbedJob, Job, Origin

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from freehold.router.gateway import Gateway
-from freehold.router.live import LiveGateway
-from freehold.router.toml.mistakes import BadGateway
+from freehold.router.reading import LiveGateway
 from freehold.router.toml.outside import KeptEnvironment, Outside
+from freehold.router.toml.table import BadGateway
 from tests.router.mistaken import KEY, SOUND
 
 OUTSIDE = Outside(environment={"OPENAI_API_KEY": KEY}, keyring=lambda name: KEY)

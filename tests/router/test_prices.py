@@ -11,8 +11,7 @@ import pytest
 from freehold.catalog import prices
 from freehold.catalog.prices import Offer, PricedRequest
 from freehold.errors import UsageError
-from freehold.router.price import Price, TokenRates
-from freehold.router.prices import FEE, PICO, price_of, resolve, table_version
+from freehold.router.price import FEE, PICO, Price, TokenRates, price_of, resolve, table_version
 from freehold.types import Usage
 
 DAY = datetime(2026, 11, 27, tzinfo=UTC)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.providers.cleared import HOUSE
+from freehold.providers.contract import HOUSE
 from freehold.router.reading import read, read_text
-from freehold.router.toml.mistakes import BadGateway, Mistake, line_numbers
 from freehold.router.toml.outside import Outside
+from freehold.router.toml.table import BadGateway, Mistake, line_numbers
 from tests.router.mistaken import KEY, SOUND, WRONG
 
 OUTSIDE = Outside(environment={"OPENAI_API_KEY": KEY}, keyring={"mistral": "m" + KEY}.get)

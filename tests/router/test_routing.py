@@ -9,11 +9,10 @@ import pytest
 
 from freehold.errors import ModelNotFound, PolicyRefused, UnsupportedModel
 from freehold.prompts import prompt_size
-from freehold.providers.cleared import Cleared
+from freehold.providers.contract import Cleared
 from freehold.router.breaker import Breakers
 from freehold.router.gateway import GatewayModel, QualityTask
-from freehold.router.plan import GatewayPlan
-from freehold.router.routing import TargetChoice, choose
+from freehold.router.routing import GatewayPlan, TargetChoice, choose
 from freehold.router.tokens import TokenRatio
 from freehold.serving import EmbedJob, EstimatedCount, Job, Origin
 from freehold.types import Chunk, Format, Image, Message, Tool

@@ -6,8 +6,7 @@ import pytest
 
 from freehold.advisor.interval import Interval
 from freehold.errors import UsageError
-from freehold.providers.cleared import HOUSE
-from freehold.providers.contract import Provider, RemoteModel
+from freehold.providers.contract import HOUSE, Provider, RemoteModel
 from freehold.router.gateway import GatewayModel
 from freehold.router.ledger.rows import LedgerRow
 from freehold.router.price import NANO, Price, TokenRates

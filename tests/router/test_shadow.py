@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from freehold.providers.cleared import Cleared, SetLabel
+from freehold.providers.contract import Cleared, SetLabel
 from freehold.router import shadow as shadows
 from freehold.router.answers import AnswerCache, answer_key
 from freehold.serving import Begin, Job

@@ -11,8 +11,7 @@ import pytest
 
 from freehold.errors import ContextOverflow, EngineLost, Overloaded
 from freehold.providers import upstream
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Abilities, Provider, RemoteModel, UpstreamFault
+from freehold.providers.contract import Abilities, Cleared, Provider, RemoteModel, UpstreamFault
 from freehold.providers.hop import Hop
 from freehold.serving import EmbedJob, Job
 from freehold.types import Chunk, Format, Message, Tool

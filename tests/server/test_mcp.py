@@ -15,8 +15,7 @@ import pytest
 
 from freehold.server.core.keys import KeyFile, Ring, made
 from freehold.tools.mcp.configured import tool_server
-from freehold.tools.mcp.permissions import Permissions
-from freehold.tools.mcp.pinning import pinned
+from freehold.tools.mcp.permissions import Permissions, pinned
 from tests.server.conftest import Running
 from tests.server.fakes import Script
 from tests.tools.world import below, program

@@ -1,6 +1,6 @@
 """`freehold audit --label NAME`: which requests of a label were sent to a provider, and to which.
 
-Knows options and words; the counts are router/ledger/audit.py's. Path: main -> audit -> LabelAudit -> text or JSON
+Knows options and words; the counts are router/ledger/queries.py's. Path: main -> audit -> LabelAudit -> text or JSON
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from freehold.config import Settings
 from freehold.reports.gateway_file import ledger_file
 
 if TYPE_CHECKING:
-    from freehold.router.ledger.audit import LabelAudit
+    from freehold.router.ledger.queries import LabelAudit
 
 SCHEMA = 1
 
@@ -38,7 +38,7 @@ def command(ctx: click.Context, label: str, since: float, file: Path | None, as_
     Counts ledger rows; rows left by killed processes are listed separately as uncertain. Exits 1 if any request
     left your machines.
     """
-    from freehold.router.ledger.audit import audit
+    from freehold.router.ledger.queries import audit
 
     settings: Settings = ctx.obj
     now = time.time()

@@ -29,9 +29,8 @@ from freehold.reports.gateway_file import gateway_path
 if TYPE_CHECKING:
     from freehold.evals.samples import Samples
     from freehold.evals.trial import Open, TrialResult
-    from freehold.router.bar import BarResult, MeasuredModel
+    from freehold.router.bar import BarResult, Identities, MeasuredModel
     from freehold.router.gateway import Gateway, GatewayModel
-    from freehold.router.identity import Identities
     from freehold.store import Store
 
 SCHEMA = 1
@@ -90,8 +89,7 @@ def run_bar(
     answers so far are kept, and the same command continues from there.
     """
     from freehold.evals.trial import TrialModel, run
-    from freehold.router.bar import BarStore, file_digest
-    from freehold.router.identity import Identities
+    from freehold.router.bar import BarStore, Identities, file_digest
     from freehold.store import Store
 
     store = Store(settings)
@@ -131,9 +129,8 @@ def run_bar(
 @click.pass_obj
 def list_bars(settings: Settings, gateway: Path | None, as_json: bool) -> None:
     """List the stored results: score, lower bound, and whether each is valid, or why not."""
-    from freehold.router.bar import BarStore, void
+    from freehold.router.bar import BarStore, Identities, void
     from freehold.router.gateway import GatewayModel
-    from freehold.router.identity import Identities
     from freehold.store import Store
 
     read = _gateway(settings, gateway_path(settings, gateway))

@@ -203,7 +203,7 @@ def _from_ledger(
 ) -> None:
     """Price the requests of a ledger."""
     from freehold.cli.report.cost_ledger import show as show_savings
-    from freehold.providers.cleared import HOUSE
+    from freehold.providers.contract import HOUSE
     from freehold.reports.cost import from_ledger, savings_json
 
     if other:

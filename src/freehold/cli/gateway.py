@@ -15,7 +15,7 @@ from freehold.cli.shared import json_option
 from freehold.config import Settings
 
 if TYPE_CHECKING:
-    from freehold.router.toml.mistakes import BadGateway
+    from freehold.router.toml.table import BadGateway
 
 SCHEMA = 1
 
@@ -42,7 +42,7 @@ def check(ctx: click.Context, file: Path, without_keys: bool, as_json: bool) -> 
     from freehold.cli.report.routes import as_rows, show
     from freehold.reports.gateway_file import outside_of
     from freehold.router.reading import read
-    from freehold.router.toml.mistakes import BadGateway
+    from freehold.router.toml.table import BadGateway
 
     settings: Settings = ctx.obj
     try:
@@ -81,7 +81,7 @@ def convert(file: Path) -> None:
     Settings without a counterpart are listed on stderr, and in the file as comments. Keys in FILE are not copied:
     the result names the variables that must contain them.
     """
-    from freehold.router.convert.document import read_yaml
+    from freehold.router.convert.draft import read_yaml
     from freehold.router.convert.litellm import converted
 
     draft = converted(read_yaml(file.expanduser()), file.name)

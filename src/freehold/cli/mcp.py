@@ -141,8 +141,8 @@ def revoke(settings: Settings, name: str, tool: str, as_json: bool) -> None:
 def test(settings: Settings, name: str, as_json: bool) -> None:
     """Start a server, list its tools, and end it."""
     from freehold.tools.mcp.configured import tool_servers
-    from freehold.tools.mcp.pinning import pinned
-    from freehold.tools.mcp.visible import visible
+    from freehold.tools.mcp.permissions import pinned
+    from freehold.tools.mcp.use import visible
 
     servers = tool_servers(settings.mcp)
     if name not in servers:

@@ -24,8 +24,7 @@ from freehold.errors import ModelNotFound, UsageError
 from freehold.reports.gateway_file import holds, read_gateway
 
 if TYPE_CHECKING:
-    from freehold.router.admission.curves import SampledFigure
-    from freehold.router.admission.verdict import RouterFigures, RouterVerdict
+    from freehold.router.admission.verdict import RouterFigures, RouterVerdict, SampledFigure
     from freehold.router.explain import Explanation
     from freehold.router.gateway import Gateway
 
@@ -79,10 +78,9 @@ def explain_prompt(
     Sends nothing and loads no model. Breakers of a running server and spent budgets are unknown here. A label with
     a classifier counts as set, because the classifier does not run.
     """
-    from freehold.router.bar import Bars
+    from freehold.router.bar import Bars, Identities
     from freehold.router.explain import explain
-    from freehold.router.identity import Identities
-    from freehold.router.plan import GatewayPlan
+    from freehold.router.routing import GatewayPlan
     from freehold.serving import Job, Origin
     from freehold.store import Store
     from freehold.types import Message

@@ -13,8 +13,7 @@ import msgspec
 
 from freehold.providers.contract import Outgoing, RemoteModel
 from freehold.providers.demands import Demands
-from freehold.providers.openai.chat import ChatAsker
-from freehold.providers.openai.wire import SAMPLING, OpenAIWire
+from freehold.providers.openai.wire import SAMPLING, ChatAsker, OpenAIWire
 from freehold.serving import Job, snippets
 from freehold.types import Format
 

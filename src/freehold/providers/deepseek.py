@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from freehold.providers.demands import Demands
-from freehold.providers.openai.chat import ChatAsker
-from freehold.providers.openai.wire import OpenAIWire
+from freehold.providers.openai.wire import ChatAsker, OpenAIWire
 from freehold.types import Message
 
 

@@ -15,8 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from freehold.errors import EngineClosed
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Outgoing, Provider, UpstreamFault
+from freehold.providers.contract import Cleared, Outgoing, Provider, UpstreamFault
 
 if TYPE_CHECKING:
     import aiohttp

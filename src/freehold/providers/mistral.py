@@ -13,8 +13,7 @@ import msgspec
 
 from freehold.providers.contract import Outgoing, RemoteModel
 from freehold.providers.demands import Demands
-from freehold.providers.openai.chat import ChatAsker
-from freehold.providers.openai.wire import OpenAIWire, embed_body
+from freehold.providers.openai.wire import ChatAsker, OpenAIWire, embed_body
 from freehold.serving import EmbedJob
 from freehold.types import Message
 

@@ -18,8 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import RemoteModel
+from freehold.providers.contract import Cleared, RemoteModel
 from freehold.serving import Job
 from freehold.types import Chunk, Message, SignedThinking, ToolCall, ToolPiece
 

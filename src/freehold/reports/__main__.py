@@ -167,7 +167,7 @@ def _starters(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _savings(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
-    from freehold.providers.cleared import HOUSE
+    from freehold.providers.contract import HOUSE
     from freehold.reports.cost import from_ledger, savings_json
 
     machines = {HOUSE: options["on"]} if "on" in options else {}

@@ -143,7 +143,7 @@ def from_ledger(
     """
     from freehold.reports.gateway_file import read_gateway
     from freehold.router.bar import Bars
-    from freehold.router.identity import Identities
+    from freehold.router.bar import Identities
     from freehold.router.ledger.queries import rows_in
     from freehold.router.opening import ledger_path
     from freehold.router.savings import owned_machine, savings
@@ -175,7 +175,7 @@ def hosts(model: GatewayModel) -> Sequence[tuple[str, Price]]:
     """Return who sells the weights of a model by tokens, and for how much; empty for weights that are not open."""
     from freehold import catalog
     from freehold.catalog import prices
-    from freehold.router.prices import price_of
+    from freehold.router.price import price_of
 
     try:
         known = catalog.model(model.local or (model.remote.model if model.remote is not None else ""))

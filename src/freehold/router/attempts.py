@@ -4,22 +4,28 @@ An answer is good when its first chunk has come; where a route escalates, when i
 where the client does not stream, when it is whole. Failures before that go to the next target by their cause; the
 caller's own faults go nowhere, and what the caller's own time limit cut says nothing of a target. Knows causes, times
 and breakers; knows no wire.
-Path: handle.py -> Attempts.first_good -> TargetCalls.start, cascade.look -> Started -> stream.py
+Path: handle.py -> Attempts.first_good -> TargetCalls.start, attempts.look -> Started -> stream.py
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass, replace
 
-from freehold.errors import BudgetSpent, FreeholdError, PolicyRefused, UnsupportedModel, UsageError
+from freehold.errors import (
+    BudgetSpent,
+    EngineClosed,
+    FreeholdError,
+    PolicyRefused,
+    UnsupportedModel,
+    UsageError,
+)
 from freehold.prompts import PromptSize
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Piece, UpstreamFault
+from freehold.providers.contract import Cleared, Piece, UpstreamFault
 from freehold.providers.signatures import SignatureWatch
-from freehold.router import causes
-from freehold.router.cascade import can_look, look, with_logprobs
+from freehold.router import calls
 from freehold.router.gateway import Escalation, GatewayModel, GatewayRoute
 from freehold.router.parts import GatewayParts
 from freehold.router.record import RequestRecord
@@ -118,7 +124,7 @@ class Attempts:
                 waiting.append(target)
             except FreeholdError as e:
                 self._note(target, e)
-                if causes.cause_of(e) == "context":
+                if calls.cause_of(e) == "context":
                     waiting = [each for each in waiting if self._is_larger(each, target)]
         raise self._failure()
 
@@ -148,7 +154,7 @@ class Attempts:
     def _note(self, target: GatewayModel, e: FreeholdError) -> None:
         """Remember a failure; raise it where no other target could do better."""
         if isinstance(e, PolicyRefused) or (
-            causes.cause_of(e) == "request" and not self._wire_refused(target, e)
+            calls.cause_of(e) == "request" and not self._wire_refused(target, e)
         ):
             raise e
         self._errors[target.name] = e
@@ -178,14 +184,14 @@ class Attempts:
             try:
                 return await self._once(target, cleared, check=check and bool(more), alone=not more)
             except FreeholdError as e:
-                wait = causes.wait_before_retry(e, tries)
+                wait = calls.wait_before_retry(e, tries)
                 if (
-                    causes.cause_of(e) not in causes.RETRIED
+                    calls.cause_of(e) not in calls.RETRIED
                     or tries > self._route.retries
                     or wait >= self._left
                 ):
                     raise
-                if wait > causes.MOST_WAIT_S and more:
+                if wait > calls.MOST_WAIT_S and more:
                     raise  # another target is sooner
             await asyncio.sleep(wait)
             await self._record.reserve(self._most(target), target)
@@ -301,19 +307,19 @@ class Attempts:
             if not isinstance(e, PolicyRefused):
                 self._choice.drop(target, PassedOver("ability", e.message))
             return
-        cause = causes.cause_of(e)
+        cause = calls.cause_of(e)
         status = e.status if isinstance(e, UpstreamFault) else 0
-        charged = cause in causes.CHARGED
+        charged = cause in calls.CHARGED
         nano = self._cost_so_far(target, e) if charged else 0
         if charged:  # the answer may have been made whole, and not have arrived
             self._record.risked += max(self._most(target) - nano, 0)
         self._record.attempted(target, cause, time.monotonic() - began, status=status, nano=nano)
         self._record.warnings.append(f"{target.name} was skipped: {cause}")
         cut = cause == "timeout" and self._callers_limit and self._left <= CLOCK_S
-        if cut or cause in causes.SAYS_NOTHING or (target.remote is None and cause == "rate"):
+        if cut or cause in calls.SAYS_NOTHING or (target.remote is None and cause == "rate"):
             self._breakers.dropped(target.name)
         else:
-            self._breakers.failed(target.name, self._route.breaker, at_once=cause in causes.BREAKS_AT_ONCE)
+            self._breakers.failed(target.name, self._route.breaker, at_once=cause in calls.BREAKS_AT_ONCE)
 
     def _cost_so_far(self, target: GatewayModel, e: FreeholdError | None = None) -> int:
         """Return what an attempt costs that gave no answer: its prompt, and what came, as counted or estimated."""
@@ -337,7 +343,7 @@ class Attempts:
         last = [*errors.values()][-1]
         if len(errors) == 1:
             return last
-        if all(causes.cause_of(e) == "context" for e in errors.values()):
+        if all(calls.cause_of(e) == "context" for e in errors.values()):
             return last
         return _together(self._route.name, errors)
 
@@ -365,9 +371,58 @@ def _together(route: str, errors: dict[str, FreeholdError]) -> FreeholdError:
     waits = [e.retry_after_s for e in faults if isinstance(e, UpstreamFault) and e.retry_after_s is not None]
     status = last.status if isinstance(last, UpstreamFault) else 0
     return UpstreamFault(
-        causes.cause_of(last),
+        calls.cause_of(last),
         f"no target of {route} answered: {listed}",
         last.hint,
         status=status,
         retry_after_s=min(waits, default=None),
     )
+
+
+# --- whether the first tokens of an owned model's answer are likely enough to be sent ---------------
+# Or the next target is asked.
+# The mean of the log-probabilities of at most `check` tokens, as a probability, against `below`. Tokens of
+# thinking and of tool calls count: they are the answer's too.
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What an answer's first pieces say. `probability` None: it had no log-probabilities."""
+
+    probability: float | None
+    tokens: int
+
+    def escalates(self, limit: Escalation) -> bool:
+        """Return whether the answer is to be thrown away."""
+        return self.probability is not None and self.probability < limit.below
+
+
+def can_look(target: GatewayModel, job: Job) -> bool:
+    """Return whether a cascade can look at a target's answer: an owned one that reports log-probabilities."""
+    if not target.owned or job.n != 1:
+        return False
+    return target.remote is None or target.remote.abilities.logprobs
+
+
+def with_logprobs(cleared: Cleared[Job]) -> Cleared[Job]:
+    """Return the request, with log-probabilities asked for."""
+    if cleared.work.logprobs is not None:
+        return cleared
+    return cleared.with_work(replace(cleared.work, logprobs=0))
+
+
+async def look(stream: Stream, pieces: list[Piece], limit: Escalation) -> Looked:
+    """Read an answer until `check` tokens have come, or all of it. Raises what the stream raises.
+
+    `pieces`: its first; those that are read are appended.
+    """
+    total, tokens = 0.0, 0
+    while True:
+        chunk = pieces[-1][1]
+        total += sum(each.logprob for each in chunk.logprobs)
+        tokens += len(chunk.logprobs)
+        if chunk.finish_reason == "cancelled":
+            raise EngineClosed("the answer was cancelled before its end", "ask again")
+        if tokens >= limit.check or chunk.finish_reason is not None:
+            return Looked(math.exp(total / tokens) if tokens else None, tokens)
+        pieces.append(await anext(stream))

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Provider, RemoteModel
+from freehold.providers.contract import Cleared, Provider, RemoteModel
 from freehold.router.gateway import GatewayModel, QualityTask
 from freehold.router.ledger.rows import LedgerRow, Reservation
 from freehold.serving import EmbedJob, Job, Stream, Vectors

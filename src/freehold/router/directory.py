@@ -11,18 +11,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from freehold.router.answers import KeptTexts
 from freehold.router.calls import TargetCalls
 from freehold.router.contract import BarCheck, Books, RentedModels
 from freehold.router.detect.apart import LongTexts
 from freehold.router.gateway import Gateway
 from freehold.router.handle import RoutedHandle
-from freehold.router.kept_texts import KeptTexts
 from freehold.router.labels import Asks
 from freehold.router.ledger.rows import LedgerRow, Reservation
 from freehold.router.parts import GatewayParts
-from freehold.router.plan import GatewayPlan
 from freehold.router.price import NANO
-from freehold.router.routing import PlannedRoute
+from freehold.router.routing import GatewayPlan, PlannedRoute
 from freehold.router.shadow import NAME as SHADOW
 from freehold.serving import CounterTable, LoadedInfo, ModelHandle, ModelManager, Origin, StoredModel
 

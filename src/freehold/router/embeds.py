@@ -13,9 +13,8 @@ from collections.abc import Callable
 
 from freehold.errors import BudgetSpent, FreeholdError
 from freehold.prompts import PromptSize
-from freehold.providers.cleared import HOUSE, Cleared
-from freehold.providers.contract import UpstreamFault
-from freehold.router import causes
+from freehold.providers.contract import HOUSE, Cleared, UpstreamFault
+from freehold.router import calls as causes
 from freehold.router.breaker import Breakers
 from freehold.router.calls import TargetCalls, fitted
 from freehold.router.gateway import BreakerLimits, GatewayModel, GatewayRoute

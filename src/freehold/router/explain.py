@@ -2,7 +2,7 @@
 
 The same functions as a request's (labels, routing, prices), with no engine started and no provider asked. A classifier
 is not asked either: a label that needs one is taken as set, as it is when the classifier fails.
-Path: cli/route -> explain -> labels.py, routing.py -> Explanation
+Path: cli/route -> explain -> models.py, routing.py -> Explanation
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from freehold.errors import FreeholdError
 from freehold.prompts import PromptSize, prompt_size
-from freehold.providers.cleared import SetLabel
+from freehold.providers.contract import SetLabel
 from freehold.router.attempts import ANSWER_TOKENS, most_cost
 from freehold.router.breaker import Breakers
 from freehold.router.contract import BarCheck
 from freehold.router.gateway import GatewayModel, SpendLimit
-from freehold.router.plan import GatewayPlan
-from freehold.router.routing import choose
+from freehold.router.routing import GatewayPlan, choose
 from freehold.router.tokens import TokenRatio
 from freehold.serving import Job, Origin
 from freehold.types import Usage

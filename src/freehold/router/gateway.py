@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from freehold.providers.cleared import HOUSE
-from freehold.providers.contract import Provider, RemoteModel
+from freehold.providers.contract import HOUSE, Provider, RemoteModel
 from freehold.router.price import Price
 
 Period = Literal["hour", "day", "week", "month"]

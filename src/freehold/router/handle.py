@@ -2,7 +2,7 @@
 
 Here is the order of a request: labels, targets, money, cache, attempts, stream. Knows the parts and their order; each
 part's rules are its own.
-Path: directory.py -> RoutedHandle.start -> labels.py, routing.py, attempts.py -> RoutedStream
+Path: directory.py -> RoutedHandle.start -> models.py, routing.py, attempts.py -> RoutedStream
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from typing import Any, TypeVar
 
 from freehold.errors import BudgetSpent, LedgerUnavailable, PolicyRefused, UnsupportedModel, UsageError
 from freehold.prompts import prompt_size
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Piece
+from freehold.providers.contract import Cleared, Piece
 from freehold.router.answers import CachedStream, answer_key
 from freehold.router.attempts import ANSWER_TOKENS, Attempts, MostCosts
 from freehold.router.budgets import ROOM_WAIT_S
 from freehold.router.embeds import Computed, counted, embed_cost, embedded, only_one_space
 from freehold.router.gateway import GatewayModel, SpendLimit
 from freehold.router.parts import GatewayParts
-from freehold.router.plan import GatewayPlan
 from freehold.router.record import RequestAbout, RequestRecord
-from freehold.router.routing import PassedOver, PlannedRoute, TargetChoice, choose
+from freehold.router.routing import GatewayPlan, PassedOver, PlannedRoute, TargetChoice, choose
 from freehold.router.stream import RoutedStream, Whole
 from freehold.serving import (
     EmbedJob,

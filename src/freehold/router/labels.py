@@ -4,7 +4,7 @@ A label is set by the request's key, its header, its route, what a detector find
 is asked (opt-in). Labels only add. What cannot be examined (token ids, a text with too many candidates, a classifier
 that fails) has the label. A short text is read here; a long one, or one with many candidates, in another process.
 Knows labels and places; knows no provider's address and opens nothing.
-Path: directory.py -> Labeller.clear -> providers/texts.py, detect/, labels.py -> Cleared -> routing.py
+Path: directory.py -> Labeller.clear -> providers/texts.py, detect/, models.py -> Cleared -> routing.py
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from freehold.errors import FreeholdError, UsageError
-from freehold.providers.cleared import HOUSE, Cleared, SetLabel
+from freehold.providers.contract import HOUSE, Cleared, SetLabel
 from freehold.providers.texts import Packed, has_tokens, parts_of, unpacked
 from freehold.router.detect.apart import LongTexts, NotRead, Sought
-from freehold.router.detect.detector import Finding, TooManyHits
+from freehold.router.detect.detectors import Finding, TooManyHits
 from freehold.router.detect.sieve import Sieve
 from freehold.router.gateway import Gateway, GatewayRoute, Label
 from freehold.serving import EmbedJob, Job, Origin, Stream

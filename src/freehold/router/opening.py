@@ -12,19 +12,17 @@ from pathlib import Path
 
 from freehold.errors import ModelNotFound
 from freehold.providers import upstream
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Provider, RemoteModel
+from freehold.providers.contract import Cleared, Provider, RemoteModel
 from freehold.providers.hop import Hop
-from freehold.router.bar import Bars
+from freehold.router.answers import KeptTexts, texts_beside
+from freehold.router.bar import Bars, Identities
 from freehold.router.budgets import Budgets
 from freehold.router.contract import RentedStream
 from freehold.router.directory import GatewayModels
 from freehold.router.gateway import Gateway
-from freehold.router.identity import Identities
-from freehold.router.kept_texts import KeptTexts, texts_beside
 from freehold.router.labels import Classifier, prepare
 from freehold.router.ledger.store import Ledger
-from freehold.router.live import LiveGateway
+from freehold.router.reading import LiveGateway
 from freehold.serving import EmbedJob, Job, ModelManager, Stream, Vectors
 from freehold.store import Store
 

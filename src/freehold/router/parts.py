@@ -8,15 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from freehold.providers.signatures import Signatures
-from freehold.router.answers import AnswerCache
-from freehold.router.background import Background
-from freehold.router.breaker import Breakers
+from freehold.router.answers import AnswerCache, KeptTexts
+from freehold.router.breaker import Breakers, TargetLoad
 from freehold.router.calls import TargetCalls
 from freehold.router.contract import BarCheck, Books
 from freehold.router.gateway import GatewayModel
-from freehold.router.kept_texts import KeptTexts
-from freehold.router.load import TargetLoad
-from freehold.router.shadow import Shadows
+from freehold.router.shadow import Background, Shadows
 from freehold.router.tokens import TokenRatio
 
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from freehold.errors import LedgerUnavailable
-from freehold.providers.cleared import SetLabel
+from freehold.providers.contract import SetLabel
 from freehold.router.contract import Books
 from freehold.router.gateway import GatewayModel, SpendLimit
 from freehold.router.ledger.rows import Attempt, Candidate, Intent, LedgerRow, Outcome, Reservation, row_id

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from freehold.errors import ContextOverflow, FreeholdError, PolicyRefused, UnsupportedModel
 from freehold.prompts import PromptSize
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Abilities, RemoteModel, UpstreamFault
-from freehold.router.breaker import Breakers
+from freehold.providers.contract import HOUSE, Abilities, Cleared, RemoteModel, UpstreamFault
+from freehold.router.breaker import Breakers, TargetLoad
 from freehold.router.contract import BarCheck
-from freehold.router.gateway import GatewayModel, GatewayRoute, QualityTask, Spread
+from freehold.router.detect.apart import LongTexts
+from freehold.router.gateway import Gateway, GatewayModel, GatewayRoute, QualityTask, Spread
+from freehold.router.labels import Asks, Labeller
 from freehold.router.ledger.rows import Candidate
-from freehold.router.load import TargetLoad
-from freehold.serving import EmbedJob, Job
+from freehold.serving import EmbedJob, Job, ModelInfo
 from freehold.types import Image
 
 KEYLESS = "openai-compatible"  # the one kind of provider that may need no key
@@ -189,3 +189,46 @@ def _lacks(can: Abilities, job: Job) -> str:
 def has_images(job: Job) -> bool:
     """Return whether any message has a picture."""
     return any(isinstance(part, Image) for message in job.messages or () for part in message.parts)
+
+
+# --- one gateway.toml as requests use it ------------------------------------------------------------
+# Its labels, its routes with their targets, and what any name stands for.
+# Made at start and at each reload; a request keeps the plan it began with.
+
+
+class GatewayPlan:
+    """A Gateway with everything resolved that a request would otherwise look up."""
+
+    def __init__(
+        self, gateway: Gateway, asks: Asks | None = None, long_texts: LongTexts | None = None
+    ) -> None:
+        self.gateway, self.labeller = gateway, Labeller(gateway, asks, long_texts)
+        self._routes = {name: self._planned(route) for name, route in gateway.routes.items()}
+        for name, model in gateway.models.items():
+            lone = PlannedRoute(GatewayRoute(name, (name,)), (model,), remote=model.remote is not None)
+            self._routes.setdefault(name, lone)
+        self.infos: dict[str, ModelInfo] = {}  # of routes without an engine: they do not change
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Every name of the file that a request may use, with the places where it may be answered; none: here."""
+        planned = self._routes.items()
+        return {name: () if route.places == (HOUSE,) else route.places for name, route in planned}
+
+    def route(self, name: str) -> PlannedRoute | None:
+        """Return what a name of the file stands for; None for a name that it does not have."""
+        return self._routes.get(name) or self._routes.get(name.removesuffix(":latest"))
+
+    def owned(self, name: str) -> PlannedRoute:
+        """Return the route of a model of the store that the file does not name."""
+        model = next((m for m in self.gateway.models.values() if m.local == name), None)
+        return PlannedRoute(GatewayRoute(name, (name,)), (model or GatewayModel(name, local=name),))
+
+    def target(self, name: str) -> GatewayModel:
+        """Return a model of the file by its name."""
+        return self.gateway.models[name]
+
+    def _planned(self, route: GatewayRoute) -> PlannedRoute:
+        targets = tuple(self.gateway.models[name] for name in route.targets)
+        task: QualityTask | None = self.gateway.tasks.get(route.task)
+        return PlannedRoute(route, targets, task, all(target.remote is not None for target in targets))

@@ -11,14 +11,13 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 from freehold.errors import FreeholdError
-from freehold.providers.cleared import Cleared
-from freehold.router.background import Background
-from freehold.router.calls import TargetCalls
-from freehold.router.causes import NEVER_SENT, cause_of
+from freehold.providers.contract import Cleared
+from freehold.router.calls import NEVER_SENT, TargetCalls, cause_of
 from freehold.router.contract import Books
 from freehold.router.gateway import GatewayModel, GatewayRoute
 from freehold.router.record import RequestAbout, RequestRecord, added
@@ -113,3 +112,39 @@ class Shadows:
         record.estimated = bool(cause) and target.price is not None
         record.attempted(target, cause, time.monotonic() - began, nano=record.cost(target, usage))
         await record.book("shadow", target, usage, reason)
+
+
+# --- work that outlives the request that began it: rows of clients that left, shadows ---------------
+
+
+class Background:
+    """The tasks of one server that no request waits for."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def begin(self, work: Coroutine[Any, Any, Any], name: str = "") -> asyncio.Task[Any]:
+        """Start work; a reference is kept until it ends."""
+        task = asyncio.create_task(work, name=name or None)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def shielded(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Wait for work that is finished even where the caller is cancelled while it waits."""
+        await asyncio.shield(self.begin(work))
+
+    async def settled(self, name: str = "") -> None:
+        """Wait for the work called `name`, or for all of it."""
+        while waiting := [task for task in self._tasks if not name or task.get_name() == name]:
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def close(self, cancelled: str) -> None:
+        """Cancel the work called `cancelled`, and wait for all."""
+        for task in list(self._tasks):
+            if task.get_name() == cancelled:
+                task.cancel()
+        await self.settled()

@@ -17,9 +17,9 @@ from freehold.errors import FreeholdError, LedgerUnavailable
 from freehold.prompts import PromptSize
 from freehold.providers.contract import Piece, UpstreamFault
 from freehold.router.attempts import CLOCK_S, Started
+from freehold.router.breaker import TargetLoad
 from freehold.router.gateway import GatewayRoute
 from freehold.router.ledger.rows import Outcome
-from freehold.router.load import TargetLoad
 from freehold.router.parts import GatewayParts
 from freehold.router.record import NOTHING, RequestRecord, added
 from freehold.router.tokens import letters_in, used_so_far

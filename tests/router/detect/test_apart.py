@@ -14,8 +14,7 @@ import pytest
 from freehold.prompts import prompt_size
 from freehold.providers.texts import parts_of
 from freehold.router.detect.apart import KeyTurns, LongTexts, NotRead, Sought
-from freehold.router.detect.detector import TooManyHits
-from freehold.router.detect.phones import _ANY, _possible
+from freehold.router.detect.detectors import _ANY, TooManyHits, _possible
 from freehold.router.detect.sieve import MOST_HITS, Sieve
 from freehold.router.gateway import Gateway, Label
 from freehold.router.labels import HITS_IN_LOOP, IN_LOOP, Labeller, sieve_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from freehold.providers.cleared import SetLabel
+from freehold.providers.contract import SetLabel
 from freehold.router.gateway import SpendLimit
 from freehold.router.ledger.rows import Attempt, Candidate, LedgerRow, row_id
 from freehold.types import Usage

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from freehold.errors import LedgerUnavailable, ModelNotFound
-from freehold.providers.cleared import HOUSE, SetLabel
-from freehold.router.ledger.audit import LabelAudit, audit
+from freehold.providers.contract import HOUSE, SetLabel
+from freehold.router.ledger.queries import LabelAudit, audit
 from freehold.router.ledger.rows import Attempt, LedgerRow
 from freehold.router.ledger.store import Ledger
 from tests.router.ledger.rows import NOON, row

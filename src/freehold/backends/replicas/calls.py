@@ -18,8 +18,15 @@ from freehold.backends.engines.scrape import MOST
 from freehold.backends.engines.wire import TokenRoutes
 from freehold.errors import UnsupportedModel
 from freehold.providers import upstream
-from freehold.providers.cleared import Cleared
-from freehold.providers.contract import Abilities, Outgoing, Provider, RemoteModel, Secret, UpstreamFault
+from freehold.providers.contract import (
+    Abilities,
+    Cleared,
+    Outgoing,
+    Provider,
+    RemoteModel,
+    Secret,
+    UpstreamFault,
+)
 from freehold.providers.faults import decoded, invalid
 from freehold.providers.hop import MAX_BODY, Hop, HopReply
 from freehold.providers.upstream import UpstreamStream, WholeStream

@@ -30,8 +30,7 @@ from freehold.chats.types import (
 )
 from freehold.config import Settings
 from freehold.errors import UsageError
-from freehold.tools.mcp.use import RunTools, ToolServers
-from freehold.tools.mcp.visible import visible, visible_json
+from freehold.tools.mcp.use import RunTools, ToolServers, visible, visible_json
 from freehold.types import Chunk, Message, Tool, ToolCall
 
 T = TypeVar("T")

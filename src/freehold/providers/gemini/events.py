@@ -16,9 +16,9 @@ import msgspec
 
 from freehold.providers.contract import Cause, EventReader, Piece, UpstreamFault
 from freehold.providers.faults import check_counts, decoded, invalid, plain
-from freehold.providers.gemini.chat import OWN_ID
 from freehold.types import Chunk, FinishReason, SignedThinking, TokenLogprob, ToolPiece, Usage
 
+OWN_ID = "gcall_"  # begins the ids of calls that Gemini sent without one
 _REASONS: dict[str, FinishReason] = {
     "STOP": "stop",
     "MAX_TOKENS": "length",

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
+
+from freehold.errors import UsageError
+from freehold.router.toml.outside import EXTRA
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _UNCLEAN = re.compile(r"[^\w.:/@+-]+", re.ASCII)
@@ -85,3 +89,69 @@ def _value(value: Any) -> str:
     if isinstance(value, Decimal):
         return f"{value.normalize():f}"
     return _string(value) if isinstance(value, str) else str(value)
+
+
+# --- reads values of a document that may hold anything anywhere -------------------------------------
+
+
+def table(value: Any) -> Mapping[str, Any]:
+    """Return a table; an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def rows(value: Any) -> list[Mapping[str, Any]]:
+    """Return the tables of a list."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def text(value: Any) -> str:
+    """Return a string or a number as text; "" for anything else."""
+    return str(value).strip() if isinstance(value, (str, int, float)) else ""
+
+
+def texts(value: Any) -> list[str]:
+    """Return the texts of a list, or of one value."""
+    each: Iterable[Any] = value if isinstance(value, list) else [value]
+    return [string for one in each if (string := text(one))]
+
+
+def seconds(value: Any) -> float:
+    """Return seconds above zero, and at most a day; 0 for anything else."""
+    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return min(float(value), 86400.0) if sound else 0.0
+
+
+def time(seconds: float) -> str:
+    """Return seconds as gateway.toml writes them."""
+    return f"{max(1, round(seconds * 1000))}ms" if seconds < 1 or seconds % 1 else f"{int(seconds)}s"
+
+
+# --- reads a YAML file safely: plain values only, no object is made ---------------------------------
+# An error names its line and quotes nothing.
+
+MOST_BYTES = 1 << 20
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a file holds. Raises UsageError."""
+    try:
+        import yaml
+    except ImportError:
+        raise UsageError("reading YAML needs the package pyyaml", EXTRA) from None
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) else "its name is not valid"
+        raise UsageError(f"{path} cannot be read: {why}", "name a config.yaml") from None
+    if len(data) > MOST_BYTES:
+        raise UsageError(f"{path} is longer than {MOST_BYTES:,} bytes", "name the config.yaml of a proxy")
+    try:
+        return yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f" (line {mark.line + 1})" if mark is not None else ""
+        problem = getattr(e, "problem", None) or "it cannot be parsed"
+        raise UsageError(
+            f"{path} is not YAML{where}: {problem}", "correct it, or take out what is wrong"
+        ) from None

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from freehold.errors import UsageError
-from freehold.router.convert import values
+from freehold.router.convert import draft as values
 from freehold.router.convert.draft import GatewayDraft
-from freehold.router.toml.labels import wrong_pattern
-from freehold.router.toml.providers import is_inside
+from freehold.router.toml.models import is_inside, wrong_pattern
 
 _VARIABLE = re.compile(r"os\.environ/([A-Za-z_][A-Za-z0-9_]*)")
 _ANY_KEY = (

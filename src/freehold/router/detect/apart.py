@@ -3,7 +3,7 @@
 A thread would not do: checks are Python and hold the interpreter's lock, and one operation of a string of megabytes
 holds it for long. So a text goes to one of MOST processes in slices, and the event loop has a turn after each. A key
 uses one process at a time; keys that wait take turns. Every failure is a NotRead, which sets the labels.
-Path: labels.py -> LongTexts.find -> reader.py
+Path: models.py -> LongTexts.find -> reader.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from freehold.providers.texts import Part, parts_of
-from freehold.router.detect.detector import Finding
+from freehold.router.detect.detectors import Finding
 from freehold.router.detect.reader import SECONDS, TAGS, TEXT
 from freehold.sandbox.loop_child import LoopChild
 from freehold.serving import EmbedJob, Job

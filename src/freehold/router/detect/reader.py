@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from freehold.platforms import peak_bytes
 from freehold.providers.texts import Packed, Part, unpacked
-from freehold.router.detect.detector import TooManyHits
+from freehold.router.detect.detectors import TooManyHits
 from freehold.router.detect.sieve import Sieve
 from freehold.sandbox.children import limited, receive, send
 from freehold.sandbox.loop_child import parent_socket

@@ -4,7 +4,7 @@ RE2 takes time in proportion to a text's length, whatever is in it. A text is re
 that only look like others (full-width digits, spaces that do not break, zero-width characters), also as the plain
 ones; where it has JSON's escapes, as a tool's result often has, also without them. Answers never hold what was found.
 Checks are bounded by an Effort: a text with more candidates is not read to its end, and counts as having all.
-Path: reading.py or reader.py -> Sieve.find -> credentials.py, personal.py, phones.py
+Path: labels.py or reader.py -> Sieve.find -> detectors.py
 """
 
 from __future__ import annotations
@@ -17,10 +17,18 @@ from functools import cache, lru_cache
 from typing import Any
 
 from freehold.errors import UsageError
-from freehold.router.detect.credentials import CREDENTIALS
-from freehold.router.detect.detector import DetectKind, Detector, Effort, Finding, Hit, TooManyHits
-from freehold.router.detect.personal import PERSONAL
-from freehold.router.detect.phones import PHONES, load_countries
+from freehold.router.detect.detectors import (
+    CREDENTIALS,
+    PERSONAL,
+    PHONES,
+    DetectKind,
+    Detector,
+    Effort,
+    Finding,
+    Hit,
+    TooManyHits,
+    load_countries,
+)
 from freehold.router.toml.outside import EXTRA
 
 DETECTORS: tuple[Detector, ...] = (*CREDENTIALS, *PERSONAL, *PHONES)

@@ -30,7 +30,7 @@ def _from_keyring(name: str) -> str | None:
 
 
 def _listed(kind: Kind, model: str) -> Price | None:
-    from freehold.router.prices import resolve  # the table takes half a second to load
+    from freehold.router.price import resolve  # the table takes half a second to load
 
     return resolve(kind, model)
 

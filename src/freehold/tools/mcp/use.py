@@ -11,7 +11,9 @@ import asyncio
 import json
 import secrets
 import time
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,7 @@ from freehold.chats.types import ToolAnswer, ToolDesk, ToolQuestion, ToolResult,
 from freehold.errors import FreeholdError, Overloaded, UsageError
 from freehold.tools.mcp.configured import ToolServer, tool_servers
 from freehold.tools.mcp.connection import ToolConnection, cut
-from freehold.tools.mcp.permissions import Permissions
-from freehold.tools.mcp.pinning import PinnedTool, offered, pinned
+from freehold.tools.mcp.permissions import Permissions, PinnedTool, offered, pinned
 from freehold.types import Tool, ToolCall
 
 MAX_CALLS = 16  # of one answer
@@ -350,3 +351,31 @@ class ToolServers:
             for key in [key for key, each in self._running.items() if each.used_at < since or not each.alive]:
                 self._starting.pop(key, None)
                 await self._running.pop(key).close()
+
+
+# --- hostile text made visible for a terminal -------------------------------------------------------
+# What would be obeyed, or not be seen, is shown by its number.
+
+_KEPT = frozenset("\n\t ")
+# Not control or format characters, and yet blank: fillers and selectors by which texts are hidden.
+_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u034f\u17b4\u17b5")
+
+
+def visible(text: str, *, lines: bool = True) -> str:
+    """Return `text` with invisible, control and direction characters as \\u{...}. `lines` False: line ends too."""
+    return "".join(c if _seen(c, lines) else f"\\u{{{ord(c):x}}}" for c in text)
+
+
+def visible_json(text: str) -> str:
+    """Return a text of JSON over several lines with all of it visible; other text as it is."""
+    with suppress(ValueError, RecursionError):
+        text = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
+    return visible(text)
+
+
+def _seen(c: str, lines: bool) -> bool:
+    if c in _KEPT:
+        return lines or c == " "
+    if c in _BLANK or 0xFE00 <= ord(c) <= 0xFE0F or 0xE0100 <= ord(c) <= 0xE01EF:
+        return False
+    return unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs")

@@ -21,7 +21,7 @@ from freehold.server.openai.responses.tools import McpTools, approval_id
 from freehold.types import Chunk, SignedThinking, TokenLogprob, ToolPiece
 
 if TYPE_CHECKING:
-    from freehold.tools.mcp.pinning import PinnedTool
+    from freehold.tools.mcp.permissions import PinnedTool
 
 Event = dict[str, Any]  # `type` and what belongs to it; the shape numbers them
 

@@ -22,7 +22,7 @@ from freehold.types import Tool, ToolCall
 
 if TYPE_CHECKING:
     from freehold.chats.types import ToolAnswer, ToolQuestion, ToolStep
-    from freehold.tools.mcp.pinning import PinnedTool
+    from freehold.tools.mcp.permissions import PinnedTool
     from freehold.tools.mcp.use import RunTools
 
 DENIED = "The user did not allow this call."
