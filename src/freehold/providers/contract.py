@@ -1,7 +1,7 @@
-"""What a provider is, and what its wire has to translate: jobs to requests, answers to chunks, failures to causes.
+"""What a provider is, what its wire has to translate, and a request together with the places where it may be.
 
-A wire is pure: it sees no connection, and is tested by recordings. hop.py sends what it makes. Knows no route, no
-label and no price.
+A wire is pure: jobs to requests, answers to chunks, failures to causes. It sees no connection, and is tested by
+recordings; hop.py sends what it makes. Knows no route, no label's meaning and no price.
 Path: upstream.py -> Wire.request -> hop.py -> Wire.reader or Wire.whole -> Chunk
 """
 
@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Generic, Literal, Protocol, TypeVar
+
+from msgspec import Meta
 
 from freehold.errors import PolicyRefused, UpstreamFailed
 from freehold.serving import EmbedJob, Job, Vectors
@@ -34,6 +36,9 @@ Cause = Literal[
     "invalid",  # not what the wire says: HTML, bad UTF-8, wrong JSON
     "resting",  # nothing was sent: the target failed before, and is left alone for a while
 ]
+
+
+ModelTokens = Annotated[int, Meta(ge=1, le=100_000_000)]  # what gateway.toml may say of a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ class Provider:
     key: Secret | None = None
     owned: bool = False  # a machine of the house: private requests may go there
     proxy: str = ""  # no other proxy is used, whatever the environment says
-    connections: int = 256  # open at a time
+    connections: Annotated[int, Meta(ge=1, le=10_000)] = 256  # open at a time
     socket: Path | None = None  # it listens here, not at the url's host, which is then only a name
     connect_s: float = 5.0
 
@@ -84,8 +89,8 @@ class RemoteModel:
 
     provider: Provider
     model: str  # as the provider calls it
-    context: int = 0  # tokens; 0: unknown
-    max_output: int = 0  # tokens; 0: unknown
+    context: ModelTokens = 0  # 0: unknown
+    max_output: ModelTokens = 0  # 0: unknown
     abilities: Abilities = Abilities()
 
 

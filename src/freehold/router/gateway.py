@@ -1,7 +1,7 @@
 """What gateway.toml says, read and checked: providers, models, labels, routes, tasks, keys.
 
-Values only; reading.py makes them, and refuses what does not fit together. Money is in nano-dollars, so that sums
-are exact. Knows no request.
+Values only; reading.py makes them, and refuses what does not fit together. Defaults and ranges of plain fields are
+declared here, and read by `TomlTable.fields`. Money is in nano-dollars, so that sums are exact. Knows no request.
 Path: reading.py -> Gateway -> directory.py, routing.py
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from freehold.providers.contract import HOUSE, Provider, RemoteModel
 from freehold.router.price import Price
 
 Period = Literal["hour", "day", "week", "month"]
-
-
 Spread = Literal["in-order", "least-busy"]
 
 
@@ -57,7 +57,7 @@ class Label:
 class BreakerLimits:
     """After `failures` in a row a target is left alone for `cooldown_s`."""
 
-    failures: int = 3
+    failures: Annotated[int, Meta(ge=1, le=1000)] = 3
     cooldown_s: float = 30.0
 
 
@@ -65,8 +65,9 @@ class BreakerLimits:
 class Escalation:
     """A cascade: the first `check` tokens are looked at, then sent, or thrown away for the next target."""
 
-    below: float  # mean log-probability (natural) is compared as a probability: exp(mean) < below escalates
-    check: int = 64
+    # The mean log-probability (natural) is compared as a probability: exp(mean) < below escalates.
+    below: Annotated[float, Meta(gt=0, le=1)]
+    check: Annotated[int, Meta(ge=1, le=4096)] = 64
     when: Literal["logprob"] = "logprob"
 
 
@@ -75,7 +76,7 @@ class Shadow:
     """A share of requests is asked of another target too, whose answer only the ledger sees."""
 
     target: str
-    share: float
+    share: Annotated[float, Meta(gt=0, le=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +90,15 @@ class GatewayRoute:
     labels: tuple[str, ...] = ()  # every request of the route has them
     timeout_s: float = 600.0
     first_token_s: float = 30.0
-    retries: int = 1  # of one target, before the next
+    retries: Annotated[int, Meta(ge=0, le=10)] = 1  # of one target, before the next
     breaker: BreakerLimits = BreakerLimits()
     escalate: Escalation | None = None
     shadow: Shadow | None = None
-    cache_s: float = (
-        0.0  # answers of equal requests of one key and one set of labels are kept so long; 0: not
-    )
+    # Answers of equal requests of one key and one set of labels are kept so long; 0: not.
+    cache_s: float = 0.0
     keep_text: bool = False  # keep = "text": prompts and answers are kept, of requests without labels
-    may_teach: bool = (
-        False  # its answers will train a model: targets whose terms do not allow that are passed over
-    )
+    # Its answers will train a model: targets whose terms do not allow that are passed over.
+    may_teach: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ class QualityTask:
     """A task whose bar a target has to reach with the lower end of its 95 % interval (freehold bar run)."""
 
     name: str
-    bar: float
+    bar: Annotated[float, Meta(ge=0, le=1)]
     file: str = ""  # its JSONL, absolute
 
 

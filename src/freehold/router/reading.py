@@ -21,9 +21,9 @@ from typing import Any
 from freehold.errors import FreeholdError
 from freehold.router.gateway import Gateway
 from freehold.router.labels import prepare
-from freehold.router.toml.models import read_labels, read_models, read_providers
+from freehold.router.toml.models import read_models, read_providers
 from freehold.router.toml.outside import Outside
-from freehold.router.toml.routes import Named, read_keys, read_ledger, read_routes, read_tasks
+from freehold.router.toml.routes import Named, read_keys, read_labels, read_ledger, read_routes, read_tasks
 from freehold.router.toml.table import BadGateway, Mistake, Mistakes, TomlTable, line_numbers
 
 MOST_BYTES = 1 << 20

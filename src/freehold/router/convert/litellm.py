@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 from freehold.errors import UsageError
 from freehold.router.convert import draft as values
 from freehold.router.convert.draft import GatewayDraft
-from freehold.router.toml.models import is_inside, wrong_pattern
+from freehold.router.toml.models import is_inside
+from freehold.router.toml.routes import wrong_pattern
 
 _VARIABLE = re.compile(r"os\.environ/([A-Za-z_][A-Za-z0-9_]*)")
 _ANY_KEY = (

@@ -1,8 +1,9 @@
-"""One table of gateway.toml: every key is asked for once, with what it may hold; the others are unknown.
+"""One table of gateway.toml: every key is asked for once, with what it may hold; every mistake is noted with its line.
 
-A wrong value is noted and its default returned, so that reading continues to the file's other mistakes. Knows types,
-ranges and times; knows no meaning of a key.
-Path: toml/models.py, toml/routes.py -> TomlTable -> Mistakes
+A wrong value is noted and its default returned, so that reading continues to the file's other mistakes. What a plain
+field of a dataclass may hold, its annotation says (`TomlTable.fields`). A message never quotes what may be a secret:
+`shown` shortens values, and fields that hold keys quote none. Knows types, ranges, times and lines; knows no meaning
+of a key. Path: toml/models.py, toml/routes.py -> TomlTable -> Mistakes -> BadGateway -> cli/main.py
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ from __future__ import annotations
 import re
 import tomllib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from freehold.config import nearest
 from freehold.errors import UsageError
 
-# What is wrong with a gateway.toml: each mistake with its line, its key and the way out, all of them in one
-# error.
-# A message never quotes what may be a secret: `shown` shortens values, and fields that hold keys quote none.
 MOST_SHOWN = 60  # characters of a value in a message
+NAME = re.compile(r"[A-Za-z0-9][\w.:/@+-]{0,127}")
+_NAMES = "letters, digits and . _ : / @ + - only, 128 at most"
+_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_WANTED = {str: "a string", bool: "true or false", int: "a whole number", list: "an array", dict: "a table"}
+
+KeyPath = tuple[str | int, ...]  # ("routes", "chat", "targets", 0)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,22 +59,27 @@ class BadGateway(UsageError):
 
 @dataclass(slots=True)
 class Mistakes:
-    """Mistakes as they are found."""
+    """The mistakes of one file so far."""
 
     lines: Mapping[KeyPath, int] = field(default_factory=dict)
-    found: list[Mistake] = field(default_factory=list)
+    noted: list[Mistake] = field(default_factory=list)
 
     def add(self, path: KeyPath, message: str, hint: str = "") -> None:
         """Note a mistake at a key; one that is not written is reported at the table that lacks it."""
         above = path
         while above and above not in self.lines:
             above = above[:-1]
-        self.found.append(Mistake(self.lines.get(above, 0), spelled(path), message, hint))
+        self.noted.append(Mistake(self.lines.get(above, 0), spelled(path), message, hint))
+
+    def unknown(self, path: KeyPath, what: str, name: str, known: Iterable[str], otherwise: str) -> None:
+        """Note that there is no `what` of this name. The way out is the nearest of those known, or `otherwise`."""
+        near = nearest(name, [*known])
+        self.add(path, f"there is no {what} {shown(name)}", f"did you mean {near}?" if near else otherwise)
 
     def check(self, name: str) -> None:
-        """Raise BadGateway if anything was found."""
-        if self.found:
-            raise BadGateway(name, tuple(sorted(set(self.found))))
+        """Raise BadGateway if anything was noted."""
+        if self.noted:
+            raise BadGateway(name, tuple(sorted(set(self.noted))))
 
 
 def spelled(path: KeyPath) -> str:
@@ -98,10 +108,189 @@ def shown(value: object) -> str:
     return text if len(text) <= MOST_SHOWN + 3 else f"{text[:MOST_SHOWN]}…"
 
 
+class TomlTable:
+    """A table at `path`."""
+
+    def __init__(self, mistakes: Mistakes, path: KeyPath, values: Mapping[str, Any]) -> None:
+        self.mistakes, self.path = mistakes, path
+        self._values = values
+        self._known: dict[str, None] = {}  # keys that were asked for, in their order
+
+    def has(self, key: str) -> bool:
+        """Return whether the key is written."""
+        return key in self._values
+
+    def skip(self, *keys: str) -> None:
+        """Take keys as known whose values another mistake makes void."""
+        self._known |= dict.fromkeys(keys)
+
+    def bad(self, key: str, message: str, hint: str = "") -> None:
+        """Note a mistake at a key, or at the table itself for ""."""
+        self.mistakes.add((*self.path, key) if key else self.path, message, hint)
+
+    def need(self, key: str, message: str, hint: str) -> None:
+        """Note that a key is missing."""
+        if not self.has(key):
+            self.bad(key, message, hint)
+
+    def end(self) -> None:
+        """Note every key that was not asked for."""
+        for key in self._values:
+            if key not in self._known:
+                near = nearest(key, [*self._known])
+                hint = f"did you mean {near}?" if near else f"known here: {', '.join(self._known)}"
+                self.bad(key, "unknown key", hint)
+
+    def value(self, key: str, *types: type) -> Any:
+        """Return a value of one of `types`; None where it is not written, or of another type."""
+        self._known[key] = None
+        value = self._values.get(key)
+        # A bool is an int to isinstance, and not to those who write the file.
+        if value is None or type(value) in types:
+            return value
+        wanted = " or ".join(dict.fromkeys(_WANTED.get(t, "a number") for t in types))
+        quoted = "the value" if key == "key" else shown(value)  # which may be a secret
+        self.bad(key, f"{quoted} is not {wanted}", f"write {key} as {wanted}")
+        return None
+
+    # --- values ------------------------------------------------------------------------------------
+
+    def fields(self, kind: type, *names: str) -> dict[str, Any]:
+        """Return the values of plain fields of a dataclass, each within what its annotation says.
+
+        The key of a field is its name; one of seconds, `timeout_s`, is written as timeout = "60s". Where none is
+        written it has the field's default.
+        """
+        hints = get_type_hints(kind, include_extras=True)
+        defaults = {f.name: None if f.default is MISSING else f.default for f in fields(kind)}
+        return {name: self._field(name, hints[name], defaults[name]) for name in names}
+
+    def _field(self, name: str, hint: Any, default: Any) -> Any:
+        if name.endswith("_s"):
+            return self.seconds(name.removesuffix("_s"), default)
+        if hint is bool:
+            return self.flag(name, default)
+        if get_origin(hint) is Literal:
+            return self.choice(name, get_args(hint), default or "")
+        type_, limits = get_args(hint)
+        if type_ is int:
+            return self.whole(name, default, limits.ge, limits.le)
+        return self.share(name, default or 0.0, zero=limits.gt is None)
+
+    def text(self, key: str) -> str:
+        """Return a string that is not empty; "" where none is written."""
+        value = self.value(key, str)
+        if value is not None and not value.strip():
+            self.bad(key, "the string is empty", "write a value, or leave the key out")
+        return (value or "").strip()
+
+    def choice(self, key: str, choices: Sequence[str], default: str = "") -> str:
+        """Return one of `choices`."""
+        value = self.text(key)
+        if not value or value in choices:
+            return value or default
+        near = nearest(value, [*choices])
+        hint = f"did you mean {near}?" if near else f"one of: {', '.join(choices)}"
+        self.bad(key, f"{shown(value)} is not a known {key}", hint)
+        return default
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """Return true or false."""
+        value = self.value(key, bool)
+        return default if value is None else value
+
+    def whole(self, key: str, default: int, low: int, high: int) -> int:
+        """Return a whole number within low..high."""
+        value = self.value(key, int)
+        if value is None:
+            return default
+        if low <= value <= high:
+            return value
+        problem = f"{shown(value)} is not within {low:,}..{high:,}"
+        self.bad(key, problem, f"write a number from {low} to {high}")
+        return default
+
+    def number(self, key: str) -> Decimal | None:
+        """Return a finite number, exactly as it is written."""
+        value = self.value(key, int, Decimal)
+        if value is None:
+            return None
+        value = Decimal(value)
+        if value.is_finite():
+            return value
+        self.bad(key, f"{shown(value)} is not a finite number", "write an amount such as 0.5")
+        return None
+
+    def share(self, key: str, default: float, *, zero: bool = True) -> float:
+        """Return a number within 0..1; `zero` False: above 0."""
+        value = self.number(key)
+        if value is None:
+            return default
+        if 0 <= value <= 1 and (zero or value):
+            return float(value)
+        above = "0..1" if zero else "0..1, above 0"
+        self.bad(key, f"{shown(value)} is not within {above}", "write a share such as 0.02; 1 is all")
+        return default
+
+    def seconds(self, key: str, default: float) -> float:
+        """Return a time above zero, written as 500ms, 60s, 5m, 1h or 1d."""
+        value = self.value(key, str, int, Decimal)
+        if value is None:
+            return default
+        match = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+        if match is None:
+            self.bad(key, f"{shown(value)} is not a duration", 'write "500ms", "60s", "5m" or "1h"')
+            return default
+        seconds = float(match[1]) * _UNITS[match[2]]
+        if 0 < seconds <= 30 * 86400:
+            return seconds
+        self.bad(key, f"{shown(value)} is not above zero and at most 30 days", 'write a time such as "60s"')
+        return default
+
+    def placed(self, key: str) -> list[tuple[KeyPath, str]]:
+        """Return an array's different strings that are not empty, each with its place."""
+        value = self.value(key, list) or ()
+        places: dict[str, KeyPath] = {}
+        for i, each in enumerate(value):
+            at = (*self.path, key, i)
+            if not isinstance(each, str) or not each.strip():
+                self.mistakes.add(at, f"{shown(each)} is not a name", "write a string in quotes")
+            elif each in places:
+                self.mistakes.add(at, f"{shown(each)} is listed twice", "write it once")
+            else:
+                places[each] = at
+        return [(at, name) for name, at in places.items()]
+
+    def placed_or_one(self, key: str) -> list[tuple[KeyPath, str]]:
+        """Return the names of a key that may be one string or an array of them."""
+        if isinstance(self._values.get(key), str):
+            text = self.text(key)
+            return [((*self.path, key), text)] if text else []
+        return self.placed(key)
+
+    # --- tables ------------------------------------------------------------------------------------
+
+    def table(self, key: str) -> TomlTable | None:
+        """Return a table inside this one."""
+        value = self.value(key, dict)
+        return None if value is None else TomlTable(self.mistakes, (*self.path, key), value)
+
+    def tables(self, key: str) -> Iterator[tuple[str, TomlTable]]:
+        """Yield the tables by name inside a table of tables; what the caller asked none of them for is unknown."""
+        inside = self.table(key)
+        for name in inside._values if inside is not None else ():
+            if inside is not None and (table := inside.table(name)) is not None:
+                yield name, table
+                table.end()
+
+    def check_name(self, name: str) -> None:
+        """Note a name of this table that requests and other tables cannot write."""
+        if not NAME.fullmatch(name):
+            self.bad("", f"{shown(name)} is not a valid name", _NAMES)
+
+
 # --- finds the line of every key of a TOML text, which tomllib does not report ----------------------
 # Scans a text that tomllib has accepted, so it checks no syntax and reads no value but quoted keys.
-
-KeyPath = tuple[str | int, ...]  # ("routes", "chat", "targets", 0)
 
 _GAP = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _BLANK = re.compile(r"[ \t]*")
@@ -213,155 +402,3 @@ class _Scan:
 
     def _note(self, path: KeyPath, start: int) -> None:
         self.found.setdefault(path, bisect_right(self._starts, start))
-
-
-_TIME = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(ms|s|m|h|d)")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_WANTED = {str: "a string", bool: "true or false", int: "a whole number", list: "an array", dict: "a table"}
-
-
-class TomlTable:
-    """A table at `path`."""
-
-    def __init__(self, mistakes: Mistakes, path: KeyPath, values: Mapping[str, Any]) -> None:
-        self.mistakes, self.path = mistakes, path
-        self._values = values
-        self._known: dict[str, None] = {}  # keys that were asked for, in their order
-
-    def has(self, key: str) -> bool:
-        """Return whether the key is written."""
-        return key in self._values
-
-    def skip(self, *keys: str) -> None:
-        """Take keys as known whose values another mistake makes void."""
-        self._known |= dict.fromkeys(keys)
-
-    def bad(self, key: str, message: str, hint: str = "") -> None:
-        """Note a mistake at a key, or at the table itself for ""."""
-        self.mistakes.add((*self.path, key) if key else self.path, message, hint)
-
-    def end(self) -> None:
-        """Note every key that was not asked for."""
-        for key in self._values:
-            if key not in self._known:
-                near = nearest(key, [*self._known])
-                hint = f"did you mean {near}?" if near else f"known here: {', '.join(self._known)}"
-                self.bad(key, "unknown key", hint)
-
-    def value(self, key: str, *types: type) -> Any:
-        """Return a value of one of `types`; None where it is not written, or of another type."""
-        self._known[key] = None
-        value = self._values.get(key)
-        # A bool is an int to isinstance, and not to those who write the file.
-        if value is None or type(value) in types:
-            return value
-        wanted = " or ".join(dict.fromkeys(_WANTED.get(t, "a number") for t in types))
-        quoted = "the value" if key == "key" else shown(value)  # which may be a secret
-        self.bad(key, f"{quoted} is not {wanted}", f"write {key} as {wanted}")
-        return None
-
-    # --- values ------------------------------------------------------------------------------------
-
-    def text(self, key: str, default: str = "") -> str:
-        """Return a string that is not empty."""
-        value = self.value(key, str)
-        if value is not None and not value.strip():
-            self.bad(key, "the string is empty", "write a value, or leave the key out")
-        return value.strip() if value and value.strip() else default
-
-    def choice(self, key: str, choices: Sequence[str], default: str = "") -> str:
-        """Return one of `choices`."""
-        value = self.text(key)
-        if not value or value in choices:
-            return value or default
-        near = nearest(value, [*choices])
-        hint = f"did you mean {near}?" if near else f"one of: {', '.join(choices)}"
-        self.bad(key, f"{shown(value)} is not a known {key}", hint)
-        return default
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        """Return true or false."""
-        value = self.value(key, bool)
-        return default if value is None else value
-
-    def whole(self, key: str, default: int, low: int, high: int) -> int:
-        """Return a whole number within low..high."""
-        value = self.value(key, int)
-        if value is None or low <= value <= high:
-            return default if value is None else value
-        self.bad(
-            key, f"{shown(value)} is not within {low:,}..{high:,}", f"write a number from {low} to {high}"
-        )
-        return default
-
-    def number(self, key: str) -> Decimal | None:
-        """Return a finite number, exactly as it is written."""
-        value = self.value(key, int, Decimal)
-        if value is None:
-            return None
-        value = Decimal(value)
-        if value.is_finite():
-            return value
-        self.bad(key, f"{shown(value)} is not a finite number", "write an amount such as 0.5")
-        return None
-
-    def share(self, key: str, default: float, *, zero: bool = True) -> float:
-        """Return a number within 0..1; `zero` False: above 0."""
-        value = self.number(key)
-        if value is None:
-            return default
-        if 0 <= value <= 1 and (zero or value):
-            return float(value)
-        above = "0..1" if zero else "0..1, above 0"
-        self.bad(key, f"{shown(value)} is not within {above}", "write a share such as 0.02; 1 is all")
-        return default
-
-    def seconds(self, key: str, default: float) -> float:
-        """Return a time above zero, written as 500ms, 60s, 5m, 1h or 1d."""
-        value = self.value(key, str, int, Decimal)
-        if value is None:
-            return default
-        match = _TIME.fullmatch(value.strip()) if isinstance(value, str) else None
-        if match is None:
-            self.bad(key, f"{shown(value)} is not a duration", 'write "500ms", "60s", "5m" or "1h"')
-            return default
-        seconds = float(match[1]) * _UNITS[match[2]]
-        if 0 < seconds <= 30 * 86400:
-            return seconds
-        self.bad(key, f"{shown(value)} is not above zero and at most 30 days", 'write a time such as "60s"')
-        return default
-
-    def placed(self, key: str) -> list[tuple[KeyPath, str]]:
-        """Return an array's different strings that are not empty, each with its place."""
-        value = self.value(key, list) or ()
-        good: dict[str, KeyPath] = {}
-        for i, each in enumerate(value):
-            at = (*self.path, key, i)
-            if not isinstance(each, str) or not each.strip():
-                self.mistakes.add(at, f"{shown(each)} is not a name", "write a string in quotes")
-            elif each in good:
-                self.mistakes.add(at, f"{shown(each)} is listed twice", "write it once")
-            else:
-                good[each] = at
-        return [(at, name) for name, at in good.items()]
-
-    def placed_or_one(self, key: str) -> list[tuple[KeyPath, str]]:
-        """Return the names of a key that may be one string or an array of them."""
-        if isinstance(self._values.get(key), str):
-            text = self.text(key)
-            return [((*self.path, key), text)] if text else []
-        return self.placed(key)
-
-    # --- tables ------------------------------------------------------------------------------------
-
-    def table(self, key: str) -> TomlTable | None:
-        """Return a table inside this one."""
-        value = self.value(key, dict)
-        return None if value is None else TomlTable(self.mistakes, (*self.path, key), value)
-
-    def tables(self, key: str) -> Iterator[tuple[str, TomlTable]]:
-        """Yield the tables by name inside a table of tables."""
-        inside = self.table(key)
-        for name in inside._values if inside is not None else ():
-            if inside is not None and (table := inside.table(name)) is not None:
-                yield name, table
