@@ -23,7 +23,7 @@ from freehold.router.contract import BarCheck, RentedModels
 from freehold.router.directory import GatewayModels
 from freehold.router.gateway import Gateway
 from freehold.router.labels import Asks
-from freehold.router.ledger import rows as schema
+from freehold.router.ledger import schema
 from freehold.router.ledger.rows import LedgerRow
 from freehold.router.ledger.store import Ledger
 from freehold.router.reading import read_text

@@ -15,12 +15,10 @@ from freehold.errors import LedgerUnavailable
 from freehold.providers.contract import SetLabel
 from freehold.router.contract import Books
 from freehold.router.gateway import GatewayModel, SpendLimit
-from freehold.router.ledger.rows import Attempt, Candidate, Intent, LedgerRow, Outcome, Reservation, row_id
+from freehold.router.ledger.rows import NOTHING, Attempt, Intent, LedgerRow, Outcome, Reservation, row_id
 from freehold.router.routing import TargetChoice
 from freehold.serving import Origin
 from freehold.types import Usage
-
-NOTHING = Usage(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ class RequestRecord:
                 await self._books.ready()
             return
         if held is None:
-            about = self._intent(target)
+            about = self._about(target)
             wanted = Reservation(self.id, self.origin.key, self.limit, need, self.at, sent, about)
             await self._books.reserve(wanted, wait_s=wait_s)
         else:
@@ -112,18 +110,19 @@ class RequestRecord:
             await self._books.change(wanted)
             self._held = wanted
 
-    def _intent(self, target: GatewayModel) -> Intent:
-        origin, version = self.origin, "" if target.price is None else target.price.version
+    def _about(self, target: GatewayModel | None) -> Intent:
+        """Return what is known before an answer: whose request it is, and which target it goes to."""
+        origin, price = self.origin, None if target is None else target.price
         return Intent(
-            origin.request_id,
-            origin.answer_id,
-            origin.door,
-            self.asked.name,
-            target.name,
-            target.place,
-            self.labels,
-            self.asked.task,
-            version,
+            request_id=origin.request_id,
+            answer_id=origin.answer_id,
+            door=origin.door,
+            asked=self.asked.name,
+            target="" if target is None else target.name,
+            place="" if target is None else target.place,
+            labels=self.labels,
+            task=self.asked.task,
+            price_version="" if price is None else price.version,
         )
 
     def cost(self, target: GatewayModel, usage: Usage) -> int:
@@ -184,9 +183,6 @@ class RequestRecord:
         if self._held is not None:
             await self.keep(max(self._held.nano - row.nano - self.spent - self.risked, 0))
 
-    def _candidates(self) -> tuple[Candidate, ...]:
-        return () if self.choice is None else self.choice.candidates([a.target for a in self.attempts])
-
     def _row(
         self,
         outcome: Outcome,
@@ -195,25 +191,17 @@ class RequestRecord:
         finish_reason: str,
         upstream_id: str,
     ) -> LedgerRow:
-        origin, price = self.origin, None if target is None else target.price
+        tried = [attempt.target for attempt in self.attempts]
         return LedgerRow(
+            **self._about(target).values(),
             id=self.id,
             at=self.at,
-            request_id=origin.request_id,
-            answer_id=origin.answer_id,
-            key=origin.key,
-            door=origin.door,
-            asked=self.asked.name,
-            target="" if target is None else target.name,
-            place="" if target is None else target.place,
+            key=self.origin.key,
             owned=target is not None and target.owned,
-            labels=self.labels,
-            task=self.asked.task,
-            candidates=self._candidates(),
+            candidates=() if self.choice is None else self.choice.candidates(tried),
             attempts=tuple(self.attempts),
             usage=usage,
-            nano=sum(attempt.nano for attempt in self.attempts),
-            price_version="" if price is None else price.version,
+            nano=self.spent,
             estimated=self.estimated,
             batch=self.asked.batch,
             outcome=outcome,

@@ -19,9 +19,9 @@ from freehold.providers.contract import Piece, UpstreamFault
 from freehold.router.attempts import CLOCK_S, Started
 from freehold.router.breaker import TargetLoad
 from freehold.router.gateway import GatewayRoute
-from freehold.router.ledger.rows import Outcome
+from freehold.router.ledger.rows import NOTHING, Outcome
 from freehold.router.parts import GatewayParts
-from freehold.router.record import NOTHING, RequestRecord, added
+from freehold.router.record import RequestRecord, added
 from freehold.router.tokens import letters_in, used_so_far
 from freehold.serving import Begin, Job, prefill_of
 from freehold.types import Chunk, Usage

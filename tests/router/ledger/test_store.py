@@ -13,8 +13,7 @@ import pytest
 
 from freehold.errors import BudgetSpent, LedgerUnavailable, StoreError
 from freehold.router.gateway import SpendLimit
-from freehold.router.ledger import rows as schema
-from freehold.router.ledger import store
+from freehold.router.ledger import schema, store
 from freehold.router.ledger.rows import LedgerRow, Reservation, row_id
 from freehold.router.ledger.store import Ledger
 from freehold.types import Usage

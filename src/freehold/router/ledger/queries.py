@@ -18,7 +18,7 @@ import msgspec
 
 from freehold.errors import LedgerUnavailable, ModelNotFound, StoreError, UsageError
 from freehold.providers.contract import HOUSE
-from freehold.router.ledger import rows as schema
+from freehold.router.ledger import schema
 from freehold.router.ledger.rows import DAY_S, LedgerRow, first_id
 
 # What rows can be grouped by, and the column or expression of each.

@@ -28,7 +28,7 @@ from freehold import private
 from freehold.errors import BudgetSpent, LedgerUnavailable, StoreError
 from freehold.providers.contract import HOUSE
 from freehold.router.gateway import SpendLimit
-from freehold.router.ledger import rows as schema
+from freehold.router.ledger import schema
 from freehold.router.ledger.rows import (
     DAY_S,
     Intent,
@@ -39,7 +39,6 @@ from freehold.router.ledger.rows import (
     usd,
     window,
 )
-from freehold.types import Usage
 
 _log = logging.getLogger("freehold.router")
 LOCK_WAIT_S = 5.0  # for a file that another process holds, or a disk that is full
@@ -462,33 +461,18 @@ def _book(db: sqlite3.Connection, owner: str) -> int:
 
 
 def _lost(name: str, key: str, at: float, nano: int, about: Intent) -> LedgerRow:
+    """Return the row of a request whose end is not known; one that reached no provider is known to cost nothing."""
+    charged = nano > 0
     return LedgerRow(
+        **about.values(),
         id=name,
         at=at,
-        request_id=about.request_id,
-        answer_id=about.answer_id,
         key=key,
-        door=about.door,
-        asked=about.asked,
-        target=about.target,
-        place=about.place,
         owned=about.place == HOUSE,
-        labels=about.labels,
-        task=about.task,
-        candidates=(),
-        attempts=(),
-        usage=Usage(0, 0),
         nano=nano,
-        price_version=about.price_version,
-        estimated=nano > 0,  # a request that reached no provider is known to cost nothing
-        batch=False,
+        estimated=charged,
+        left_house=charged,
         outcome="lost",
-        finish_reason="",
-        first_s=0.0,
-        whole_s=0.0,
-        terms="",
-        may_teach=None,
-        left_house=nano > 0,
     )
 
 
