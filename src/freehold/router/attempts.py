@@ -4,7 +4,7 @@ An answer is good when its first chunk has come; where a route escalates, when i
 where the client does not stream, when it is whole. Failures before that go to the next target by their cause; the
 caller's own faults go nowhere, and what the caller's own time limit cut says nothing of a target. Knows causes, times
 and breakers; knows no wire.
-Path: handle.py -> Attempts.first_good -> TargetCalls.start, attempts.look -> Started -> stream.py
+Path: handle.py -> Attempts.first_good -> TargetCalls.start, look -> Started -> stream.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,15 @@ from freehold.errors import (
 from freehold.prompts import PromptSize
 from freehold.providers.contract import Cleared, Piece, UpstreamFault
 from freehold.providers.signatures import SignatureWatch
-from freehold.router import calls
+from freehold.router.calls import (
+    BREAKS_AT_ONCE,
+    CHARGED,
+    MOST_WAIT_S,
+    RETRIED,
+    SAYS_NOTHING,
+    cause_of,
+    wait_before_retry,
+)
 from freehold.router.gateway import Escalation, GatewayModel, GatewayRoute
 from freehold.router.parts import GatewayParts
 from freehold.router.record import RequestRecord
@@ -101,7 +109,7 @@ class Attempts:
         self._keep_alive: float | None = None
         self._errors: dict[str, FreeholdError] = {}
         self._coming: tuple[Stream, list[Piece]] | None = (
-            None  # of the attempt in progress, from its first piece on
+            None  # the attempt in progress, from its first piece on
         )
 
     async def first_good(self, cleared: Cleared[Job], keep_alive: float | None = None) -> Started:
@@ -124,7 +132,7 @@ class Attempts:
                 waiting.append(target)
             except FreeholdError as e:
                 self._note(target, e)
-                if calls.cause_of(e) == "context":
+                if cause_of(e) == "context":
                     waiting = [each for each in waiting if self._is_larger(each, target)]
         raise self._failure()
 
@@ -147,15 +155,14 @@ class Attempts:
         return not self._rests(target, *turn)
 
     def _rests(self, target: GatewayModel, reason: str, wait_s: float) -> bool:
+        """Pass the target over if its breaker has a reason; return whether it has."""
         if reason:
             self._choice.drop(target, PassedOver("breaker", reason, wait_s))
         return bool(reason)
 
     def _note(self, target: GatewayModel, e: FreeholdError) -> None:
         """Remember a failure; raise it where no other target could do better."""
-        if isinstance(e, PolicyRefused) or (
-            calls.cause_of(e) == "request" and not self._wire_refused(target, e)
-        ):
+        if isinstance(e, PolicyRefused) or (cause_of(e) == "request" and not self._wire_refused(target, e)):
             raise e
         self._errors[target.name] = e
 
@@ -164,9 +171,8 @@ class Attempts:
         return isinstance(e, UnsupportedModel) or (target.remote is not None and isinstance(e, UsageError))
 
     def _is_larger(self, other: GatewayModel, target: GatewayModel) -> bool:
-        ours = self._window(target)
         theirs = self._window(other)
-        return not theirs or theirs > ours
+        return not theirs or theirs > self._window(target)
 
     def _window(self, target: GatewayModel) -> int:
         if target.remote is not None:
@@ -184,14 +190,10 @@ class Attempts:
             try:
                 return await self._once(target, cleared, check=check and bool(more), alone=not more)
             except FreeholdError as e:
-                wait = calls.wait_before_retry(e, tries)
-                if (
-                    calls.cause_of(e) not in calls.RETRIED
-                    or tries > self._route.retries
-                    or wait >= self._left
-                ):
+                wait = wait_before_retry(e, tries)
+                if cause_of(e) not in RETRIED or tries > self._route.retries or wait >= self._left:
                     raise
-                if wait > calls.MOST_WAIT_S and more:
+                if wait > MOST_WAIT_S and more:
                     raise  # another target is sooner
             await asyncio.sleep(wait)
             await self._record.reserve(self._most(target), target)
@@ -245,8 +247,8 @@ class Attempts:
         limit = min(self._route.first_token_s, left)
         escalate = self._route.escalate
         looks = check and escalate is not None and can_look(target, cleared.work)
-        if looks:
-            cleared = with_logprobs(cleared)
+        if looks and cleared.work.logprobs is None:
+            cleared = cleared.with_work(replace(cleared.work, logprobs=0))
         whole = cleared.work.whole and not alone
         if whole:  # a stream, so that silence shows early
             cleared = cleared.with_work(replace(cleared.work, whole=False))
@@ -307,19 +309,19 @@ class Attempts:
             if not isinstance(e, PolicyRefused):
                 self._choice.drop(target, PassedOver("ability", e.message))
             return
-        cause = calls.cause_of(e)
+        cause = cause_of(e)
         status = e.status if isinstance(e, UpstreamFault) else 0
-        charged = cause in calls.CHARGED
+        charged = cause in CHARGED
         nano = self._cost_so_far(target, e) if charged else 0
         if charged:  # the answer may have been made whole, and not have arrived
             self._record.risked += max(self._most(target) - nano, 0)
         self._record.attempted(target, cause, time.monotonic() - began, status=status, nano=nano)
         self._record.warnings.append(f"{target.name} was skipped: {cause}")
         cut = cause == "timeout" and self._callers_limit and self._left <= CLOCK_S
-        if cut or cause in calls.SAYS_NOTHING or (target.remote is None and cause == "rate"):
+        if cut or cause in SAYS_NOTHING or (target.remote is None and cause == "rate"):
             self._breakers.dropped(target.name)
         else:
-            self._breakers.failed(target.name, self._route.breaker, at_once=cause in calls.BREAKS_AT_ONCE)
+            self._breakers.failed(target.name, self._route.breaker, at_once=cause in BREAKS_AT_ONCE)
 
     def _cost_so_far(self, target: GatewayModel, e: FreeholdError | None = None) -> int:
         """Return what an attempt costs that gave no answer: its prompt, and what came, as counted or estimated."""
@@ -340,11 +342,8 @@ class Attempts:
         errors = self._errors
         if not errors:
             return self._choice.none_left()
-        last = [*errors.values()][-1]
-        if len(errors) == 1:
-            return last
-        if all(calls.cause_of(e) == "context" for e in errors.values()):
-            return last
+        if len(errors) == 1 or all(cause_of(e) == "context" for e in errors.values()):
+            return [*errors.values()][-1]
         return _together(self._route.name, errors)
 
 
@@ -365,13 +364,13 @@ def _together(route: str, errors: dict[str, FreeholdError]) -> FreeholdError:
     """Return one error for the failures of several targets, with the shortest time after which one may answer."""
     listed = "; ".join(f"{name}: {e.message}" for name, e in errors.items())
     faults = [e for e in errors.values() if not isinstance(e, BudgetSpent)]
-    last = faults[-1] if faults else None
-    if last is None:
+    if not faults:
         return [*errors.values()][-1]
+    last = faults[-1]
     waits = [e.retry_after_s for e in faults if isinstance(e, UpstreamFault) and e.retry_after_s is not None]
     status = last.status if isinstance(last, UpstreamFault) else 0
     return UpstreamFault(
-        calls.cause_of(last),
+        cause_of(last),
         f"no target of {route} answered: {listed}",
         last.hint,
         status=status,
@@ -379,8 +378,7 @@ def _together(route: str, errors: dict[str, FreeholdError]) -> FreeholdError:
     )
 
 
-# --- whether the first tokens of an owned model's answer are likely enough to be sent ---------------
-# Or the next target is asked.
+# --- a cascade: whether an owned model's first tokens are likely enough, or the next target is asked -
 # The mean of the log-probabilities of at most `check` tokens, as a probability, against `below`. Tokens of
 # thinking and of tool calls count: they are the answer's too.
 
@@ -402,13 +400,6 @@ def can_look(target: GatewayModel, job: Job) -> bool:
     if not target.owned or job.n != 1:
         return False
     return target.remote is None or target.remote.abilities.logprobs
-
-
-def with_logprobs(cleared: Cleared[Job]) -> Cleared[Job]:
-    """Return the request, with log-probabilities asked for."""
-    if cleared.work.logprobs is not None:
-        return cleared
-    return cleared.with_work(replace(cleared.work, logprobs=0))
 
 
 async def look(stream: Stream, pieces: list[Piece], limit: Escalation) -> Looked:

@@ -189,9 +189,8 @@ class Bars:
         now = self._clock()
         known = self._verdicts.get((task.name, model.name))
         fresh = known is not None and 0 <= now - known.at < FRESH_S
-        if (
-            known is None or not fresh or known.task is not task or known.model is not model
-        ):  # a reload: others
+        # A reload has other tasks and models.
+        if known is None or not fresh or known.task is not task or known.model is not model:
             known = _Verdict(now, task, model, *self._verdict(task, model, now))
             self._verdicts[task.name, model.name] = known
         return known.passed, known.why

@@ -1,4 +1,4 @@
-"""Which targets are left alone for a while, because they failed several times in a row.
+"""How targets are: which are left alone for a while, as they failed several times in a row, and which are busy.
 
 After the cooldown one request tries such a target, and its first token decides for all: those that come meanwhile
 wait for it, where they have no other target. Knows names and seconds; knows no request and no cause. One process's
@@ -98,13 +98,11 @@ class Breakers:
             health.decided()
 
 
-# --- how busy targets are ---------------------------------------------------------------------------
-# As this server sees it: requests in progress, and when each target was chosen last.
-# It outlives a reload of the file.
+# --- how busy targets are, as this server sees it ----------------------------------------------------
 
 
 class TargetLoad:
-    """Requests in progress by target."""
+    """Requests in progress by target, and when each was chosen last; it outlives a reload of the file."""
 
     def __init__(self) -> None:
         self._running: Counter[str] = Counter()
@@ -116,10 +114,10 @@ class TargetLoad:
 
         So requests that arrive at once take turns before any of them has begun.
         """
-        found = sorted(targets, key=lambda t: (self._running[t.name], self._chosen.get(t.name, 0)))
-        if found:
-            self._chosen[found[0].name] = next(self._turns)
-        return found
+        by_load = sorted(targets, key=lambda t: (self._running[t.name], self._chosen.get(t.name, 0)))
+        if by_load:
+            self._chosen[by_load[0].name] = next(self._turns)
+        return by_load
 
     def begin(self, target: GatewayModel) -> None:
         """Count a request that is sent to a target."""

@@ -1,4 +1,4 @@
-"""One call of one target, owned or rented: the same Stream from either.
+"""One call of one target, owned or rented: the same Stream from either, and one set of causes where it fails.
 
 A call for a place that the request may not be at is refused here, and in the hop again. Knows no route and no other
 target. Path: attempts.py, shadow.py -> TargetCalls.start -> ModelHandle.start, RentedModels.start
@@ -107,9 +107,8 @@ _ENGINE: tuple[tuple[type[FreeholdError], Cause], ...] = (
     (errors.BadTemplate, "request"),
     (errors.UpstreamFailed, "broken"),
 )
-RETRIED: frozenset[Cause] = frozenset(
-    {"server", "connect", "broken", "rate"}
-)  # of the same target; others never
+# The same target is asked again after these; after others never.
+RETRIED: frozenset[Cause] = frozenset({"server", "connect", "broken", "rate"})
 BREAKS_AT_ONCE: frozenset[Cause] = frozenset({"auth"})  # the next request would fail as well
 SAYS_NOTHING: frozenset[Cause] = frozenset({"request", "context"})  # of a target's health
 # The prompt was taken before these, so it may be charged though no answer came.
@@ -123,8 +122,7 @@ def cause_of(error: FreeholdError) -> Cause:
     """Return the cause of any failure of an attempt; what has no other is the target's own: server."""
     if isinstance(error, UpstreamFault):
         return error.cause
-    causes: list[Cause] = [cause for kind, cause in _ENGINE if isinstance(error, kind)]
-    return causes[0] if causes else "server"
+    return next((cause for kind, cause in _ENGINE if isinstance(error, kind)), "server")
 
 
 def wait_before_retry(error: FreeholdError, tries: int) -> float:

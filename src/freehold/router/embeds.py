@@ -14,9 +14,16 @@ from collections.abc import Callable
 from freehold.errors import BudgetSpent, FreeholdError
 from freehold.prompts import PromptSize
 from freehold.providers.contract import HOUSE, Cleared, UpstreamFault
-from freehold.router import calls as causes
 from freehold.router.breaker import Breakers
-from freehold.router.calls import TargetCalls, fitted
+from freehold.router.calls import (
+    BREAKS_AT_ONCE,
+    CHARGED,
+    NEVER_SENT,
+    SAYS_NOTHING,
+    TargetCalls,
+    cause_of,
+    fitted,
+)
 from freehold.router.gateway import BreakerLimits, GatewayModel, GatewayRoute
 from freehold.router.parts import GatewayParts
 from freehold.router.record import RequestRecord
@@ -81,7 +88,7 @@ async def embedded(
         except FreeholdError as e:
             last = e
             _failed(target, e, record, breakers, route.breaker, began, most, guess)
-            if causes.cause_of(e) in causes.SAYS_NOTHING:
+            if cause_of(e) in SAYS_NOTHING:
                 raise
             continue
         except BaseException:
@@ -125,17 +132,17 @@ def _failed(
     most: int,
     guess: int,
 ) -> None:
-    if target.remote is not None and isinstance(e, causes.NEVER_SENT):
+    if target.remote is not None and isinstance(e, NEVER_SENT):
         breakers.dropped(target.name)
         return
-    cause = causes.cause_of(e)
+    cause = cause_of(e)
     status = e.status if isinstance(e, UpstreamFault) else 0
-    nano = _charged(target, record, most, guess) if cause in causes.CHARGED else 0
+    nano = _charged(target, record, most, guess) if cause in CHARGED else 0
     record.attempted(target, cause, time.monotonic() - began, status=status, nano=nano)
-    if cause in causes.SAYS_NOTHING:
+    if cause in SAYS_NOTHING:
         breakers.dropped(target.name)
     else:
-        breakers.failed(target.name, limits, at_once=cause in causes.BREAKS_AT_ONCE)
+        breakers.failed(target.name, limits, at_once=cause in BREAKS_AT_ONCE)
 
 
 def _charged(target: GatewayModel, record: RequestRecord, most: int, guess: int) -> int:
@@ -175,7 +182,7 @@ async def counted(
     except UpstreamFault as e:  # the prompt was sent: the ledger says so, though nothing is charged
         record.attempted(target, e.cause, time.monotonic() - began, status=e.status)
         await record.book("failed", target)
-        if e.cause in causes.SAYS_NOTHING:
+        if e.cause in SAYS_NOTHING:
             raise
         count = None
     if count is not None:

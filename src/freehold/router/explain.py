@@ -86,12 +86,10 @@ async def explain(
 
 
 def _why(target: GatewayModel) -> str:
-    where = (
-        "on this machine"
-        if target.remote is None
-        else f"{target.remote.model} at {target.remote.provider.name}"
-    )
-    return f"{where}{', owned' if target.remote is not None and target.owned else ''}"
+    remote = target.remote
+    if remote is None:
+        return "on this machine"
+    return f"{remote.model} at {remote.provider.name}{', owned' if target.owned else ''}"
 
 
 def _likely(target: GatewayModel, job: Job, size: PromptSize, when: float) -> int:

@@ -37,9 +37,7 @@ from freehold.serving import (
 )
 from freehold.types import SamplingParams
 
-UNKNOWN_CONTEXT = (
-    131_072  # shown for a rented model whose window is not stated; it is never compared with a prompt
-)
+UNKNOWN_CONTEXT = 131_072  # shown for a rented model without a stated window; never compared with a prompt
 T = TypeVar("T")
 _REFUSALS = (PolicyRefused, BudgetSpent, UsageError, UnsupportedModel)  # where nothing was asked
 

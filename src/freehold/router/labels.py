@@ -30,9 +30,7 @@ HEADER = "X-Freehold-Label"
 # backslash as _ESCAPE and each text as _PART; and units of an Effort, of which each takes 10 to 40 us.
 IN_LOOP, HITS_IN_LOOP = 1 << 16, 30
 _FOREIGN, _ESCAPE, _PART = 4, 50, 50
-CLASSIFIED = (
-    1 << 17
-)  # characters of a request, from which on a classifier is not asked: it reads half as many
+CLASSIFIED = 1 << 17  # characters of a request beyond which no classifier is asked: it reads half as many
 W = TypeVar("W", Job, EmbedJob)
 
 

@@ -1,14 +1,15 @@
 """What a rented model costs, in whole nano-dollars a request, by length of the prompt, hour and kind of processing.
 
 Resolved once at start and at reload: a request's price is integer arithmetic. Prices are cliffs: a prompt beyond a
-tier is priced at its rate from the first token. Knows the sellers' tables through prices.py; knows no budget.
+tier is priced at its rate from the first token. Knows which seller a
+provider's kind is; a server of another kind has no price here, and gateway.toml states it. Knows no budget.
 Path: reading.py -> Price -> booking: Price.cost(Usage, when)
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, time
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cache, lru_cache
@@ -43,15 +44,13 @@ class Price:
 
     rates: TokenRates
     tiers: tuple[tuple[int, TokenRates], ...] = ()  # (prompt tokens beyond which, rates), ascending
-    slots: tuple[
-        TokenRates, ...
-    ] = ()  # equal parts of a day (UTC), where the price depends on the time of day
+    # Equal parts of a day (UTC), where the price depends on the time of day.
+    slots: tuple[TokenRates, ...] = ()
     batch: TokenRates | None = None
     batch_tiers: tuple[tuple[int, TokenRates], ...] = ()
     fee: int = 0  # pico-dollars a request, whatever its tokens
-    later: tuple[
-        tuple[float, Price], ...
-    ] = ()  # (time.time() from which, price), ascending: announced changes
+    # Announced changes: (time.time() from which, price), ascending.
+    later: tuple[tuple[float, Price], ...] = ()
     version: str = ""  # of the table, or "file" for a price that gateway.toml states
     source: str = field(default="", compare=False)
 
@@ -110,7 +109,7 @@ class Price:
         return (price.fee + prompt_tokens * paid + output_tokens * answer_price + 999) // 1000
 
 
-# --- resolves a model's price in the sellers' tables into integers, once at start and at each reload
+# --- prices of the sellers' tables ------------------------------------------------------------------
 # A price finer than a millionth of a dollar for a million tokens is rounded to that: of the table's 2,900
 # rows 28, all of resellers, with thirds in binary fractions.
 
@@ -188,14 +187,8 @@ def _on(offer: Offer, day: datetime) -> Price:
 
 
 def _whole(rates: SellerRates) -> TokenRates:
-    return TokenRates(
-        _rounded(rates.input * PICO),
-        _rounded(rates.output * PICO),
-        _rounded(rates.cached * PICO),
-        _rounded(rates.written * PICO),
-        _rounded(rates.written_hour * PICO),
-        None if rates.thought is None else _rounded(rates.thought * PICO),
-    )
+    dollars = {f.name: getattr(rates, f.name) for f in fields(TokenRates)}
+    return TokenRates(**{name: None if v is None else _rounded(v * PICO) for name, v in dollars.items()})
 
 
 def _rounded(value: Decimal) -> int:

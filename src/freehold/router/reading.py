@@ -1,4 +1,4 @@
-"""Reads gateway.toml into a Gateway, or refuses it with every mistake at once: line, value, way out.
+"""Reads gateway.toml into a Gateway, and again when it changes, or refuses it with every mistake: line, value, way out.
 
 Pure but for what Outside looks up: opens no connection. A mistake in one table does not hide those of another.
 Path: cli/serve.py -> read -> Gateway or BadGateway
@@ -107,7 +107,7 @@ def _decoded(data: bytes, name: str) -> str:
 
 def _parsed(text: str, name: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text, parse_float=_exact)
+        return tomllib.loads(text, parse_float=Decimal)  # as written: 0.1 + 0.2 is 0.3
     except RecursionError:
         raise _whole(
             name, "arrays or tables are nested too deeply", "nothing here needs three levels"
@@ -123,11 +123,6 @@ def _parsed(text: str, name: str) -> dict[str, Any]:
         line, "", f"not TOML: {message[:1].lower()}{message[1:]}", hint or "https://toml.io shows how"
     )
     raise BadGateway(name, (wrong,)) from None
-
-
-def _exact(text: str) -> Decimal:
-    """Keep money and shares as they are written: 0.1 + 0.2 is 0.3."""
-    return Decimal(text)
 
 
 def _whole(name: str, message: str, hint: str) -> BadGateway:
@@ -208,9 +203,8 @@ class LiveGateway:
         raise BadGateway(str(self.path), (moved,))
 
     def _read(self) -> Gateway:
-        if (
-            self.path.exists() and not self.path.is_file()
-        ):  # a pipe without a writer would wait for one for ever
+        # A pipe without a writer would wait for one for ever.
+        if self.path.exists() and not self.path.is_file():
             what = "it is a folder" if self.path.is_dir() else "it is a pipe or a device"
             wrong = Mistake(0, "", f"{what}, and is read again when it changes", "name an ordinary file")
             raise BadGateway(str(self.path), (wrong,))

@@ -1,7 +1,8 @@
 """The targets of a route that may and can answer a request, and why each of the others may not or cannot.
 
 A plain model name is a route of one target. Reasons are one line each: the ledger keeps them, explain shows them,
-and a refusal lists them. Knows what a request needs; asks no model and opens nothing.
+and a refusal lists them. `GatewayPlan` is one gateway.toml as requests use it: a request keeps the one it began with.
+Knows what a request needs; asks no model and opens nothing.
 Path: handle.py -> choose -> TargetChoice -> attempts.py
 """
 
@@ -191,9 +192,8 @@ def has_images(job: Job) -> bool:
     return any(isinstance(part, Image) for message in job.messages or () for part in message.parts)
 
 
-# --- one gateway.toml as requests use it ------------------------------------------------------------
-# Its labels, its routes with their targets, and what any name stands for.
-# Made at start and at each reload; a request keeps the plan it began with.
+# --- one gateway.toml as requests use it: labels, routes with their targets, what any name stands for
+# Made at start and at each reload.
 
 
 class GatewayPlan:

@@ -1,8 +1,9 @@
-"""Asks another target too, for a share of a route's requests: its answer is dropped, its figures go to the ledger.
+"""Work that outlives the request that began it, and shadows, which are most of it.
 
-Never for a request with a label, never before the client's answer is whole, a bounded number at a time, and none once
-the server stops. What it costs is the house's: no key's budget pays for it. Knows one request at a time.
-Path: handle.py -> Shadows.begin -> TargetCalls.start -> RequestRecord.book
+A shadow asks another target too, for a share of a route's requests: its answer is dropped, its figures go to the
+ledger. Never for a request with a label, never before the client's answer is whole, a bounded number at a time, and
+none once the server stops. What it costs is the house's: no key's budget pays for it. Knows one request at a time.
+Path: handle.py -> Shadows.begin -> TargetCalls.start -> RequestRecord.book; stream.py -> Background.shielded
 """
 
 from __future__ import annotations
@@ -114,11 +115,8 @@ class Shadows:
         await record.book("shadow", target, usage, reason)
 
 
-# --- work that outlives the request that began it: rows of clients that left, shadows ---------------
-
-
 class Background:
-    """The tasks of one server that no request waits for."""
+    """The tasks of one server that no request waits for: rows of clients that left, shadows."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

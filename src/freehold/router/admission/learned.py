@@ -15,10 +15,11 @@ from itertools import count
 
 import numpy as np
 
-# TF-IDF of words and pairs of words, as sparse rows: what the learned routers see of a prompt.
+# --- TF-IDF of words and pairs of words, as sparse rows: what the routers see of a prompt -----------
 # Words of two letters or more in lower case, terms of at least two training prompts, 1 + ln(count) times a
 # smoothed inverse document frequency, rows of unit length: what text classifiers usually begin with. Counts
 # are made once; a fold weighs them by its training prompts alone.
+
 MOST_CHARS = 2000  # of a prompt that are read: a router's time grows with it, and the task shows early
 _WORD = re.compile(r"\b\w\w+\b")
 
@@ -34,9 +35,8 @@ class SparseRows:
 
     def times(self, vector: np.ndarray) -> np.ndarray:
         """Return the product with a vector of `width`."""
-        filled = (
-            self.starts[1:] > self.starts[:-1]
-        )  # reduceat would give an empty row its successor's first value
+        # reduceat would give an empty row its successor's first value.
+        filled = self.starts[1:] > self.starts[:-1]
         sums = np.zeros(len(filled))
         if filled.any():
             products = self.values * vector[self.columns]
@@ -117,6 +117,8 @@ def _counted(row: np.ndarray, term: np.ndarray, n: int) -> SparseRows:
         starts, renumbered[column[kept]], counts[kept].astype(np.float64), int(often.sum()) or 1
     )
 
+
+# --- the routers ------------------------------------------------------------------------------------
 
 WIDTH = 256  # numbers a prompt is projected to, for ridge and kNN
 NEIGHBOURS = 100

@@ -17,13 +17,14 @@ import numpy as np
 from freehold.router.admission.learned import TermCounts, few_labels, learned, task_means
 from freehold.router.admission.table import AnsweredTable
 
-# Metrics of a router between two models, with bootstrap intervals: APGR, CPT and AIQ.
+# --- metrics of a router between two models, with bootstrap intervals: APGR, CPT and AIQ ------------
 # Questions are sorted by score, and the first share x goes to the strong model: quality q(x). PGR(x) is the
 # part of the way from q(0) to q(1) that is reached, APGR the area below it (0.5 by chance), CPT(p) the least
 # x with PGR >= p (RouteLLM, arXiv 2406.18665), AIQ the area below the non-decreasing concave hull of quality
 # over cost, by the range of cost (RouterBench, arXiv 2403.12031). Ties are broken at random, by the same draw
 # for all routers. A resample counts each question (or all of a task) so often; the order stays, so that all
 # resamples are one cumulative sum.
+
 RESAMPLES = 1000
 _ROWS = 64  # resamples at a time: 64 x 200,000 counts are 100 MB
 
@@ -142,6 +143,8 @@ def _hull(x: np.ndarray, q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return corners[:, 0], corners[:, 1]
 
 
+# --- the verdict ------------------------------------------------------------------------------------
+
 FOLDS = 5
 LABELS = 50  # answers of a new task, which a bar's run has anyway
 FEWEST_TASKS = 5  # fewer say nothing of a task to come
@@ -236,13 +239,17 @@ def admit(table: AnsweredTable) -> RouterVerdict:
     terms = TermCounts.of(table.prompts)
     draws = _Draws(table)
     everything = np.ones(table.rows, dtype=bool)
-    in_domain = _figures(table, everything, by_question, _in_domain(table, terms, draws), (LENGTH, TASK))
+    means_of = {TASK: task_means(gain, table.task, draws.fold)}
+    scores = _scores(table, terms, draws, draws.fold, means_of) | {ORACLE: gain}
+    in_domain = _figures(table, everything, by_question, scores, (LENGTH, TASK))
     unseen, held_out = _unseen(table), ()
     tasks = len(np.unique(table.task[unseen]))
     if tasks >= FEWEST_TASKS:
         _, task = np.unique(table.task[unseen], return_inverse=True)
         counts = resamples(task, True, rng)
-        held_out = _figures(table, unseen, counts, _held_out(table, terms, draws), (LENGTH, FEW))
+        few = {FEW: few_labels(gain, table.task, LABELS, np.random.default_rng(_SAMPLE_SEED))}
+        scores = _scores(table, terms, draws, draws.task_fold, few)
+        held_out = _figures(table, unseen, counts, scores, (LENGTH, FEW))
     names = [f.name for f in in_domain if f.name not in (RANDOM, LENGTH, TASK, ORACLE)]
     by_name = {f.name: f for f in held_out}
     refused = {name: _why_not(by_name.get(name), tasks) for name in names}
@@ -260,27 +267,13 @@ class _Draws:
         self.length = np.array([len(prompt) for prompt in table.prompts], dtype=np.float64)
 
 
-def _in_domain(table: AnsweredTable, terms: TermCounts, draws: _Draws) -> dict[str, np.ndarray]:
+def _scores(
+    table: AnsweredTable, terms: TermCounts, draws: _Draws, fold: np.ndarray, baseline: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return each router's scores, the learned ones by a fold that does not hold the question."""
     own = {OWN: table.score} if table.score is not None else {}
-    return {
-        RANDOM: draws.random,
-        LENGTH: draws.length,
-        TASK: task_means(table.gain, table.task, draws.fold),
-        **own,
-        **learned(terms, table.gain, table.weak, draws.fold),
-        ORACLE: table.gain,
-    }
-
-
-def _held_out(table: AnsweredTable, terms: TermCounts, draws: _Draws) -> dict[str, np.ndarray]:
-    own = {OWN: table.score} if table.score is not None else {}
-    return {
-        RANDOM: draws.random,
-        LENGTH: draws.length,
-        FEW: few_labels(table.gain, table.task, LABELS, np.random.default_rng(_SAMPLE_SEED)),
-        **own,
-        **learned(terms, table.gain, table.weak, draws.task_fold),
-    }
+    known = {RANDOM: draws.random, LENGTH: draws.length, **baseline, **own}
+    return {**known, **learned(terms, table.gain, table.weak, fold)}
 
 
 def _figures(

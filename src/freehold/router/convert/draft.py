@@ -1,6 +1,7 @@
-"""A gateway.toml in the making: tables with remarks, and what could not be taken over; written as TOML.
+"""From another program's YAML to a gateway.toml in the making: tables with remarks, and what could not be taken over.
 
-Knows TOML's spelling; knows no other program. Path: convert/litellm.py -> GatewayDraft.text -> cli/gateway.py
+YAML is read safely: plain values only, no object is made. Knows YAML and TOML's spelling; knows no other program.
+Path: cli/gateway.py -> read_yaml -> convert/litellm.py -> GatewayDraft.text -> cli/gateway.py
 """
 
 from __future__ import annotations
@@ -74,9 +75,8 @@ def _key(name: str) -> str:
 
 def _string(text: str) -> str:
     r"""Return a basic string: JSON's escapes are TOML's, but for DEL and halves of a pair, which no text here needs."""
-    return json.dumps(
-        "".join(c for c in text if c != "\x7f" and not 0xD800 <= ord(c) < 0xE000), ensure_ascii=False
-    )
+    written = "".join(c for c in text if c != "\x7f" and not 0xD800 <= ord(c) < 0xE000)
+    return json.dumps(written, ensure_ascii=False)
 
 
 def _value(value: Any) -> str:
@@ -91,49 +91,48 @@ def _value(value: Any) -> str:
     return _string(value) if isinstance(value, str) else str(value)
 
 
-# --- reads values of a document that may hold anything anywhere -------------------------------------
+# --- values of a document that may hold anything anywhere -------------------------------------------
 
 
-def table(value: Any) -> Mapping[str, Any]:
+def as_table(value: Any) -> Mapping[str, Any]:
     """Return a table; an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
 
-def rows(value: Any) -> list[Mapping[str, Any]]:
+def as_rows(value: Any) -> list[Mapping[str, Any]]:
     """Return the tables of a list."""
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
-def text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return a string or a number as text; "" for anything else."""
     return str(value).strip() if isinstance(value, (str, int, float)) else ""
 
 
-def texts(value: Any) -> list[str]:
+def as_texts(value: Any) -> list[str]:
     """Return the texts of a list, or of one value."""
     each: Iterable[Any] = value if isinstance(value, list) else [value]
-    return [string for one in each if (string := text(one))]
+    return [text for one in each if (text := as_text(one))]
 
 
-def seconds(value: Any) -> float:
+def as_seconds(value: Any) -> float:
     """Return seconds above zero, and at most a day; 0 for anything else."""
     sound = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
     return min(float(value), 86400.0) if sound else 0.0
 
 
-def time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return seconds as gateway.toml writes them."""
     return f"{max(1, round(seconds * 1000))}ms" if seconds < 1 or seconds % 1 else f"{int(seconds)}s"
 
 
-# --- reads a YAML file safely: plain values only, no object is made ---------------------------------
-# An error names its line and quotes nothing.
+# --- YAML -------------------------------------------------------------------------------------------
 
 MOST_BYTES = 1 << 20
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a file holds. Raises UsageError."""
+    """Return what a file holds. Raises UsageError, which names the line and quotes nothing."""
     try:
         import yaml
     except ImportError:
@@ -152,6 +151,5 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(e, "problem_mark", None)
         where = f" (line {mark.line + 1})" if mark is not None else ""
         problem = getattr(e, "problem", None) or "it cannot be parsed"
-        raise UsageError(
-            f"{path} is not YAML{where}: {problem}", "correct it, or take out what is wrong"
-        ) from None
+        hint = "correct it, or take out what is wrong"
+        raise UsageError(f"{path} is not YAML{where}: {problem}", hint) from None

@@ -15,42 +15,36 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from freehold.errors import UsageError
-from freehold.router.convert import draft as values
-from freehold.router.convert.draft import GatewayDraft
+from freehold.router.convert.draft import (
+    GatewayDraft,
+    as_rows,
+    as_seconds,
+    as_table,
+    as_text,
+    as_texts,
+    duration,
+)
 from freehold.router.toml.models import is_inside
 from freehold.router.toml.routes import wrong_pattern
 
 _VARIABLE = re.compile(r"os\.environ/([A-Za-z_][A-Za-z0-9_]*)")
+# What stands in the place of a key where none is needed.
 _ANY_KEY = (
-    "",
-    "none",
-    "fake",
-    "fake-key",
-    "dummy",
-    "empty",
-    "anything",
-    "any",
-    "sk-1234",
-    "na",
-    "n/a",
-    "not-needed",
-)
+    "", "none", "fake", "fake-key", "dummy", "empty", "anything", "any", "sk-1234", "na", "n/a", "not-needed",
+)  # fmt: skip
 _TAKEN_PARAMS = (
-    "model",
-    "api_base",
-    "base_url",
-    "api_key",
-    "timeout",
-    "stream_timeout",
-    "tags",
-    "order",
-    "max_retries",
-)
+    "model", "api_base", "base_url", "api_key", "timeout", "stream_timeout", "tags", "order", "max_retries",
+)  # fmt: skip
 _COSTS = {  # LiteLLM's words for dollars a token -> ours
     "input_cost_per_token": "input",
     "cache_read_input_token_cost": "cached",
     "cache_creation_input_token_cost": "written",
     "output_cost_per_token": "output",
+}
+_ABILITIES = {
+    "supports_vision": "images",
+    "supports_function_calling": "tools",
+    "supports_response_schema": "json_schema",
 }
 _ABOVE = re.compile(r"(\w+?)_above_(\d+)k_tokens")
 _TALKS = ("chat", "completion", "embedding", "responses", "")
@@ -91,15 +85,11 @@ class Deployment:
 
 def converted(config: Any, origin: str) -> GatewayDraft:
     """Return the draft of what a config.yaml holds. Anything but a table gives a draft with nothing in it."""
-    draft, config = GatewayDraft(origin), values.table(config)
+    draft, config = GatewayDraft(origin), as_table(config)
     for section in ("providers", "models", "labels", "routes"):  # in this order in the file
         draft.sections[section] = {}
-    router, general = (
-        values.table(config.get("router_settings")),
-        values.table(config.get("litellm_settings")),
-    )
-    settings = {**general, **router}
-    deployments = [d for each in values.rows(config.get("model_list")) for d in _deployed(draft, each)]
+    settings = {**as_table(config.get("litellm_settings")), **as_table(config.get("router_settings"))}
+    deployments = [d for each in as_rows(config.get("model_list")) for d in _deployed(draft, each)]
     _take_tags(draft, deployments, settings)
     take_guardrails(draft, config, settings)
     _take_routes(draft, deployments, settings)
@@ -114,9 +104,9 @@ def converted(config: Any, origin: str) -> GatewayDraft:
 
 
 def _deployed(draft: GatewayDraft, entry: Mapping[str, Any]) -> Iterator[Deployment]:
-    params, info = values.table(entry.get("litellm_params")), values.table(entry.get("model_info"))
-    group, model = values.text(entry.get("model_name")), values.text(params.get("model"))
-    mode = values.text(info.get("mode") or params.get("mode"))
+    params, info = as_table(entry.get("litellm_params")), as_table(entry.get("model_info"))
+    group, model = as_text(entry.get("model_name")), as_text(params.get("model"))
+    mode = as_text(info.get("mode") or params.get("mode"))
     name, rest = seller_of(model)
     seller = SELLERS.get(name)
     where = f"model_list: {group or 'an entry'} ({model or 'no model'})"
@@ -136,7 +126,7 @@ def _deployed(draft: GatewayDraft, entry: Mapping[str, Any]) -> Iterator[Deploym
 
 
 def _url(name: str, seller: Seller, params: Mapping[str, Any]) -> str:
-    url = values.text(params.get("api_base") or params.get("base_url")).rstrip("/")
+    url = as_text(params.get("api_base") or params.get("base_url")).rstrip("/")
     if not url.startswith(("http://", "https://")):
         return seller.url
     try:
@@ -144,9 +134,9 @@ def _url(name: str, seller: Seller, params: Mapping[str, Any]) -> str:
         netloc = parts.netloc.rpartition("@")[2]
     except ValueError:
         return seller.url
-    path = parts.path.removesuffix("/chat/completions").removesuffix(
-        "/openai/v1" if name == "azure" else "\0"
-    )
+    path = parts.path.removesuffix("/chat/completions")
+    if name == "azure":
+        path = path.removesuffix("/openai/v1")
     added = ADDED.get(name, "")
     return f"{parts.scheme}://{netloc}{path}" + ("" if added and path.endswith(added) else added)
 
@@ -159,7 +149,7 @@ def _key(
     if key is None:  # LiteLLM would send the seller's key to a machine of the house too
         private = is_inside(urlsplit(url).hostname or "seller.example")
         return f"env:{seller.variable}" if seller.variable and not private else ""
-    text = values.text(key)
+    text = as_text(key)
     if match := _VARIABLE.fullmatch(text):
         return f"env:{match[1]}"
     if text.lower() in _ANY_KEY:
@@ -209,19 +199,12 @@ def _model(
     for key, ours in (("max_input_tokens", "context"), ("max_output_tokens", "max_output")):
         if isinstance(info.get(key), int) and 0 < info[key] <= 100_000_000:
             table.values[ours] = info[key]
-    can = {
-        "supports_vision": "images",
-        "supports_function_calling": "tools",
-        "supports_response_schema": "json_schema",
-    }
-    if lacks := {ours: False for key, ours in can.items() if info.get(key) is False}:
+    if lacks := {ours: False for key, ours in _ABILITIES.items() if info.get(key) is False}:
         table.values["can"] = lacks
     if price := _price(draft, where, {**info, **params}):
         table.values["price"] = price
-    rest = [
-        k for k in params if k not in (*_TAKEN_PARAMS, *_COSTS, "api_version") and not _ABOVE.fullmatch(k)
-    ]
-    if rest:
+    taken = (*_TAKEN_PARAMS, *_COSTS, "api_version")
+    if rest := [k for k in params if k not in taken and not _ABOVE.fullmatch(k)]:
         draft.leave(f"{where}: {', '.join(sorted(map(str, rest)))}")
     order = params.get("order")
     return Deployment(group, name, provider, order if isinstance(order, (int, float)) else 0, params)
@@ -237,11 +220,8 @@ def _price(draft: GatewayDraft, where: str, info: Mapping[str, Any]) -> dict[str
         return {}
     above: dict[int, dict[str, Any]] = {}
     for key, value in info.items():
-        if (
-            (match := _ABOVE.fullmatch(str(key)))
-            and match[1] in _COSTS
-            and (paid := _million(value)) is not None
-        ):
+        match, paid = _ABOVE.fullmatch(str(key)), _million(value)
+        if match and match[1] in _COSTS and paid is not None:
             above.setdefault(int(match[2]) * 1000, {})[_COSTS[match[1]]] = paid
     if len(above) > 1:
         draft.leave(f"{where}: prices above {', '.join(f'{n:,}' for n in sorted(above)[1:])} tokens")
@@ -269,7 +249,7 @@ def _take_tags(draft: GatewayDraft, deployments: Sequence[Deployment], settings:
     """Make each tag a label: its requests stay at the providers of the deployments that have it."""
     tagged: dict[str, list[str]] = {}
     for each in deployments:
-        for tag in values.texts(each.params.get("tags")):
+        for tag in as_texts(each.params.get("tags")):
             tagged.setdefault(tag, []).append(each.provider)
     for tag, providers in tagged.items():
         if tag == "default":
@@ -280,16 +260,11 @@ def _take_tags(draft: GatewayDraft, deployments: Sequence[Deployment], settings:
             continue
         table = draft.table("labels", draft.free("labels", tag))
         table.values["stay"] = list(dict.fromkeys(providers))
-        table.remarks.append(
-            f"The tag {tag}: send X-Freehold-Label instead of x-litellm-tags, or give it to a key."
-        )
-        mixed = {d.provider for d in deployments if tag not in values.texts(d.params.get("tags"))} & set(
-            providers
-        )
-        if mixed:
-            draft.leave(
-                f"tags: {tag} allows all models of {', '.join(sorted(mixed))}, as a label names providers"
-            )
+        header = "send X-Freehold-Label instead of x-litellm-tags, or give it to a key."
+        table.remarks.append(f"The tag {tag}: {header}")
+        untagged = {d.provider for d in deployments if tag not in as_texts(d.params.get("tags"))}
+        if mixed := ", ".join(sorted(untagged & set(providers))):
+            draft.leave(f"tags: {tag} allows all models of {mixed}, as a label names providers")
 
 
 def _take_routes(draft: GatewayDraft, deployments: Sequence[Deployment], settings: Mapping[str, Any]) -> None:
@@ -297,7 +272,7 @@ def _take_routes(draft: GatewayDraft, deployments: Sequence[Deployment], setting
     for each in sorted(deployments, key=lambda d: d.order):
         groups.setdefault(each.group, []).append(each)
     after = _fallbacks(settings)
-    always = values.texts(settings.get("default_fallbacks"))
+    always = as_texts(settings.get("default_fallbacks"))
     for group, members in groups.items():
         named = [*after.get(group, ()), *always]
         for fallback in named:
@@ -307,11 +282,10 @@ def _take_routes(draft: GatewayDraft, deployments: Sequence[Deployment], setting
         targets += [d.model for name in named for d in groups.get(name, ())]
         _route(draft, group, list(dict.fromkeys(targets)), members, settings)
         if len(members) > 1 and not any(d.order for d in members):
-            draft.leave(
-                f"the spread of {group} over {len(members)} deployments: they are asked in their order"
-            )
-    for alias, group in values.table(settings.get("model_group_alias")).items():
-        members = groups.get(values.text(group if not isinstance(group, dict) else group.get("model")), [])
+            spread = f"the spread of {group} over {len(members)} deployments"
+            draft.leave(f"{spread}: they are asked in their order")
+    for alias, group in as_table(settings.get("model_group_alias")).items():
+        members = groups.get(as_text(group if not isinstance(group, dict) else group.get("model")), [])
         if members:
             _route(draft, str(alias), [d.model for d in members], members, settings)
         else:
@@ -322,9 +296,9 @@ def _fallbacks(settings: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the groups to ask after each; those for a larger window last, as a route finds that by itself."""
     fallbacks: dict[str, list[str]] = {}
     for key in ("fallbacks", "context_window_fallbacks"):
-        for each in values.rows(settings.get(key)):
+        for each in as_rows(settings.get(key)):
             for group, names in each.items():
-                fallbacks.setdefault(str(group), []).extend(values.texts(names))
+                fallbacks.setdefault(str(group), []).extend(as_texts(names))
     return fallbacks
 
 
@@ -343,22 +317,20 @@ def _route(
     route = draft.table("routes", name).values
     route["targets"] = targets
     params = {**settings, **members[0].params}
-    timeout = values.seconds(params.get("timeout") or settings.get("request_timeout"))
-    first = values.seconds(params.get("stream_timeout"))
+    timeout = as_seconds(params.get("timeout") or settings.get("request_timeout"))
+    first = as_seconds(params.get("stream_timeout"))
     if timeout:
-        route["timeout"] = values.time(timeout)
+        route["timeout"] = duration(timeout)
     if first or (timeout and timeout < 30):
-        route["first_token"] = values.time(min(first or timeout, timeout or first))
+        route["first_token"] = duration(min(first or timeout, timeout or first))
     retries = params.get("max_retries", settings.get("num_retries"))
     if isinstance(retries, int) and retries >= 0:
         route["retries"] = min(retries, 10)
     breaker: dict[str, Any] = {}
     if isinstance(fails := settings.get("allowed_fails"), int) and 0 <= fails < 1000:
-        breaker["failures"] = (
-            fails + 1
-        )  # LiteLLM leaves a deployment alone after more failures than are allowed
-    if cooldown := values.seconds(settings.get("cooldown_time")):
-        breaker["cooldown"] = values.time(cooldown)
+        breaker["failures"] = fails + 1  # LiteLLM leaves a deployment alone after more than are allowed
+    if cooldown := as_seconds(settings.get("cooldown_time")):
+        breaker["cooldown"] = duration(cooldown)
     if breaker:
         route["breaker"] = breaker
 
@@ -370,7 +342,7 @@ def _leave_rest(draft: GatewayDraft, config: Mapping[str, Any]) -> None:
     """List every setting that has no counterpart, without its value, which may be a secret."""
     taken = {*_ROUTING, *_LISTS, "model_group_alias", "enable_tag_filtering", "guardrails"}
     for section in ("litellm_settings", "router_settings", "general_settings"):
-        for key in values.table(config.get(section)):
+        for key in as_table(config.get(section)):
             if section == "general_settings" or key not in taken:
                 meaning = _MEANING.get(str(key), "")
                 draft.leave(f"{section}: {key}" + (f": {meaning}" if meaning else ""))
@@ -415,20 +387,19 @@ def take_guardrails(draft: GatewayDraft, config: Mapping[str, Any], settings: Ma
         table.values["detect"] = list(dict.fromkeys(detect))
     if patterns:
         table.values["patterns"] = list(dict.fromkeys(patterns))
-    table.remarks.append(
-        f"For {', '.join(names)}: what is found keeps the request on owned machines; it is refused"
-    )
-    table.remarks.append("where a route has none. Nothing is masked.")
+    table.remarks += [
+        f"For {', '.join(names)}: what is found keeps the request on owned machines; it is refused",
+        "where a route has none. Nothing is masked.",
+    ]
 
 
 def _guardrails(
     config: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield each guardrail's name and settings, in today's form and in the one of litellm_settings."""
-    for each in _dicts(config.get("guardrails")):
-        params = each.get("litellm_params")
-        yield str(each.get("guardrail_name", "unnamed")), params if isinstance(params, dict) else {}
-    for each in _dicts(settings.get("guardrails")):
+    for each in as_rows(config.get("guardrails")):
+        yield str(each.get("guardrail_name", "unnamed")), as_table(each.get("litellm_params"))
+    for each in as_rows(settings.get("guardrails")):
         for name, guard in each.items():
             kinds = guard.get("callbacks", []) if isinstance(guard, dict) else []
             for kind in kinds if isinstance(kinds, list) else []:
@@ -438,7 +409,7 @@ def _guardrails(
 def _patterns(draft: GatewayDraft, name: str, params: Mapping[str, Any]) -> tuple[list[str], bool]:
     """Return a filter's own expressions, those that RE2 takes, and whether it has ready-made ones."""
     custom, prebuilt = [], False
-    for each in _dicts(params.get("patterns")):
+    for each in as_rows(params.get("patterns")):
         pattern = each.get("pattern")
         if not isinstance(pattern, str):
             prebuilt = True
@@ -454,10 +425,6 @@ def _patterns(draft: GatewayDraft, name: str, params: Mapping[str, Any]) -> tupl
     if params.get("blocked_words"):
         draft.leave(f"guardrails: {name}: blocked_words; patterns = ['(?i)word'] of a label finds them")
     return custom, prebuilt
-
-
-def _dicts(value: Any) -> list[dict[str, Any]]:
-    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 # --- LiteLLM's names of providers -------------------------------------------------------------------

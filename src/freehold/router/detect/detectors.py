@@ -1,9 +1,8 @@
-"""Detectors of personal data with a check digit or a form of its own: mail, cards, accounts, numbers of persons.
+"""Detectors of personal data and of credentials: each a shape that the sieve looks for, and the check that decides.
 
-Cards: lengths and prefixes of ISO/IEC 7812 issuers, and Luhn. Accounts: ISO 13616 lengths, and mod 97. Persons: the
-US social security number by its ranges, the French NIR by its key, the Dutch BSN by its sum and a word beside it, as
-one number of nine digits in eleven passes the sum.
-Path: sieve.py -> PERSONAL
+Checks are counted: a text may hold a candidate every seven bytes, and each costs some 10 us, one of a telephone
+number up to 1 ms. An `Effort` bounds their sum. Knows no text of a request beyond a hit and its neighbours.
+Path: sieve.py -> PERSONAL, CREDENTIALS, PHONES -> Detector.check
 """
 
 from __future__ import annotations
@@ -18,9 +17,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-# What a detector is: a shape that the sieve looks for, and the check that decides.
-# Checks are counted: a text may hold a candidate every seven bytes, and each costs some 10 us, one of a
-# telephone number up to 1 ms. An `Effort` bounds their sum.
 DetectKind = Literal["pii", "secrets", "pattern"]
 
 
@@ -70,11 +66,6 @@ class Hit(NamedTuple):
         return self.text[self.end : self.end + 1]
 
 
-def always(hit: Hit) -> bool:
-    """Accept every candidate: the shape alone decides."""
-    return True
-
-
 @dataclass(frozen=True, slots=True)
 class Detector:
     """`pattern`: an expression for RE2 over bytes, without groups that capture."""
@@ -82,7 +73,7 @@ class Detector:
     kind: DetectKind
     name: str
     pattern: bytes
-    check: Callable[[Hit], bool] = always
+    check: Callable[[Hit], bool] = lambda hit: True  # the shape alone decides
 
 
 class Finding(NamedTuple):
@@ -94,6 +85,11 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         return f"{self.kind}: {self.name}"
 
+
+# --- personal data with a check digit or a form of its own: mail, cards, accounts, numbers of persons
+# Cards: lengths and prefixes of ISO/IEC 7812 issuers, and Luhn. Accounts: ISO 13616 lengths, and mod 97. Persons:
+# the US social security number by its ranges, the French NIR by its key, the Dutch BSN by its sum and a word beside
+# it, as one number of nine digits in eleven passes the sum.
 
 # Domains of a house's own network, beside those of the public list.
 _INNER = frozenset({b"local", b"internal", b"lan", b"intranet", b"corp"})
@@ -239,6 +235,12 @@ _CARD_IN_FORM = (
 )
 
 
+# Sex, year, month (or a number of those without one), department, commune, order, key.
+_NIR = (
+    rb"\b[1-478]", rb"\d{2}", rb"(?:0[1-9]|1[0-2]|[2-9]\d)", rb"(?:\d{2}|2[ABab])", rb"\d{3}", rb"\d{3}", rb"\d{2}\b",
+)  # fmt: skip
+
+
 def mod97(account: str) -> int:
     """Return the remainder of ISO 7064 of an account number: 1 where its check digits are right."""
     return int("".join(str(int(c, 36)) for c in account[4:] + account[:4])) % 97
@@ -305,37 +307,20 @@ PERSONAL = (
     Detector(
         "pii",
         "US social security number",
-        rb"(?i:\bssn\b|social.security)[^\d\n]{0,24}\d{3}"
-        + _MAYBE_SIGNS
-        + rb"\d{2}"
-        + _MAYBE_SIGNS
-        + rb"\d{4}\b",
+        _MAYBE_SIGNS.join((rb"(?i:\bssn\b|social.security)[^\d\n]{0,24}\d{3}", rb"\d{2}", rb"\d{4}\b")),
         _is_ssn,
     ),
     Detector(
         "pii",
         "French NIR",
-        _MAYBE_SIGNS.join(
-            (
-                rb"\b[1-478]",
-                rb"\d{2}",
-                rb"(?:0[1-9]|1[0-2]|[2-9]\d)",
-                rb"(?:\d{2}|2[ABab])",
-                rb"\d{3}",
-                rb"\d{3}",
-                rb"\d{2}\b",
-            )
-        ),
+        _MAYBE_SIGNS.join(_NIR),
         _is_nir,
     ),
     Detector(
         "pii",
         "Dutch BSN",
-        rb"(?i:\bbsn\b|burgerservice|sofi.?nummer|citizen.service)[^\d\n]{0,32}\d{3,4}"
-        + _MAYBE_SIGNS
-        + rb"\d{2}"
-        + _MAYBE_SIGNS
-        + rb"\d{3}\b",
+        rb"(?i:\bbsn\b|burgerservice|sofi.?nummer|citizen.service)[^\d\n]{0,32}"
+        + _MAYBE_SIGNS.join((rb"\d{3,4}", rb"\d{2}", rb"\d{3}\b")),
         _is_bsn,
     ),
     Detector(
@@ -347,7 +332,7 @@ PERSONAL = (
 )
 
 
-# --- detectors of keys and other secrets, by the prefixes that their issuers document ---------------
+# --- keys and other secrets, by the prefixes that their issuers document ----------------------------
 # Each is long enough, or has a prefix rare enough, that its shape decides; where it is not, a word beside it
 # must say what it is.
 
@@ -444,34 +429,15 @@ CREDENTIALS = (
 )
 
 
-# --- detectors of telephone numbers -----------------------------------------------------------------
-# Each with the countries whose rules decide (phonenumbers, after libphonenumber).
+# --- telephone numbers, each with the countries whose rules decide (phonenumbers) -------------------
 # A number with its country's code is found anywhere. One without is found where it is written in a form that
 # its country uses, with its separators, or after a word such as "phone": bare digits are order numbers more
 # often.
 
 # Asked in this order after a word such as "phone".
 _ANY = (
-    "US",
-    "GB",
-    "DE",
-    "FR",
-    "IT",
-    "ES",
-    "NL",
-    "BE",
-    "CH",
-    "AT",
-    "PL",
-    "SE",
-    "PT",
-    "IN",
-    "JP",
-    "BR",
-    "AU",
-    "IE",
-    "DK",
-)
+    "US", "GB", "DE", "FR", "IT", "ES", "NL", "BE", "CH", "AT", "PL", "SE", "PT", "IN", "JP", "BR", "AU", "IE", "DK",
+)  # fmt: skip
 _WORDS = (
     rb"phone|\btel\b|telefon|t\xc3\xa9l\xc3\xa9ph|tel\xc3\xa9f|\bt\xc3\xa9l\b|\bmobile?\b|\bhandy\b|\bcell\b|cellul|"
     rb"\bfax\b|\bfon\b|\bfon\.|whatsapp|\bportable\b|m\xc3\xb3vil|movil|rufnummer|\bcall\b|\bnumero\b|sms"
@@ -522,17 +488,9 @@ def _possible(regions: tuple[str, ...], text: str) -> tuple[str, ...]:
 
 _ABROAD = re.compile(r"0(?:0|1[01])[1-9]")
 _KINDS = (
-    "fixed_line",
-    "mobile",
-    "toll_free",
-    "premium_rate",
-    "shared_cost",
-    "personal_number",
-    "voip",
-    "pager",
-    "uan",
+    "fixed_line", "mobile", "toll_free", "premium_rate", "shared_cost", "personal_number", "voip", "pager", "uan",
     "voicemail",
-)
+)  # fmt: skip
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Reads a ledger without changing it, also while a server writes it: rows of a span, sums by group, one request.
+"""Reads a ledger without changing it, also while a server writes it: rows, sums by group, what it proves of a label.
 
-Knows rows and columns; opens the file for reading alone.
+Knows rows and columns, and no gateway.toml; opens the file for reading alone.
 Path: cli/ledger.py, cli/report/cost_ledger.py -> sums, rows_in, find -> rows.py
 """
 
@@ -158,8 +158,8 @@ def sum_json(names: Sequence[str], one: LedgerSum) -> dict[str, Any]:
 
 
 # --- what the ledger can prove of a label -----------------------------------------------------------
-# Which of its requests went to a provider, to which, and what it cannot know.
-# Reads a ledger without changing it, also while a server writes it.
+# Which of its requests went to a provider, to which, and what it cannot know. The file of that time may be gone, so a
+# place is owned if a row says so.
 
 EXAMPLES = 20  # rows that are named
 # labels are joined by commas in the row

@@ -110,9 +110,8 @@ class Ledger:
         if await self._write(lambda: self._run(schema.RESERVE, values)):
             return
         spent, reserved = await self._spent(wanted.key, span)
-        if (
-            spent + reserved + wanted.nano <= wanted.limit.nano
-        ):  # the window was not open, or room was made since
+        # The window was not open, or room was made since.
+        if spent + reserved + wanted.nano <= wanted.limit.nano:
             if await self._write(lambda: self._run(schema.RESERVE, values)):
                 return
             spent, reserved = await self._spent(wanted.key, span)
@@ -321,26 +320,15 @@ def _statements(script: str) -> list[str]:
 
 def _open_window(path: Path, key: str, span: SpendWindow) -> None:
     """Add up what a key's rows have spent in a window; writers of the loop wait for it without blocking."""
-    with closing(sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)) as db, _named(path):
-        db.execute("PRAGMA wal_autocheckpoint = 0")
-        db.execute("BEGIN IMMEDIATE")
-        db.execute(schema.CLOSE_WINDOWS, (key, span.start - DAY_S))
-        db.execute(schema.OPEN_WINDOW, (key, span.start, span.stop, first_id(span.start)))
-        db.execute("COMMIT")
-
-
-class _named:
-    """Raise what SQLite raises as LedgerUnavailable."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, e: BaseException | None, trace: object) -> None:
-        if isinstance(e, sqlite3.Error):
-            raise LedgerUnavailable(f"the ledger {self._path} cannot be written: {e}", _way_out(e)) from None
+    with closing(sqlite3.connect(path, timeout=LOCK_WAIT_S, isolation_level=None)) as db:
+        try:
+            db.execute("PRAGMA wal_autocheckpoint = 0")
+            db.execute("BEGIN IMMEDIATE")
+            db.execute(schema.CLOSE_WINDOWS, (key, span.start - DAY_S))
+            db.execute(schema.OPEN_WINDOW, (key, span.start, span.stop, first_id(span.start)))
+            db.execute("COMMIT")
+        except sqlite3.Error as e:
+            raise LedgerUnavailable(f"the ledger {path} cannot be written: {e}", _way_out(e)) from None
 
 
 def _checkpoint(path: Path) -> None:
@@ -372,15 +360,8 @@ def _no_money(wanted: Reservation, span: SpendWindow, spent: int, reserved: int)
         f"request may cost {usd(wanted.nano)}"
     )
     hint = f"it renews at {span.words()}; a smaller max_tokens may fit"
-    return BudgetSpent(
-        message,
-        hint,
-        span.stop - wanted.at,
-        spent=spent,
-        reserved=reserved,
-        asked=wanted.nano,
-        limit=limit.nano,
-    )
+    money = {"spent": spent, "reserved": reserved, "asked": wanted.nano, "limit": limit.nano}
+    return BudgetSpent(message, hint, span.stop - wanted.at, **money)
 
 
 # --- whether a ledger's file is still the one that was opened, and whether its disk has room --------
@@ -419,8 +400,7 @@ class LedgerFile:
         return f"the ledger {self._path} {what} while the server runs"
 
 
-# --- books what dead processes left -----------------------------------------------------------------
-# A row "lost" for each reservation whose request may have been charged.
+# --- books what dead processes left: a row "lost" for each reservation ------------------------------
 # The provider may have answered, and charged, after the process was gone: the row costs what was reserved,
 # marked `estimated`, so that a key's budget stays above the provider's sum. A request that had not been sent
 # costs nothing.
@@ -432,7 +412,7 @@ def recover(db: sqlite3.Connection, path: Path, own: str) -> int:
     """Book what dead owners left; return how many rows that made. `own`: this process's owner name."""
     count = 0
     known = {name for (name,) in db.execute("SELECT name FROM owners")}
-    for name in sorted((known | names(path)) - {own}):
+    for name in sorted((known | owner_names(path)) - {own}):
         lock = OwnerLock.of_the_dead(path, name)
         if lock is None:
             continue
@@ -493,7 +473,7 @@ class OwnerLock:
         """Return the lock of a new owner. Raises OSError where the file cannot be made."""
         while True:
             name = secrets.token_hex(8)
-            path = _path(ledger, name)
+            path = _owner_path(ledger, name)
             fd = private.opener(str(path), os.O_RDWR | os.O_CREAT)
             if _locked(fd) and _is_still(path, fd):
                 return cls(path, name, fd)
@@ -502,7 +482,7 @@ class OwnerLock:
     @classmethod
     def of_the_dead(cls, ledger: Path, name: str) -> OwnerLock | None:
         """Take the lock of the owner `name` and return it; None while that process lives."""
-        path = _path(ledger, name)
+        path = _owner_path(ledger, name)
         fd = private.opener(str(path), os.O_RDWR | os.O_CREAT)
         if _locked(fd):
             return cls(path, name, fd)
@@ -517,13 +497,13 @@ class OwnerLock:
         os.close(self._fd)
 
 
-def names(ledger: Path) -> set[str]:
+def owner_names(ledger: Path) -> set[str]:
     """Return the owners that have a file; one that was killed as it began is in no table."""
     start = f"{ledger.name}-owner-"
     return {path.name.removeprefix(start) for path in ledger.parent.glob(f"{start}*")}
 
 
-def _path(ledger: Path, name: str) -> Path:
+def _owner_path(ledger: Path, name: str) -> Path:
     return ledger.with_name(f"{ledger.name}-owner-{name}")
 
 
