@@ -49,9 +49,8 @@ class CompatibleWire(OpenAIWire):
             return super().request(model, job, stream=stream)
         demands = Demands(model, job)
         if not isinstance(job.prompt, str):
-            demands.lacks(
-                "has a vocabulary of its own: a prompt of token ids cannot be sent", "give it as text"
-            )
+            own = "has a vocabulary of its own: a prompt of token ids cannot be sent"
+            demands.lacks(own, "give it as text")
         if job.logprobs is not None and not model.abilities.logprobs:
             demands.lacks("gives no log-probabilities")
         if job.prompt_logprobs is not None or job.adapter:

@@ -135,9 +135,8 @@ class EventReader(ABC):
     def __init__(self) -> None:
         self.answer_id = ""  # the provider's, once it has come
         self.ended = False  # the wire's own end event has come: a stream without it was broken off
-        self.oddities: list[
-            str
-        ] = []  # what was not as the wire says, in an answer that is whole all the same
+        # What was not as the wire says, in an answer that is whole all the same.
+        self.oddities: list[str] = []
 
     @abstractmethod
     def push(self, event: str, data: bytes) -> Sequence[Piece]:

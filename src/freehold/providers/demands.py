@@ -28,7 +28,6 @@ _NEUTRAL: Mapping[str, object] = {
     "frequency_penalty": 0.0,
 }
 NEVER_DROPS = "overflow: a chat longer than the context is refused; only our own engine drops messages"
-_REMINDER = "<system-reminder>\n{}\n</system-reminder>"
 
 
 class Demands:
@@ -92,9 +91,8 @@ class Demands:
         format = self.job.format
         if format is None:
             return
-        if format.kind not in formats or (
-            format.kind == "json_schema" and not self.model.abilities.json_schema
-        ):
+        schema_unknown = format.kind == "json_schema" and not self.model.abilities.json_schema
+        if format.kind not in formats or schema_unknown:
             known = ", ".join(sorted(formats)) or "none"
             self.lacks(f"cannot constrain an answer to a format of kind {format.kind}", f"it knows: {known}")
 
@@ -109,6 +107,29 @@ class Demands:
             else:
                 self.unused(name)
         return sampling
+
+    @property
+    def thinks(self) -> bool:
+        """Whether thinking is asked for: by itself, by a budget, or by an effort."""
+        job = self.job
+        return bool(job.think or job.think_tokens or (job.effort and job.think is None))
+
+    def no_pictures(self, message: Message, where: str) -> None:
+        """Refuse a message with a picture."""
+        if any(isinstance(part, Image) for part in message.parts):
+            self.lacks(f"takes no pictures in {where}")
+
+    def check_media(self, image: Image, known: Sequence[str]) -> None:
+        """Refuse bytes of a picture that the API cannot read."""
+        if image.media_type not in known:
+            self.lacks("sees no pictures of this type", f"it sees: {', '.join(known)}")
+
+    def loose(self, keywords: Collection[str]) -> None:
+        """Warn of keywords of the format's schema that the API does not enforce."""
+        if keywords:
+            names = ", ".join(sorted(keywords))
+            name = self.model.model
+            self.warn(f"{name} does not enforce {names} of the schema; the model reads them as text")
 
     def unused(self, name: str, why: str = "") -> None:
         """Warn that a parameter was left out."""
@@ -134,7 +155,13 @@ class Demands:
 
 def reminder(text: str) -> str:
     """Return a system message from within a chat as a part of the user's turn."""
-    return _REMINDER.format(text)
+    return f"<system-reminder>\n{text}\n</system-reminder>"
+
+
+def described(schema: Mapping[str, Any], left: Mapping[str, Any]) -> str:
+    """Return a schema's description with keywords that the API does not know: the model may follow them there."""
+    limits = ", ".join(f"{name}: {value}" for name, value in left.items())
+    return "\n".join(filter(None, (str(schema.get("description") or ""), f"({limits})")))
 
 
 def object_text(call: ToolCall) -> msgspec.Raw:

@@ -1,7 +1,7 @@
 """What all wires share of failures: answers that cannot be read, a provider's words on one line, when to ask again.
 
-No fault has a text of the answer that failed, nor what looks like a key. Knows no wire's statuses.
-Path: Wire.fault, EventReader.push -> decoded, plain, retry_after_s -> UpstreamFault
+No fault has a text of the answer that failed, nor what looks like a key or quotes the prompt: it would reach logs.
+Path: Wire.fault, EventReader.push -> decoded, plain, retry_after_s -> UpstreamFault; upstream.py -> cleaned, quotes
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import msgspec
 
-from freehold.providers.contract import Secret, UpstreamFault
+from freehold.providers.contract import Cause, Secret, UpstreamFault
 from freehold.providers.texts import texts_of
 from freehold.serving import EmbedJob, Job
 
@@ -25,9 +25,9 @@ _KEYS = re.compile(
     r"\b(?:sk|pk|rk|key|xai|gsk|fh|hf|ghp|AKIA|AIza|ya29|eyJ|Bearer|Basic)[-_. ]?[A-Za-z0-9*][A-Za-z0-9_\-.*]{11,}"
 )
 _MOST_S = 86_400.0
-MOST_TOKENS = (
-    100_000_000  # of one answer; no window has a tenth of it, and sums of them fit the ledger's integers
-)
+MOST_TOKENS = 100_000_000  # of one answer: ten times any window, and sums of them fit the ledger's integers
+# Statuses that mean the same on every wire.
+STATUSES: Mapping[int, Cause] = {401: "auth", 403: "auth", 408: "timeout", 429: "rate", 504: "timeout"}
 
 
 def invalid(what: str) -> UpstreamFault:
@@ -85,7 +85,6 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
 
 
 # --- takes keys, and what looks like one, out of a foreign server's error before it is shown --------
-# Also keeps a provider's quotes of the prompt out of errors: they would reach logs.
 
 MASK = "***"
 SHOWN = 8  # characters of a key in a row that are no accident

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import aiohttp
     from yarl import URL
 
-MAX_BODY = (
-    64 << 20
-)  # bytes of an answer that does not stream: 2,048 vectors of 3,072 numbers as text are some 60 MB
+# Bytes of an answer that does not stream: 2,048 vectors of 3,072 numbers as text are some 60 MB.
+MAX_BODY = 64 << 20
 MAX_ERROR = 64 << 10  # bytes of an error that are read
 MAX_PATHS = 1024  # addresses a provider's models may have, before those kept are dropped
 DRAIN_S = 1.0  # what a provider may take to end its connection's answer after the wire's own end
 IDLE_S = 30.0  # an unused connection is kept so long: most servers close theirs after 60 s or more
+_HEADERS = {"User-Agent": "freehold", "Accept-Encoding": "identity", "Content-Type": "application/json"}
 LARGE = 1 << 20  # bytes of a body that is written in portions
 
 
@@ -89,15 +89,12 @@ class Hop:
         if channel is None:
             channel = self._channels[provider] = _Channel(provider)
         channel.busy += 1
+        body = sent.body if len(sent.body) <= LARGE else io.BytesIO(sent.body)
         try:
             response = await channel.session.request(
                 method,
                 channel.url(sent.path),
-                data=None
-                if method == "GET"
-                else sent.body
-                if len(sent.body) <= LARGE
-                else io.BytesIO(sent.body),
+                data=None if method == "GET" else body,
                 headers={**sent.headers, **key},
                 allow_redirects=False,
                 proxy=provider.proxy or None,
@@ -156,11 +153,7 @@ class _Channel:
             connector=_connector(provider),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=provider.connect_s),
-            headers={
-                "User-Agent": "freehold",
-                "Accept-Encoding": "identity",
-                "Content-Type": "application/json",
-            },
+            headers=_HEADERS,
             trust_env=False,
             auto_decompress=False,
         )

@@ -22,9 +22,7 @@ from urllib.parse import unquote_to_bytes
 from freehold.serving import EmbedJob, Job
 from freehold.types import Image, Message, Tool, ToolCall
 
-LONG_NUMBER = (
-    10_000_000  # a number from here on may be of a card or a person; smaller ones are sizes and limits
-)
+LONG_NUMBER = 10_000_000  # from here on it may be of a card or a person; smaller ones are sizes and limits
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,9 @@ CAUSES: dict[str, Cause] = {
 }
 
 
+# What the API sends. Unknown fields are skipped; the names of events are their types there.
+
+
 class CacheSplit(msgspec.Struct, gc=False):
     """Tokens written to the cache, by how long they stay."""
 
@@ -66,9 +69,7 @@ class ClaudeUsage(msgspec.Struct, gc=False):
     output_tokens_details: OutputDetails | None = None
 
 
-class ContentBlock(msgspec.Struct, gc=False):
-    """A block as it begins, or whole."""
-
+class _ContentBlock(msgspec.Struct, gc=False):
     type: str
     id: str = ""
     name: str = ""
@@ -79,9 +80,7 @@ class ContentBlock(msgspec.Struct, gc=False):
     input: msgspec.Raw = msgspec.Raw(b"")
 
 
-class BlockDelta(msgspec.Struct, gc=False):
-    """What a block gains."""
-
+class _BlockDelta(msgspec.Struct, gc=False):
     type: str
     text: str = ""
     thinking: str = ""
@@ -89,76 +88,58 @@ class BlockDelta(msgspec.Struct, gc=False):
     partial_json: str = ""
 
 
-class StopDetails(msgspec.Struct, gc=False):
-    """Why a model declined."""
-
+class _StopDetails(msgspec.Struct, gc=False):
     explanation: str | None = None
 
 
-class MessageBody(msgspec.Struct):
-    """A message, as it begins or whole."""
-
+class _MessageBody(msgspec.Struct):
     id: str
     type: str = "message"
-    content: list[ContentBlock] = []
+    content: list[_ContentBlock] = []
     stop_reason: str | None = None
     stop_sequence: str | None = None
-    stop_details: StopDetails | None = None
+    stop_details: _StopDetails | None = None
     usage: ClaudeUsage = msgspec.field(default_factory=ClaudeUsage)
 
 
-class MessageStart(msgspec.Struct):
-    """message_start."""
-
-    message: MessageBody
+class _MessageStart(msgspec.Struct):
+    message: _MessageBody
 
 
-class BlockStart(msgspec.Struct, gc=False):
-    """content_block_start."""
-
+class _BlockStart(msgspec.Struct, gc=False):
     index: int
-    content_block: ContentBlock
+    content_block: _ContentBlock
 
 
-class BlockGain(msgspec.Struct, gc=False):
-    """content_block_delta."""
-
+class _BlockGain(msgspec.Struct, gc=False):
     index: int
-    delta: BlockDelta
+    delta: _BlockDelta
 
 
-class BlockStop(msgspec.Struct, gc=False):
-    """content_block_stop."""
-
+class _BlockStop(msgspec.Struct, gc=False):
     index: int
 
 
-class EndDelta(msgspec.Struct, gc=False):
-    """How the message ended."""
-
+class _EndDelta(msgspec.Struct, gc=False):
     stop_reason: str | None = None
     stop_sequence: str | None = None
-    stop_details: StopDetails | None = None
+    stop_details: _StopDetails | None = None
 
 
-class MessageEnd(msgspec.Struct):
-    """message_delta."""
-
-    delta: EndDelta
+class _MessageEnd(msgspec.Struct):
+    delta: _EndDelta
     usage: ClaudeUsage = msgspec.field(default_factory=ClaudeUsage)
 
 
-class ClaudeError(msgspec.Struct):
-    """What went wrong."""
-
+class _ClaudeError(msgspec.Struct):
     type: str = ""
     message: str = ""
 
 
-class ErrorBody(msgspec.Struct):
+class _ErrorBody(msgspec.Struct):
     """The error event, and the body of an answer that is not 200."""
 
-    error: ClaudeError
+    error: _ClaudeError
 
 
 class _Typed(msgspec.Struct):
@@ -166,13 +147,13 @@ class _Typed(msgspec.Struct):
 
 
 _TYPED = msgspec.json.Decoder(_Typed)
-_START = msgspec.json.Decoder(MessageStart)
-_BLOCK = msgspec.json.Decoder(BlockStart)
-_GAIN = msgspec.json.Decoder(BlockGain)
-_STOP = msgspec.json.Decoder(BlockStop)
-_END = msgspec.json.Decoder(MessageEnd)
-ERROR = msgspec.json.Decoder(ErrorBody)
-BODY = msgspec.json.Decoder(MessageBody)
+_START = msgspec.json.Decoder(_MessageStart)
+_BLOCK = msgspec.json.Decoder(_BlockStart)
+_GAIN = msgspec.json.Decoder(_BlockGain)
+_STOP = msgspec.json.Decoder(_BlockStop)
+_END = msgspec.json.Decoder(_MessageEnd)
+ERROR = msgspec.json.Decoder(_ErrorBody)
+BODY = msgspec.json.Decoder(_MessageBody)
 
 
 class MessageReader(EventReader):
@@ -180,24 +161,22 @@ class MessageReader(EventReader):
 
     def __init__(self) -> None:
         super().__init__()
-        self._open: dict[int, ContentBlock] = {}
+        self._open: dict[int, _ContentBlock] = {}
         self._gained: list[str] = []  # thinking of the open block
         self._signature: list[str] = []
         self._has_arguments = False  # of the open call
         self._calls = 0
         self._chars = 0
         self._usage = ClaudeUsage()
-        self._end: EndDelta | None = None
+        self._end: _EndDelta | None = None
 
     def _counts(self) -> Usage | None:
         return usage_of(self._usage)
 
     def push(self, event: str, data: bytes) -> Sequence[Piece]:
         """Return what an event adds; events of unknown names add nothing, as the API's versioning asks."""
-        if event == "content_block_delta":
-            return self._gain(decoded(_GAIN, data, "an event that cannot be read"))
         name = event or decoded(_TYPED, data, "an event without a type").type
-        if name == "content_block_delta":
+        if name == "content_block_delta":  # nearly every event
             return self._gain(decoded(_GAIN, data, "an event that cannot be read"))
         if name == "message_start":
             message = decoded(_START, data, "a message_start that cannot be read").message
@@ -220,7 +199,7 @@ class MessageReader(EventReader):
             raise UpstreamFault(cause_of(error, "server"), f"{error.type}: {plain(error.message)}")
         return _NOTHING
 
-    def whole(self, message: MessageBody) -> Sequence[Piece]:
+    def whole(self, message: _MessageBody) -> Sequence[Piece]:
         """Return the chunks of an answer that did not stream."""
         self.answer_id = message.id
         self._count(message.usage)
@@ -228,10 +207,10 @@ class MessageReader(EventReader):
         for index, block in enumerate(message.content):
             pieces += self._begin(index, block)
             pieces += self._close(index)
-        self._end = EndDelta(message.stop_reason, message.stop_sequence, message.stop_details)
+        self._end = _EndDelta(message.stop_reason, message.stop_sequence, message.stop_details)
         return (*pieces, *self._finish())
 
-    def _begin(self, index: int, block: ContentBlock) -> Sequence[Piece]:
+    def _begin(self, index: int, block: _ContentBlock) -> Sequence[Piece]:
         self._open[index] = block
         self._gained, self._signature, self._has_arguments = [], [block.signature or ""], False
         if block.type == "text" and block.text:
@@ -248,9 +227,9 @@ class MessageReader(EventReader):
         self._chars += len(text)
         return ((0, Chunk(text)),)
 
-    def _gain(self, gain: BlockGain) -> Sequence[Piece]:
-        delta = gain.delta
-        if gain.index not in self._open:
+    def _gain(self, gain: _BlockGain) -> Sequence[Piece]:
+        delta, block = gain.delta, self._open.get(gain.index)
+        if block is None:
             raise invalid("a piece of a block that had not begun")
         if delta.type == "text_delta":
             return self._text_pieces(delta.text) if delta.text else _NOTHING
@@ -259,11 +238,7 @@ class MessageReader(EventReader):
             return ((0, Chunk(thinking=delta.thinking)),) if delta.thinking else _NOTHING
         if delta.type == "signature_delta":
             self._signature.append(delta.signature)
-        elif (
-            delta.type == "input_json_delta"
-            and delta.partial_json
-            and self._open[gain.index].type == "tool_use"
-        ):
+        elif delta.type == "input_json_delta" and delta.partial_json and block.type == "tool_use":
             self._has_arguments = True
             return ((0, Chunk(tool_calls=(ToolPiece(self._calls - 1, arguments=delta.partial_json),))),)
         return _NOTHING
@@ -299,12 +274,10 @@ class MessageReader(EventReader):
         if reason is None:
             raise invalid(f"the stop_reason {plain(end.stop_reason)!r}, which is not known here")
         self.ended = True
-        declined = (
-            end.stop_details.explanation if reason == "refusal" and end.stop_details is not None else None
-        )
+        details = end.stop_details if reason == "refusal" else None
+        declined = details.explanation or "" if details is not None else ""
         stop = end.stop_sequence or "" if end.stop_reason == "stop_sequence" else ""
-        last = Chunk(finish_reason=reason, usage=usage_of(self._usage), stop=stop, refusal=declined or "")
-        return ((0, last),)
+        return ((0, Chunk(finish_reason=reason, usage=self._counts(), stop=stop, refusal=declined)),)
 
 
 def usage_of(counts: ClaudeUsage) -> Usage | None:
@@ -326,14 +299,12 @@ def usage_of(counts: ClaudeUsage) -> Usage | None:
     )
 
 
-def cause_of(error: ClaudeError, otherwise: Cause) -> Cause:
+def cause_of(error: _ClaudeError, otherwise: Cause) -> Cause:
     """Return why an attempt failed. An overlong prompt and an empty account are both named in words only."""
     message = error.message.lower()
     if error.type == "invalid_request_error":
-        if (
-            "prompt is too long" in message
-            or "exceed context limit" in message
-            or "context window" in message
+        if any(
+            words in message for words in ("prompt is too long", "exceed context limit", "context window")
         ):
             return "context"
         if "credit balance" in message:

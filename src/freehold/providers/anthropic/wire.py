@@ -1,8 +1,7 @@
 """Anthropic's Messages API: a job becomes a request, answers and errors become chunks and causes.
 
-models.py knows which model takes what, chat.py the messages, events.py the answers; there are no embeddings. What a
-model does not take is refused or in the warnings. Written from platform.claude.com/docs and the types of the vendor's
-own client. Path: upstream.py -> AnthropicWire
+events.py knows the answers; there are no embeddings. What a model does not take is refused or in the warnings. Written
+from platform.claude.com/docs and the types of the vendor's own client. Path: upstream.py -> AnthropicWire
 """
 
 from __future__ import annotations
@@ -19,28 +18,19 @@ import msgspec
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.providers.anthropic.events import BODY, ERROR, MessageReader, cause_of
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.providers.demands import Demands, object_text, reminder
-from freehold.providers.faults import decoded, invalid, plain, retry_after_s
+from freehold.providers.demands import Demands, described, object_text, reminder
+from freehold.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s
 from freehold.serving import EmbedJob, Job, Vectors
-from freehold.types import CacheTime, Format, Image, Message, SignedThinking, Tool
+from freehold.types import CacheTime, Format, Image, Message, Tool
 
 VERSION = "2023-06-01"
 UNKNOWN_OUTPUT = (
-    8192  # max_tokens where neither the request nor gateway.toml says one; every Claude since 3.5 has it
+    8192  # max_tokens where neither request nor gateway.toml says one; every Claude since 3.5 has it
 )
 LEAST_BUDGET = 1024  # of thinking
 _BUDGETS = {"low": 1024, "medium": 4096, "high": 16384}
 _SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
-_CAUSES: dict[int, Cause] = {
-    401: "auth",
-    402: "auth",
-    403: "auth",
-    408: "timeout",
-    413: "context",
-    429: "rate",
-    504: "timeout",
-    529: "rate",
-}
+_CAUSES: dict[int, Cause] = {**STATUSES, 402: "auth", 413: "context", 529: "rate"}
 
 
 class _ClaudeCount(msgspec.Struct):
@@ -97,9 +87,8 @@ class AnthropicWire:
             detail = f": {error.type}: {plain(error.message)}"
             cause = cause_of(error, cause) if cause == "request" else cause
         wait = retry_after_s(headers)
-        return UpstreamFault(
-            cause, f"the provider answered {status}{detail}", status=status, retry_after_s=wait
-        )
+        message = f"the provider answered {status}{detail}"
+        return UpstreamFault(cause, message, status=status, retry_after_s=wait)
 
     def embed(self, model: RemoteModel, job: EmbedJob) -> NoReturn:
         """Refuse: Anthropic has no embeddings."""
@@ -188,11 +177,7 @@ def _schema(format: Format, demands: Demands) -> dict[str, Any]:
     if not isinstance(format.source, Mapping):
         demands.lacks("takes a JSON schema that is an object only")
     schema, loose = fitted(format.source, free)
-    if loose:
-        names = ", ".join(sorted(loose))
-        demands.warn(
-            f"{demands.model.model} does not enforce {names} of the schema; the model reads them as text"
-        )
+    demands.loose(loose)
     return schema
 
 
@@ -200,7 +185,7 @@ def _think(body: dict[str, Any], demands: Demands, claude: Claude, writer: Messa
     """Set thinking and effort. Calls that are forced, or that began without reasoning of this model, exclude it."""
     job = demands.job
     forced = body.get("tool_choice", {}).get("type") in ("any", "tool")
-    thinks = bool(job.think or job.think_tokens or (job.effort and job.think is None))
+    thinks = demands.thinks
     if thinks and (claude.thinks == "no" or not demands.model.abilities.thinking):
         demands.unused("thinking", f"{demands.model.model} does not think before it answers")
         return
@@ -246,11 +231,8 @@ def _sample(body: dict[str, Any], demands: Demands, claude: Claude) -> None:
     sampling = demands.sampling(_SAMPLING)
     thinks = body.get("thinking", {}).get("type") in ("enabled", "adaptive")
     if not claude.sampling or thinks:
-        why = (
-            "with thinking it has its own"
-            if claude.sampling
-            else f"{demands.model.model} chooses its tokens itself"
-        )
+        itself = f"{demands.model.model} chooses its tokens itself"
+        why = "with thinking it has its own" if claude.sampling else itself
         for name, value in sampling.items():
             if (name, value) != ("temperature", 1):
                 demands.unused(name, why)
@@ -300,22 +282,15 @@ def _fitted(schema: Any, free: Callable[[], None], loose: set[str], depth: int) 
     for name in _NAMED:
         if isinstance(parts := schema.get(name), Mapping):
             fitted_schema[name] = {key: fit(part) for key, part in parts.items()}
-    if _is_object(schema):
+    kind = schema.get("type")
+    if kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in schema:
         if isinstance(schema.get("additionalProperties"), Mapping) or not schema.get("properties"):
             free()
         fitted_schema["additionalProperties"] = False
     if left := _left(schema, fitted_schema):
-        limits = ", ".join(f"{key}: {value}" for key, value in left.items())
-        fitted_schema["description"] = "\n".join(
-            filter(None, (str(schema.get("description") or ""), f"({limits})"))
-        )
+        fitted_schema["description"] = described(schema, left)
     loose.update(left, {"oneOf"} & schema.keys())
     return fitted_schema
-
-
-def _is_object(schema: Mapping[str, Any]) -> bool:
-    kind = schema.get("type")
-    return kind == "object" or (isinstance(kind, list) and "object" in kind) or "properties" in schema
 
 
 def _left(schema: Mapping[str, Any], fitted_schema: dict[str, Any]) -> dict[str, Any]:
@@ -435,8 +410,7 @@ class MessagesWriter:
         return self.turns[-1]["content"]
 
     def _system(self, message: Message) -> None:
-        if any(isinstance(part, Image) for part in message.parts):
-            self._demands.lacks("takes no pictures in a system message")
+        self._demands.no_pictures(message, "a system message")
         if not message.content.strip():
             return
         if not self.turns:
@@ -470,27 +444,23 @@ class MessagesWriter:
 
     def _parts(self, message: Message) -> list[Item]:
         parts = message.parts or (message.content,)
-        return [
-            self._image(p) if isinstance(p, Image) else {"type": "text", "text": p} for p in parts if _says(p)
-        ]
+        parts = [part for part in parts if isinstance(part, Image) or part.strip()]
+        return [self._image(p) if isinstance(p, Image) else {"type": "text", "text": p} for p in parts]
 
     def _image(self, image: Image) -> Item:
         if image.detail not in ("", "auto"):
             self._demands.unused("detail of a picture")
         if image.url:
             return {"type": "image", "source": {"type": "url", "url": image.url}}
-        if image.media_type not in _MEDIA:
-            self._demands.lacks("sees no pictures of this type", "it sees: " + ", ".join(_MEDIA))
+        self._demands.check_media(image, _MEDIA)
         source = {"type": "base64", "media_type": image.media_type, "data": image.data}
         return {"type": "image", "source": source}
 
     def _assistant(self, message: Message) -> None:
-        if any(isinstance(part, Image) for part in message.parts):
-            self._demands.lacks("takes no pictures in an assistant's turn")
+        self._demands.no_pictures(message, "an assistant's turn")
         if message.thinking and not message.signed:
             self._demands.warn("reasoning of earlier answers that this provider did not sign was left out")
-        blocks = [*_blocks(message)]
-        if blocks:
+        if blocks := [*_blocks(message)]:
             content = self._turn("assistant")
             content += blocks
             self.mark(content, message.cache)
@@ -499,16 +469,13 @@ class MessagesWriter:
         """Put a breakpoint of the cache on the last block, or tool, that can have one."""
         if not cache:
             return
-        block = next(
-            (b for b in reversed(blocks) if b.get("type") not in ("thinking", "redacted_thinking")), None
-        )
+        thoughts = ("thinking", "redacted_thinking")
+        block = next((b for b in reversed(blocks) if b.get("type") not in thoughts), None)
         if block is None:
             return
         if "cache_control" not in block:
             self._marked.append(block)
-        block["cache_control"] = (
-            {"type": "ephemeral"} if cache == "5m" else {"type": "ephemeral", "ttl": cache}
-        )
+        block["cache_control"] = {"type": "ephemeral"} | ({} if cache == "5m" else {"ttl": cache})
 
 
 def _blocks(message: Message) -> Iterator[Item]:
@@ -532,19 +499,12 @@ def _blocks(message: Message) -> Iterator[Item]:
     for block in message.signed:
         yield from signed_at(block.text_before)
         yield from called(block.calls_before)
-        yield _thought(block)
+        if block.redacted:
+            yield {"type": "redacted_thinking", "data": block.redacted}
+        else:
+            yield {"type": "thinking", "thinking": block.text, "signature": block.signature}
     yield from signed_at(len(text))
     yield from called(len(message.tool_calls))
-
-
-def _says(part: str | Image) -> bool:
-    return isinstance(part, Image) or bool(part.strip())
-
-
-def _thought(block: SignedThinking) -> Item:
-    if block.redacted:
-        return {"type": "redacted_thinking", "data": block.redacted}
-    return {"type": "thinking", "thinking": block.text, "signature": block.signature}
 
 
 def _safe(id: str) -> str:

@@ -19,23 +19,15 @@ from freehold.providers.faults import check_counts, decoded, invalid, plain
 from freehold.types import Chunk, FinishReason, SignedThinking, TokenLogprob, ToolPiece, Usage
 
 OWN_ID = "gcall_"  # begins the ids of calls that Gemini sent without one
+_FILTERED = (
+    "SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "ESCALATION", "IMAGE_SAFETY",
+    "IMAGE_PROHIBITED_CONTENT", "IMAGE_RECITATION", "MODEL_ARMOR", "PUP_LIMITED_DISABLED",
+)  # fmt: skip
 _REASONS: dict[str, FinishReason] = {
     "STOP": "stop",
     "MAX_TOKENS": "length",
     "CONTINUATION": "length",
-    **dict.fromkeys(
-        (
-            *("SAFETY", "RECITATION", "LANGUAGE", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "ESCALATION"),
-            *(
-                "IMAGE_SAFETY",
-                "IMAGE_PROHIBITED_CONTENT",
-                "IMAGE_RECITATION",
-                "MODEL_ARMOR",
-                "PUP_LIMITED_DISABLED",
-            ),
-        ),
-        "content_filter",
-    ),
+    **dict.fromkeys(_FILTERED, "content_filter"),
 }
 STATUSES: dict[str, Cause] = {
     "INVALID_ARGUMENT": "request",
@@ -55,58 +47,44 @@ class _Camel(msgspec.Struct, rename="camel", gc=False):
     pass
 
 
-class CallPart(_Camel):
-    """functionCall."""
-
+class _CallPart(_Camel):
     name: str
     args: msgspec.Raw = msgspec.Raw(b"")
     id: str = ""
 
 
-class GeminiPart(_Camel):
-    """A part of an answer."""
-
+class _GeminiPart(_Camel):
     text: str | None = None
     thought: bool = False
     thought_signature: str = ""
-    function_call: CallPart | None = None
+    function_call: _CallPart | None = None
 
 
-class AnswerContent(_Camel):
-    """The parts of a candidate."""
-
-    parts: list[GeminiPart] = []
+class _AnswerContent(_Camel):
+    parts: list[_GeminiPart] = []
 
 
-class ChosenToken(_Camel):
-    """A token and its log-probability."""
-
+class _ChosenToken(_Camel):
     token: str = ""
     token_id: int = 0
     log_probability: float = 0.0
 
 
-class RankedTokens(_Camel):
-    """The likeliest tokens of one place."""
-
-    candidates: list[ChosenToken] = []
+class _RankedTokens(_Camel):
+    candidates: list[_ChosenToken] = []
 
 
-class TokenScores(_Camel):
-    """logprobsResult."""
-
-    chosen_candidates: list[ChosenToken] = []
-    top_candidates: list[RankedTokens] = []
+class _TokenScores(_Camel):
+    chosen_candidates: list[_ChosenToken] = []
+    top_candidates: list[_RankedTokens] = []
 
 
-class AnswerCandidate(_Camel):
-    """One of the answers."""
-
+class _AnswerCandidate(_Camel):
     index: int = 0
-    content: AnswerContent | None = None
+    content: _AnswerContent | None = None
     finish_reason: str | None = None
     finish_message: str | None = None
-    logprobs_result: TokenScores | None = None
+    logprobs_result: _TokenScores | None = None
 
 
 class GeminiUsage(_Camel):
@@ -119,13 +97,11 @@ class GeminiUsage(_Camel):
     tool_use_prompt_token_count: int = 0
 
 
-class PromptFeedback(_Camel):
-    """Why there is no answer."""
-
+class _PromptFeedback(_Camel):
     block_reason: str = ""
 
 
-class ErrorDetail(msgspec.Struct, rename={"kind": "@type", "retry_delay": "retryDelay", "reason": "reason"}):
+class _ErrorDetail(msgspec.Struct, rename={"kind": "@type", "retry_delay": "retryDelay", "reason": "reason"}):
     """google.rpc.RetryInfo, ErrorInfo and others."""
 
     kind: str = ""
@@ -139,20 +115,20 @@ class GoogleError(msgspec.Struct):
     code: int = 0
     message: str = ""
     status: str = ""
-    details: list[ErrorDetail] = []
+    details: list[_ErrorDetail] = []
 
 
-class GeminiAnswer(_Camel):
+class _GeminiAnswer(_Camel):
     """GenerateContentResponse, or an error in its place."""
 
-    candidates: list[AnswerCandidate] = []
-    prompt_feedback: PromptFeedback | None = None
+    candidates: list[_AnswerCandidate] = []
+    prompt_feedback: _PromptFeedback | None = None
     usage_metadata: GeminiUsage | None = None
     response_id: str = ""
     error: GoogleError | None = None
 
 
-_ANSWER = msgspec.json.Decoder(GeminiAnswer)
+_ANSWER = msgspec.json.Decoder(_GeminiAnswer)
 
 
 def cause_of(error: GoogleError, otherwise: Cause) -> Cause:
@@ -213,7 +189,7 @@ class ResponseReader(EventReader):
             self._finish(pieces)
         return pieces
 
-    def _read(self, candidate: AnswerCandidate, pieces: list[Piece]) -> None:
+    def _read(self, candidate: _AnswerCandidate, pieces: list[Piece]) -> None:
         answer = self._answers[candidate.index]
         if answer.reason is not None:
             raise invalid("more of an answer that had ended")
@@ -230,15 +206,13 @@ class ResponseReader(EventReader):
     def _finish(self, pieces: list[Piece]) -> None:
         """Add each answer's last chunk; of several, the last has what all of them made."""
         usage, last = usage_of(self._usage), len(self._answers) - 1
+        parts = usage and replace(usage, completion_tokens=0, thought_tokens=0)
         self.ended = True
         for i, answer in enumerate(self._answers):
-            used = (
-                usage if i == last or usage is None else replace(usage, completion_tokens=0, thought_tokens=0)
-            )
-            pieces.append((i, Chunk(finish_reason=answer.reason, usage=used)))
+            pieces.append((i, Chunk(finish_reason=answer.reason, usage=usage if i == last else parts)))
 
 
-def _chunk(part: GeminiPart, answer: _Answer) -> Chunk | None:
+def _chunk(part: _GeminiPart, answer: _Answer) -> Chunk | None:
     call, signature = part.function_call, part.thought_signature
     if call is not None:
         answer.calls += 1
@@ -252,16 +226,16 @@ def _chunk(part: GeminiPart, answer: _Answer) -> Chunk | None:
         return None
     at = answer.chars
     answer.chars += 0 if part.thought else len(part.text)
-    if signature:
-        block = SignedThinking(part.text if part.thought else "", signature, "", at, answer.calls)
-        chunk = Chunk(thinking=part.text) if part.thought else Chunk(part.text)
-        return replace(chunk, signed=(block,))  # of the part that begins here
-    if not part.text:
+    if not part.text and not signature:
         return None
-    return Chunk(thinking=part.text) if part.thought else Chunk(part.text)
+    chunk = Chunk(thinking=part.text) if part.thought else Chunk(part.text)
+    if not signature:
+        return chunk
+    block = SignedThinking(part.text if part.thought else "", signature, "", at, answer.calls)
+    return replace(chunk, signed=(block,))  # of the part that begins here
 
 
-def _reason(candidate: AnswerCandidate, answer: _Answer) -> FinishReason:
+def _reason(candidate: _AnswerCandidate, answer: _Answer) -> FinishReason:
     finish_reason = candidate.finish_reason or ""
     reason = _REASONS.get(finish_reason)
     if reason is None:
@@ -271,7 +245,7 @@ def _reason(candidate: AnswerCandidate, answer: _Answer) -> FinishReason:
     return "tool_calls" if reason == "stop" and answer.calls else reason
 
 
-def _scores(scores: TokenScores) -> tuple[TokenLogprob, ...]:
+def _scores(scores: _TokenScores) -> tuple[TokenLogprob, ...]:
     ranked = [place.candidates for place in scores.top_candidates]
     ranked += [[] for _ in range(len(scores.chosen_candidates) - len(ranked))]
     return tuple(

@@ -1,7 +1,7 @@
 """Gemini's native API: a job becomes a request, answers and errors become chunks and causes.
 
-models.py knows which model takes what, chat.py the contents, events.py answers, embedding.py vectors. What a model
-does not take is refused or in the warnings. Written from ai.google.dev/api and the types of the vendor's own client.
+events.py knows the answers. What a model does not take is refused or in the warnings. Written from ai.google.dev/api
+and the types of the vendor's own client.
 Path: upstream.py -> GeminiWire
 """
 
@@ -18,8 +18,8 @@ import msgspec
 
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.providers.demands import Demands, object_text, reminder, texts_of
-from freehold.providers.faults import decoded, invalid, plain, retry_after_s
+from freehold.providers.demands import Demands, described, object_text, reminder, texts_of
+from freehold.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s
 from freehold.providers.gemini.events import OWN_ID, GeminiUsage, GoogleError, ResponseReader, cause_of
 from freehold.providers.vectors import unit_vectors
 from freehold.serving import EmbedJob, Job, Vectors
@@ -35,14 +35,7 @@ _SAMPLING = {
     "presence_penalty": "presencePenalty",
     "frequency_penalty": "frequencyPenalty",
 }
-_CAUSES: dict[int, Cause] = {
-    401: "auth",
-    403: "auth",
-    408: "timeout",
-    413: "context",
-    429: "rate",
-    504: "timeout",
-}
+_CAUSES: dict[int, Cause] = {**STATUSES, 413: "context"}
 _RETRY = "type.googleapis.com/google.rpc.RetryInfo"
 _MODES = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 
@@ -98,9 +91,8 @@ class GeminiWire:
             detail = f": {error.status}: {plain(error.message)}"
             cause = cause_of(error, cause) if cause in ("request", "server") else cause
             wait = wait if wait is not None else _delay(error)
-        return UpstreamFault(
-            cause, f"the provider answered {status}{detail}", status=status, retry_after_s=wait
-        )
+        message = f"the provider answered {status}{detail}"
+        return UpstreamFault(cause, message, status=status, retry_after_s=wait)
 
     def embed(self, model: RemoteModel, job: EmbedJob) -> Outgoing:
         """Translate texts to be embedded. Raises UsageError or UnsupportedModel."""
@@ -181,10 +173,8 @@ def _declared(tool: Tool, demands: Demands) -> dict[str, Any]:
     if tool.parameters:
         declared["parametersJsonSchema"], loose = subset(tool.parameters)
         if loose:
-            names = ", ".join(sorted(loose))
-            demands.warn(
-                f"{demands.model.model} does not know {names} of a tool's schema; they are in its description"
-            )
+            words = f"{', '.join(sorted(loose))} of a tool's schema"
+            demands.warn(f"{demands.model.model} does not know {words}; they are in its description")
     if tool.strict:
         demands.unused("strict of a tool")
     return declared
@@ -216,16 +206,12 @@ def _form(config: dict[str, Any], demands: Demands) -> None:
     if not isinstance(format.source, Mapping):
         demands.lacks("takes a JSON schema that is an object only")
     config["responseJsonSchema"], loose = subset(format.source)
-    if loose:
-        names = ", ".join(sorted(loose))
-        demands.warn(
-            f"{demands.model.model} does not enforce {names} of the schema; the model reads them as text"
-        )
+    demands.loose(loose)
 
 
 def _thinking(demands: Demands, gemini: Gemini) -> dict[str, Any] | None:
     job, name = demands.job, demands.model.model
-    thinks = bool(job.think or job.think_tokens or (job.effort and job.think is None))
+    thinks = demands.thinks
     if thinks and (gemini.thinks == "no" or not demands.model.abilities.thinking):
         demands.unused("thinking", f"{name} does not think before it answers")
         return None
@@ -234,7 +220,10 @@ def _thinking(demands: Demands, gemini: Gemini) -> dict[str, Any] | None:
     if not thinks and gemini.least != 0:
         demands.warn(f"thinking could not be switched off: {name} thinks as little as it can")
     if gemini.thinks == "budget":
-        return _budget(demands) if thinks else {"thinkingBudget": gemini.least}
+        if not thinks:
+            return {"thinkingBudget": gemini.least}
+        budget = job.think_tokens or (_BUDGETS.get(job.effort, _BUDGETS["high"]) if job.effort else None)
+        return {"includeThoughts": True, **({"thinkingBudget": budget} if budget else {})}
     if not thinks:
         return {"thinkingLevel": gemini.least}
     if job.think_tokens is not None:
@@ -246,30 +235,18 @@ def _thinking(demands: Demands, gemini: Gemini) -> dict[str, Any] | None:
     return {"includeThoughts": True, **level}
 
 
-def _budget(demands: Demands) -> dict[str, Any]:
-    job = demands.job
-    budget = job.think_tokens or (_BUDGETS.get(job.effort, _BUDGETS["high"]) if job.effort else None)
-    return {"includeThoughts": True, **({"thinkingBudget": budget} if budget else {})}
-
-
 # --- keeps of a JSON schema the keywords that Gemini reads, and says which it does not --------------
 # The list is that of responseJsonSchema and parametersJsonSchema (ai.google.dev/api/generate-content). Others
 # go into the description, where the model may follow them.
 
-_READ = frozenset(
-    (
-        *("$id", "$ref", "$anchor", "type", "format", "title", "description", "enum", "required"),
-        *("minItems", "maxItems", "minimum", "maximum", "propertyOrdering"),
-    )
-)
-_ONE, _MANY, _NAMED = (
-    ("items", "additionalProperties"),
-    ("anyOf", "oneOf", "prefixItems"),
-    ("properties", "$defs"),
-)
-_SAYS_NOTHING = frozenset(
-    ("$schema", "default", "examples", "example", "deprecated", "readOnly", "writeOnly")
-)
+_READ = {
+    "$id", "$ref", "$anchor", "type", "format", "title", "description", "enum", "required", "minItems", "maxItems",
+    "minimum", "maximum", "propertyOrdering",
+}  # fmt: skip
+_ONE = ("items", "additionalProperties")
+_MANY = ("anyOf", "oneOf", "prefixItems")
+_NAMED = ("properties", "$defs")
+_SAYS_NOTHING = {"$schema", "default", "examples", "example", "deprecated", "readOnly", "writeOnly"}
 MOST_DEPTH = 100
 
 
@@ -299,10 +276,7 @@ def _subset(schema: Any, loose: set[str], depth: int) -> Any:
             left[name] = value
     if left:
         loose.update(left)
-        limits = ", ".join(f"{name}: {value}" for name, value in left.items())
-        subset_schema["description"] = "\n".join(
-            filter(None, (str(schema.get("description") or ""), f"({limits})"))
-        )
+        subset_schema["description"] = described(schema, left)
     return subset_schema
 
 
@@ -327,11 +301,13 @@ _EMBEDDED = msgspec.json.Decoder(_Embedded)
 def embedding_request(model: RemoteModel, job: EmbedJob, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return the body and its warnings. Raises UsageError or UnsupportedModel."""
     texts = texts_of(job)
-    lacks = "" if model.abilities.embeddings else "makes no embeddings"
-    lacks = lacks or ("pools its tokens itself" if job.pooling else "")
-    lacks = lacks or (
-        f"embeds at most {MAX_BATCH} texts a request, not {len(texts):,}" if len(texts) > MAX_BATCH else ""
-    )
+    lacks = ""
+    if not model.abilities.embeddings:
+        lacks = "makes no embeddings"
+    elif job.pooling:
+        lacks = "pools its tokens itself"
+    elif len(texts) > MAX_BATCH:
+        lacks = f"embeds at most {MAX_BATCH} texts a request, not {len(texts):,}"
     if lacks:
         raise UnsupportedModel(f"{model.model} at {model.provider.name} {lacks}")
     size = {"outputDimensionality": job.dimensions} if job.dimensions else {}
@@ -396,8 +372,7 @@ class ContentWriter:
             self.contents.append({"role": role, "parts": parts})
 
     def _system(self, message: Message) -> None:
-        if any(isinstance(part, Image) for part in message.parts):
-            self._demands.lacks("takes no pictures in a system message")
+        self._demands.no_pictures(message, "a system message")
         if message.content and not self.contents:
             self.system.append({"text": message.content})
         elif message.content:
@@ -413,8 +388,7 @@ class ContentWriter:
             self._demands.unused("detail of a picture")
         if image.url:
             self._demands.lacks("takes no picture by its address", "send its bytes")
-        if image.media_type not in _MEDIA:
-            self._demands.lacks("sees no pictures of this type", "it sees: " + ", ".join(_MEDIA))
+        self._demands.check_media(image, _MEDIA)
         return {"inlineData": {"mimeType": image.media_type, "data": image.data}}
 
     def _result(self, message: Message) -> Part:
@@ -432,20 +406,15 @@ class ContentWriter:
         return {"functionResponse": answer}
 
     def _assistant(self, message: Message) -> None:
-        if any(isinstance(part, Image) for part in message.parts):
-            self._demands.lacks("takes no pictures in an assistant's turn")
+        self._demands.no_pictures(message, "an assistant's turn")
         parts = [*_text_parts(message)]
         for call in message.tool_calls:
             self._names[call.id] = call.name
             function_call: Part = {"name": call.name, "args": object_text(call)}
             if _is_theirs(call.id):
                 function_call["id"] = call.id
-            parts.append(
-                {
-                    "functionCall": function_call,
-                    **({"thoughtSignature": call.signature} if call.signature else {}),
-                }
-            )
+            signature = {"thoughtSignature": call.signature} if call.signature else {}
+            parts.append({"functionCall": function_call, **signature})
         if parts:
             self._add("model", parts)
 

@@ -28,9 +28,7 @@ _REASONS: dict[str, FinishReason] = {
     "function_call": "tool_calls",
     "content_filter": "content_filter",
     "model_length": "length",  # Mistral's: the context is full
-    **dict.fromkeys(
-        ("eos", "eos_token", "end_turn", "stop_sequence"), "stop"
-    ),  # TGI's, and other wires' words
+    **dict.fromkeys(("eos", "eos_token", "end_turn", "stop_sequence"), "stop"),  # TGI's, and other wires'
     "max_tokens": "length",
     "tool_use": "tool_calls",
 }
@@ -131,12 +129,8 @@ class UsageCounts(msgspec.Struct, gc=False):
             return None
         prompt, completion = _whole(self.prompt_tokens), _whole(self.completion_tokens)
         details = self.prompt_tokens_details
-        cached_counts = (
-            self.prompt_cache_hit_tokens,
-            details and details.cached_tokens,
-            self.num_cached_tokens,
-        )
-        cached = next((_whole(n) for n in cached_counts if n), 0)
+        hits = (self.prompt_cache_hit_tokens, details and details.cached_tokens, self.num_cached_tokens)
+        cached = next((_whole(n) for n in hits if n), 0)
         of_made = self.completion_tokens_details
         thought = _whole(of_made.reasoning_tokens if of_made else None)
         written = _whole(details and details.cache_write_tokens)

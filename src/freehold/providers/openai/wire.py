@@ -1,6 +1,7 @@
 """OpenAI's chat completions and embeddings: a job becomes a request, answers and errors become chunks and causes.
 
-chat.py writes the messages, events.py reads the answers. What a model does not take is refused or in the warnings.
+events.py reads the answers. What a model does not take is refused or in the warnings; where providers that speak the
+same wire differ, their wires override a method.
 Written from platform.openai.com/docs and the types of the vendor's own client. Path: upstream.py -> OpenAIWire
 """
 
@@ -18,7 +19,7 @@ import numpy as np
 from freehold.errors import UnsupportedModel
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
 from freehold.providers.demands import Demands, texts_of
-from freehold.providers.faults import decoded, invalid, plain, retry_after_s
+from freehold.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s
 from freehold.providers.openai.events import CompletionReader, WireError
 from freehold.providers.vectors import unit_vectors
 from freehold.serving import EmbedJob, Job, Vectors
@@ -45,13 +46,9 @@ class ChatAsker:
         """Write one turn."""
         turn: dict[str, Any] = {"role": message.role, "content": self.content(message)}
         if message.tool_calls:
+            called = ((c.id, {"name": c.name, "arguments": c.arguments}) for c in message.tool_calls)
             turn["tool_calls"] = [
-                {
-                    "id": self.call_id(c.id),
-                    "type": "function",
-                    "function": {"name": c.name, "arguments": c.arguments},
-                }
-                for c in message.tool_calls
+                {"id": self.call_id(id), "type": "function", "function": function} for id, function in called
             ]
             turn["content"] = turn["content"] or None
         if message.role == "tool":
@@ -59,9 +56,8 @@ class ChatAsker:
             if self.tool_names and message.name:
                 turn["name"] = message.name
             if message.failed:
-                self.demands.warn(
-                    "this provider has no field for a tool that failed: its result says so, or nothing does"
-                )
+                why = "its result says so, or nothing does"
+                self.demands.warn(f"this provider has no field for a tool that failed: {why}")
         if message.role == "assistant" and (message.thinking or message.signed):
             self.thoughts(message, turn)
         return turn
@@ -82,21 +78,17 @@ class ChatAsker:
         if not any(isinstance(part, Image) for part in message.parts):
             return message.content
         if message.role != "user":
-            self.demands.lacks(
-                f"takes no pictures in a turn of role {message.role}", "put them into the user's"
-            )
-        return [
-            self.picture(part) if isinstance(part, Image) else {"type": "text", "text": part}
-            for part in message.parts
-        ]
+            what = f"takes no pictures in a turn of role {message.role}"
+            self.demands.lacks(what, "put them into the user's")
+        parts = message.parts
+        return [self.picture(p) if isinstance(p, Image) else {"type": "text", "text": p} for p in parts]
 
     def picture(self, image: Image) -> dict[str, Any]:
         """Write a picture; an address is the provider's to fetch, never ours."""
-        url = image.url or f"data:{image.media_type};base64,{image.data}"
-        return {
-            "type": "image_url",
-            "image_url": {"url": url} | ({"detail": image.detail} if image.detail else {}),
-        }
+        picture = {"url": image.url or f"data:{image.media_type};base64,{image.data}"}
+        if image.detail:
+            picture["detail"] = image.detail
+        return {"type": "image_url", "image_url": picture}
 
     def tools(self) -> dict[str, Any]:
         """Write the tools, and how they are chosen."""
@@ -135,21 +127,8 @@ class ChatAsker:
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
-SAMPLING = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-}
-_CAUSES: dict[int, Cause] = {
-    401: "auth",
-    402: "auth",
-    403: "auth",
-    408: "timeout",
-    429: "rate",
-    504: "timeout",
-    529: "rate",
-}
+SAMPLING = {name: name for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty")}
+_CAUSES: dict[int, Cause] = {**STATUSES, 402: "auth", 529: "rate"}
 _CONTEXT_CODES = {"context_length_exceeded", "exceed_context_size_error", "context_window_exceeded"}
 # How those without a code say that a prompt is too long: vLLM, Mistral and DeepSeek, llama.cpp, Ollama.
 _CONTEXT_WORDS = re.compile(
@@ -199,9 +178,7 @@ class OpenAIWire:
     sampling: Mapping[str, str] = SAMPLING
     most_field = "max_completion_tokens"
     max_stops: int | None = 4  # None: however many
-    without_sampling: re.Pattern[str] | None = (
-        _REASONS  # names of models that think, and then take no sampling
-    )
+    without_sampling: re.Pattern[str] | None = _REASONS  # names of models that think, and take no sampling
     seed_field = "seed"
     asks_usage = True  # a stream tells its usage only when asked
 
@@ -235,9 +212,8 @@ class OpenAIWire:
             body[self.most_field] = job.max_tokens
         if job.n > 1:
             body["n"] = job.n
-        limits = demands.sampling(
-            {**self.sampling, **({"seed": self.seed_field} if self.takes_seed(demands) else {})}
-        )
+        seed = {"seed": self.seed_field} if self.takes_seed(demands) else {}
+        limits = demands.sampling({**self.sampling, **seed})
         if self.thinks(demands.model):
             for name in limits.keys() & SAMPLING.keys():
                 demands.unused(name, f"{demands.model.model} thinks, and takes no sampling")
@@ -283,9 +259,8 @@ class OpenAIWire:
                 if least:
                     body["reasoning_effort"] = least
                 if least != "none":
-                    demands.warn(
-                        f"{demands.model.model} always thinks; it was asked for {least or 'its usual'} effort"
-                    )
+                    effort = f"it was asked for {least or 'its usual'} effort"
+                    demands.warn(f"{demands.model.model} always thinks; {effort}")
         elif job.effort or job.think:
             demands.unused("effort" if job.effort else "think", f"{demands.model.model} does not think")
         if job.think_tokens is not None:
@@ -369,9 +344,8 @@ def embed_body(model: RemoteModel, job: EmbedJob, *, packed: bool = True) -> dic
     if not model.abilities.embeddings:
         raise UnsupportedModel(f"{model.model} at {model.provider.name} makes no embeddings")
     if job.pooling is not None or job.adapter:
-        raise UnsupportedModel(
-            f"{model.model} at {model.provider.name} has no pooling to choose, and no adapters"
-        )
+        name = f"{model.model} at {model.provider.name}"
+        raise UnsupportedModel(f"{name} has no pooling to choose, and no adapters")
     body: dict[str, Any] = {"model": model.model, "input": texts_of(job)}
     if job.dimensions is not None:
         body["dimensions"] = job.dimensions
