@@ -15,18 +15,11 @@ import msgspec
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.providers.contract import RemoteModel
 from freehold.serving import EmbedJob, Job
-from freehold.types import Image, Message, ToolCall
+from freehold.types import Image, Message, SamplingParams, ToolCall
 
-# Values of SamplingParams that ask for nothing.
-_NEUTRAL: Mapping[str, object] = {
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
+_NEUTRAL = (
+    SamplingParams()
+)  # all of it asks for nothing but the temperature, which each model chooses by itself
 NEVER_DROPS = "overflow: a chat longer than the context is refused; only our own engine drops messages"
 
 
@@ -100,7 +93,9 @@ class Demands:
         """Return the sampling parameters that were given, under the wire's names; warn of those it does not know."""
         sampling: dict[str, Any] = {}
         for name, value in self.job.sampling.items():
-            if value is None or name in ("logit_bias", "penalty_window") or _NEUTRAL.get(name) == value:
+            if value is None or name in ("logit_bias", "penalty_window"):
+                continue
+            if name != "temperature" and value == getattr(_NEUTRAL, name):
                 continue
             if name in known:
                 sampling[known[name]] = value

@@ -30,7 +30,6 @@ from freehold.store.refs import slug
 
 if TYPE_CHECKING:
     from freehold.store import Store
-    from freehold.store.overlays import Overlay
 
 FOLDER = "bars"
 SCHEMA = 1
@@ -242,18 +241,15 @@ class Identities:
         listed, overlay = self._store.show(name), self._store.overlays.find(name)
         if listed.base:  # an overlay's digest is its record's
             listed = self._store.show(listed.base)
+        parameters = json.dumps(dict(overlay.parameters), sort_keys=True, default=str) if overlay else ""
         return MeasuredModel(
             called or name,
             listed.digest or _unhashed(listed.path),
             listed.rounding or _quantization(listed.path, listed.digest),
             template=text_digest(overlay.template) if overlay else "",
             system=text_digest(overlay.system, *(t for m in overlay.messages for t in m)) if overlay else "",
-            settings=_settings(overlay) if overlay else "",
+            settings=text_digest(parameters, overlay.adapter) if overlay else "",
         )
-
-
-def _settings(overlay: Overlay) -> str:
-    return text_digest(json.dumps(dict(overlay.parameters), sort_keys=True, default=str), overlay.adapter)
 
 
 def _unhashed(path: Path) -> str:

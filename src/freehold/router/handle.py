@@ -19,7 +19,7 @@ from freehold.router.answers import CachedStream, answer_key
 from freehold.router.attempts import ANSWER_TOKENS, Attempts, MostCosts
 from freehold.router.budgets import ROOM_WAIT_S
 from freehold.router.embeds import Computed, counted, embed_cost, embedded, only_one_space
-from freehold.router.gateway import GatewayModel, SpendLimit
+from freehold.router.gateway import GatewayModel
 from freehold.router.parts import GatewayParts
 from freehold.router.record import RequestAbout, RequestRecord
 from freehold.router.routing import GatewayPlan, PassedOver, PlannedRoute, TargetChoice, choose
@@ -137,13 +137,9 @@ class RoutedHandle:
         return stream
 
     def _record(self, *, batch: bool = False) -> RequestRecord:
-        limit = self._limit()
-        about = RequestAbout(self._planned.name, self._planned.route.task, batch)
-        return RequestRecord(self._origin, about, self._parts.books, limit)
-
-    def _limit(self) -> SpendLimit | None:
         policy = self._plan.gateway.keys.get(self._origin.key)
-        return policy.budget if policy is not None else None
+        about = RequestAbout(self._planned.name, self._planned.route.task, batch)
+        return RequestRecord(self._origin, about, self._parts.books, policy.budget if policy else None)
 
     @property
     def _windows(self) -> dict[str, int]:

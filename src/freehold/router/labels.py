@@ -57,7 +57,11 @@ class Labeller:
         kinds = dict.fromkeys(kind for label in self._reading for kind in label.detect)
         self._wanted = Sought(tuple(patterns), tuple(kinds))
         self._sieve = sieve_of(tuple(patterns), tuple(kinds)) if patterns or kinds else None
-        self._places = {name: self._places_of(label) for name, label in gateway.labels.items()}
+        # `stay` names further places: the request is on this machine already.
+        self._places = {
+            name: gateway.owned_places if label.stay is None else label.stay | {HOUSE}
+            for name, label in gateway.labels.items()
+        }
 
     async def clear(self, work: W, origin: Origin, route: GatewayRoute | None = None) -> Cleared[W]:
         """Return the request with the places where it may be. Raises UsageError for a label that does not exist."""
@@ -76,10 +80,6 @@ class Labeller:
         for name in labels:
             places &= self._places[name]
         return places
-
-    def _places_of(self, label: Label) -> frozenset[str]:
-        """`stay` names further places: the request is on this machine already."""
-        return self._gateway.owned_places if label.stay is None else label.stay | {HOUSE}
 
     def _stated(self, origin: Origin, route: GatewayRoute | None) -> list[SetLabel]:
         labels = [SetLabel(name, "header") for name in origin.labels]

@@ -158,11 +158,10 @@ class _Books:
         """Add what a row, or a share of it, would have cost at a model."""
         if model.name == row.target and not row.owned:
             into.add((row.nano, row.nano, row.nano), share)
-        elif model.price is None or model.owned:
+            return
+        if model.price is None or model.owned:
             into.seconds[model.place] += share * self._seconds(row, model)
-            if model.price is not None:
-                into.add(priced(row, model.price), share)
-        else:
+        if model.price is not None:
             into.add(priced(row, model.price), share)
 
     def dollars(self, total_nano: _Sum) -> DollarRange:
@@ -219,73 +218,66 @@ def savings(
     rented = books.nano / NANO
     cost = owned.plus(DollarRange(rented, rented, rented))
     results = (_dearest(books), _above_bar(books, passing), _same_weights(books, hosts), _mix(books, before))
-    against = tuple(
-        Counterfactual(
-            name, what, dollars, dollars.minus(cost), sum_.requests - sum_.unchanged, sum_.unchanged
-        )
-        for name, what, sum_ in results
-        for dollars in (books.dollars(sum_),)
-    )
-    notes = [
+    against = []
+    for name, what, total in results:
+        dollars, changed = books.dollars(total), total.requests - total.unchanged
+        against.append(Counterfactual(name, what, dollars, dollars.minus(cost), changed, total.unchanged))
+    free = [
         f"the machine {p!r} has no cost given and counts as free" for p in books.busy if p not in machines
     ]
-    return Savings(len(books.rows), rented, owned, cost, books.busy, period_s, against, tuple(notes))
+    return Savings(len(books.rows), rented, owned, cost, books.busy, period_s, tuple(against), tuple(free))
 
 
 _Counterfactual = tuple[str, str, _Sum]
 
 
+def _spread(books: _Books, models_of: Callable[[LedgerRow], Sequence[tuple[GatewayModel, float]]]) -> _Sum:
+    """Price each row at the models that it would have gone to, with their shares; one without any keeps its cost."""
+    total = _Sum(requests=len(books.rows))
+    for row in books.rows:
+        models = models_of(row)
+        for model, share in models:
+            books.at(row, model, total, share)
+        if not models:
+            total.unchanged += 1
+            books.kept(row, total)
+    return total
+
+
+def _grouped(rows: Sequence[LedgerRow], by: Callable[[LedgerRow], str]) -> dict[str, list[LedgerRow]]:
+    groups: dict[str, list[LedgerRow]] = defaultdict(list)
+    for row in rows:
+        groups[by(row)].append(row)
+    return groups
+
+
 def _dearest(books: _Books) -> _Counterfactual:
     """All on the one rented model that would have cost most."""
-    sums = {}
-    for model in books.models.values():
-        if model.price is None or model.owned:
-            continue
-        sums[model.name] = _Sum()
-        for row in books.rows:
-            books.at(row, model, sums[model.name])
-            sums[model.name].requests += 1
-    if not sums:
-        return "all on the most expensive model", "no model has a price", _unchanged(books)
+    rented = [model for model in books.models.values() if model.price is not None and not model.owned]
+    if not rented:
+        return "all on the most expensive model", "no model has a price", _spread(books, lambda row: ())
+    sums = {model.name: _spread(books, lambda row, model=model: ((model, 1.0),)) for model in rented}
     name = max(sums, key=lambda n: sums[n].mid)
     return "all on the most expensive model", name, sums[name]
 
 
 def _above_bar(books: _Books, passing: Passing) -> _Counterfactual:
     """Each task's requests on the cheapest model that reaches its bar."""
-    by_task: dict[str, list[LedgerRow]] = defaultdict(list)
-    for row in books.rows:
-        by_task[row.task].append(row)
-    total, chosen = _Sum(), []
-    for task, rows in by_task.items():
-        able = [m for m in books.models.values() if task and passing(task, m)]
-        best = min(able, key=lambda m: sum(books.mid_nano(r, m) for r in rows), default=None)
-        for row in rows:
-            total.requests += 1
-            if best is None:
-                total.unchanged += 1
-                books.kept(row, total)
-            else:
-                books.at(row, best, total)
-        if best is not None:
-            chosen.append(f"{task}: {best.name}")
-    return (
-        "all on the cheapest above the bar",
-        ", ".join(chosen) or "no task has a model above its bar",
-        total,
-    )
+    best: dict[str, GatewayModel] = {}
+    for task, rows in _grouped(books.rows, lambda row: row.task).items():
+        if able := [m for m in books.models.values() if task and passing(task, m)]:
+            best[task] = min(able, key=lambda m: sum(books.mid_nano(r, m) for r in rows))
+    total = _spread(books, lambda row: ((best[row.task], 1.0),) if row.task in best else ())
+    chosen = ", ".join(f"{task}: {model.name}" for task, model in best.items())
+    return "all on the cheapest above the bar", chosen or "no task has a model above its bar", total
 
 
 def _same_weights(books: _Books, hosts: Hosts) -> _Counterfactual:
     """Each answer from the cheapest seller of the same weights."""
-    by_target: dict[str, list[LedgerRow]] = defaultdict(list)
-    for row in books.rows:
-        by_target[row.target].append(row)
-    total, chosen = _Sum(), []
-    for target, rows in by_target.items():
+    total, chosen = _Sum(requests=len(books.rows)), []
+    for target, rows in _grouped(books.rows, lambda row: row.target).items():
         model = books.models.get(target)
         sold = list(hosts(model)) if model is not None else []
-        total.requests += len(rows)
         if not sold:
             total.unchanged += len(rows)
             for row in rows:
@@ -295,43 +287,25 @@ def _same_weights(books: _Books, hosts: Hosts) -> _Counterfactual:
         chosen.append(f"{target}: {name}")
         for row in rows:
             total.add(priced(row, price))
-    return (
-        "cheapest host of the same weights",
-        ", ".join(chosen) or "no seller of these weights is known",
-        total,
-    )
+    sellers = ", ".join(chosen) or "no seller of these weights is known"
+    return "cheapest host of the same weights", sellers, total
 
 
 def _mix(books: _Books, before: Iterable[LedgerRow]) -> _Counterfactual:
     """Each request spread over the models that answered the same name in the period before."""
-    shares: dict[str, Counter[str]] = defaultdict(Counter)
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
     for row in before:
         if row.outcome in _ANSWERED and row.target in books.models:
-            shares[row.asked][row.target] += 1
-    total = _Sum()
-    for row in books.rows:
-        total.requests += 1
-        known = shares.get(row.asked)
-        if not known:
-            total.unchanged += 1
-            books.kept(row, total)
-            continue
-        all_ = known.total()
-        for target, count in known.items():
-            books.at(row, books.models[target], total, count / all_)
+            answers[row.asked][row.target] += 1
+    shares = {
+        name: [(books.models[target], count / targets.total()) for target, count in targets.items()]
+        for name, targets in answers.items()
+    }
     shares_of = "split as in the previous period" if shares else "no request in the previous period"
-    return "previous mix", shares_of, total
-
-
-def _unchanged(books: _Books) -> _Sum:
-    total = _Sum(requests=len(books.rows), unchanged=len(books.rows))
-    for row in books.rows:
-        books.kept(row, total)
-    return total
+    return "previous mix", shares_of, _spread(books, lambda row: shares.get(row.asked, ()))
 
 
 # --- what owned machines cost while the ledger's requests ran ---------------------------------------
-# Dollars an hour, the time they were busy, their share.
 # A machine is paid for day and night. Three figures bound what of it answers are charged with: the busy time
 # alone (other work fills the rest), a stated share, and all of it. Overlapping requests keep a machine busy
 # once. People's time is not in it; `freehold cost` has it.
@@ -355,11 +329,8 @@ class OwnedMachine:
         """Return dollars of a period in which it was busy for `busy_s` seconds; never less than those."""
         busy = min(busy_s / period_s, 1.0) if period_s > 0 else 0.0
         share = self.share or Interval(busy, 1.0, 1.0)
-        low, mid, high = (max(s, busy) for s in (share.low, share.mid, share.high))
-        hours = period_s / HOUR_S
-        return Interval(
-            hours * low * self.hour.low, hours * mid * self.hour.mid, hours * high * self.hour.high
-        )
+        low, mid, high = (period_s / HOUR_S * max(s, busy) for s in (share.low, share.mid, share.high))
+        return Interval(low * self.hour.low, mid * self.hour.mid, high * self.hour.high)
 
 
 def owned_machine(

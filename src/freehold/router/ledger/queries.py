@@ -225,7 +225,7 @@ def audit(path: Path, label: str, since: float, until: float) -> LabelAudit:
         departures: list[Departure] = []
         for name, at, outcome, place, _, left, detail in db.execute(_ROWS, (first, since, until, label)):
             outcomes[outcome] += 1
-            places = _places(detail) or {place} - {""}
+            places = {attempt.place for attempt in schema.detail_of(detail).attempts} or {place} - {""}
             if outcome == "lost":
                 count["unknown"] += 1
             elif left:
@@ -267,7 +267,3 @@ def _labels(db: sqlite3.Connection, first: str, since: float, until: float) -> t
         "SELECT DISTINCT labels FROM requests WHERE id >= ? AND at >= ? AND at < ?", (first, since, until)
     )
     return tuple(sorted({label for (labels,) in rows for label in labels.split(",") if label}))
-
-
-def _places(detail: bytes) -> set[str]:
-    return {attempt.place for attempt in schema.detail_of(detail).attempts}

@@ -27,7 +27,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 MAX_SERVERS = 32
 MAX_MESSAGE = (
     4 << 20
-)  # bytes of one message of a server: it is parsed beside the streams of all users, in some 20 ms
+)  # bytes of one message of a server: parsed beside the streams of all users, in some 20 ms
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _KEYS = ("command", "url", "env", "headers", "keys", "private")
@@ -69,17 +69,14 @@ def tool_servers(table: Mapping[str, Any], where: str = "config.toml") -> dict[s
 def tool_server(name: str, options: Any, where: str) -> ToolServer:
     """Return one server. Raises UsageError."""
     if NAME.fullmatch(name) is None:
-        raise UsageError(
-            f"{where}: {name[:60]!r} is not a valid name of a server",
-            "use small letters, digits, - and _, at most 32",
-        )
+        hint = "use small letters, digits, - and _, at most 32"
+        raise UsageError(f"{where}: {name[:60]!r} is not a valid name of a server", hint)
     if not isinstance(options, dict):
         raise UsageError(f"{where} must be a table with command or url")
     for key in options.keys() - set(_KEYS):
         near = nearest(key, _KEYS)
-        raise UsageError(
-            f"{where}: unknown key {key!r}", f"did you mean {near}?" if near else f"known: {', '.join(_KEYS)}"
-        )
+        hint = f"did you mean {near}?" if near else f"known: {', '.join(_KEYS)}"
+        raise UsageError(f"{where}: unknown key {key!r}", hint)
     if ("command" in options) == ("url" in options):
         raise UsageError(f"{where} needs either command or url")
     return _remote(name, options, where) if "url" in options else _local(name, options, where)
@@ -88,10 +85,8 @@ def tool_server(name: str, options: Any, where: str) -> ToolServer:
 def _local(name: str, options: dict[str, Any], where: str) -> ToolServer:
     command = options["command"]
     if isinstance(command, str):
-        raise UsageError(
-            f"{where}: command is a text; no shell reads it",
-            'write a list of words: command = ["npx", "-y", "package"]',
-        )
+        hint = 'write a list of words: command = ["npx", "-y", "package"]'
+        raise UsageError(f"{where}: command is a text; no shell reads it", hint)
     words = _texts(command, f"{where}: command")
     if not words or not words[0]:
         raise UsageError(f"{where}: command is empty")
@@ -162,9 +157,8 @@ def check_url(url: str, where: str, *, private: bool) -> None:
         raise UsageError(f"{where}: url holds a password", "put it into headers")
     local = is_local(host)
     if parts.scheme == "http" and not (local or private):
-        raise UsageError(
-            f"{where}: {host} would be asked without encryption", "use https://; http:// is for this machine"
-        )
+        hint = "use https://; http:// is for this machine"
+        raise UsageError(f"{where}: {host} would be asked without encryption", hint)
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -186,11 +180,7 @@ def refusal(address: Address, *, local: bool, private: bool) -> str:
                 return "is not this machine, which its url names"
         elif each.is_loopback or each.is_unspecified:
             return "is this machine; write localhost if that is meant"
-        elif (
-            each.is_link_local
-            or each.is_multicast
-            or (each.is_reserved and each not in _TRANSLATED and each not in _OWN_TRANSLATED)
-        ):
+        elif each.is_link_local or each.is_multicast or _is_reserved(each):
             return "is an address of the link or a reserved one, where clouds keep their keys"
         elif each in _ASSIGNED:
             return "is reserved for protocols"
@@ -199,6 +189,10 @@ def refusal(address: Address, *, local: bool, private: bool) -> str:
         elif (each in _SHARED or each in _OWN_TRANSLATED) and not private:
             return "is in a shared network; private = true allows that"
     return ""
+
+
+def _is_reserved(address: Address) -> bool:
+    return address.is_reserved and address not in _TRANSLATED and address not in _OWN_TRANSLATED
 
 
 def _meant(address: Address) -> list[Address]:

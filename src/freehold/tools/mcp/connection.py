@@ -1,4 +1,4 @@
-"""One connection to one server of tools: started, asked for its tools, asked to call one, ended.
+"""One connection to one server of tools: started, asked for its tools, asked to call one, ended with its children.
 
 The SDK's session lives in a task of its own, since its scopes must be left where they were entered. A request that
 takes too long, or whose caller is gone, ends the server: nothing else makes sure that it stops.
@@ -151,9 +151,8 @@ class ToolConnection:
             self.calls -= 1
         name = self.server.name
         await self._abandon(work, f"it did not {what} within {limit_s:g} s")
-        raise DeadlineExceeded(
-            f"the server {name} did not {what} within {limit_s:g} s and was ended{self._tail()}"
-        )
+        last = self._child.said.last if self._child else ""
+        raise DeadlineExceeded(f"the server {name} did not {what} within {limit_s:g} s and was ended{last}")
 
     @staticmethod
     def _closed(e: Exception) -> bool:
@@ -166,9 +165,6 @@ class ToolConnection:
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await work
         await asyncio.shield(self.close(why, now=True))
-
-    def _tail(self) -> str:
-        return self._child.said.last if self._child else ""
 
     async def _list(self) -> list[dict[str, Any]]:
         import mcp_types as types
@@ -352,8 +348,7 @@ def _block(block: dict[str, Any]) -> str:
             return f"[content of type {str(kind)[:60]}: not shown]"
 
 
-# --- a server of tools as a process of ours ---------------------------------------------------------
-# Started without our environment, read in bounds, ended with all its children.
+# --- a server as a process of ours: without our environment, read in bounds, ended with its children
 # Its stdout is the protocol, one message a line; a line that is none is kept with those of stderr and
 # otherwise ignored. What it writes is limited: 4 MB a message, and 16 MB and 10,000 lines between two
 # requests of ours, beyond which it is ended.
@@ -420,7 +415,9 @@ class ChildServer:
         """Start it. Raises EngineLost: no process could be made. A wrong command is found when it is read from."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
-        job = {"argv": list(self.server.command), "env": environment(self.server), "cwd": _folder()}
+        # It starts in the user's own folder, not that of whatever we were started in.
+        folder = os.environ.get("HOME") or tempfile.gettempdir()
+        job = {"argv": list(self.server.command), "env": environment(self.server), "cwd": folder}
         try:
             self._guard = guard = spawn(
                 (*COMMAND, str(theirs.fileno())),
@@ -532,8 +529,3 @@ async def _ended(guard: subprocess.Popen[bytes], within_s: float) -> bool:
             return False
         await asyncio.sleep(0.01)
     return True
-
-
-def _folder() -> str:
-    """Return the folder it starts in: the user's own, not that of whatever we were started in."""
-    return os.environ.get("HOME") or tempfile.gettempdir()

@@ -1,8 +1,8 @@
-"""Standing permissions of one user or key: for a tool as it was read, and for nothing that it becomes.
+"""A tool as its server describes it, and what a user or key allowed: that tool as it was read, and nothing it becomes.
 
 A file of JSON that its user alone can read, one for each key, written whole. What was allowed once is kept as well, so
-that a change can be shown when the tool asks again. Knows digests and a file; knows no server.
-Path: RunTools.use -> Permissions.allows, grant
+that a change can be shown when the tool asks again. Knows descriptions and a file; starts no server.
+Path: ToolConnection.listed -> pinned -> PinnedTool -> RunTools.use -> Permissions.allows, grant
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from freehold.errors import StoreError
 from freehold.tools.mcp.configured import ToolServer
 from freehold.types import Tool
 
-# A tool as its server describes it, and the digest of that: what a standing permission is for.
+# --- a tool as its server describes it, and the digest of that: what a permission is for ------------
 # Names and descriptions are the server's words, which a model reads as instructions; so the digest is over
 # all of them, over the schema, and over the command or address that said them.
 MAX_NAME, MAX_DESCRIPTION, MAX_SCHEMA = 128, 16_000, 64_000  # characters; of a schema, bytes of JSON
@@ -131,6 +131,8 @@ def _free(name: str, taken: Mapping[str, object]) -> str:
         number += 1
     return free
 
+
+# --- permissions ------------------------------------------------------------------------------------
 
 MOST = 2000  # entries; the oldest goes first
 Scope = Literal["once", "chat", "always"]
