@@ -170,7 +170,6 @@ class _ErrorBody(msgspec.Struct):
 
 
 def _refusal(response: httpx2.Response, body: bytes) -> FreeholdError:
-    """Read the answer to a request that was refused."""
     try:
         sent = msgspec.json.decode(body, type=_ErrorBody).error
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -185,7 +185,6 @@ _json = msgspec.json.Encoder().encode
 
 
 def _answers(pieces: list[Piece]) -> list[dict[str, object]]:
-    """Return the text, thinking, calls and reason of each answer."""
     answers: dict[int, dict[str, object]] = {}
     calls: dict[int, list[ToolCall]] = {}
     for index, chunk in pieces:

@@ -338,7 +338,6 @@ class Attempts:
         return self._record.cost(target, reported or Usage(ratio.prompt_tokens(self._size), 0))
 
     def _failure(self) -> FreeholdError:
-        """Return the error of a request that no target answered."""
         errors = self._errors
         if not errors:
             return self._choice.none_left()

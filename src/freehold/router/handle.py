@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from freehold.errors import BudgetSpent, LedgerUnavailable, PolicyRefused, UnsupportedModel, UsageError
-from freehold.prompts import prompt_size
+from freehold.prompts import PromptSize, prompt_size
 from freehold.providers.contract import Cleared, Piece
 from freehold.router.answers import CachedStream, answer_key
 from freehold.router.attempts import ANSWER_TOKENS, Attempts, MostCosts
@@ -39,6 +39,7 @@ from freehold.types import SamplingParams
 
 UNKNOWN_CONTEXT = 131_072  # shown for a rented model without a stated window; never compared with a prompt
 T = TypeVar("T")
+W = TypeVar("W", Job, EmbedJob)
 _REFUSALS = (PolicyRefused, BudgetSpent, UsageError, UnsupportedModel)  # where nothing was asked
 
 
@@ -106,8 +107,7 @@ class RoutedHandle:
 
     async def _started(self, record: RequestRecord, job: Job, keep_alive: float | None) -> Stream:
         parts, planned = self._parts, self._planned
-        cleared = await self._plan.labeller.clear(job, self._origin, planned.route)
-        record.labels = cleared.labels
+        cleared = await self._cleared(record, job)
         key = b""
         if planned.route.cache_s:
             identity = cleared, self._origin.key, planned.name, self._plan.gateway.digest
@@ -115,9 +115,7 @@ class RoutedHandle:
             if (kept := parts.cache.find(key)) is not None:
                 return CachedStream(record, kept)
         size = prompt_size(job)
-        choice = record.choice = choose(
-            planned, cleared, size, parts.breakers, parts.bars, self._windows, parts.load
-        )
+        choice = self._choice(record, cleared, size, self._windows)
         if record.limit is not None:
             cleared = self._bounded(cleared, choice, record)
         most = MostCosts(cleared.work, size, record.at)
@@ -140,6 +138,22 @@ class RoutedHandle:
         policy = self._plan.gateway.keys.get(self._origin.key)
         about = RequestAbout(self._planned.name, self._planned.route.task, batch)
         return RequestRecord(self._origin, about, self._parts.books, policy.budget if policy else None)
+
+    async def _cleared(self, record: RequestRecord, work: W) -> Cleared[W]:
+        cleared = await self._plan.labeller.clear(work, self._origin, self._planned.route)
+        record.labels = cleared.labels
+        return cleared
+
+    def _choice(
+        self,
+        record: RequestRecord,
+        cleared: Cleared[Job] | Cleared[EmbedJob],
+        size: PromptSize,
+        windows: Mapping[str, int] | None = None,
+    ) -> TargetChoice:
+        parts = self._parts
+        record.choice = choose(self._planned, cleared, size, parts.breakers, parts.bars, windows, parts.load)
+        return record.choice
 
     @property
     def _windows(self) -> dict[str, int]:
@@ -209,32 +223,25 @@ class RoutedHandle:
     async def _embedded(
         self, record: RequestRecord, job: EmbedJob, keep_alive: float | None, computed: Computed | None
     ) -> Vectors:
-        parts = self._parts
-        cleared = await self._plan.labeller.clear(job, self._origin, self._planned.route)
-        record.labels = cleared.labels
+        cleared = await self._cleared(record, job)
         size = prompt_size(job)
-        choice = record.choice = choose(
-            self._planned, cleared, size, parts.breakers, parts.bars, load=parts.load
-        )
+        choice = self._choice(record, cleared, size)
         only_one_space(choice)
         await self._reserve(record, choice, lambda target: embed_cost(target, size, record.at))
         keep = self._keep_alive if keep_alive is None else keep_alive
+        route = self._planned.route
         return await embedded(
-            parts, cleared, choice, record, self._planned.route, size, keep_alive=keep, computed=computed
+            self._parts, cleared, choice, record, route, size, keep_alive=keep, computed=computed
         )
 
     async def count(self, job: Job) -> int:
-        parts = self._parts
         if self._owned is not None:
             return await self._owned.count(job)
         record = self._record()
-        cleared = await self._plan.labeller.clear(job, self._origin, self._planned.route)
-        record.labels = cleared.labels
+        cleared = await self._cleared(record, job)
         size = prompt_size(job)
-        choice = record.choice = choose(
-            self._planned, cleared, size, parts.breakers, parts.bars, load=parts.load
-        )
-        return await counted(parts, cleared, choice, record, self._planned.route.timeout_s, size)
+        choice = self._choice(record, cleared, size)
+        return await counted(self._parts, cleared, choice, record, self._planned.route.timeout_s, size)
 
 
 def info_of(planned: PlannedRoute, loaded: Mapping[str, ModelInfo]) -> ModelInfo:

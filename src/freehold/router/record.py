@@ -43,7 +43,7 @@ class RequestRecord:
     ) -> None:
         self.at, self.started = time.time(), time.monotonic()
         self.id = row_id(self.at)
-        self.origin, self.asked, self.parent = origin, about, parent
+        self.origin, self.about, self.parent = origin, about, parent
         self.labels: tuple[SetLabel, ...] = ()
         self.choice: TargetChoice | None = None
         self.attempts: list[Attempt] = []
@@ -117,11 +117,11 @@ class RequestRecord:
             request_id=origin.request_id,
             answer_id=origin.answer_id,
             door=origin.door,
-            asked=self.asked.name,
+            asked=self.about.name,
             target="" if target is None else target.name,
             place="" if target is None else target.place,
             labels=self.labels,
-            task=self.asked.task,
+            task=self.about.task,
             price_version="" if price is None else price.version,
         )
 
@@ -203,7 +203,7 @@ class RequestRecord:
             usage=usage,
             nano=self.spent,
             estimated=self.estimated,
-            batch=self.asked.batch,
+            batch=self.about.batch,
             outcome=outcome,
             finish_reason=finish_reason,
             first_s=self.first_s,

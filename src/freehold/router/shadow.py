@@ -65,7 +65,7 @@ class Shadows:
     ) -> None:
         origin = Origin(request_id=parent.origin.request_id, door=parent.origin.door)
         record = RequestRecord(
-            origin, RequestAbout(parent.asked.name, parent.asked.task), self._books, parent=parent.id
+            origin, RequestAbout(parent.about.name, parent.about.task), self._books, parent=parent.id
         )
         try:
             await self._answer(record, route, target, cleared)

@@ -60,7 +60,7 @@ class RoutedStream:
         self._asked_at = 0.0  # time.monotonic() when the target's next piece was waited for
         inner = started.stream.begin
         self.begin: Begin = inner
-        named = inner.model or (started.target.name if started.target.name != record.asked.name else "")
+        named = inner.model or (started.target.name if started.target.name != record.about.name else "")
         if record.warnings or record.labels or named != inner.model:
             warnings = (*record.warnings, *inner.warnings)
             self.begin = replace(inner, warnings=warnings, model=named, labels=record.label_names)
@@ -149,7 +149,6 @@ class RoutedStream:
             raise
 
     def _estimate(self) -> Usage:
-        """Return what was used, where no usage came at the end."""
         return used_so_far(self._stream, self._ratio, self._size, self._length, self._tokens)
 
     async def _book(self, outcome: Outcome, usage: Usage, reason: str = "") -> None:

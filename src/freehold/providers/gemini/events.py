@@ -148,10 +148,12 @@ def _too_long(message: str) -> bool:
 class _Answer:
     """What has come of one candidate."""
 
-    __slots__ = ("calls", "chars", "made", "reason")
+    __slots__ = ("calls", "chars", "id_prefix", "reason")
 
     def __init__(self) -> None:
-        self.made = f"{OWN_ID}{secrets.token_hex(12)}_"  # begins the ids of its calls that come without one
+        self.id_prefix = (
+            f"{OWN_ID}{secrets.token_hex(12)}_"  # begins the ids of its calls that come without one
+        )
         self.chars = self.calls = 0
         self.reason: FinishReason | None = None
 
@@ -216,7 +218,7 @@ def _chunk(part: _GeminiPart, answer: _Answer) -> Chunk | None:
     call, signature = part.function_call, part.thought_signature
     if call is not None:
         answer.calls += 1
-        id = call.id or f"{answer.made}{answer.calls}"
+        id = call.id or f"{answer.id_prefix}{answer.calls}"
         arguments = bytes(call.args).decode() or "{}"
         piece = ToolPiece(
             answer.calls - 1, id, call.name, "{}" if arguments == "null" else arguments, signature

@@ -192,7 +192,6 @@ def _choose(body: dict[str, Any], demands: Demands) -> None:
 
 
 def _form(config: dict[str, Any], demands: Demands) -> None:
-    """Constrain the answer's text."""
     format = demands.job.format
     if format is None:
         return

@@ -364,7 +364,6 @@ def _more(delta: Delta | None) -> bool:
 
 
 def _split(parts: Sequence[_Part]) -> tuple[str, str]:
-    """Return the text and the thinking of a content of parts."""
     text = thinking = ""
     for part in parts:
         if part.type == "thinking":
@@ -410,7 +409,6 @@ def _index(piece: Piece) -> int:
 
 
 def _joined(chunks: Sequence[Chunk]) -> Chunk:
-    """Return an answer's content and its end as one chunk."""
     if len(chunks) == 1:
         return chunks[0]
     content, end = chunks
@@ -418,7 +416,6 @@ def _joined(chunks: Sequence[Chunk]) -> Chunk:
 
 
 def _told(error: WireError | str) -> UpstreamFault:
-    """Return the fault that an event of a stream tells."""
     message = error if isinstance(error, str) else error.message if isinstance(error.message, str) else ""
     kind = "" if isinstance(error, str) else str(error.type or error.code or "")
     cause = "rate" if "rate" in kind else "server"

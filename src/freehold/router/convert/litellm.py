@@ -211,7 +211,6 @@ def _model(
 
 
 def _price(draft: GatewayDraft, where: str, info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return dollars for a million tokens, of LiteLLM's dollars a token."""
     price = {ours: paid for key, ours in _COSTS.items() if (paid := _million(info.get(key))) is not None}
     if not price:
         return {}

@@ -291,7 +291,6 @@ def _other_kind(target: str, named: Named, outside: Outside) -> str:
 
 
 def _reached(start: str, routes: Mapping[str, object]) -> set[str]:
-    """Return the routes that a route's targets lead to."""
     seen: set[str] = set()
     waiting = [start]
     while waiting:

@@ -310,14 +310,14 @@ def line_numbers(text: str) -> Mapping[KeyPath, int]:
     """Return the line, from 1, of each table, key and array item in `text`, which is valid TOML."""
     scan = _Scan(text.replace("\r\n", "\n"))
     scan.document()
-    return scan.found
+    return scan.lines
 
 
 class _Scan:
     """A place in a text, and the lines found so far."""
 
     def __init__(self, text: str) -> None:
-        self.found: dict[KeyPath, int] = {}
+        self.lines: dict[KeyPath, int] = {}
         self._text, self._at = text, 0
         self._starts = [0, *(m.end() for m in re.finditer("\n", text))]
         self._items: dict[tuple[str, ...], int] = {}  # of [[arrays of tables]]: tables so far
@@ -401,4 +401,4 @@ class _Scan:
         return self._at
 
     def _note(self, path: KeyPath, start: int) -> None:
-        self.found.setdefault(path, bisect_right(self._starts, start))
+        self.lines.setdefault(path, bisect_right(self._starts, start))

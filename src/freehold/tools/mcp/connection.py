@@ -63,7 +63,7 @@ class ToolConnection:
     @property
     def lines(self) -> list[str]:
         """The last lines that the server wrote for people."""
-        return [*self._child.said.lines] if self._child else []
+        return [*self._child.written.lines] if self._child else []
 
     async def start(self) -> None:
         """Start the server and greet it. Raises EngineLost, UpstreamFailed, DeadlineExceeded, UsageError."""
@@ -129,7 +129,7 @@ class ToolConnection:
         """Wait for an answer, the end of the server or of the time, whichever comes first."""
         work = asyncio.ensure_future(operation)
         if self._child is not None:
-            self._child.asked()
+            self._child.count_anew()
         self.calls += 1
         try:
             await asyncio.wait({work, self._broken}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
@@ -151,7 +151,7 @@ class ToolConnection:
             self.calls -= 1
         name = self.server.name
         await self._abandon(work, f"it did not {what} within {limit_s:g} s")
-        last = self._child.said.last if self._child else ""
+        last = self._child.written.last if self._child else ""
         raise DeadlineExceeded(f"the server {name} did not {what} within {limit_s:g} s and was ended{last}")
 
     @staticmethod
@@ -249,7 +249,7 @@ async def over_stdio(child: ChildServer) -> AsyncIterator[Streams]:
                 try:
                     message = jsonrpc_message_adapter.validate_json(line, by_name=False)
                 except ValueError:
-                    child.said.add(b"on stdout: " + line)
+                    child.written.add(b"on stdout: " + line)
                     continue
                 if not isinstance(message, JSONRPCNotification):
                     await arrived.send(SessionMessage(message))
@@ -370,7 +370,7 @@ def environment(server: ToolServer, ours: Mapping[str, str] | None = None) -> di
     return {**{name: ours[name] for name in PASSED if name in ours}, **server.env}
 
 
-class Said(asyncio.Protocol):
+class WrittenLines(asyncio.Protocol):
     """A ring of the last lines that a server wrote for people, without what a terminal would obey."""
 
     def __init__(self) -> None:
@@ -404,7 +404,7 @@ class ChildServer:
     """One running process. Made and used within one event loop."""
 
     def __init__(self, server: ToolServer) -> None:
-        self.server, self.said = server, Said()
+        self.server, self.written = server, WrittenLines()
         self.why = ""  # it was ended by us
         self._bytes = self._lines = 0
         self._guard: subprocess.Popen[bytes] | None = None
@@ -439,12 +439,12 @@ class ChildServer:
         protocol = asyncio.StreamReaderProtocol(self._reader)
         self._pipes = [
             (await loop.connect_read_pipe(lambda: protocol, guard.stdout))[0],
-            (await loop.connect_read_pipe(lambda: self.said, guard.stderr))[0],
+            (await loop.connect_read_pipe(lambda: self.written, guard.stderr))[0],
         ]
         os.set_blocking(guard.stdin.fileno(), False)
 
-    def asked(self) -> None:
-        """Begin to count again: a request was made."""
+    def count_anew(self) -> None:
+        """Count bytes and lines from here on: a request was made."""
         self._bytes = self._lines = 0
 
     async def messages(self) -> AsyncIterator[bytes]:
@@ -463,7 +463,7 @@ class ChildServer:
                 if line.lstrip()[:1] == b"{":
                     yield bytes(line)
                 elif line.strip():
-                    self.said.add(b"on stdout: " + line[: 4 * KEPT_CHARACTERS])
+                    self.written.add(b"on stdout: " + line[: 4 * KEPT_CHARACTERS])
 
     async def write(self, line: bytes) -> None:
         """Write a message. Raises EngineLost: it has ended."""
@@ -485,10 +485,10 @@ class ChildServer:
         if self.why:
             return f"{name} was ended: {self.why}"
         status = self._guard.poll() if self._guard else None
-        if status == NOT_STARTED and self.said.lines:
-            return f"{name} does not start: {self.said.lines[-1]}"
+        if status == NOT_STARTED and self.written.lines:
+            return f"{name} does not start: {self.written.lines[-1]}"
         how = f" with status {status}" if status else ""
-        return f"{name} ended{how}{self.said.last}"
+        return f"{name} ended{how}{self.written.last}"
 
     async def close(self, why: str = "", *, now: bool = False) -> None:
         """Close its stdin, wait a little, then end it and all below it. `now`: without waiting."""

@@ -152,7 +152,6 @@ class RunTools:
         return self._offered[name][1] if name in self._offered else None
 
     async def _now(self, tool: PinnedTool) -> PinnedTool | None:
-        """Return a tool as its server describes it now."""
         tools = await self._servers.listed(self._user, tool.server)
         return next((each for each in tools if each.name == tool.name), None)
 
