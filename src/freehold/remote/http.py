@@ -17,12 +17,8 @@ import msgspec
 
 from freehold import errors
 from freehold.errors import (
-    AccessDenied,
-    ContextOverflow,
-    DeadlineExceeded,
     EngineClosed,
     FreeholdError,
-    ModelNotFound,
     Overloaded,
     ServerUnreachable,
     UpstreamFailed,
@@ -41,6 +37,14 @@ MAX_ERROR_CHARS = 2000  # characters of a foreign server's error that are passed
 
 PREFILL = re.compile(r"^: prefill (\d{1,9}) (\d{1,9})$", re.MULTILINE)  # server/core/sse.py writes it
 
+_BY_STATUS: Mapping[int, type[FreeholdError]] = {
+    **dict.fromkeys((400, 422), UsageError),
+    **dict.fromkeys((401, 403), errors.AccessDenied),
+    404: errors.ModelNotFound,
+    **dict.fromkeys((408, 504), errors.DeadlineExceeded),
+    413: errors.ContextOverflow,
+    **dict.fromkeys((429, 503), Overloaded),
+}
 _T = TypeVar("_T")
 
 
@@ -196,12 +200,8 @@ def _named(sent: _Error | str, status: int) -> FreeholdError:
 
 def _kind(status: int, error: _Error) -> type[FreeholdError]:
     if error.code == "context_length_exceeded":
-        return ContextOverflow
-    by_status: dict[int, type[FreeholdError]] = {
-        400: UsageError, 401: AccessDenied, 403: AccessDenied, 404: ModelNotFound, 408: DeadlineExceeded,
-        413: ContextOverflow, 422: UsageError, 429: Overloaded, 503: Overloaded, 504: DeadlineExceeded,
-    }  # fmt: skip
-    return by_status.get(status, UpstreamFailed)
+        return errors.ContextOverflow
+    return _BY_STATUS.get(status, UpstreamFailed)
 
 
 def _bounded(response: httpx2.Response, where: str) -> bytes:

@@ -23,7 +23,7 @@ LOOK_S = 1.0  # room that another process makes is looked for so often
 
 
 class Budgets:
-    """A ledger, and the requests that wait for money in it."""
+    """Implements contract.Books: a ledger, and the requests that wait for money in it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -47,16 +47,13 @@ class Budgets:
                 self._wake(wanted.key)  # there may be room for the next one too, or it can be refused at once
 
     async def change(self, wanted: Reservation) -> None:
-        """Set the amount of a reservation anew. Raises BudgetSpent where more does not fit."""
         await self.ledger.change(wanted)
         self._wake(wanted.key)
 
     async def sent(self, row_id: str) -> None:
-        """Note that a provider may charge from now on, for a row that was reserved with `sent` False."""
         await self.ledger.sent(row_id)
 
     async def ready(self) -> None:
-        """Raise LedgerUnavailable where a row could not be written now."""
         await self.ledger.ready()
 
     async def book(self, row: LedgerRow) -> None:

@@ -36,12 +36,7 @@ class RentedModels(Protocol):
         ...
 
     async def start(
-        self,
-        cleared: Cleared[Job],
-        model: RemoteModel,
-        *,
-        first_token_s: float,
-        timeout_s: float,
+        self, cleared: Cleared[Job], model: RemoteModel, *, first_token_s: float, timeout_s: float
     ) -> RentedStream:
         """Return an answer whose first chunk has come in time; `timeout_s`: to its last one.
 

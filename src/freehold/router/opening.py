@@ -102,12 +102,7 @@ class ProviderModels:
         self._hop.keep(providers)
 
     async def start(
-        self,
-        cleared: Cleared[Job],
-        model: RemoteModel,
-        *,
-        first_token_s: float,
-        timeout_s: float,
+        self, cleared: Cleared[Job], model: RemoteModel, *, first_token_s: float, timeout_s: float
     ) -> RentedStream:
         return await upstream.start(
             self._hop,

@@ -310,12 +310,7 @@ PERSONAL = (
         _MAYBE_SIGNS.join((rb"(?i:\bssn\b|social.security)[^\d\n]{0,24}\d{3}", rb"\d{2}", rb"\d{4}\b")),
         _is_ssn,
     ),
-    Detector(
-        "pii",
-        "French NIR",
-        _MAYBE_SIGNS.join(_NIR),
-        _is_nir,
-    ),
+    Detector("pii", "French NIR", _MAYBE_SIGNS.join(_NIR), _is_nir),
     Detector(
         "pii",
         "Dutch BSN",
