@@ -142,8 +142,7 @@ def from_ledger(
     `machines`: hardware by place. Raises UsageError for hardware or a place that is not known.
     """
     from freehold.reports.gateway_file import read_gateway
-    from freehold.router.bar import Bars
-    from freehold.router.bar import Identities
+    from freehold.router.bar import Bars, Identities
     from freehold.router.ledger.queries import rows_in
     from freehold.router.opening import ledger_path
     from freehold.router.savings import owned_machine, savings
