@@ -122,7 +122,8 @@ def cause_of(error: FreeholdError) -> Cause:
     """Return the cause of any failure of an attempt; what has no other is the target's own: server."""
     if isinstance(error, UpstreamFault):
         return error.cause
-    return next((cause for kind, cause in _ENGINE if isinstance(error, kind)), "server")
+    causes: list[Cause] = [cause for kind, cause in _ENGINE if isinstance(error, kind)]
+    return causes[0] if causes else "server"
 
 
 def wait_before_retry(error: FreeholdError, tries: int) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, time
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from freehold.providers.contract import Kind
 from freehold.types import Usage
@@ -188,7 +188,8 @@ def _on(offer: Offer, day: datetime) -> Price:
 
 def _whole(rates: SellerRates) -> TokenRates:
     dollars = {f.name: getattr(rates, f.name) for f in fields(TokenRates)}
-    return TokenRates(**{name: None if v is None else _rounded(v * PICO) for name, v in dollars.items()})
+    pico: dict[str, Any] = {name: None if v is None else _rounded(v * PICO) for name, v in dollars.items()}
+    return TokenRates(**pico)
 
 
 def _rounded(value: Decimal) -> int:

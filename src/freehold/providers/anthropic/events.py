@@ -136,7 +136,7 @@ class _ClaudeError(msgspec.Struct):
     message: str = ""
 
 
-class _ErrorBody(msgspec.Struct):
+class _ClaudeErrorBody(msgspec.Struct):
     """The error event, and the body of an answer that is not 200."""
 
     error: _ClaudeError
@@ -152,7 +152,7 @@ _BLOCK = msgspec.json.Decoder(_BlockStart)
 _GAIN = msgspec.json.Decoder(_BlockGain)
 _STOP = msgspec.json.Decoder(_BlockStop)
 _END = msgspec.json.Decoder(_MessageEnd)
-ERROR = msgspec.json.Decoder(_ErrorBody)
+ERROR = msgspec.json.Decoder(_ClaudeErrorBody)
 BODY = msgspec.json.Decoder(_MessageBody)
 
 
