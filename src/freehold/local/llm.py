@@ -1,7 +1,7 @@
 """A loaded model that answers chats, texts and jobs.
 
 Knows prompts, sampling and the engine's interface; knows no weights, no scheduling and no protocol. A call from
-Python and a job from a server (served.py) take the same path: Prompter, Engine.generate_many, LocalJob.
+Python and a job from a server (opening.py) take the same path: Prompter, Engine.generate_many, LocalJob.
 Path: cli/run or freehold.load -> LLM.stream -> LocalJob -> Engine -> Answer -> Chunk
 """
 

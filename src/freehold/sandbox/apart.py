@@ -3,7 +3,7 @@
 The test sees the code's functions, classes and objects as `Remote`s: what it does with one is asked of the other
 process. Numbers, texts, lists, dicts and other plain values are copied; a list that the test passes holds afterwards
 what the code made of it. Only such values and exceptions of known classes cross, as JSON: no code, and nothing that is
-called while it is read (values.py). The code never learns what a result is compared with (remote.py). What it prints
+called while it is read. The code never learns what a result is compared with (remote.py). What it prints
 and reads goes to and comes from the test's standard streams.
 
 Knows messages and two pipes; knows no limits and no verdict.
