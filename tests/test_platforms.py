@@ -16,7 +16,7 @@ from freehold.sandbox.children import spawn, watched
 
 PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
 # Half of a program that runs where this package is not: it can import no platforms.py, and asks for a call, not a name.
-ELSEWHERE = PACKAGE / "backends" / "ray" / "child.py"
+ELSEWHERE = PACKAGE / "backends" / "ray" / "app.py"
 # What is written there is for containers, which are Linux wherever it is written.
 EMIT = PACKAGE / "backends" / "emit"
 FILES = [

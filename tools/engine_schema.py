@@ -250,10 +250,10 @@ def llamacpp(program: str, build: str) -> tuple[str, list[Row]]:
     """Return the flags that a llama-server prints; a build from a shallow copy does not know its own number."""
     import subprocess
 
-    from freehold.backends.flags.help_text import rows
+    from freehold.backends.flags.schema import help_rows
 
     told = subprocess.run([program, "--help"], capture_output=True, text=True, check=True)
-    return build, rows(told.stdout)
+    return build, help_rows(told.stdout)
 
 
 # --- mlx_lm -----------------------------------------------------------------------------------------

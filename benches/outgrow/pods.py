@@ -28,12 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.lib.machine import describe
 from freehold.backends import drivers
 from freehold.backends.contract import EngineFacts, PlanRequest
-from freehold.backends.emit.contract import EmitOptions
-from freehold.backends.emit.engines import PORT
-from freehold.backends.emit.gateway import FOLDER
+from freehold.backends.emit.containers import FOLDER, PORT
+from freehold.backends.emit.emit import EmitOptions
 from freehold.backends.emit.kubernetes import documents
 from freehold.backends.planning import facts
-from freehold.backends.process.blanks import free_port
+from freehold.backends.process.surroundings import free_port
 from freehold.config import load_settings
 
 IMAGE = f"registry.example/none@sha256:{'0' * 64}"

@@ -34,10 +34,17 @@ from benches.lib.environments import ROOT
 from benches.lib.machine import say
 from benches.server.servers import free_port
 from freehold.backends.capacity import trace as traces
-from freehold.backends.capacity.measuring import MeasurePlan, PromptWords, fit, measure, rules
+from freehold.backends.capacity.measuring import (
+    EngineDoor,
+    MeasurePlan,
+    PromptWords,
+    TimedAnswer,
+    fit,
+    measure,
+    rules,
+)
 from freehold.backends.capacity.simulation import SimulatedRun, simulate
 from freehold.backends.capacity.steptime import EngineModel
-from freehold.backends.capacity.timed_client import EngineDoor, TimedAnswer
 from freehold.backends.capacity.trace import RequestTrace, TracedRequest
 from freehold.errors import FreeholdError
 

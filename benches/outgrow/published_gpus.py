@@ -26,8 +26,7 @@ from freehold.advisor import roofline
 from freehold.advisor.anatomy import from_catalogue
 from freehold.advisor.engines import engine as engine_of
 from freehold.backends.capacity.engine import SimulatedEngine, SimulatedRequest
-from freehold.backends.capacity.predicting import predicted
-from freehold.backends.capacity.steptime import EngineModel
+from freehold.backends.capacity.steptime import EngineModel, predicted
 from freehold.backends.capacity.trace import TracedRequest
 
 ROWS = Path(__file__).parent / "published" / "aiconfigurator-0.12.0.csv"
@@ -107,7 +106,7 @@ def users_of(
         while len(running) < users and sent < requests:
             at = sent * gap if sent < users else engine.clock
             engine.run(at)
-            running.append(SimulatedRequest(TracedRequest(max(at, engine.clock), prompt, answer), sent))
+            running.append(SimulatedRequest.of(TracedRequest(max(at, engine.clock), prompt, answer), sent))
             engine.submit(running[-1])
             sent += 1
         if not running:

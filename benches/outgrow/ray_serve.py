@@ -31,8 +31,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freehold.backends.planning.options import DeployOptions, planned
-from freehold.backends.process.blanks import free_port
-from freehold.backends.ray.child import EngineChild
+from freehold.backends.process.surroundings import free_port
+from freehold.backends.ray.app import EngineChild
 from freehold.backends.ray.plan import settings_of
 from freehold.config import load_settings
 

@@ -23,7 +23,7 @@ _check_system()
 
 if TYPE_CHECKING:
     from freehold.advisor.cost import cost
-    from freehold.backends.capacity.benching import deploy_bench
+    from freehold.backends.capacity.measuring import deploy_bench
     from freehold.backends.planning.options import plan_deployment
     from freehold.choosing import advise, fit, license
     from freehold.errors import FreeholdError
@@ -82,7 +82,7 @@ _HOMES = {
     "freehold.local": ("LLM", "load"),
     "freehold.local.asynchronous": ("AsyncLLM",),
     "freehold.local.models": ("list", "pull"),
-    "freehold.backends.capacity.benching": ("deploy_bench",),
+    "freehold.backends.capacity.measuring": ("deploy_bench",),
     "freehold.reports.capacity": ("deploy_capacity",),
     "freehold.server.inside": ("DeployedLLM", "deploy"),
     "freehold.store": ("Listed", "ModelRef"),

@@ -15,6 +15,10 @@ ATTENTION = ("full", "window", "latent", "compressed")
 RECURRENT = ("mamba2", "deltanet", "linear", "shortconv")
 KINDS = (*ATTENTION, *RECURRENT, "plain")
 STATE_WIDTH = 4  # bytes of a value of a state, and of a convolution's last inputs: both are kept in f32
+KV_WIDTHS = {"f16": 2.0, "q8": 1.125, "f32": 4.0}  # bytes of a value in our engine's cache, with q8's scales
+MOST_STATES = (
+    32  # of recurrent layers where our engine's blocks take little: sixteen sequences, as many snapshots
+)
 CONV_WIDTH = 2  # the same of a convolution as makers state it: vLLM, SGLang and TensorRT-LLM keep 16 bits
 
 

@@ -43,6 +43,12 @@ MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_TEXTS = 2048  # of one EmbedJob
 MAX_TEMPLATE_CHARS = 1 << 18  # of a request's own; the largest of a released model has some 20,000
+# Conversations of the whole context that the cache of our engine has room for at most, where its bytes are given: eight
+# streams at the context's very end, or far more of ordinary length, and what they leave for the next.
+POOL_CONTEXTS = 8
+PACKING_TURN_S = (
+    300.0  # that an engine of ours waits, and does nothing else, while another one packs the same model
+)
 STEP_SIZES = (1, 8, *(2**i for i in range(4, 15)))  # vLLM's buckets of tokens per step
 
 

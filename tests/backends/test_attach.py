@@ -14,15 +14,13 @@ import pytest
 
 from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan
-from freehold.backends.engines import attach, survey
-from freehold.backends.engines.attach import target
-from freehold.backends.engines.client import EngineReply
-from freehold.backends.engines.survey import attached_plan
+from freehold.backends.engines import attach
+from freehold.backends.engines.attach import EngineReply, attached_plan, target
 from freehold.backends.planning import options as planning
 from freehold.backends.planning import printed
 from freehold.backends.planning.options import DeployOptions
 from freehold.backends.replicas.deployment import ReplicaSet
-from freehold.backends.replicas.handle import info_of
+from freehold.backends.replicas.models import info_of
 from freehold.backends.replicas.replica import Replica
 from freehold.config import load_settings
 from freehold.errors import EngineLost, UsageError
@@ -272,7 +270,7 @@ def test_engine_on_another_machine_counts_as_the_houses_own_and_the_plan_says_so
     async def nothing(ask: Any, engine: str) -> None:
         return None
 
-    monkeypatch.setattr(survey, "surveyed", nothing)
+    monkeypatch.setattr(attach, "surveyed", nothing)
     notes = attached_plan("https://gpu.example", "m", engine="vllm").notes
     assert any("counts as yours" in note for note in notes)
     assert len(attached_plan("http://127.0.0.1:1", "m", engine="vllm").notes) == 1
@@ -292,7 +290,7 @@ def test_no_engine_that_is_attached_only_can_be_deployed() -> None:
 def test_plan_of_an_attached_engine_is_chosen_by_its_address() -> None:
     plan = replace(_plan(), attached="http://127.0.0.1:1")
     assert isinstance(drivers.driver_of(plan), attach.AttachDriver)
-    assert survey.STREAMS > 0
+    assert attach.STREAMS > 0
 
 
 def _plan() -> DeployPlan:
@@ -334,7 +332,7 @@ class Said:
 @synchronous
 async def test_context_that_is_no_number_of_tokens_is_not_known(said: str) -> None:
     models = f'{{"data": [{{"id": "m", "owned_by": "vllm", "max_model_len": {said}}}]}}'.encode()
-    found = await survey.surveyed(Said(models=models, version=b'{"version": "1\\u001b[2J"}'))  # type: ignore[arg-type]
+    found = await attach.surveyed(Said(models=models, version=b'{"version": "1\\u001b[2J"}'))  # type: ignore[arg-type]
     assert found is not None and (found.engine, found.context, found.version) == ("vllm", 0, "")
 
 
@@ -342,4 +340,4 @@ async def test_context_that_is_no_number_of_tokens_is_not_known(said: str) -> No
 async def test_models_that_cannot_be_read_are_no_dialect() -> None:
     for body in (b"[" * 100_000, b"\xff", b'{"data": 7}'):
         with pytest.raises(UsageError, match="no dialect"):
-            await survey.surveyed(Said(models=body))  # type: ignore[arg-type]
+            await attach.surveyed(Said(models=body))  # type: ignore[arg-type]

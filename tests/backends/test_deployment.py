@@ -207,7 +207,7 @@ async def test_restart_and_upgrade_under_load_fail_no_request(tmp_path: Path) ->
         over.set()
         await asyncio.gather(*clients)
         assert not before & between and not between & pids(replicas)
-        assert [replica.version for replica in replicas] == ["0.33.0"] * 3
+        assert [replica.plan.version for replica in replicas] == ["0.33.0"] * 3
         assert len(answered) > 50 and (replicas.cut, replicas.retried) == (0, 0)
 
 
@@ -263,7 +263,7 @@ async def test_roll_on_full_devices_ends_each_engine_before_the_next_starts(
         await asyncio.gather(*clients)
         assert seen == [1, 1]  # the other one answers meanwhile
         assert not before & pids(replicas) and (replicas.cut, replicas.gap_s) == (0, 0.0)
-        assert [replica.version for replica in replicas] == ["0.33.0"] * 2
+        assert [replica.plan.version for replica in replicas] == ["0.33.0"] * 2
 
 
 @synchronous
@@ -296,7 +296,7 @@ async def test_new_engine_that_fails_on_a_full_device_gives_way_to_the_old_comma
         del driver.options_now["die_at_start"]
         assert "started again" in lost.value.hint and replicas.rolling == ""
         await until(lambda: all(replica.ready for replica in replicas))
-        assert [replica.version for replica in replicas] == ["0.32.0"] * 2
+        assert [replica.plan.version for replica in replicas] == ["0.32.0"] * 2
         assert replicas.replica(1).row().pid == last
         assert joined(await read(await replicas.start(chat("still")))) == expected("still")
 

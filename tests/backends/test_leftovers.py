@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from freehold.backends.process import leftovers
-from freehold.backends.process.leftovers import SharedMemoryWatch, end_left
+from freehold.backends.process import supervisor
+from freehold.backends.process.supervisor import SharedMemoryWatch, end_left
 from tests.backends.test_process import FAMILY, HOST, LINUX, SHARES, alive, started, until
 
 
@@ -75,7 +75,7 @@ def test_shared_memory_goes_with_it_also_where_its_processes_have_ended(tmp_path
     folder.mkdir(parents=True)
     own = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
-        watch = SharedMemoryWatch(folder / leftovers.NOTED)
+        watch = SharedMemoryWatch(folder / supervisor.NOTED)
         watch._before = frozenset()  # it looked before the start
         assert own.stdout is not None and own.stdout.readline()
         watch.look(lambda: [own.pid], again=True)
@@ -96,6 +96,6 @@ def test_shared_memory_goes_with_it_also_where_its_processes_have_ended(tmp_path
 
 def test_a_folder_that_is_too_long_for_a_socket_is_found_by_the_data_folder_it_is_of(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
-    assert leftovers.temporary_prefix(one) == leftovers.temporary_prefix(one)
-    assert leftovers.temporary_prefix(one) != leftovers.temporary_prefix(other)
-    assert str(os.getpid()) in leftovers.owner(one)
+    assert supervisor.temporary_prefix(one) == supervisor.temporary_prefix(one)
+    assert supervisor.temporary_prefix(one) != supervisor.temporary_prefix(other)
+    assert str(os.getpid()) in supervisor.owner(one)

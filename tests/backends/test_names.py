@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.backends.names import MOST, named
+from freehold.backends.contract import MOST_NAME, named
 from freehold.backends.planning.facts import deployed
 from freehold.config import load_settings
 from freehold.errors import UsageError
@@ -22,7 +22,7 @@ def test_names_that_people_give_are_taken(name):
     "name",
     [
         *("", " x", "x ", "a\nb", "a\0b", "a\x1b[2Jb", "a\u2028b", "a\u202eb", "--trust-remote-code", "-x"),
-        *("$(id)", "a`id`", "x" * (MOST + 1), "模" * 100, "\udcff"),
+        *("$(id)", "a`id`", "x" * (MOST_NAME + 1), "模" * 100, "\udcff"),
     ],
     ids=ascii,
 )

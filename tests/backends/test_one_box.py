@@ -11,8 +11,7 @@ import pytest
 from freehold.backends import drivers
 from freehold.backends.contract import EngineFacts, PlanRequest
 from freehold.backends.engines.llamacpp import build_of, fitted
-from freehold.backends.flags import help_text
-from freehold.backends.flags.schema import nearest
+from freehold.backends.flags.schema import nearest, schema_of_help
 from freehold.catalog.hardware import Rig, rig
 from freehold.errors import UsageError
 from tests.backends import dialects
@@ -58,7 +57,7 @@ def refused(engine: str, *flags: str, **more: object) -> str:
 
 
 def test_help_of_a_binary_is_read_as_flags() -> None:
-    schema = help_text.schema(BINARY, "1")
+    schema = schema_of_help(BINARY, "1")
     kinds = {name: (spec.kind, spec.choices) for name, spec in schema.flags.items()}
     assert kinds == {
         "--help": ("switch", ()),

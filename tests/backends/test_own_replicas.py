@@ -13,7 +13,7 @@ import pytest
 
 import freehold
 from freehold import SamplingParams
-from freehold.backends.planning import siblings
+from freehold.backends.engines import own
 from freehold.config import Settings
 from freehold.server.inside import DeployedLLM
 from freehold.types import Chunk
@@ -39,7 +39,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
     path = write_gguf("qwen2", folder / "tiny.gguf", dtype="Q8_0")
     settings = Settings(folder / "home", offline=True, adopt=False)
     with pytest.MonkeyPatch.context() as patched, freehold.load(path, context=512) as llm:
-        patched.setattr(siblings, "default_threads", lambda: 2)  # a core each, on any machine
+        patched.setattr(own, "default_threads", lambda: 2)  # a core each, on any machine
         plain = {
             s.seed: joined(llm.stream_text(PROMPT, max_tokens=MOST, sampling=s)) for s in (GREEDY, SEEDED)
         }

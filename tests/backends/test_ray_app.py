@@ -24,8 +24,8 @@ import pytest
 from freehold.backends.contract import Listens
 from freehold.backends.planning.options import SOCKET
 from freehold.backends.process import process as ring
-from freehold.backends.ray import app, child
-from freehold.backends.ray.child import EngineChild, EngineEnded, MetricsTally, Passage, Passed
+from freehold.backends.ray import app
+from freehold.backends.ray.app import EngineChild, EngineEnded, MetricsTally, Passage, Passed
 from freehold.backends.ray.plan import app_text, settings_of
 from tests.backends import standin
 from tests.backends.engines import synchronous
@@ -98,7 +98,7 @@ async def test_a_request_without_the_key_never_reaches_the_engine() -> None:
 async def test_a_body_is_read_after_its_key_and_no_further_than_its_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(child, "MOST_BODY", 100)
+    monkeypatch.setattr(app, "MOST_BODY", 100)
     engine = EngineChild(settings())
     passage, body = Passage(engine, DIGEST, no_metrics), coming(*[b"x" * 60] * 9)
     for path, key in (("/v1/completions", "x" * 64), ("/sleep", KEY)):
@@ -147,7 +147,7 @@ async def test_neither_keys_nor_requests_of_an_engine_are_in_its_log(capfd: pyte
     await engine.close()
     assert [*engine.log] == ["args: key=[secret]", "ERROR [text of requests is left out]"]
     assert "a prompt" not in capfd.readouterr().err
-    assert child._REQUESTS.pattern == ring._REQUESTS.pattern.decode()
+    assert app._REQUESTS.pattern == ring._REQUESTS.pattern.decode()
 
 
 CLOSED = (
@@ -226,7 +226,7 @@ async def test_a_killed_engine_breaks_its_answers_and_the_check() -> None:
         assert engine._process is not None
         (process,) = psutil.Process(engine._process.pid).children()
         got = []
-        with pytest.raises((OSError, child.aiohttp.ClientError)):  # no proper end: it is not taken for whole
+        with pytest.raises((OSError, app.aiohttp.ClientError)):  # no proper end: it is not taken for whole
             async for part in passed.parts:
                 got.append(part)
                 process.kill()
@@ -274,7 +274,7 @@ async def test_a_hung_engine_fails_the_check_once_nothing_moves() -> None:
 
 PARENT = """
 import asyncio, json, sys
-from freehold.backends.ray.child import EngineChild
+from freehold.backends.ray.app import EngineChild
 async def main():
     engine = EngineChild(json.loads(sys.stdin.readline()))
     engine.start()
@@ -327,8 +327,8 @@ def test_the_tally_keeps_counters_of_ended_replicas_and_drops_their_gauges(
         'running{replica="a"} 2',
         'x_tokens_total{replica="b"} 7',
     ]
-    later = time.monotonic() + child.ENDED_S + 1
-    monkeypatch.setattr(child.time, "monotonic", lambda: later)
+    later = time.monotonic() + app.ENDED_S + 1
+    monkeypatch.setattr(app.time, "monotonic", lambda: later)
     tally.tell("b", "x_tokens_total 8\n")
     assert tally.text().splitlines() == [
         'x_tokens_total{replica="a",engine="0"} 5',

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends.ray import doors
+from freehold.backends.ray import plan
 from freehold.errors import UsageError
 
 # `ray start --help` of Ray 2.60.0: every option that is a port.
@@ -27,19 +27,19 @@ PORTS_OF_RAY = (
 
 
 def flags() -> dict[str, str | None]:
-    return {flag.name: flag.value for flag in doors.start_flags(cpus=2, gpus=0, folder="/tmp/r")}
+    return {flag.name: flag.value for flag in plan.start_flags(cpus=2, gpus=0, folder="/tmp/r")}
 
 
 def test_every_port_of_ray_start_is_named():
     given = flags()
     assert {name for name in given if name.endswith("-port") or name == "--port"} == set(PORTS_OF_RAY)
     numbers = [int(given[name] or 0) for name in PORTS_OF_RAY]
-    variables = [int(n) for name, n in doors.environment().items() if name.endswith("_PORT")]
+    variables = [int(n) for name, n in plan.environment().items() if name.endswith("_PORT")]
     assert len({*numbers, *variables}) == len(numbers) + len(variables)
 
 
 def test_token_on_usage_reports_off_and_engines_not_starved():
-    held = doors.environment()
+    held = plan.environment()
     assert held["RAY_AUTH_MODE"] == "token"
     assert held["RAY_USAGE_STATS_ENABLED"] == "0"
     assert held["RAY_worker_niceness"] == "0"
@@ -48,8 +48,8 @@ def test_token_on_usage_reports_off_and_engines_not_starved():
 
 
 def test_a_cluster_of_one_machine_is_held_to_loopback():
-    assert doors.environment()["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
-    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in doors.environment(alone=False)
+    assert plan.environment()["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in plan.environment(alone=False)
     assert flags()["--node-ip-address"] == "127.0.0.1"
 
 
@@ -60,18 +60,18 @@ def dropped(rules: str) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("base", [doors.BASE, 30000])
+@pytest.mark.parametrize("base", [plan.BASE, 30000])
 def test_the_firewall_names_each_port_and_the_kernels_range(base: int):
-    closed = dropped(doors.firewall(["10.0.0.7"], base))
-    assert set(doors.named_ports(base).values()) <= closed
-    first, last = doors.worker_ports(base)
+    closed = dropped(plan.firewall(["10.0.0.7"], base))
+    assert set(plan.named_ports(base).values()) <= closed
+    first, last = plan.worker_ports(base)
     assert set(range(first, last + 1)) <= closed
     assert {32768, 60999} <= closed  # a replica's own port, which takes no option
     assert 22 not in closed and 443 not in closed
 
 
 def test_the_firewall_lets_members_in_before_it_drops():
-    lines = doors.firewall(["10.0.0.7", "fd00::/8"]).splitlines()
+    lines = plan.firewall(["10.0.0.7", "fd00::/8"]).splitlines()
     allowed = [i for i, line in enumerate(lines) if line.endswith(" accept")]
     closed = [i for i, line in enumerate(lines) if " drop" in line]
     assert len(allowed) == 4 and max(allowed) < min(closed)
@@ -80,14 +80,14 @@ def test_the_firewall_lets_members_in_before_it_drops():
 
 def test_a_member_that_is_no_address_is_refused():
     with pytest.raises(UsageError, match="'head; drop'"):
-        doors.firewall(["head; drop"])
+        plan.firewall(["head; drop"])
 
 
-@pytest.mark.skipif(not (shutil.which("nft") and doors.can_fence()), reason="no nft or no namespaces here")
+@pytest.mark.skipif(not (shutil.which("nft") and plan.can_fence()), reason="no nft or no namespaces here")
 def test_nft_takes_the_rules_twice(tmp_path: Path):
     rules = tmp_path / "ray.nft"
-    rules.write_text(doors.firewall(["10.0.0.7", "fd00::1"]))
+    rules.write_text(plan.firewall(["10.0.0.7", "fd00::1"]))
     script = f"nft -f {rules} && nft -f {rules} && nft list ruleset"
-    done = subprocess.run([*doors.FENCE, "sh", "-c", script], capture_output=True, text=True)
+    done = subprocess.run([*plan.FENCE, "sh", "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("drop") == len(doors.named_ports()) + 2
+    assert done.stdout.count("drop") == len(plan.named_ports()) + 2

@@ -15,8 +15,8 @@ import aiohttp
 import psutil
 import pytest
 
-from freehold.backends.process.blanks import free_port
-from freehold.backends.ray import doors, head
+from freehold.backends.process.surroundings import free_port
+from freehold.backends.ray import head, plan
 from tests.backends.engines import synchronous
 
 # Stands in for `ray start --head --block`: opens the port of the cluster's state and waits.
@@ -84,7 +84,7 @@ async def running(folder: Path, *more: str, fenced: bool = False) -> AsyncIterat
     (folder / "app.py").write_text(APP)
     gcs, ingress = free_port(), free_port()
     (folder / "port").write_text(str(ingress))
-    words = [*(doors.FENCE if fenced else ()), sys.executable, "-u", head.__file__]
+    words = [*(plan.FENCE if fenced else ()), sys.executable, "-u", head.__file__]
     words += ["--socket", "s.sock", "--ingress-port", str(ingress), "--gcs-port", str(gcs)]
     words += [*(["--fenced"] if fenced else []), "--", "--port", str(gcs), *more]
     process = await asyncio.create_subprocess_exec(
@@ -121,7 +121,7 @@ async def test_the_socket_is_the_way_in_and_its_owners_alone(tmp_path: Path) -> 
         assert started.calls[0].endswith(" 0 []")
 
 
-@pytest.mark.skipif(not doors.can_fence(), reason="this system allows no network namespace")
+@pytest.mark.skipif(not plan.can_fence(), reason="this system allows no network namespace")
 @synchronous
 async def test_in_a_namespace_nothing_listens_outside(tmp_path: Path) -> None:
     async with running(tmp_path, fenced=True) as started:

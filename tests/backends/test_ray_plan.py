@@ -13,11 +13,10 @@ import pytest
 
 from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan, EngineFacts, EngineNumbers, Listens
-from freehold.backends.emit.contract import EmitOptions
-from freehold.backends.emit.emit import emit
+from freehold.backends.emit.emit import EmitOptions, emit
 from freehold.backends.engines.own import OwnEngine
 from freehold.backends.planning.options import SOCKET
-from freehold.backends.ray import doors
+from freehold.backends.ray import plan as doors
 from freehold.backends.ray.driver import SESSION, RayDriver
 from freehold.backends.ray.plan import app_text, is_ray, moved, over, over_ray, text_for
 from freehold.errors import UsageError

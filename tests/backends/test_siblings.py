@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from freehold.backends.contract import DeployPlan, Nodes, PlanRequest
+from freehold.backends.engines import own
 from freehold.backends.engines.own import DRIVER
-from freehold.backends.planning import siblings
 from freehold.backends.planning.options import DeployOptions, plan_deployment, planned
 from freehold.backends.process.process import launch
 from freehold.catalog.hardware import Rig
@@ -29,9 +29,9 @@ GIB = 1 << 30
 def cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this machine have eight cores on two memory nodes."""
     nodes = (frozenset(range(4)), frozenset(range(4, 8)))
-    monkeypatch.setattr(siblings, "default_threads", lambda: 8)
-    monkeypatch.setattr(siblings, "memory_nodes", lambda allowed: nodes)
-    monkeypatch.setattr(siblings, "usable_cores", lambda chip, allowed, quota: len(allowed))
+    monkeypatch.setattr(own, "default_threads", lambda: 8)
+    monkeypatch.setattr(own, "memory_nodes", lambda allowed: nodes)
+    monkeypatch.setattr(own, "usable_cores", lambda chip, allowed, quota: len(allowed))
 
 
 def request(free_gib: float = 8.0, **more: object) -> PlanRequest:
@@ -68,8 +68,8 @@ def test_replicas_divide_the_cores_and_have_memory_nodes_of_their_own(
 
 def test_fewer_replicas_than_nodes_have_whole_nodes() -> None:
     nodes = tuple(frozenset({n}) for n in range(4))
-    assert siblings.places_of(2, nodes) == [frozenset({0, 1}), frozenset({2, 3})]
-    assert siblings.places_of(3, nodes) == [frozenset({0}), frozenset({1}), frozenset({2, 3})]
+    assert own.places_of(2, nodes) == [frozenset({0, 1}), frozenset({2, 3})]
+    assert own.places_of(3, nodes) == [frozenset({0}), frozenset({1}), frozenset({2, 3})]
 
 
 @pytest.mark.usefixtures("cores")

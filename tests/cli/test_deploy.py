@@ -21,10 +21,9 @@ import httpx2
 import pytest
 
 from freehold.backends import drivers, kept
-from freehold.backends.contract import DeployPlan
+from freehold.backends.contract import DeploymentRow, DeployPlan, ReplicaRow
 from freehold.backends.emit.emit import KINDS
 from freehold.backends.planning.options import DeployOptions, environment_folder
-from freehold.backends.rows import DeploymentRow, ReplicaRow
 from freehold.cli.complete import deployable
 from freehold.cli.deploy import EMITTED
 from freehold.cli.deploying.options import ENGINES

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from freehold.backends import kept
-from freehold.backends.contract import DeployPlan, EngineNumbers
+from freehold.backends.contract import DeploymentRow, DeployPlan, EngineNumbers, ReplicaRow
 from freehold.backends.planning.options import DeployOptions
-from freehold.backends.rows import DeploymentRow, ReplicaRow
 from freehold.errors import EngineLost, ModelNotFound, UsageError
 from freehold.server.core.keys import KeyFile, made
 from freehold.server.system.deployments import DeploymentDesk

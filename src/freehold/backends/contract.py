@@ -17,16 +17,19 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import quote
 
 from freehold.advisor.anatomy import Anatomy
 from freehold.advisor.interval import Interval
 from freehold.catalog.hardware import Rig
+from freehold.errors import EngineLost, UsageError
 
-if TYPE_CHECKING:  # a plan needs neither, and they take as long to import as the rest
+if TYPE_CHECKING:
     import asyncio
 
     from freehold.backends.engines.wire import EngineWire
+
 
 # "compatible": a server that speaks OpenAI's routes and is none of the others; only attached.
 EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold", "ray", "compatible"]
@@ -152,29 +155,55 @@ class ParallelSizes:
         return self.tensor * self.pipeline * self.data
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """What an engine is given, and what it then takes. `why`: a reason by field's name."""
+
+    sizes: ParallelSizes = ParallelSizes()
+    replicas: int
+    across: int = 1  # nodes of one replica
+    context: int
+    streams: int
+    memory_share: float = 0.0  # of a device; 0: none is set (processors)
+    cache_bytes: int  # of keys and values, on each device
+    cache_type: str = ""  # fp8; "": as the model
+    cache_tokens: int = 0  # that a replica's cache holds; 0: not counted
+    quantise: str = ""  # fp8: the engine rounds while it loads; "": nothing
+    memory_bytes: int  # of one replica, on all its devices
+    decode: Interval | None = None
+    prefill: Interval | None = None
+    basis: str = ""
+    why: Mapping[str, str] = field(default_factory=dict)
+    warning: str = ""  # why it serves hardly anyone
+    notes: tuple[str, ...] = ()
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it runs on processors."""
+        return not self.memory_share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeployPlan:
     """An engine's start as data. It holds no secret: print it, keep it, send it."""
 
     engine: EngineName
     version: str  # of the engine it is for; "" where none is at hand
-    schema: str  # the flag schema it was checked against: "vllm 0.32.0"
+    schema: str = ""  # the flag schema it was checked against: "vllm 0.32.0"
     model: DeployedModel
     nodes: Nodes
-    command: tuple[str, ...]  # the program, before its flags
-    flags: tuple[PlannedFlag, ...]
-    environment: Mapping[str, str]
-    secrets: tuple[SecretRef, ...]
-    listens: Listens
-    sizes: ParallelSizes
+    command: tuple[str, ...] = ()  # the program, before its flags
+    flags: tuple[PlannedFlag, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[SecretRef, ...] = ()
+    listens: Listens = Listens()
+    sizes: ParallelSizes = ParallelSizes()
     context: int
     streams: int  # at a time, of one replica
-    replicas: int
+    replicas: int = 1
     memory_bytes: int = 0  # expected of one replica, on all its devices; 0: not predicted
     cache_bytes: int = 0  # of keys and values, on each device; 0: not planned
-    cache_tokens: int = (
-        0  # that a replica's cache holds, in conversations of the usual length; 0: not planned
-    )
+    cache_tokens: int = 0  # of a replica's cache, in conversations of the usual length; 0: not planned
     cache_type: str = ""  # of it; "": as the model
     quantise: str = ""  # what the engine rounds weights of 16 bits to while it loads; "": nothing
     decode: Interval | None = None  # tokens a second of one answer
@@ -190,6 +219,13 @@ class DeployPlan:
     links: Mapping[str, str] = field(default_factory=dict)  # in the replica's folder -> to what they lead
     shared_bytes: int = 0  # of memory_bytes: what all replicas have once, such as weights that they map
     places: tuple[str, ...] = ()  # processors of each replica, as Linux lists them: "0-15,32-47"; (): any
+
+    @staticmethod
+    def of(request: PlanRequest, layout: Layout, **own: Any) -> DeployPlan:
+        """Return the plan of a request in a layout. `own`: its other fields, and what differs from the layout."""
+        common: dict[str, Any] = {name: getattr(layout, name) for name in _OF_LAYOUT}
+        common |= {"model": request.model, "nodes": request.nodes, "version": request.engine.version}
+        return DeployPlan(**{**common, **own})
 
     def argv(
         self,
@@ -207,7 +243,7 @@ class DeployPlan:
         """
         flags = self.flags if rank == 0 else (*self.flags, *self.follower)
         places = {"{rank}": str(rank), "{head}": head, "{folder}": folder, "{port}": str(port)}
-        return (*self.command, *(_filled(word, places) for flag in flags for word in flag.words()))
+        return (*self.command, *(fill(word, places) for flag in flags for word in flag.words()))
 
     @property
     def total_bytes(self) -> int:
@@ -244,16 +280,21 @@ class DeployPlan:
     def shell(self, rank: int = 0) -> str:
         """Return a node's line for a shell in a folder of its own: secrets are variables, HEAD is node 0's address."""
         here = {"{folder}": ".", "{port}": "8000"}
-        held = [f"{name}={shlex.quote(_filled(value, here))}" for name, value in self.environment.items()]
+        held = [f"{name}={shlex.quote(fill(value, here))}" for name, value in self.environment.items()]
         keys = [f"{s.variable}=${s.variable}" for s in self.secrets if not s.file]
         words = self.argv(rank, "HEAD", folder=here["{folder}"], port=here["{port}"])
         return " ".join([*held, *keys, *map(shlex.quote, words)])
 
 
+_OF_LAYOUT = (
+    *("sizes", "replicas", "across", "context", "streams", "memory_bytes", "cache_bytes", "cache_tokens"),
+    *("cache_type", "quantise", "decode", "prefill", "basis", "warning", "notes"),
+)
 _VISIBLE = {"NVIDIA": "CUDA_VISIBLE_DEVICES", "AMD": "HIP_VISIBLE_DEVICES"}
 
 
-def _filled(word: str, places: Mapping[str, str]) -> str:
+def fill(word: str, places: Mapping[str, str]) -> str:
+    """Return a word with values in its places, such as {folder}."""
     for name, value in places.items():
         word = word.replace(name, value)
     return word
@@ -355,3 +396,117 @@ class EngineDriver(Protocol):
         Raises ValueError for a body that is not this engine's.
         """
         ...
+
+
+# --- what runs of the deployments -------------------------------------------------------------------
+# A row for each name and each of its engines, and what may be done with them.
+
+ReplicaState = Literal["starting", "probing", "ready", "draining", "waiting", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaRow:
+    """One engine of a deployment, as `deploy status` shows it."""
+
+    number: int  # from 0; it stays the same when the engine is started again
+    state: ReplicaState  # waiting: until its next start, after a death; failed: it is not started again
+    version: str
+    pid: int = 0
+    phase: str = ""  # of a start: "loading weights"
+    since_s: float = 0.0  # in this state
+    in_flight: int = 0
+    restarts: int = 0  # starts after a death
+    said: str = ""  # the latest death, in one sentence
+    memory_bytes: int = 0
+    numbers: EngineNumbers = field(default_factory=EngineNumbers)
+    cpu_s: float = 0.0  # of all its processes together
+    load_s: float = 0.0  # that its latest start took until the first token; 0: none came yet
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentRow:
+    """A name and the engines that answer it."""
+
+    name: str
+    plan: DeployPlan
+    replicas: tuple[ReplicaRow, ...]
+    ready: bool  # at least one replica answers
+    rolling: str = ""  # "restart" or "upgrade" while one runs
+    requests: int = 0
+    resumed: int = 0  # answers that another replica continued
+    retried: int = 0  # requests asked again before their first token
+    cut: int = 0  # answers that ended with an error after their first token
+    fallback: str = ""  # the model of ours that answers while no replica is ready
+    gap_s: float = 0.0  # that no replica was ready in its latest roll
+
+    def answers(self, *, first: bool = False) -> bool:
+        """Return whether a replica answers. `first`: at a first start one death of each replica is enough.
+
+        Raises EngineLost with the cause where none will answer any more.
+        """
+        lost = [each.state == "failed" or (first and bool(each.said)) for each in self.replicas]
+        if not self.ready and lost and all(lost):
+            death = next((each.said for each in self.replicas if each.said), "no replica could be started")
+            raise EngineLost(f"{self.name}: {death}", "freehold deploy MODEL --dry-run shows the command")
+        return self.ready
+
+
+class Deployments(Protocol):
+    """The deployments of a server. Its models (serving.ModelManager) have them too; both are one object.
+
+    Names are looked up as they are; ModelNotFound for one that is not deployed.
+    """
+
+    def rows(self) -> Sequence[DeploymentRow]: ...
+    async def add(self, plan: DeployPlan, *, fallback: str = "") -> DeploymentRow:
+        """Begin to start the plan's replicas and return at once; `rows` tells how far they are.
+
+        Raises UsageError where a deployment or a local model has the name.
+        """
+        ...
+
+    async def restart(self, name: str, *, drain_first: bool = False) -> None:
+        """Replace every replica, one after the other, each by one that has answered a token. No answer is cut.
+
+        `drain_first`: the old engine ends before the new one starts, as it does where both have no room.
+        Raises EngineLost where a new one does not become ready: the old ones stay.
+        """
+        ...
+
+    async def upgrade(
+        self, name: str, plan: DeployPlan, *, fallback: str = "", drain_first: bool = False
+    ) -> None:
+        """Do the same with another plan: other flags, another version, more or fewer replicas; then with `fallback`."""
+        ...
+
+    async def stop(self, name: str, drain_s: float) -> None:
+        """Let answers end for up to `drain_s`, then end its engines; the name is then unknown."""
+        ...
+
+    def log(self, name: str, replica: int) -> Sequence[str]:
+        """Return the newest lines of a replica's engine, bounded."""
+        ...
+
+
+# --- what a deployment may be called ----------------------------------------------------------------
+# One line that can be read, of a length that a file of its name can have.
+# Names come from folders and from engines that run already, which others made. They are written into command
+# lines, comments of files for clusters, labels of metrics and terminals.
+
+MOST_NAME = 128  # characters
+_MOST_QUOTED = 200  # bytes of it in the name of a file, which has 255 with the text around it
+
+
+def named(name: str) -> str:
+    """Return the name. Raises UsageError for one that another program would read as something else."""
+    if not 0 < len(name) <= MOST_NAME or len(quote(name, safe="+:@ ", errors="replace")) > _MOST_QUOTED:
+        wrong = f"has {len(name)} characters, and 1 to {MOST_NAME} are taken"
+    elif not name.isprintable() or name != name.strip():
+        wrong = "has characters that do not print"
+    elif name.startswith("-"):
+        wrong = "begins with a dash, as an option does"
+    elif set(name) & set("$`"):
+        wrong = "has characters that a shell fills in"
+    else:
+        return name
+    raise UsageError(f"the name {name[:60]!r} {wrong}", "give another with --name NAME", field="name")

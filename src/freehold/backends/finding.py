@@ -1,7 +1,7 @@
 """Local accelerators, the engines installed for them, and which engine would run a model fastest.
 
-    found = look(settings.home)             # nothing is asked where no accelerator is: microseconds
-    choice = choose(anatomy, "gguf", found, place_here)
+    here = look(settings.home)              # nothing is asked where no accelerator is: microseconds
+    choice = choose(anatomy, "gguf", here, place_here)
     choice.engine, choice.reason, choice.advice
 
 Looks on PATH and in environments of ours. A program is asked (`llama-server --list-devices`) only where a driver
@@ -201,28 +201,20 @@ def _llama(program: Path) -> EngineAtHand:
     """Ask llama-server for its devices: a build for processors lists none."""
     import subprocess
 
+    command = [str(program), "--list-devices"]
     try:
-        told = subprocess.run(
-            [str(program), "--list-devices"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=ASKED_S,
-            check=False,
+        run = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=ASKED_S, check=False
         )
     except OSError as e:
         return EngineAtHand("llamacpp", program, note=f"{program} --list-devices: {e.strerror}")
     except subprocess.TimeoutExpired:
         return EngineAtHand("llamacpp", program, note=f"{program} --list-devices: no answer in {ASKED_S:g} s")
-    devices = _devices(told.stdout)
+    # `  CUDA0: NVIDIA GeForce RTX 4090 (24080 MiB, 23650 MiB free)`
+    lines = run.stdout.partition("Available devices:")[2].splitlines()
+    devices = tuple(line.strip() for line in lines if line.startswith("  ") and ": " in line)
     note = "" if devices else f"{program} lists no device: it is a build for processors"
     return EngineAtHand("llamacpp", program, devices, note)
-
-
-def _devices(text: str) -> tuple[str, ...]:
-    """Read `  CUDA0: NVIDIA GeForce RTX 4090 (24080 MiB, 23650 MiB free)`."""
-    lines = text.partition("Available devices:")[2].splitlines()
-    return tuple(line.strip() for line in lines if line.startswith("  ") and ": " in line)
 
 
 def _text_of(path: Path) -> str:
@@ -252,15 +244,17 @@ def choose(
     """
     if not here.accelerated:
         return EngineChoice("freehold", "no GPU was found")
-    own = _speed(anatomy, place, context)
+    from freehold.advisor.fit import Fit, fit
+    from freehold.advisor.roofline import preferred
+
+    verdict = fit(anatomy, place, context)
+    own = verdict.decode.mid if isinstance(verdict, Fit) else 0.0
     able, useless = _able(anatomy, files, here, context)
     speeds = ({"freehold": own} if own else {}) | {name: speed.mid for name, speed, _ in able}
     if not able:
         advice = "" if useless else _would_help(anatomy, files, here, context)
         reason = useless[0] if useless else f"{here.title} is here and no engine for it"
         return EngineChoice("freehold", reason, advice, speeds)
-    from freehold.advisor.roofline import preferred
-
     best, speed, why = preferred(able, lambda each: each[1])[0]
     known = speed.mid
     if known and own > known:
@@ -295,14 +289,6 @@ def _able(
     return able, useless
 
 
-def _speed(anatomy: Anatomy, place: Place, context: int | None) -> float:
-    """Return the predicted tokens a second of one answer; 0 where it does not fit."""
-    from freehold.advisor.fit import Fit, fit
-
-    told = fit(anatomy, place, context)
-    return told.decode.mid if isinstance(told, Fit) else 0.0
-
-
 def _on(
     anatomy: Anatomy, engine: EngineName, here: EnginesHere, context: int | None
 ) -> tuple[Interval | None, str]:
@@ -317,9 +303,12 @@ def _on(
                 why = f"the catalogue has no figures of {here.title}; its {show_bytes(free)} free hold the model"
                 return Interval.exactly(0.0), why
             continue
-        told = fit(anatomy, place_on(rig, ADVISED[engine][0]), context)
-        if isinstance(told, Fit) and told.memory.weights + sum(told.memory.cache.values()) <= free * _FITS:
-            return told.decode, ""
+        verdict = fit(anatomy, place_on(rig, ADVISED[engine][0]), context)
+        if (
+            isinstance(verdict, Fit)
+            and verdict.memory.weights + sum(verdict.memory.cache.values()) <= free * _FITS
+        ):
+            return verdict.decode, ""
     free = max((free for _, free in rigs(here)), default=0)
     return None, f"{here.title} with {show_bytes(free)} free does not hold {anatomy.name}"
 
@@ -345,8 +334,8 @@ def rigs(here: EnginesHere) -> Sequence[tuple[Rig | None, int]]:
 def _would_help(anatomy: Anatomy, files: str, here: EnginesHere, context: int | None) -> str:
     """Say which engine would use the accelerator, with its predicted speed."""
     wanted: EngineName = "llamacpp" if files == "gguf" else "mlx" if here.mac else "vllm"
-    told, _ = _on(anatomy, wanted, here, context)
-    if told is None:
+    speed, _ = _on(anatomy, wanted, here, context)
+    if speed is None:
         return ""
     cure = _CURES["mlx" if wanted == "mlx" else files]
-    return f"{cure} would use it" + (f", at about {told.mid:.0f} tokens/s" if told.mid else "")
+    return f"{cure} would use it" + (f", at about {speed.mid:.0f} tokens/s" if speed.mid else "")

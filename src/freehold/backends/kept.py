@@ -24,10 +24,8 @@ from urllib.parse import quote
 import msgspec
 
 from freehold import private
-from freehold.backends.contract import DeployPlan
-from freehold.backends.names import named
+from freehold.backends.contract import DeploymentRow, DeployPlan, named
 from freehold.backends.planning.options import DeployOptions
-from freehold.backends.rows import DeploymentRow
 from freehold.errors import StoreError, UsageError
 
 SCHEMA = 1
@@ -84,9 +82,11 @@ def kept(home: Path) -> tuple[list[KeptDeployment], list[str]]:
     for path in sorted(folder(home).glob("[!.]*.json")):
         try:
             _check_ours(path)
-            held = decoded(path.read_bytes())
-            _check_name(held, path)
-            deployments.append(held)
+            deployment = decoded(path.read_bytes())
+            expected = _file_name(named(deployment.name))
+            if path.name != expected:  # a copy: the same deployment would be started twice
+                raise ValueError(f"it is of {deployment.name}, whose file is {expected}")
+            deployments.append(deployment)
         except (OSError, msgspec.MsgspecError, ValueError, RecursionError, UsageError) as e:
             why = e.strerror if isinstance(e, OSError) else str(e)
             damaged.append(f"{path} is not a deployment of this version: {why}; remove it, or deploy again")
@@ -99,16 +99,8 @@ def _check_ours(path: Path) -> None:
     if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_BYTES:
         raise ValueError(f"it is not a file of at most {MOST_BYTES:,} bytes")
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
-        raise ValueError(
-            f"others than you may write to it (mode {status.st_mode & 0o777:o}, user {status.st_uid})"
-        )
-
-
-def _check_name(held: KeptDeployment, path: Path) -> None:
-    """Raise ValueError, UsageError for a copy under another file's name: the same deployment would be started twice."""
-    expected = _file_name(named(held.name))
-    if path.name != expected:
-        raise ValueError(f"it is of {held.name}, whose file is {expected}")
+        mode = f"mode {status.st_mode & 0o777:o}, user {status.st_uid}"
+        raise ValueError(f"others than you may write to it ({mode})")
 
 
 def encoded(deployment: KeptDeployment) -> bytes:

@@ -45,7 +45,7 @@ from freehold.models.packing.packs import (
 )
 from freehold.models.packing.rounding import Rounding, rounded_types
 from freehold.models.pooling import pooling_from_dir
-from freehold.serving import EmbedJob, Job
+from freehold.serving import POOL_CONTEXTS, EmbedJob, Job
 from freehold.store import ModelRef, Store
 from freehold.store.overlays import overlaid
 from freehold.store.progress import watching
@@ -136,9 +136,6 @@ def _listable(ids: list[int]) -> list[int]:
     return ids
 
 
-# Of a cache whose bytes are given, no more is reserved than this many full contexts take: eight streams at the
-# context's very end, or far more of ordinary length, and what they leave for the next.
-POOL_CONTEXTS = 8
 # Requests that may wait, and prompts that may: what fills the cache four times over would wait for minutes.
 QUEUED, QUEUED_POOLS = 512, 4
 

@@ -19,10 +19,18 @@ from typing import Any
 
 from freehold.advisor.interval import Interval
 from freehold.backends.capacity import trace as traces
-from freehold.backends.capacity.objective import FIGURES, ReplicaSearch, least, parse
-from freehold.backends.capacity.predicting import of_plan
-from freehold.backends.capacity.simulation import POLICIES, Autoscaling, SimulatedRun, policy, simulate
-from freehold.backends.capacity.steptime import EngineModel
+from freehold.backends.capacity.simulation import (
+    FIGURES,
+    POLICIES,
+    Autoscaling,
+    ReplicaSearch,
+    SimulatedRun,
+    least,
+    parse,
+    policy,
+    simulate,
+)
+from freehold.backends.capacity.steptime import EngineModel, of_plan
 from freehold.backends.capacity.trace import RequestTrace
 from freehold.backends.contract import DeployPlan
 from freehold.backends.planning.options import DeployOptions, planned

@@ -22,10 +22,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from freehold.backends.contract import DeployPlan
+from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.backends.planning.options import OPTIONS, DeployOptions, planned
 from freehold.backends.replicas.models import DeployedModels
-from freehold.backends.rows import DeploymentRow
 from freehold.config import Settings, check_names, load_settings
 from freehold.errors import EngineClosed, UsageError
 from freehold.remote.http import Api

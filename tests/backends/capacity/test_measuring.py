@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends.capacity.measuring import MeasurePlan, StepSamples, fit, measure, rules
+from freehold.backends.capacity.measuring import EngineDoor, MeasurePlan, StepSamples, fit, measure, rules
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
-from freehold.backends.capacity.timed_client import EngineDoor
 from freehold.errors import ServerUnreachable, UpstreamFailed, UsageError
 from tests.backends.engines import synchronous
 

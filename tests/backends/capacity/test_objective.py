@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from freehold.backends.capacity.objective import Aim, least, parse
-from freehold.backends.capacity.simulation import simulate
+from freehold.backends.capacity.simulation import Aim, least, parse, simulate
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.backends.capacity.trace import steady
 from freehold.errors import UsageError

@@ -11,9 +11,8 @@ import freehold
 from freehold import catalog
 from freehold.advisor import engines
 from freehold.advisor.anatomy import from_catalogue
-from freehold.backends.capacity.predicting import of_plan
 from freehold.backends.capacity.simulation import simulate
-from freehold.backends.capacity.steptime import EngineLimits
+from freehold.backends.capacity.steptime import EngineLimits, of_plan
 from freehold.backends.capacity.trace import steady
 from freehold.backends.contract import DeployPlan, ParallelSizes
 from freehold.config import load_settings

@@ -197,7 +197,7 @@ def test_what_progress_raises_ends_a_simulation():
 
 
 def test_a_request_submitted_to_an_idle_engine_begins_at_its_arrival():
-    engine, late = SimulatedEngine(EngineModel(TIME)), SimulatedRequest(TracedRequest(5.0, 10, 1), 0)
+    engine, late = SimulatedEngine(EngineModel(TIME)), SimulatedRequest.of(TracedRequest(5.0, 10, 1), 0)
     engine.run(5.0)
     engine.submit(late)
     engine.run(math.inf)

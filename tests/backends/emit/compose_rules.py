@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.contract import DIGEST, Doc
-from freehold.backends.emit.engines import container_engine
+from freehold.backends.emit.containers import container_engine
+from freehold.backends.emit.emit import DIGEST, Doc
 
 
 def compose_faults(document: Doc, plan: DeployPlan) -> list[str]:

@@ -9,9 +9,13 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.contract import DIGEST, Doc
-from freehold.backends.emit.engines import DATA, PIPELINE, TENSOR, ContainerEngine, container_engine
+from freehold.backends.emit.containers import ContainerEngine, container_engine
+from freehold.backends.emit.emit import DIGEST, Doc
 
+# Sizes of a plan by the names under which engines take them.
+TENSOR = ("--tensor-parallel-size", "-tp", "--tp-size", "--tp", "--tensor_parallel_size", "--tp_size")
+PIPELINE = ("--pipeline-parallel-size", "-pp", "--pp-size", "--pp", "--pipeline_parallel_size", "--pp_size")
+DATA = ("--data-parallel-size", "-dp", "--dp-size", "--dp")
 _SECRET = re.compile(r"(?:_KEY|TOKEN|PASSWORD|SECRET)$")
 _DOORS = (
     "--trust-remote-code",

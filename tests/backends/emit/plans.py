@@ -15,7 +15,7 @@ from freehold.backends.contract import (
     PlannedFlag,
     SecretRef,
 )
-from freehold.backends.emit.contract import EmitOptions
+from freehold.backends.emit.emit import EmitOptions
 from freehold.catalog import hardware
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4

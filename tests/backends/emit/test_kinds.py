@@ -21,8 +21,7 @@ import yaml
 from freehold import catalog
 from freehold.backends import drivers
 from freehold.backends.contract import PlanRequest
-from freehold.backends.emit.contract import EmitOptions, label
-from freehold.backends.emit.emit import emit
+from freehold.backends.emit.emit import EmitOptions, emit, label
 from freehold.backends.emit.kubernetes import documents
 from freehold.backends.planning import facts
 from freehold.errors import UsageError

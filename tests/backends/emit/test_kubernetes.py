@@ -20,8 +20,8 @@ import yaml
 from freehold import catalog
 from freehold.backends import drivers
 from freehold.backends.contract import DeployPlan, PlannedFlag, PlanRequest
-from freehold.backends.emit.command import SGLANG_START
-from freehold.backends.emit.contract import EmitOptions
+from freehold.backends.emit.containers import SGLANG_START
+from freehold.backends.emit.emit import EmitOptions
 from freehold.backends.emit.kubernetes import documents, kubernetes_files
 from freehold.backends.flags.schema import nearest
 from freehold.backends.planning import facts

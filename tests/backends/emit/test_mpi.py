@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends.emit import mpi
+from freehold.backends.emit import kubernetes
 
 ADDRESS = "llama-engine-0.llama-engine.serving"
 
@@ -30,7 +30,7 @@ def programs(tmp_path: Path) -> Path:
 
 
 def run(name: str, programs: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    text = mpi.mpi_files()[name].replace(mpi.KEYS, str(programs.parent))
+    text = kubernetes.mpi_files()[name].replace(kubernetes.KEYS, str(programs.parent))
     text = text.replace("/usr/sbin/sshd", str(programs / "sshd"))
     script = programs.parent / name
     script.write_text(text)
@@ -44,7 +44,7 @@ def run(name: str, programs: Path, *words: str) -> subprocess.CompletedProcess[s
 
 
 def test_leader_starts_a_rank_for_each_device_of_all_pods(programs):
-    words = mpi.mpi_words(
+    words = kubernetes.mpi_words(
         ("trtllm-serve", "/model", "--tp_size", "8"), 8, ["HOME", "HF_HUB_OFFLINE"], leads=True
     )
     ran = run("mpi-leader.sh", programs, *words[2:])

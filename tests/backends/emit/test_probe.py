@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.backends.emit import gateway
-from freehold.backends.emit.engines import container_engine
+from freehold.backends.emit.containers import container_engine, gateway_toml
+from freehold.backends.emit.emit import file_text
 from freehold.backends.emit.probe import STILL_S
-from freehold.backends.process.blanks import free_port
+from freehold.backends.process.surroundings import free_port
 
 from ..standin import command
 from .plans import plan
@@ -58,7 +58,7 @@ class Probe:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / "probe.py"
-        self.path.write_text(gateway.probe_text())
+        self.path.write_text(file_text("probe.py"))
 
     def __call__(self, verb: str, port: int, *more: str, key: str = KEY) -> subprocess.CompletedProcess[str]:
         words = [sys.executable, "-I", str(self.path), verb, f"http://127.0.0.1:{port}", NAME, *more]
@@ -172,9 +172,7 @@ def test_our_server_in_a_container_is_ready_by_a_token_through_its_own_road(prob
     home.mkdir()
     home.chmod(0o2777)
     path = tmp_path / "gateway.toml"
-    path.write_text(
-        gateway.gateway_toml(plan("vllm"), container_engine("vllm", ""), f"http://127.0.0.1:{engine}/v1")
-    )
+    path.write_text(gateway_toml(plan("vllm"), container_engine("vllm", ""), f"http://127.0.0.1:{engine}/v1"))
     path.chmod(0o644)
     words = (sys.executable, "-m", "freehold.cli.main", "serve", "--port", "0", "--offline", "--json")
     variables = {"FREEHOLD_HOME": str(home), "FREEHOLD_API_KEY": "s" * 24, "ENGINE_KEY": KEY}

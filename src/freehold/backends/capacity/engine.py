@@ -11,7 +11,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
+from typing import Self
 
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.capacity.trace import TracedRequest
@@ -23,38 +25,27 @@ BLOCK = 16  # tokens of KV that each running answer may grow by before a prompt 
 DRIFT = 512  # positions after which the cost of a paced chunk is computed anew
 
 
+@dataclass(slots=True, eq=False)
 class SimulatedRequest:
     """A request on its way. Times are seconds of the trace; `first` and `last` are of its tokens."""
 
-    __slots__ = (
-        "answer",
-        "at",
-        "blocks",
-        "done_to",
-        "first",
-        "hit",
-        "last",
-        "left",
-        "made",
-        "order",
-        "own",
-        "prompt",
-    )
+    at: float
+    prompt: int
+    answer: int
+    blocks: tuple[int, ...]
+    order: int
+    made: int = 0  # tokens of its answer
+    left: int = 0  # prompt tokens that are not read yet
+    done_to: int = 0  # the position of the next one
+    hit: int = 0  # prompt tokens that the prefix cache had
+    own: int = 0  # tokens of KV that no other request shares, but for those of its answer
+    first: float = math.nan
+    last: float = math.nan
 
-    def __init__(self, request: TracedRequest, order: int) -> None:
-        self.at, self.prompt, self.answer, self.blocks = (
-            request.at,
-            request.prompt,
-            request.answer,
-            request.blocks,
-        )
-        self.order = order
-        self.made = 0  # tokens of its answer
-        self.left = 0  # prompt tokens that are not read yet
-        self.done_to = 0  # the position of the next one
-        self.hit = 0  # prompt tokens that the prefix cache had
-        self.own = 0  # tokens of KV that no other request shares, but for those of its answer
-        self.first = self.last = math.nan
+    @classmethod
+    def of(cls, request: TracedRequest, order: int) -> Self:
+        """Return a traced request that arrives now."""
+        return cls(request.at, request.prompt, request.answer, request.blocks, order)
 
     @property
     def ttft(self) -> float:
@@ -314,14 +305,12 @@ def _fewest(first: float, more: float, gap: float) -> int:
     return max(1, math.ceil(2 * gap / (half + math.sqrt(half * half + 2 * more * gap))))
 
 
-# --- blocks of prompts that a simulated engine holds ------------------------------------------------
-# Those in use, and idle ones in the order of their last use.
-# A block counts as cached once its request is admitted: prompts are read in that order, so it is there when
-# the next one needs it.
-
-
 class PrefixBlocks:
-    """A prefix cache. Idle blocks take what memory is left; the longest unused go first, ends before beginnings."""
+    """A prefix cache. Idle blocks take what memory is left; the longest unused go first, ends before beginnings.
+
+    A block counts as cached once its request is admitted: prompts are read in that order, so it is there when the next
+    one needs it.
+    """
 
     def __init__(self, block: int) -> None:
         """`block`: tokens under one id."""

@@ -6,27 +6,33 @@
 Prompts alone give the cost of a prompt token; answers side by side, at several depths, the cost of a step; a prompt
 beside answers how the engine shares a step; requests that come and go what they take beside it. Prompts are warmed
 where the engine has a prefix cache, so that answers of one measurement begin together. Knows no trace.
-Path: benching.deploy_bench -> measure -> StepSamples -> fit -> EngineModel
+Path: measuring.deploy_bench -> measure -> StepSamples -> fit -> EngineModel
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import os
 import random
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import median
-from typing import Protocol, Self
+from typing import Any, Self
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
 from freehold.backends.capacity.simulation import simulate
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
-from freehold.backends.capacity.timed_client import EngineDoor, TimedAnswer
 from freehold.backends.capacity.trace import RequestTrace, TracedRequest
-from freehold.errors import UpstreamFailed, UsageError
+from freehold.backends.engines.attach import HERE
+from freehold.config import Settings, load_settings, nearest
+from freehold.errors import ServerUnreachable, UpstreamFailed, UsageError
 
 _WORDS = (
     *("the", "of", "in", "to", "and", "is", "it", "for", "on", "as", "at", "be"),
@@ -93,9 +99,8 @@ class PromptWords:
     @classmethod
     async def for_engine(cls, door: EngineDoor, seed: int) -> Self:
         """Ask an engine how many tokens such a word has. Raises UpstreamFailed."""
-        tried = _whole(
-            await door.ask(cls(10**9 + seed, 1.0).draw(_TRIAL), 8)
-        )  # no other prompt begins like it
+        trial = cls(10**9 + seed, 1.0).draw(_TRIAL)  # no other prompt begins like it
+        tried = _whole(await door.ask(trial, 8))
         return cls(seed, max(tried.prompt_tokens / _TRIAL, 0.2))
 
     def draw(self, tokens: int) -> str:
@@ -164,10 +169,9 @@ async def _steps(door: EngineDoor, prompts: Sequence[str], tokens: int) -> list[
             break
     if mean < _LEAST_WINDOW or end <= begin:
         return []
-    depth = sum(
-        a.prompt_tokens + a.tokens * (1 - m / 2 / max(a.tokens, 1))
-        for a, m in zip(answers, generated, strict=True)
-    )
+    depth = 0.0
+    for answer, tokens_then in zip(answers, generated, strict=True):
+        depth += answer.prompt_tokens + answer.tokens * (1 - tokens_then / 2 / max(answer.tokens, 1))
     return [(len(prompts), depth, (end - begin) / mean)]
 
 
@@ -214,9 +218,8 @@ def fit(samples: StepSamples, limits: EngineLimits, about: dict[str, object] | N
     const, prompt, positions = _fit_prompts(samples.prompts)
     alone = min(fixed[1] if 1 in fixed else min(fixed.values()), const)
     batches = sorted(fixed)
-    time = StepTime(
-        (0, *batches), (alone, *(fixed[b] for b in batches)), depth, prompt, positions, arrival=const - alone
-    )
+    times = (alone, *(fixed[b] for b in batches))
+    time = StepTime((0, *batches), times, depth, prompt, positions, arrival=const - alone)
     time, limits = _fit_beside(samples, time, limits)
     errors = [np.log(s / time.seconds(b, d)) for b, d, s in samples.steps]
     errors += [np.log(s / (time.arrival + time.seconds(0, 0, n))) for n, s in samples.prompts if s > 0]
@@ -257,7 +260,7 @@ def _fit_prompts(prompts: Sequence[tuple[int, float]]) -> tuple[float, float, fl
     by_size: dict[int, list[float]] = defaultdict(list)
     for n, s in prompts:
         by_size[n].append(s)
-    n = np.array([k for k in by_size], dtype=float)
+    n = np.array([*by_size], dtype=float)
     s = np.array([median(v) for v in by_size.values()])
     terms = np.stack([np.ones_like(n), n, n * (n - 1) / 2], axis=1)
     for used in ([0, 1, 2], [0, 1], [1]):
@@ -265,8 +268,8 @@ def _fit_prompts(prompts: Sequence[tuple[int, float]]) -> tuple[float, float, fl
             continue
         solution, *_ = np.linalg.lstsq(terms[:, used] / s[:, None], np.ones(len(n)), rcond=None)
         if (solution > 0).all():
-            told = dict(zip(used, map(float, solution), strict=True))
-            return told.get(0, float(s.min()) / 10), told.get(1, 0.0), told.get(2, 0.0)
+            term = dict(zip(used, map(float, solution), strict=True))
+            return term.get(0, float(s.min()) / 10), term.get(1, 0.0), term.get(2, 0.0)
     return float(np.median(s)), 0.0, 0.0
 
 
@@ -288,21 +291,14 @@ def _fit_beside(samples: StepSamples, time: StepTime, limits: EngineLimits) -> t
     return time, limits
 
 
-# --- what requests take beyond their steps ----------------------------------------------------------
-# Clients that ask one request after another, and a fit that simulates the same.
-# Steps are measured while no request comes or goes. Under traffic a server also takes connections, tokenizes,
-# schedules and ends answers, and where it shares processors with its engine all answers wait meanwhile. Which
-# process takes how much does not show through an API; the simulator's terms for it are those with which it
-# gives the measured times, with few requests at a time and with many.
+# --- what requests take beyond their steps: clients that ask one after another, and a fit that simulates the same ----
+# Steps are measured while no request comes or goes. Under traffic a server also takes connections, tokenizes, schedules
+# and ends answers, and where it shares processors with its engine all answers wait meanwhile. Which process takes how
+# much does not show through an API; the simulator's terms for it are those with which it gives the measured times, with
+# few requests at a time and with many.
 
 _FINEST = 0.01  # the last step of the search, of each term's logarithm
 _DEVIATION = math.sqrt(math.pi / 2)  # a standard deviation over the mean distance, of normal errors
-
-
-class Words(Protocol):
-    """Makes prompts."""
-
-    def draw(self, tokens: int) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +322,7 @@ class TurnoverPlan:
     answers: tuple[int, int]
 
 
-async def turnover(door: EngineDoor, words: Words, plan: TurnoverPlan, seed: int) -> list[TimedRequest]:
+async def turnover(door: EngineDoor, words: PromptWords, plan: TurnoverPlan, seed: int) -> list[TimedRequest]:
     """Ask, and return the answers that came whole in the order of their requests."""
     dice, low, high = random.Random(seed), *map(math.log, plan.prompts)
     requests = [
@@ -405,3 +401,269 @@ def distance(model: EngineModel, runs: Sequence[Sequence[TimedRequest]]) -> floa
             ours = getattr(simulated, what)[seen]
             apart.append(float(np.mean(np.abs(np.log(np.sort(ours) / np.sort(true[seen]))))))
     return float(np.mean(apart))
+
+
+# --- asks an engine for a completion and times the pieces of its answer as they arrive ------------------
+# Raw sockets and httptools: the client shares processors with the engine that it times, so it does little for a piece.
+# It asks engines and servers of one's own.
+
+LIMIT_S = 120.0  # of one answer
+_MOST_ERROR = 300  # characters of an engine's error that are passed on
+
+
+@dataclass
+class TimedAnswer:
+    """What came back. Times are of time.perf_counter; a piece is all tokens that arrived at one time."""
+
+    sent: float = 0.0
+    pieces: list[float] = field(default_factory=list)
+    prompt_tokens: int = 0
+    tokens: int = 0
+    error: str = ""
+
+    @property
+    def ttft(self) -> float:
+        """Seconds to the first piece."""
+        return self.pieces[0] - self.sent
+
+    @property
+    def tpot(self) -> float:
+        """Seconds for each token after the first."""
+        return (self.pieces[-1] - self.pieces[0]) / max(self.tokens - 1, 1)
+
+
+@dataclass(frozen=True)
+class EngineDoor:
+    """Where an engine or a server of one's own answers, such as http://127.0.0.1:8000/v1."""
+
+    url: str
+    model: str
+    key: str = field(default="", repr=False)
+    socket: Path | None = None
+    temperature: float = 1.0  # drawn tokens are hard to draft: steps of one token each are what is timed
+
+    async def ask(self, prompt: str, tokens: int, limit_s: float = LIMIT_S) -> TimedAnswer:
+        """Ask for exactly `tokens` tokens; a failure is in the answer's `error`. Raises ServerUnreachable."""
+        body: dict[str, Any] = {"model": self.model, "prompt": prompt, "max_tokens": tokens, "stream": True}
+        body |= {"temperature": self.temperature, "ignore_eos": True}
+        body["stream_options"] = {"include_usage": True}
+        return (await self._call("POST", "/completions", body, limit_s)).answer
+
+    async def models(self) -> dict[str, str]:
+        """Return the models that it offers, and who made their engine as far as it tells."""
+        call = await self._call("GET", "/models", None, LIMIT_S)
+        try:
+            rows = json.loads(call.body)["data"]
+            return {str(row["id"]): str(row.get("owned_by", "")) for row in rows}
+        except (ValueError, KeyError, TypeError) as e:
+            raise UpstreamFailed(
+                f"{self.url} lists no models: {call.answer.error or e}", "is it an OpenAI API with /v1?"
+            ) from e
+
+    def _address(self) -> tuple[SplitResult, str, int]:
+        """Return the parts of its address, its host and its port. Raises UsageError."""
+        try:
+            parts = urlsplit(self.url)
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            if parts.scheme in ("http", "https") and parts.hostname:
+                return parts, parts.hostname, port
+        except ValueError:
+            pass
+        raise UsageError(
+            f"{self.url} is not a valid address of a server", "for example http://127.0.0.1:8000/v1"
+        )
+
+    async def _call(self, method: str, path: str, body: Any, limit_s: float) -> _TimedCall:
+        parts, host, port = self._address()
+        raw = b"" if body is None else json.dumps(body).encode()
+        lines = [f"{method} {parts.path.rstrip('/')}{path} HTTP/1.1"]
+        lines += [f"Host: {parts.netloc.rpartition('@')[2]}", "Connection: close"]
+        lines += ["Content-Type: application/json", f"Content-Length: {len(raw)}"]
+        lines += [f"Authorization: Bearer {self.key}"] if self.key else []
+        request = "\r\n".join([*lines, "", ""]).encode() + raw
+        loop = asyncio.get_running_loop()
+        try:
+            if self.socket is not None:
+                _, call = await loop.create_unix_connection(lambda: _TimedCall(request), str(self.socket))
+            else:
+                tls = parts.scheme == "https" or None
+                _, call = await loop.create_connection(lambda: _TimedCall(request), host, port, ssl=tls)
+        except (OSError, UnicodeError) as e:  # the second: a name that no resolver takes
+            raise ServerUnreachable(
+                f"no server answers at {self.socket or self.url}: {e}", "is it running?"
+            ) from e
+        try:
+            async with asyncio.timeout(limit_s):
+                await asyncio.shield(call.over)
+        except TimeoutError:
+            call.answer.error = f"no end within {limit_s:g} s"
+        finally:
+            call.close()
+        return call
+
+
+class _TimedCall(asyncio.Protocol):
+    """A connection that carries one request, closed after its answer."""
+
+    def __init__(self, request: bytes) -> None:
+        import httptools
+
+        self.answer, self.body = TimedAnswer(), b""
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._request, self._parser = request, httptools.HttpResponseParser(self)
+        self._rest, self._now, self._stream = b"", 0.0, False
+        self._transport: asyncio.Transport | None = None
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self.answer.sent = time.perf_counter()
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        import httptools
+
+        self._now = time.perf_counter()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as e:
+            self.answer.error = f"not HTTP: {e}"
+            self.close()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"content-type":
+            self._stream = value.startswith(b"text/event-stream")
+
+    def on_body(self, body: bytes) -> None:
+        if not self._stream:
+            self.body += body
+            return
+        *events, self._rest = (self._rest + body).replace(b"\r\n", b"\n").split(b"\n\n")
+        for event in events:
+            if event.startswith(b"data:"):
+                self._event(event[5:].strip())
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status != 200 and not self.answer.error:
+            self.answer.error = f"status {status}: {self.body[:_MOST_ERROR].decode('utf-8', 'replace')}"
+        self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def _event(self, data: bytes) -> None:
+        if data == b"[DONE]":
+            return
+        answer = self.answer
+        try:
+            event = json.loads(data)
+        except ValueError:
+            answer.error = "an event that is not JSON"
+            return
+        if problem := event.get("error"):
+            answer.error = str(problem)[:_MOST_ERROR]
+        if usage := event.get("usage"):
+            answer.prompt_tokens = int(usage.get("prompt_tokens") or 0)
+            answer.tokens = int(usage.get("completion_tokens") or 0)
+        # An event's text may be empty: a character of several tokens is sent when it is whole.
+        if event.get("choices") and answer.pieces[-1:] != [self._now]:
+            answer.pieces.append(self._now)
+
+
+# --- from an engine's name or address to the model that a simulation uses -------------------------------
+#     steps = deploy_bench("http://127.0.0.1:8000/v1")
+#     deploy_capacity(steps=steps, rate=20, objective="ttft-p95=2s")
+
+_PLAN = MeasurePlan()
+_ADDRESS = "write http://127.0.0.1:8000/v1"
+
+
+def deploy_bench(
+    target: str,
+    *,
+    model: str = "",
+    key: str = "",
+    batches: Sequence[int] = _PLAN.batches,
+    depths: Sequence[int] = _PLAN.depths,
+    prompts: Sequence[int] = _PLAN.prompts,
+    clients: Sequence[int] = _PLAN.clients,
+    max_tokens: int = _PLAN.tokens,
+    rounds: int = _PLAN.rounds,
+    streams: int | None = None,
+    room: int | None = None,
+    settings: Settings | None = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> EngineModel:
+    """Measure what the steps of a running engine take, in seconds, for deploy_capacity. Prompts are random words.
+
+    `target`: a deployment or another model of this home's running server, or the URL of an engine of yours that speaks
+    OpenAI's protocol, with its `key` and the `model` there. Measured are `batches` of answers of `max_tokens` tokens at
+    `depths` tokens of context, prompts of `prompts` tokens alone, and `clients` that ask one request after another;
+    all of it `rounds` times. `streams` (answers at a time) and `room` (tokens of KV cache) are the engine's limits,
+    where they are known. Its `as_json` is what `freehold deploy bench --json` prints.
+    Raises ServerUnreachable, UpstreamFailed where an answer fails, UsageError where too little could be measured, and
+    RuntimeError inside a running event loop (asyncio.to_thread calls it from there).
+    """
+    beside = tuple(b for b in _PLAN.beside if b <= max(batches, default=0))
+    sizes = (tuple(batches), tuple(depths), tuple(prompts))
+    plan = MeasurePlan(*sizes, beside, tuple(clients), max_tokens, rounds)
+    door = _door(settings or load_settings(), target, model, key)
+
+    async def measured() -> EngineModel:
+        chosen, engine = _chosen(door, await door.models())
+        samples = await measure(chosen, plan, on_progress)
+        load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+        about = {"model": chosen.model, "engine": engine, "at": chosen.url, "load_average": load}
+        return fit(samples, rules(engine), about)
+
+    result = asyncio.run(measured())
+    limits = {name: value for name, value in (("streams", streams), ("room", room)) if value}
+    return replace(result, limits=replace(result.limits, **limits))
+
+
+def _door(settings: Settings, target: str, model: str, key: str) -> EngineDoor:
+    """Return where to ask: a URL, or this home's server by its owner's socket. Raises UsageError."""
+    if target.startswith(("http://", "https://")):
+        _check_key(target, key)
+        return EngineDoor(target.rstrip("/"), model, key)
+    if "://" in target:
+        raise UsageError(f"{target[:80]!r} is not an engine's address", _ADDRESS)
+    if model:
+        raise UsageError("--model goes with a URL", f"write freehold deploy bench {model}")
+    if key:
+        raise UsageError("a key goes with a URL", "this home's server is asked by its owner's socket")
+    if not settings.socket.exists():
+        raise ServerUnreachable(
+            "no server of this home runs", f"freehold serve {target} starts one, or give a URL"
+        )
+    return EngineDoor("http://freehold/v1", target, socket=settings.socket)
+
+
+def _check_key(url: str, key: str) -> None:
+    """Raise UsageError for a key that would be sent in the clear to another machine."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise UsageError(f"{url[:80]!r} is not an engine's address", _ADDRESS) from None
+    if key and parts.scheme == "http" and parts.hostname not in HERE:
+        raise UsageError(
+            f"{parts.hostname} is not this machine, and http shows the key on the way",
+            "use https, a tunnel to a local port, or no key",
+        )
+
+
+def _chosen(door: EngineDoor, offered: dict[str, str]) -> tuple[EngineDoor, str]:
+    """Return the door with a model that is there, and its engine as far as the server names it."""
+    if not door.model and len(offered) == 1:
+        door = replace(door, model=next(iter(offered)))
+    if door.model not in offered:
+        near = nearest(door.model, [*offered]) if door.model else ""
+        hint = f"did you mean {near}?" if near else f"it offers {', '.join(offered) or 'none'}"
+        raise UsageError(f"{door.url} has no model {door.model!r}" if door.model else "which model?", hint)
+    return door, offered[door.model]

@@ -1,21 +1,22 @@
 """Plays a trace against replicas of a simulated engine, with a routing policy, and autoscaling if that is asked.
 
 Knows arrivals and replicas; what a step takes is the engine's. Deterministic: the same trace gives the same figures.
-Path: objective.least, reports/capacity.py -> simulate -> SimulatedRun
+Path: simulation.least, reports/capacity.py -> simulate -> SimulatedRun
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Protocol
 
 import numpy as np
 
-from freehold.advisor.interval import Interval
+from freehold.advisor.interval import Interval, digits
 from freehold.backends.capacity.engine import SimulatedEngine, SimulatedRequest
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.capacity.trace import RequestTrace
@@ -235,7 +236,7 @@ def _arrive(
         engine = fleet.engines[number]
         engine.run(now)
         if engine.takes(traced):
-            request = SimulatedRequest(traced, order)
+            request = SimulatedRequest.of(traced, order)
             engine.submit(request)
             requests.append(request)
     return requests
@@ -275,7 +276,6 @@ def _run(
 
 
 # --- autoscaling as a policy that the simulator tries -----------------------------------------------
-# How many replicas are wanted, looked at again and again.
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,17 +310,19 @@ class Autoscaling:
         return min(max(math.ceil(need - 1e-9), self.least), self.most)
 
 
-# --- which replica a simulated request goes to ------------------------------------------------------
-# In turn, to the least loaded, or to the one that knows its beginning.
+# --- which replica a simulated request goes to: in turn, the least loaded, or the one that knows its beginning --------
 
 KEY_BLOCKS = 3  # of a prompt's beginning that decide where it goes; fewer are often one system prompt
 
 
 class RoutingPolicy(Protocol):
-    """Chooses among `count` replicas; `load(i)` is how many requests the i-th has."""
+    """Chooses among replicas."""
 
     def choose(self, blocks: Sequence[int], ids: Sequence[int], load: Callable[[int], int]) -> int:
-        """Return the id of the replica, one of `ids`, that a request whose prompt has these blocks goes to."""
+        """Return the id of the replica, one of `ids`, that a request whose prompt has these blocks goes to.
+
+        `load(i)` is how many requests replica i has.
+        """
         ...
 
 
@@ -368,18 +370,15 @@ class PrefixAffinity:
         """Return the ring's choice among `ids`; without blocks the least loaded."""
         if self._ids != tuple(ids):
             self._ids, self._ring = tuple(ids), PrefixRing(ids)
-        number = pick(self._ring, _key(blocks), {i: load(i) for i in ids}, lambda i: self._last.get(i, 0.0))
+        key = None  # where nothing is known of a prompt's beginning
+        if blocks:
+            begins = ",".join(map(str, blocks[:KEY_BLOCKS])).encode()
+            key = int.from_bytes(blake2b(begins, digest_size=8).digest())
+        number = pick(self._ring, key, {i: load(i) for i in ids}, lambda i: self._last.get(i, 0.0))
         assert number is not None
         self._turn += 1
         self._last[number] = self._turn
         return number
-
-
-def _key(blocks: Sequence[int]) -> int | None:
-    """Return the key of a prompt's beginning; None where nothing is known of it."""
-    if not blocks:
-        return None
-    return int.from_bytes(blake2b(",".join(map(str, blocks[:KEY_BLOCKS])).encode(), digest_size=8).digest())
 
 
 POLICIES: dict[str, Callable[[], RoutingPolicy]] = {
@@ -397,3 +396,134 @@ def policy(name: str) -> RoutingPolicy:
     raise UsageError(
         f"no routing named {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(POLICIES)}"
     )
+
+
+# --- objectives in words (ttft-p95=2s), and the fewest replicas that meet them --------------------------
+# The search is made with the step times as they are, and again at both ends of their doubt: the number has a range.
+
+FIGURES = ("ttft", "tpot", "latency")
+_WORDS = re.compile(r"([a-z]+)-p(\d{1,2}(?:\.\d+)?)\s*(?:=|<=|<)\s*(\d+(?:\.\d+)?)\s*(ms|s)")
+MOST = 1024  # replicas that are tried
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """A percentile of a figure that may not be more than `seconds`."""
+
+    figure: str  # ttft, tpot, latency
+    percent: float
+    seconds: float
+
+    def met(self, run: SimulatedRun) -> bool:
+        """Say whether a run keeps it."""
+        return run.percentile(self.figure, self.percent) <= self.seconds
+
+    def __str__(self) -> str:
+        """Write it as it is given."""
+        return f"{self.figure}-p{self.percent:g}={shown(self.seconds)}"
+
+
+def parse(text: str) -> tuple[Aim, ...]:
+    """Read "ttft-p95=2s,tpot-p95=50ms". Raises UsageError."""
+    aims = []
+    for part in filter(None, (p.strip() for p in text.lower().split(","))):
+        match = _WORDS.fullmatch(part)
+        if match is None:
+            raise UsageError(
+                f"{part!r} is not an objective", "write ttft-p95=2s, tpot-p50=40ms or latency-p99=30s"
+            )
+        if match[1] not in FIGURES:
+            near = nearest(match[1], FIGURES)
+            raise UsageError(
+                f"no figure named {match[1]!r}",
+                f"did you mean {near}?" if near else f"known: {', '.join(FIGURES)}",
+            )
+        seconds = float(match[3]) * (1e-3 if match[4] == "ms" else 1.0)
+        if not seconds:
+            raise UsageError(
+                f"{part!r}: no engine takes no time", "write a time above 0, such as ttft-p95=2s"
+            )
+        aims.append(Aim(match[1], float(match[2]), seconds))
+    if not aims:
+        raise UsageError("the objective is empty", "write ttft-p95=2s,tpot-p95=50ms")
+    return tuple(aims)
+
+
+@dataclass(frozen=True)
+class ReplicaSearch:
+    """The fewest replicas: with the step times as they are, and at the ends of their doubt. None: not within `most`."""
+
+    aims: tuple[Aim, ...]
+    replicas: int | None
+    fewest: int | None  # where steps take as little as they may
+    most_needed: int | None  # where they take as long as they may
+    run: SimulatedRun  # of `replicas`, or of the most that was tried
+    missed: tuple[Aim, ...]  # by `run`
+    tried: tuple[tuple[int, SimulatedRun], ...]
+
+
+def least(
+    trace: RequestTrace,
+    model: EngineModel,
+    aims: Sequence[Aim],
+    *,
+    routing: str = "least-loaded",
+    most: int = MOST,
+    on_progress: Callable[[str], None] | None = None,
+) -> ReplicaSearch:
+    """Find the fewest replicas that meet every aim, by doubling and halving."""
+    doubt = model.time.doubt()
+    middle = _Search(trace, model, aims, routing, most, on_progress)
+    rate = middle.least()
+    bounds: list[int | None] = []
+    for factor in (doubt.low, doubt.high):
+        other = EngineModel(model.time.times(factor), model.limits, model.about)
+        search = replace(middle, model=other, runs={})
+        bounds.append(rate if factor == 1.0 else search.least(start=rate or most))
+    run = middle.runs[rate if rate is not None else most]
+    missed = tuple(aim for aim in aims if not aim.met(run))
+    tried = tuple(sorted(middle.runs.items()))
+    return ReplicaSearch(tuple(aims), rate, bounds[0], bounds[1], run, missed, tried)
+
+
+@dataclass
+class _Search:
+    trace: RequestTrace
+    model: EngineModel
+    aims: Sequence[Aim]
+    routing: str
+    most: int
+    on_progress: Callable[[str], None] | None
+    runs: dict[int, SimulatedRun] = field(default_factory=dict)
+
+    def least(self, start: int = 1) -> int | None:
+        """Return the fewest, or None."""
+        high = min(start, self.most)
+        low = 0  # does not do
+        while not self._does(high):
+            if high >= self.most:
+                return None
+            low, high = high, min(2 * high, self.most)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._does(middle) else (middle, high)
+        return high
+
+    def _does(self, count: int) -> bool:
+        if count not in self.runs:
+
+            def show(share: float) -> None:
+                if self.on_progress:
+                    self.on_progress(f"{count} replicas: {share:.0%} of the trace")
+
+            self.runs[count] = simulate(self.trace, self.model, count, routing=self.routing, on_progress=show)
+        return all(aim.met(self.runs[count]) for aim in self.aims)
+
+
+def shown(seconds: float | Interval) -> str:
+    """Write seconds for people: 1.82 s, 34.5 ms."""
+    mid = seconds.mid if isinstance(seconds, Interval) else seconds
+    unit, factor = ("s", 1.0) if mid >= 1 else ("ms", 1e3)
+    if isinstance(seconds, Interval):
+        return f"{seconds.times(factor)} {unit}"
+    return f"{digits(seconds * factor)} {unit}"

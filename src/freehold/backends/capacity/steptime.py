@@ -3,7 +3,7 @@
 A step of `batch` answers whose contexts have `depth` tokens together, and of prompt tokens that attend to `positions`
 together, takes fixed(batch) + depth * a + tokens * b + positions * c seconds. It may be any function of the batch, and
 is linear in the rest: so the sum over many steps has a closed form, and the simulator takes them at once.
-Path: measuring.fit, predicting.predicted, or EngineModel.load -> StepTime -> engine.SimulatedEngine
+Path: measuring.fit, steptime.predicted, or EngineModel.load -> StepTime -> engine.SimulatedEngine
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from freehold.advisor import engines, roofline
+from freehold.advisor.anatomy import in_quant
+from freehold.advisor.engines import Speed, UpstreamEngine, speed
 from freehold.advisor.interval import Interval
+from freehold.advisor.roofline import Work
+from freehold.backends.contract import DeployedModel, DeployPlan, ParallelSizes
+from freehold.backends.finding import ADVISED
+from freehold.backends.planning.layout import attention, large_step, sequence_bytes, value_width
+from freehold.catalog.hardware import Rig
 from freehold.errors import UsageError
 from freehold.regular import read_bounded
 
@@ -35,24 +43,15 @@ class StepTime:
     beside: float = 1.0  # times a prompt token's seconds in a step that has answers too
     # s from a request's arrival until its first step may begin: HTTP, template, tokenizer
     arrival: float = 0.0
-    request: float = (
-        0.0  # s that a request takes of the engine's processors outside of steps: its server shares them
-    )
+    # s that a request takes of the engine's processors outside of steps: its server shares them
+    request: float = 0.0
     spread: float = 0.0  # standard deviation of the logarithm of measured over predicted
     basis: str = ""
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.batches, self.batches[1:], strict=False))
-        numbers = (
-            *self.fixed,
-            self.depth,
-            self.prompt,
-            self.positions,
-            self.beside,
-            self.arrival,
-            self.request,
-            self.spread,
-        )
+        numbers = (*self.fixed, self.depth, self.prompt, self.positions, self.beside, self.arrival)
+        numbers += (self.request, self.spread)
         if not (self.batches and self.batches[0] == 0 and ascending and len(self.batches) == len(self.fixed)):
             raise UsageError(
                 f"batches of {list(self.batches)} with {len(self.fixed)} times are no step times"
@@ -132,12 +131,8 @@ class EngineModel:
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON knows it."""
-        return {
-            "schema": SCHEMA,
-            "about": self.about,
-            "time": asdict(self.time),
-            "limits": asdict(self.limits),
-        }
+        sizes = {"time": asdict(self.time), "limits": asdict(self.limits)}
+        return {"schema": SCHEMA, "about": self.about, **sizes}
 
     @staticmethod
     def load(path: Path) -> EngineModel:
@@ -159,13 +154,110 @@ class EngineModel:
                     f"{where} has schema {raw['schema']!r}, not {SCHEMA}",
                     "measure again with freehold deploy bench",
                 )
-            time = {
-                **raw["time"],
-                "batches": tuple(raw["time"]["batches"]),
-                "fixed": tuple(raw["time"]["fixed"]),
-            }
-            return EngineModel(StepTime(**time), EngineLimits(**raw["limits"]), dict(raw.get("about", {})))
+            lists = {name: tuple(raw["time"][name]) for name in ("batches", "fixed")}
+            time = StepTime(**{**raw["time"], **lists})
+            return EngineModel(time, EngineLimits(**raw["limits"]), dict(raw.get("about", {})))
         except (KeyError, TypeError) as e:
             raise UsageError(
                 f"{where} holds no step times: {e}", "freehold deploy bench -o FILE writes them"
             ) from e
+
+
+# --- step times and memory of hardware that is not here ---------------------------------------------
+# From roofline's terms, as `freehold fit --on` has them.
+#     of_plan(plan, prompt=1024, answer=256)        # one replica, by the plan's own sizes, streams and cache
+
+_WIDTH = 2 * 1.2816  # standard deviations between the bounds that hold 80 %
+_GRID = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+_CHUNKS = ("--max-num-batched-tokens", "--chunked-prefill-size", "--max_num_tokens")
+
+
+def of_plan(plan: DeployPlan, *, prompt: int, answer: int) -> EngineModel:
+    """Return one replica of a plan. `prompt`, `answer`: usual lengths, at which the line over depths is exact.
+
+    Raises UsageError where no speed of it is known.
+    """
+    name = ADVISED.get(plan.engine, (plan.engine, ""))[0]
+    engine, rig = engines.engine(name), plan.nodes.rig
+    if not engine.runs_on(rig.device):
+        raise UsageError(
+            f"the speed of {engine.title} on {rig.device.title} is not known",
+            "measure a running engine: freehold deploy bench -o FILE, then capacity --steps FILE",
+        )
+    work = in_quant(plan.model.anatomy, "FP8") if plan.quantise else plan.model.anatomy
+    room = plan.context * plan.streams
+    if engine.split == "tensors":
+        room = cache_tokens(plan.model, plan.sizes, plan.cache_bytes, prompt + answer, plan.cache_type)
+    chunk = next((flag.value for flag in plan.flags if flag.name in _CHUNKS), None) or ""
+    tokens = int(chunk) if chunk.isdigit() else 0
+    limits = EngineLimits(streams=plan.streams, room=room, chunk=tokens or large_step(rig.device) or 2048)
+    about = {"model": work.name, "quant": work.quant, "hardware": rig.name, "engine": engine.name}
+    return predicted(work, plan.sizes, rig, engine, limits, prompt=prompt, answer=answer, about=about)
+
+
+def predicted(
+    work: Work,
+    sizes: ParallelSizes,
+    rig: Rig,
+    engine: UpstreamEngine,
+    limits: EngineLimits,
+    *,
+    prompt: int,
+    answer: int,
+    about: dict[str, str],
+) -> EngineModel:
+    """Return one replica of certain sizes. Raises UsageError where its speed is not known."""
+    if math.isinf(roofline.rate(work, rig.device, engine)):
+        raise UsageError(
+            f"no operations a second are published for {rig.device.title}",
+            "measure an engine there: freehold deploy bench",
+        )
+    apart = copies = 1
+    if engine.split == "tensors":
+        apart = attention(sizes)
+        # Stages of a pipeline, and engines in an engine: each has its part of the answers.
+        copies = sizes.pipeline * sizes.data // apart
+        rig = Rig(rig.device, sizes.tensor * apart)
+    pace = speed(engine, rig.device)
+
+    def seconds(batch: float, tokens: int) -> float:
+        share = max(batch / copies, 1)
+        return roofline.step(work, rig, engine, share, tokens, apart=apart).seconds(pace)
+
+    # Where the curve of prompts and the line over depths are exact.
+    read, depth = max(prompt, 2), max(prompt + answer // 2, 1)
+    batches = [b for b in _GRID if b <= max(limits.streams, 1)]
+    fixed = [seconds(b, 0) for b in batches]
+    slope = (seconds(copies, depth) - seconds(copies, 0)) / depth / copies
+    factor = pace.factors.get("prompts", 1.0) / copies
+    one, all_of = (factor * roofline.prompt_s(work, rig, engine, n) for n in (1, read))
+    # prompt_s is linear in the tokens but for attention, which grows with their square.
+    curve = max(all_of - read * one, 0.0) / (read * (read - 1) / 2)
+    time = StepTime(
+        batches=(0, *batches),
+        fixed=(fixed[0], *fixed),
+        depth=max(slope, 0.0),
+        prompt=one,
+        positions=curve,
+        arrival=pace.factors.get("arrival", 0.0),
+        spread=_spread(pace, work, engine),
+        basis=f"predicted: {engine.title}, published figures of {rig.device.title}, and rows measured by others",
+    )
+    return EngineModel(time, limits, dict(about))
+
+
+def _spread(pace: Speed, work: Work, engine: UpstreamEngine) -> float:
+    """Return the deviation of the logarithm of a step's seconds; a factor of two in 80 % where none is known."""
+    spread = pace.spread.get("tpot") or pace.spread.get("answer")
+    if spread and any(group.kind in engine.unmeasured for group in work.layers):
+        spread = spread.wider()
+    ratio = spread.high / spread.low if spread and spread.low > 0 else 4.0
+    return math.log(ratio) / _WIDTH
+
+
+def cache_tokens(
+    model: DeployedModel, sizes: ParallelSizes, cache_bytes: float, usual: int, cache_type: str
+) -> int:
+    """Return the tokens that `cache_bytes` on each device hold, in requests of `usual` tokens; 0: no limit is known."""
+    each = sequence_bytes(model, sizes, usual, value_width(cache_type))
+    return int(cache_bytes / each * usual) * sizes.data if each else 0

@@ -136,7 +136,9 @@ def from_file(path: Path, most: int = MOST_REQUESTS) -> RequestTrace:
             lines = bounded_lines(file, MOST_LINE)
             head = next(lines, "")
             if head.lstrip().startswith("{"):
-                requests = _read(path, _json_lines(head, lines), most)
+                texts = enumerate(chain((head,), lines), 1)
+                parsed = ((n, lambda text=text: _of_json(text)) for n, text in texts if text.strip())
+                requests = _read(path, parsed, most)
                 return _trace(requests, path.name, MOONCAKE_BLOCK if any(r.blocks for r in requests) else 0)
             return _trace(_read(path, _csv_lines(path, head, lines), most), path.name)
     except FileNotFoundError as e:
@@ -173,17 +175,9 @@ def _checked(request: TracedRequest) -> TracedRequest:
     for what, tokens in (("reads", request.prompt), ("writes", request.answer)):
         if not 0 <= tokens <= MOST_TOKENS:
             raise ValueError(f"a request that {what} {tokens:,} tokens")
-    return (
-        request
-        if request.answer and request.prompt
-        else replace(request, answer=max(request.answer, 1), prompt=max(request.prompt, 1))
-    )
-
-
-def _json_lines(head: str, lines: Iterable[str]) -> Iterator[_Parsed]:
-    for number, text in enumerate(chain((head,), lines), 1):
-        if text.strip():
-            yield number, lambda text=text: _of_json(text)
+    if request.answer and request.prompt:
+        return request
+    return replace(request, answer=max(request.answer, 1), prompt=max(request.prompt, 1))
 
 
 def _of_json(text: str) -> TracedRequest:
@@ -219,11 +213,8 @@ def _csv_lines(path: Path, head: str, lines: Iterable[str]) -> Iterator[_Parsed]
             f"it may be called {', '.join(known)}",
         )
 
-    at, prompt, answer = (
-        column(_TIMES, "times"),
-        column(_PROMPTS, "tokens read"),
-        column(_ANSWERS, "tokens written"),
-    )
+    at = column(_TIMES, "times")
+    prompt, answer = column(_PROMPTS, "tokens read"), column(_ANSWERS, "tokens written")
 
     def parse(row: list[str]) -> TracedRequest:
         if len(row) != len(names):

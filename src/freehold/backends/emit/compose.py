@@ -8,20 +8,34 @@ Path: emit.emit -> compose_files -> compose_document
 from __future__ import annotations
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.command import (
+from freehold.backends.emit.containers import (
+    FOLDER,
+    KEY,
     MODEL,
+    PORT,
+    PROBE,
     SGLANG_START,
-    NodeGroup,
+    ContainerEngine,
     carried,
+    container_engine,
+    devices_of_node,
     engine_words,
-    group,
+    gateway_toml,
     model_folder,
+    server_words,
 )
-from freehold.backends.emit.contract import SERVER_PORT, Doc, EmitOptions, EmittedFile, heading, label, pinned
-from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
-from freehold.backends.emit.gateway import FOLDER, KEY, PROBE, gateway_toml, probe_text, server_words
+from freehold.backends.emit.emit import (
+    SERVER_PORT,
+    Doc,
+    EmitOptions,
+    EmittedFile,
+    file_text,
+    heading,
+    label,
+    pinned,
+    yaml_text,
+)
 from freehold.backends.emit.pods import AWAY_S, ENGINE_USER, GRACE_S, HOME, NAMED, SERVER_USER, SHM, STARTUP_S
-from freehold.backends.emit.yaml_text import yaml_text
 from freehold.errors import UsageError
 
 SECRETS = "/run/secrets"
@@ -37,42 +51,36 @@ def compose_document(plan: DeployPlan, options: EmitOptions) -> Doc:
     engine = container_engine(plan.engine, "compose")
     pinned("--image", options.image, engine.example)
     pinned("--server-image", options.server_image, "registry.example/freehold")
-    nodes = group(plan)
-    _check_machine(plan, nodes)
-    engines = {
-        f"engine-{number}": _engine(plan, engine, options, number, nodes.devices)
-        for number in range(plan.replicas)
-    }
-    keys = [
-        "server-key",
-        *(["engine-key"] if engine.key else []),
-        *(["admin-key"] if plan.engine == "sglang" else []),
-    ]
+    devices = devices_of_node(plan)
+    _check_machine(plan, devices)
+    numbers = range(plan.replicas)
+    engines = {f"engine-{number}": _engine(plan, engine, options, number, devices) for number in numbers}
+    keys = _keys_of(plan, engine)
     return {
         "name": label(plan.model.name),
         "services": {**engines, "server": _server(plan, engine, options)},
         "networks": {"inside": {"internal": True}, "outside": {}},
-        "secrets": {key: {"file": f"./secrets/{key}"} for key in keys},
+        "secrets": {key: {"file": f"./secrets/{key}"} for key in ("server-key", *keys)},
         "configs": {
             "gateway": {"content": _literal(gateway_toml(plan, engine, f"http://engine:{PORT}/v1"))},
-            "probe": {"content": _literal(probe_text())},
+            "probe": {"content": _literal(file_text("probe.py"))},
         },
     }
 
 
-def _check_machine(plan: DeployPlan, nodes: NodeGroup) -> None:
+def _check_machine(plan: DeployPlan, devices: int) -> None:
     """Raise UsageError for a plan that one machine cannot start: several nodes, more devices than it has, no NVIDIA."""
     rig = plan.nodes.rig
-    if nodes.nodes > 1:
+    if plan.across > 1:
         raise UsageError(
-            f"compose starts one machine, and a replica of this plan takes {nodes.nodes}",
+            f"compose starts one machine, and a replica of this plan takes {plan.across}",
             "--emit k8s or skypilot",
         )
     if rig.device.kind != "gpu":
         return
-    if plan.replicas * nodes.devices > rig.count:
+    if plan.replicas * devices > rig.count:
         raise UsageError(
-            f"{plan.replicas} replicas of {nodes.devices} devices need {plan.replicas * nodes.devices}; "
+            f"{plan.replicas} replicas of {devices} devices need {plan.replicas * devices}; "
             f"this machine has {rig.count}",
             "plan fewer replicas, or --emit k8s",
         )
@@ -103,17 +111,19 @@ def _engine(
         **_confined(),
     }
     if engine.key:
-        service["secrets"] = ["engine-key", *(["admin-key"] if plan.engine == "sglang" else [])]
+        service["secrets"] = _keys_of(plan, engine)
     if engine.python:
         probe = [engine.python, PROBE, "ready", f"http://127.0.0.1:{PORT}", plan.model.name]
-        service["healthcheck"] = _health(
-            [*probe, *([f"{SECRETS}/engine-key"] if engine.key else [])], STARTUP_S
-        )
+        service["healthcheck"] = _health([*probe, *([f"{SECRETS}/engine-key"] if engine.key else [])])
     if plan.nodes.rig.device.kind == "gpu":
         held = [str(at) for at in range(number * devices, (number + 1) * devices)]
         device = {"driver": "nvidia", "device_ids": held, "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
     return service
+
+
+def _keys_of(plan: DeployPlan, engine: ContainerEngine) -> list[str]:
+    return [*(["engine-key"] if engine.key else []), *(["admin-key"] if plan.engine == "sglang" else [])]
 
 
 def _start(plan: DeployPlan, engine: ContainerEngine) -> str:
@@ -130,14 +140,8 @@ def _server(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions) -> 
     taken = f'export FREEHOLD_API_KEY="$(cat {SECRETS}/server-key)"; '
     if engine.key:
         taken += f'export {KEY}="$(cat {SECRETS}/engine-key)"; '
-    probe = [
-        "python",
-        PROBE,
-        "ready",
-        f"http://127.0.0.1:{SERVER_PORT}",
-        plan.model.name,
-        f"{SECRETS}/server-key",
-    ]
+    url = f"http://127.0.0.1:{SERVER_PORT}"
+    probe = ["python", PROBE, "ready", url, plan.model.name, f"{SECRETS}/server-key"]
     return {
         "image": options.server_image,
         "entrypoint": ["/bin/sh", "-c", _literal(f'{taken}exec "$0" "$@"')],
@@ -151,7 +155,7 @@ def _server(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions) -> 
             {"source": "probe", "target": PROBE},
         ],
         "secrets": ["server-key", *(["engine-key"] if engine.key else [])],
-        "healthcheck": _health(probe, STARTUP_S),
+        "healthcheck": _health(probe),
         "read_only": True,
         "tmpfs": [f"{HOME}:uid={SERVER_USER},gid={SERVER_USER},mode=0700", "/tmp:mode=1777"],
         "stop_grace_period": f"{options.drain_s + AWAY_S}s",
@@ -169,13 +173,13 @@ def _confined() -> Doc:
     }
 
 
-def _health(words: list[str], start_s: int) -> Doc:
+def _health(words: list[str]) -> Doc:
     return {
         "test": ["CMD", *map(_literal, words)],
         "interval": "15s",
         "timeout": "30s",
         "retries": 3,
-        "start_period": f"{start_s}s",
+        "start_period": f"{STARTUP_S}s",
     }
 
 

@@ -10,11 +10,17 @@ import re
 from collections.abc import Sequence
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.command import MODEL, carried
-from freehold.backends.emit.contract import SERVER_PORT, Doc, EmitOptions, label
-from freehold.backends.emit.engines import PORT, ContainerEngine
-from freehold.backends.emit.gateway import FOLDER, KEY, PROBE, server_words
-from freehold.backends.emit.products import affinity
+from freehold.backends.emit.containers import (
+    FOLDER,
+    KEY,
+    MODEL,
+    PORT,
+    PROBE,
+    ContainerEngine,
+    carried,
+    server_words,
+)
+from freehold.backends.emit.emit import SERVER_PORT, Doc, EmitOptions, label
 from freehold.errors import UsageError
 
 ENGINE_USER, SERVER_USER = 1000, 11435  # the second is that of packaging/Containerfile
@@ -223,3 +229,34 @@ def _gpu(plan: DeployPlan) -> str:
             f"known: {', '.join(GPU)} and processors",
         )
     return resource
+
+
+# --- the labels by which a cluster's nodes tell their GPUs: a plan for H100 must not start on an L4 -
+
+# What NVIDIA's feature discovery labels nodes with, by our names; spaces are dashes there. Several: as boards differ.
+PRODUCT = "nvidia.com/gpu.product"
+_PRODUCTS = {
+    "h100": ("NVIDIA-H100-80GB-HBM3",),
+    "h100-pcie": ("NVIDIA-H100-PCIe",),
+    "h200": ("NVIDIA-H200",),
+    "b200": ("NVIDIA-B200",),
+    "gb200": ("NVIDIA-GB200",),
+    "a100": ("NVIDIA-A100-SXM4-80GB",),
+    "a100-pcie": ("NVIDIA-A100-80GB-PCIe",),
+    "a100-40gb": ("NVIDIA-A100-SXM4-40GB", "NVIDIA-A100-PCIE-40GB"),
+    "l40s": ("NVIDIA-L40S",),
+    "l4": ("NVIDIA-L4",),
+    "t4": ("Tesla-T4",),
+    "rtx-4090": ("NVIDIA-GeForce-RTX-4090",),
+    "rtx-5090": ("NVIDIA-GeForce-RTX-5090",),
+}
+
+
+def affinity(plan: DeployPlan) -> Doc:
+    """Return a pod's affinity to nodes with the GPU that the plan is for; {} where its label is not known."""
+    products = _PRODUCTS.get(plan.nodes.rig.device.name, ())
+    if not products:
+        return {}
+    wanted = {"matchExpressions": [{"key": PRODUCT, "operator": "In", "values": list(products)}]}
+    needed = {"nodeSelectorTerms": [wanted]}
+    return {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": needed}}}

@@ -4,7 +4,7 @@
 
 The machines need `ray[serve]`, the engine's command and the model's files; none of them needs Freehold, unless it is
 the engine. Knows no container.
-Path: emit.emit -> ray_files -> ray.plan.app_text, ray.doors.firewall
+Path: emit.emit -> ray_files -> ray.plan.app_text, ray.plan.firewall
 """
 
 from __future__ import annotations
@@ -13,33 +13,12 @@ import shlex
 from collections.abc import Sequence
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.contract import EmitOptions, EmittedFile
-from freehold.backends.ray import doors
-from freehold.backends.ray.plan import app_text, text_for
+from freehold.backends.emit.emit import EmitOptions, EmittedFile, file_text
+from freehold.backends.ray.plan import app_text, environment, firewall, named_ports, start_flags, text_for
 from freehold.errors import UsageError
 
 _HEAD_ONLY = ("--port", "--dashboard-port", "--dashboard-host", "--ray-client-server-port")
 _OF_ONE_MACHINE = ("--node-ip-address", "--num-cpus", "--num-gpus", "--temp-dir")
-
-_SCRIPT = """#!/bin/sh
-# sh cluster.sh head MY-ADDRESS | sh cluster.sh worker HEAD-ADDRESS MY-ADDRESS | sh cluster.sh deploy HEAD-ADDRESS
-# Every machine first: nft -f firewall.nft. Ray encrypts nothing: keep its network private. The token is the same on all
-# of them; the key is for deploy, and for what asks the app at http://HEAD-ADDRESS:{ingress}/v1.
-set -eu
-: "${{RAY_AUTH_TOKEN:?openssl rand -hex 24 makes one}}"
-export RAY_AUTH_TOKEN {variables}
-case "${{1:-}}" in
-head)
-  exec ray start --head --block --node-ip-address "$2" {head} ;;
-worker)
-  exec ray start --block --address "$2:{gcs}" --node-ip-address "$3" {worker} ;;
-deploy)
-  : "${{FREEHOLD_INGRESS_KEY:?openssl rand -hex 32 makes one}}"
-  RAY_ADDRESS="$2:{gcs}" exec python3 app.py ;;
-*)
-  echo "sh cluster.sh head|worker|deploy ADDRESS ..." >&2; exit 2 ;;
-esac
-"""
 
 
 def ray_files(plan: DeployPlan, options: EmitOptions) -> Sequence[EmittedFile]:
@@ -59,15 +38,16 @@ def ray_files(plan: DeployPlan, options: EmitOptions) -> Sequence[EmittedFile]:
     return [
         EmittedFile("app.py", app_text(inner, elsewhere=True)),
         EmittedFile("cluster.sh", _script()),
-        EmittedFile("firewall.nft", doors.firewall(options.members)),
+        EmittedFile("firewall.nft", firewall(options.members)),
     ]
 
 
 def _script() -> str:
-    ports = doors.named_ports()
-    flags = [f for f in doors.start_flags(cpus=0, gpus=0, folder="") if f.name not in _OF_ONE_MACHINE]
-    variables = doors.environment(alone=False)
-    return _SCRIPT.format(
+    ports = named_ports()
+    flags = [f for f in start_flags(cpus=0, gpus=0, folder="") if f.name not in _OF_ONE_MACHINE]
+    variables = environment(alone=False)
+    return file_text(
+        "cluster.sh",
         ingress=ports["ingress"],
         gcs=ports["--port"],
         variables=" ".join(f"{name}={value}" for name, value in variables.items()),

@@ -11,19 +11,30 @@ import re
 import shlex
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.command import (
+from freehold.backends.emit.containers import (
+    KEY,
     MODEL,
+    PORT,
     SGLANG_START,
+    ContainerEngine,
     NodePlace,
     carried,
+    container_engine,
+    devices_of_node,
     engine_words,
-    group,
+    gateway_toml,
     model_folder,
 )
-from freehold.backends.emit.contract import SERVER_PORT, Doc, EmitOptions, EmittedFile, heading, label, pinned
-from freehold.backends.emit.engines import PORT, ContainerEngine, container_engine
-from freehold.backends.emit.gateway import KEY, gateway_toml
-from freehold.backends.emit.yaml_text import yaml_text
+from freehold.backends.emit.emit import (
+    SERVER_PORT,
+    Doc,
+    EmitOptions,
+    EmittedFile,
+    heading,
+    label,
+    pinned,
+    yaml_text,
+)
 from freehold.errors import UsageError
 
 RANK, NODES, HEAD = "$SKYPILOT_NODE_RANK", "$SKYPILOT_NUM_NODES", "$HEAD"
@@ -52,8 +63,8 @@ def skypilot_task(plan: DeployPlan, options: EmitOptions) -> Doc:
     """Return the task's content."""
     engine = container_engine(plan.engine, "SkyPilot")
     pinned("--image", options.image, engine.example)
-    nodes = group(plan)
-    if nodes.nodes > 1 and plan.engine == "trtllm":
+    devices = devices_of_node(plan)
+    if plan.across > 1 and plan.engine == "trtllm":
         raise UsageError(
             "TensorRT-LLM over several machines needs MPI, which a task of SkyPilot does not set up",
             "--emit k8s",
@@ -71,9 +82,9 @@ def skypilot_task(plan: DeployPlan, options: EmitOptions) -> Doc:
     accelerator = _NAMES.get(device.name, device.name.upper())
     return {
         "name": label(plan.model.name),
-        "num_nodes": nodes.nodes,
+        "num_nodes": plan.across,
         "resources": {
-            "accelerators": f"{accelerator}:{nodes.devices}",
+            "accelerators": f"{accelerator}:{devices}",
             "image_id": f"docker:{options.image}",
             "disk_size": _disk_gb(plan),
         },
@@ -85,7 +96,7 @@ def skypilot_task(plan: DeployPlan, options: EmitOptions) -> Doc:
             **engine.environment,
         },
         "setup": _SETUP,
-        "run": _run(plan, engine, options, nodes.nodes),
+        "run": _run(plan, engine, options),
     }
 
 
@@ -94,13 +105,13 @@ def _disk_gb(plan: DeployPlan) -> int:
     return -(-round(plan.model.anatomy.weight_bytes * _SPARE / 1e9 + _BESIDE_GB) // _STEP_GB) * _STEP_GB
 
 
-def _run(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, nodes: int) -> str:
+def _run(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions) -> str:
     """Return what each machine runs: a key that both halves of the first one share, the engine, our server."""
-    lead = _line(plan, engine, options, leads=True, several=nodes > 1)
+    lead = _line(plan, engine, options, leads=True, several=plan.across > 1)
     lines = ["set -eu", 'HEAD="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"']
     if engine.key:
         lines.append(f'export {engine.key}="$(openssl rand -hex 24)" ADMIN_KEY="$(openssl rand -hex 24)"')
-    if nodes > 1:
+    if plan.across > 1:
         follow = _line(plan, engine, options, leads=False, several=True)
         lines += [f'if [ "{RANK}" != 0 ]; then exec {follow}; fi']
     lines += [

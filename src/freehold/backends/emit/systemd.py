@@ -13,60 +13,11 @@ import re
 from collections.abc import Sequence
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.contract import EmitOptions, EmittedFile, label
+from freehold.backends.emit.emit import EmitOptions, EmittedFile, file_text, label
 from freehold.backends.flags.check import BY_OPTION
 from freehold.errors import UsageError
 
 PROGRAM = "/opt/freehold/bin/freehold"  # where packaging/Containerfile has it
-# KillMode=mixed: the SIGTERM that begins the drain goes only to our server, which then ends its engines.
-# Restart=always: an end that was not asked for is a death, whatever its status; 2 is a wrong command line.
-UNIT = """\
-# {model} on {engine}, written by freehold deploy --emit systemd.
-# The model and its engine have to be there: the unit reaches no other machine.
-{before}# install -m 644 {name} /etc/systemd/system/ && systemctl daemon-reload && systemctl enable --now {name}
-[Unit]
-Description=Freehold: {model} on {engine}
-After=network.target
-StartLimitIntervalSec=600
-StartLimitBurst=5
-
-[Service]
-Type=exec
-User={user}
-ExecStart={command}
-{environment}
-Restart=always
-RestartSec=5
-RestartPreventExitStatus=2
-KillMode=mixed
-TimeoutStartSec=infinity
-TimeoutStopSec={stop_s}
-OOMPolicy=continue
-LimitNOFILE=65536
-LimitMEMLOCK=infinity
-UMask=0077
-NoNewPrivileges=true
-CapabilityBoundingSet=
-ProtectSystem=strict
-ProtectHome=read-only
-ReadWritePaths={home}
-PrivateTmp=true
-ProtectClock=true
-ProtectHostname=true
-ProtectKernelLogs=true
-ProtectKernelModules=true
-ProtectKernelTunables=true
-ProtectControlGroups=true
-RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
-RestrictSUIDSGID=true
-LockPersonality=true
-# Clients and providers at other addresses: add those here.
-IPAddressDeny=any
-IPAddressAllow={reaches}
-
-[Install]
-WantedBy=multi-user.target
-"""
 
 
 # Our data, and what vLLM, SGLang, Triton, Torch and FlashInfer compile.
@@ -96,7 +47,10 @@ def unit_text(plan: DeployPlan, options: EmitOptions, name: str) -> str:
     """Return the unit's text."""
     words = options.start or (PROGRAM, *deploy_words(plan))
     ours = options.user == EmitOptions.user
-    return UNIT.format(
+    # Its KillMode=mixed: the SIGTERM that begins the drain goes only to our server, which then ends its engines.
+    # Its Restart=always: an end that was not asked for is a death, whatever its status; 2 is a wrong command line.
+    return file_text(
+        "unit.service",
         model=_plain(plan.model.name),
         engine=plan.engine,
         name=name,

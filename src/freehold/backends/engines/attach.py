@@ -12,27 +12,38 @@ Path: cli -> attached_plan -> DeployPlan.attached; drivers.driver_of -> AttachDr
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
+from typing import Any, Self
 from urllib.parse import urlsplit
 
+from freehold.advisor.anatomy import Anatomy
 from freehold.backends.contract import (
+    DeployedModel,
     DeployPlan,
     EngineDeath,
     EngineDriver,
     EngineName,
     EngineNumbers,
     LaunchedEngine,
+    Listens,
+    Nodes,
     PlanRequest,
     SecretRef,
     StartProgress,
+    named,
 )
-from freehold.backends.engines.client import EngineClient
-from freehold.errors import UsageError
+from freehold.catalog.hardware import Device, Rig
+from freehold.config import nearest
+from freehold.errors import EngineLost, UsageError
+from freehold.providers.hop import http_client
 
 HERE = ("127.0.0.1", "localhost", "::1")
 LOOK_S = 2.0  # between two looks at an engine that answers
@@ -133,9 +144,7 @@ class AttachDriver:
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Return it at once, whether it answers by now or not."""
-        engine = AttachedEngine(plan, target_of(plan), self.title)
-        engine.watch()
-        return engine
+        return AttachedEngine(plan, target_of(plan), self.title)
 
     def phase(self, line: str) -> str:
         """Return "": its log is not ours."""
@@ -152,11 +161,6 @@ def target_of(plan: DeployPlan) -> AttachTarget:
     return target(plan.attached, key_env=source.removeprefix("env:"), cleartext=True)
 
 
-def key_of(target: AttachTarget) -> tuple[SecretRef, ...]:
-    """Return the reference of an engine's key, as a plan has it."""
-    return (SecretRef(KEY, f"env:{target.key_env}"),) if target.key_env else ()
-
-
 class AttachedEngine:
     """Implements contract.LaunchedEngine. It dies once it has answered and no longer does, for LOST_S."""
 
@@ -167,21 +171,10 @@ class AttachedEngine:
         self.plan, self.title = plan, title
         self.ended: asyncio.Future[EngineDeath | None] = asyncio.get_running_loop().create_future()
         self.log: deque[str] = deque(maxlen=100)
-        self._at, self._key = at, at.key
+        self.url, self.socket, self.key = f"{at.url}/v1", at.socket, at.key
+        self._at = at
         self._answered = False
-        self._watching: asyncio.Task[None] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"{self._at.url}/v1"
-
-    @property
-    def socket(self) -> Path | None:
-        return self._at.socket
-
-    @property
-    def key(self) -> str:
-        return self._key
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     def progress(self) -> StartProgress:
         """Return whether it answers. Its start is not ours, so it counts as progress."""
@@ -195,10 +188,6 @@ class AttachedEngine:
     def kill(self, why: str) -> None:
         """Let go of it; `ended` says why."""
         self._end(EngineDeath(f"{self.title} at {self._at.shown} was given up: {why}"))
-
-    def watch(self) -> None:
-        """Look at it from now on."""
-        self._watching = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:
         path = _LIVES.get(self.plan.engine, "/v1/models")
@@ -222,3 +211,270 @@ class AttachedEngine:
             if death is not None:
                 self.log.append(death.sentence)
             self.ended.set_result(death)
+
+
+# --- what an engine is that runs already, and the plan by which it is asked -----------------------------
+# Judged by who its models are owned by and by routes that one engine alone has; no prompt is sent. The plan
+# says that hardware and files are not known.
+
+# What /v1/models says of its models' owner -> the engine.
+_OWNERS: dict[str, EngineName] = {
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "tensorrt_llm": "trtllm",
+    "llamacpp": "llamacpp",
+    "library": "ollama",
+    "freehold": "freehold",
+}
+# A route that tells an engine's version, and where in its answer.
+_VERSIONS = {
+    "vllm": ("/version", "version"),
+    "sglang": ("/server_info", "version"),
+    "trtllm": ("/version", "version"),
+    "llamacpp": ("/props", "build_info"),
+    "ollama": ("/api/version", "version"),
+    "freehold": ("/version", "version"),
+}
+FOREIGN = "it runs already: it is neither started nor ended here, and its doors stay as they are"
+BEYOND = (
+    "it is another machine and counts as yours: requests that may not leave the house go there; a server of others "
+    "belongs into the gateway's file, as a provider"
+)
+MOST = 1 << 30  # tokens of a context, and answers at a time: beyond any engine's
+STREAMS = 64  # answers at a time that an engine is given whose own number is not known
+_ELSEWHERE = Device(
+    name="elsewhere",
+    title="hardware that is not known",
+    vendor="",
+    kind="cpu",
+    generation="",
+    memory_gib=0,
+    bandwidth_gb_s=0,
+    watts=0,
+    source="not known",
+    checked=date(2026, 11, 28),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSurvey:
+    """What an engine said of itself."""
+
+    engine: EngineName
+    version: str
+    models: tuple[str, ...]
+    context: int = 0  # tokens; 0: it does not say
+    streams: int = 0
+
+
+def attached_plan(
+    address: str,
+    model: str = "",
+    *,
+    name: str = "",
+    engine: str = "",
+    key_env: str = "",
+    cleartext: bool = False,
+) -> DeployPlan:
+    """Plan for an engine that runs. `model`: what it calls the model; `name`: what clients here call it.
+
+    `engine`: what it is, where that is known: it need not answer now then. Blocks the calling thread, and a running
+    event loop with it, until the engine has answered. Raises UsageError, EngineLost.
+    """
+    at = target(address, key_env=key_env, cleartext=cleartext)
+    survey = _completed(lambda: _survey(at, engine, model))
+    served = _served(at, survey, model)
+    # Whether it gives text or vectors shows when it is asked for one of them: its start is its proof.
+    anatomy = Anatomy(
+        name=served, quant="", architecture="", parts=(), layers=(), context=survey.context, role=""
+    )
+    files = "gguf" if survey.engine in ("llamacpp", "ollama") else "safetensors"
+    return DeployPlan(
+        engine=survey.engine,
+        version=survey.version,
+        model=DeployedModel(named(name or served), at.shown, files, anatomy),
+        nodes=Nodes(Rig(_ELSEWHERE), here=False),
+        secrets=(SecretRef(KEY, f"env:{at.key_env}"),) if at.key_env else (),
+        listens=Listens(socket=at.socket),
+        context=survey.context,
+        streams=survey.streams or STREAMS,
+        notes=(FOREIGN, BEYOND) if at.beyond else (FOREIGN,),
+        attached=at.shown,
+        served=served,
+    )
+
+
+def _completed(survey: Callable[[], Coroutine[Any, Any, EngineSurvey]]) -> EngineSurvey:
+    """Run a survey to its end; in a thread of its own where this one's event loop runs, which takes no second one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(survey())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(survey())).result()
+
+
+async def _survey(at: AttachTarget, engine: str, model: str) -> EngineSurvey:
+    async with at.client() as ask:
+        survey = await surveyed(ask, engine)
+    if survey is not None:
+        return survey
+    if engine and model:
+        return EngineSurvey(engine, "", (model,))  # type: ignore[arg-type]  # drivers.driver checks it
+    raise EngineLost(
+        f"nothing answers at {at.shown}",
+        "start the engine, or say what it is: --engine, and the model's name",
+    )
+
+
+async def surveyed(ask: EngineClient, engine: str = "") -> EngineSurvey | None:
+    """Ask an engine what it is; None where nothing answers. Raises UsageError for a key that it refuses."""
+    listed = await ask.get("/v1/models")
+    if listed is None:
+        return None
+    if listed.status in (401, 403):
+        raise UsageError(
+            f"the engine wants a key (it says {listed.status})",
+            "name the variable that has it: --attach-key-env NAME",
+        )
+    rows: Any = listed.member("data")
+    if listed.status != 200 or not isinstance(rows, list):
+        raise UsageError(
+            f"what answers speaks no dialect of OpenAI's: /v1/models says {listed.status}",
+            "name an engine's address",
+        )
+    rows = [row for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+    rows = [row for row in rows if row["id"].isprintable()]  # they are shown in a terminal
+    known = engine or await _engine(ask, listed.headers.get("Server", ""), rows)
+    path, member = _VERSIONS.get(known, ("", ""))
+    version = await ask.get(path) if path else None
+    version_text = version.member(member) if version is not None and version.status == 200 else None
+    context, streams = await _sizes(ask, known, rows)
+    shown = version_text if isinstance(version_text, str) and version_text.isprintable() else ""
+    return EngineSurvey(known, shown[:64], tuple(row["id"] for row in rows), context, streams)  # type: ignore[arg-type]
+
+
+async def _engine(ask: EngineClient, server: str, rows: list[dict[str, Any]]) -> str:
+    owners = {str(row.get("owned_by", "")) for row in rows}
+    owner_engine = next((_OWNERS[owner] for owner in owners if owner in _OWNERS), None)
+    if owner_engine is not None:
+        return owner_engine
+    if server == "llama.cpp":
+        return "llamacpp"
+    response = await ask.get("/api/version")  # an Ollama without models owns none
+    tells = response is not None and response.status == 200 and response.member("version")
+    return "ollama" if tells else "compatible"
+
+
+async def _sizes(ask: EngineClient, engine: str, rows: list[dict[str, Any]]) -> tuple[int, int]:
+    """Return the context of an answer and the answers at a time, as far as it tells."""
+    context = next((n for row in rows if (n := _count(row.get("max_model_len")))), 0)
+    if engine != "llamacpp":
+        return context, 0
+    props = await ask.get("/props")
+    if props is None or props.status != 200:
+        return context, 0
+    return _count(props.member("default_generation_settings", "n_ctx")), _count(props.member("total_slots"))
+
+
+def _count(value: Any) -> int:
+    """Return a number that an engine tells; 0 for what cannot be one."""
+    return value if type(value) is int and 0 < value <= MOST else 0
+
+
+def _served(at: AttachTarget, survey: EngineSurvey, model: str) -> str:
+    if not model and len(survey.models) == 1:
+        return survey.models[0]
+    if not model:
+        raise UsageError(
+            f"{at.shown} has {len(survey.models)} models: name one",
+            f"it has {', '.join(survey.models[:8]) or 'none'}",
+        )
+    if model in survey.models or not survey.models:
+        return model
+    near = nearest(model, survey.models)
+    raise UsageError(
+        f"{at.shown} has no model {model!r}",
+        f"did you mean {near}?" if near else f"it has {', '.join(survey.models[:8])}",
+    )
+
+
+# --- an engine's own routes, beside the requests that clients make --------------------------------------
+#     async with EngineClient("http://127.0.0.1:8000", key="...") as ask:
+#         reply = await ask.get("/version")      # None where nothing answers
+#         reply.status, reply.member("version")
+# No prompt is ever sent here. Follows no redirect, uses no proxy, reads little.
+
+MOST_REPLY = 4 << 20  # bytes of an answer: an engine's settings, its models
+ASKED_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReply:
+    """An answer of one of its routes."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """Return the body; None where it is not JSON."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+    def member(self, *path: str) -> Any:
+        """Return a member of a member of the body; None where there is none."""
+        value = self.json()
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+
+class EngineClient:
+    """Connections to one engine, for its own routes."""
+
+    def __init__(self, url: str, *, socket: Path | None = None, key: str = "") -> None:
+        """`url`: without a path. Made inside a running event loop."""
+        aiohttp = http_client()
+        connector = aiohttp.UnixConnector(str(socket)) if socket is not None else aiohttp.TCPConnector()
+        headers = {"User-Agent": "freehold"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        self._url = url.rstrip("/")
+        self._faults = aiohttp.ClientError, OSError, TimeoutError
+        self._session = aiohttp.ClientSession(
+            connector=connector, headers=headers, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def get(self, path: str, *, limit_s: float = ASKED_S) -> EngineReply | None:
+        """Return what a route says; None where nothing answers in time."""
+        return await self._request("GET", path, None, limit_s)
+
+    async def post(self, path: str, body: Any, *, limit_s: float = ASKED_S) -> EngineReply | None:
+        """Return what a route says to a JSON body; None where nothing answers in time."""
+        return await self._request("POST", path, body, limit_s)
+
+    async def _request(self, method: str, path: str, body: Any, limit_s: float) -> EngineReply | None:
+        aiohttp = http_client()
+        try:
+            async with self._session.request(
+                method,
+                self._url + path,
+                json=body,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=limit_s),
+            ) as reply:
+                received = bytearray()
+                async for part in reply.content.iter_chunked(1 << 16):
+                    received += part
+                    if len(received) > MOST_REPLY:
+                        break
+                return EngineReply(reply.status, dict(reply.headers), bytes(received[:MOST_REPLY]))
+        except self._faults:
+            return None

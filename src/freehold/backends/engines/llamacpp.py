@@ -26,15 +26,16 @@ from freehold.backends.contract import (
     EngineName,
     EngineNumbers,
     LaunchedEngine,
+    Layout,
     Listens,
     PlanRequest,
     SecretRef,
 )
-from freehold.backends.engines.one_box import room
-from freehold.backends.engines.scrape import series
-from freehold.backends.engines.started import StartedEngine
+from freehold.backends.engines.started import StartedEngine, series
 from freehold.backends.engines.wire import EngineWire
-from freehold.backends.planning.layout import Layout
+from freehold.backends.flags.check import BY_OPTION
+from freehold.backends.flags.schema import schema_of_help
+from freehold.backends.planning.one_machine import room
 from freehold.backends.planning.wording import Wording, opened, refuse_old
 from freehold.errors import UsageError
 from freehold.providers.compatible import MORE_SAMPLING, CompatibleWire
@@ -78,18 +79,13 @@ class LlamaCppWire(EngineWire):
         answer = super().whole(body, job)
         if job.turn != "continue" or not job.messages:
             return answer
-        return _without(answer, job.messages[-1].content)
-
-
-def _without(answer: WholeAnswer, begun: str) -> WholeAnswer:
-    """Remove the text of the begun answer from the beginning of each answer that repeats it."""
-    pieces, seen = [], set[int]()
-    for number, chunk in answer.pieces:
-        if number not in seen and chunk.text:
-            seen.add(number)
-            chunk = replace(chunk, text=chunk.text.removeprefix(begun))
-        pieces.append((number, chunk))
-    return replace(answer, pieces=tuple(pieces))
+        begun, pieces, seen = job.messages[-1].content, [], set[int]()
+        for number, chunk in answer.pieces:
+            if number not in seen and chunk.text:
+                seen.add(number)
+                chunk = replace(chunk, text=chunk.text.removeprefix(begun))
+            pieces.append((number, chunk))
+        return replace(answer, pieces=tuple(pieces))
 
 
 class LlamaCpp(StartedEngine):
@@ -111,18 +107,13 @@ class LlamaCpp(StartedEngine):
         streams = words.number("--parallel")
         whole = words.number("--ctx-size")
         context = whole // (streams or request.streams or 1)
-        in_one = _embeds(request) and not words.number("--ubatch-size")
+        embeds = request.model.anatomy.role == "embedder"
+        in_one = embeds and not words.number("--ubatch-size")
         layout = room(request, self.title, "llama.cpp", context, streams, whole=in_one)
         listens = Listens(request.socket) if request.socket is not None else Listens(port=request.port)
-        _flags(words, layout, listens)
-        return words.plan(
-            self.name,
-            request.engine.command or COMMAND,
-            layout,
-            {},
-            listens=listens,
-            secrets=(KEY,),
-        )
+        _flags(words, layout, listens, embeds)
+        command = request.engine.command or COMMAND
+        return words.plan(self.name, command, layout, listens=listens, secrets=(KEY,))
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Start it with the flags that this build has. Raises UsageError, EngineLost."""
@@ -148,12 +139,7 @@ class LlamaCpp(StartedEngine):
         )
 
 
-def _embeds(request: PlanRequest) -> bool:
-    """Return whether the model gives vectors."""
-    return request.model.anatomy.role == "embedder"
-
-
-def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
+def _flags(words: Wording, layout: Layout, listens: Listens, embeds: bool) -> None:
     request, add = words.request, words.add
     rig, whole = request.nodes.rig, layout.context * layout.streams
     if request.model.here:
@@ -180,32 +166,26 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     add("--cors-origins", "localhost", "by default any web page may read its answers")
     add("--sse-ping-interval", 1, "a stream whose server ends is noticed by its next ping")
     words.listens(listens, "--host")
-    if _embeds(request):
+    if embeds:
         add("--embedding", True, "it gives vectors, not text")
         for batch in ("--batch-size", "--ubatch-size"):
             add(batch, layout.context, "a text whose tokens all see each other is computed in one batch")
-    if request.cache_type:
-        _cache(words, request.cache_type)
-
-
-def _cache(words: Wording, kind: str) -> None:
-    if kind not in CACHE_TYPES:
-        raise UsageError(f"{kind!r} is not a cache of llama.cpp", f"it has {', '.join(CACHE_TYPES)}")
-    for side in "kv":
-        words.add(f"--cache-type-{side}", kind, "asked for")
-    if kind not in ("f32", "f16", "bf16"):
-        words.add("--flash-attn", "on", "a quantised value cache needs it")
+    if kind := request.cache_type:
+        if kind not in CACHE_TYPES:
+            raise UsageError(f"{kind!r} is not a cache of llama.cpp", f"it has {', '.join(CACHE_TYPES)}")
+        for side in "kv":
+            add(f"--cache-type-{side}", kind, "asked for")
+        if kind not in ("f32", "f16", "bf16"):
+            add("--flash-attn", "on", "a quantised value cache needs it")
 
 
 def fitted(plan: DeployPlan, printed: str) -> DeployPlan:
     """Return the plan without what a build lacks, by what its `--help` prints. Raises UsageError for a user's flag."""
-    from freehold.backends.flags import check, help_text
-
-    known = help_text.schema(printed, plan.version)
+    known = schema_of_help(printed, plan.version)
     if not known.flags:
         return plan
     lacking = [flag for flag in plan.flags if known.find(flag.name) is None]
-    refused = next((flag for flag in lacking if flag.reason == check.BY_OPTION), None)
+    refused = next((flag for flag in lacking if flag.reason == BY_OPTION), None)
     if refused is not None:
         near = known.near(refused.name)
         raise UsageError(

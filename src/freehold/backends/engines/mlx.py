@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from freehold.backends.contract import DeployPlan, EngineName, Listens, PlanRequest
-from freehold.backends.engines.one_box import room
 from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineDemands, EngineWire
+from freehold.backends.planning.one_machine import room
 from freehold.backends.planning.wording import opened
 from freehold.backends.process.surroundings import PRIVATE
 from freehold.errors import UsageError
@@ -86,7 +86,11 @@ class Mlx(StartedEngine):
         add("--log-level", "INFO", "DEBUG writes what is asked")
         words.notes.append(OPEN)
         return words.plan(
-            self.name, request.engine.command or ("mlx_lm.server",), layout, dict(PRIVATE), listens=listens
+            self.name,
+            request.engine.command or ("mlx_lm.server",),
+            layout,
+            environment=dict(PRIVATE),
+            listens=listens,
         )
 
 

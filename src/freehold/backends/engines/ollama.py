@@ -22,12 +22,12 @@ from pathlib import Path
 
 from freehold import private
 from freehold.backends.contract import DeployPlan, EngineName, LaunchedEngine, Listens, PlanRequest
-from freehold.backends.engines.client import EngineClient
-from freehold.backends.engines.one_box import room
+from freehold.backends.engines.attach import EngineClient
 from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineDemands, EngineWire
+from freehold.backends.planning.one_machine import room
 from freehold.backends.planning.wording import refuse_old, refuse_scores
-from freehold.backends.process.blanks import filled
+from freehold.backends.process.surroundings import filled
 from freehold.errors import UsageError
 from freehold.providers.openai.wire import SAMPLING
 
@@ -81,25 +81,16 @@ class Ollama(StartedEngine):
         """Plan one server for one GGUF file. Raises UsageError."""
         _check(request)
         layout = room(request, self.title, "llama.cpp")
-        return DeployPlan(
+        command = request.engine.command or ("ollama",)  # the program alone opens a menu
+        return DeployPlan.of(
+            request,
+            layout,
             engine=self.name,
-            version=request.engine.version,
-            schema="",
-            model=request.model,
-            nodes=request.nodes,
-            command=_serving(request.engine.command),
-            flags=(),
+            command=(*command, "serve") if len(command) == 1 else command,
             environment=_environment(layout.context, layout.streams, request.cache_type),
-            secrets=(),
             listens=Listens(port=request.port),
-            sizes=layout.sizes,
-            context=layout.context,
-            streams=layout.streams,
-            replicas=layout.replicas,
-            memory_bytes=layout.memory_bytes,
-            decode=layout.decode,
-            prefill=layout.prefill,
-            basis=layout.basis,
+            cache_bytes=0,  # its variables have no room for one
+            cache_type="",
             notes=(
                 "Ollama has no key: every program on this machine that finds its port may ask it. "
                 "--engine llamacpp runs the same file on a socket that is yours alone.",
@@ -149,11 +140,6 @@ def _check(request: PlanRequest) -> None:
             f"{model.name!r} is not a name that Ollama gives a model",
             "say one with --name, such as qwen3:4b",
         )
-
-
-def _serving(command: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the words that start its server: the program alone, as it is found on PATH, opens a menu."""
-    return (*command, "serve") if len(command) == 1 else command or ("ollama", "serve")
 
 
 def _environment(context: int, streams: int, cache_type: str) -> dict[str, str]:

@@ -2,35 +2,39 @@
 
 A replica is one server with a home of its own in the replica's folder, on loopback, with a key. On this machine the
 home leads to the model's files and packs of ours, so that all replicas map the same weights; each has its part of the
-cores and a cache (planning/siblings.py). Knows no cluster.
-Path: cli/deploy -> OwnEngine.plan -> siblings.shared_out, ray/plan.py: over; OwnEngine.launch -> OwnProcess
+cores and a cache. Knows no cluster.
+Path: cli/deploy -> OwnEngine.plan -> shared_out, ray/plan.py: over; OwnEngine.launch -> OwnProcess
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from freehold import private
+from freehold._native import BLOCK_TOKENS
+from freehold.advisor.anatomy import Anatomy
 from freehold.backends.contract import (
     DeployPlan,
     EngineName,
     EngineNumbers,
     LaunchedEngine,
-    Listens,
-    ParallelSizes,
     PlannedFlag,
     PlanRequest,
     SecretRef,
 )
-from freehold.backends.engines.scrape import series
-from freehold.backends.engines.started import StartedEngine
+from freehold.backends.engines.started import StartedEngine, series
 from freehold.backends.engines.wire import EngineDemands, EngineWire, TokenRoutes, salt
-from freehold.backends.planning import siblings
+from freehold.backends.planning.layout import check_context
 from freehold.errors import UsageError
+from freehold.layers import KV_WIDTHS, MOST_STATES
+from freehold.machine import cpu_quota, default_threads, processor, show_bytes, usable_cores
+from freehold.machine.processor import listed, memory_nodes
+from freehold.platforms import allowed_processors
 from freehold.providers.demands import Demands
-from freehold.serving import Job
+from freehold.serving import POOL_CONTEXTS, Job
 from freehold.version import __version__
 
 MOST_REQUESTS = 1024  # of a replica, computed and waiting: our server's own limits are in front of it
@@ -42,8 +46,8 @@ class _OwnDemands(EngineDemands):
 
     def sampling(self, known: Mapping[str, str]) -> dict[str, Any]:
         """Return all that was given: a neutral value too stands for a default of the model's own."""
-        given = {name: value for name, value in self.job.sampling.items() if value is not None}
-        return {name: value for name, value in given.items() if name != "logit_bias"}
+        sampling = self.job.sampling.items()
+        return {name: value for name, value in sampling if value is not None and name != "logit_bias"}
 
 
 class OwnWire(EngineWire):
@@ -107,16 +111,17 @@ class OwnEngine(StartedEngine):
                 f"{model.source} is not on this machine",
                 f"fetch it: freehold pull {model.base or model.name}",
             )
-        portion = siblings.shared_out(request)
+        portion = shared_out(request)
         word, served, links = _found(request, home)
+        why = "what memory has room for in each replica" if portion.cut else "the model's own"
         flags = [
             PlannedFlag("serve", word, "the model, by a link in the replica's own home"),
             PlannedFlag("--port", "{port}", "a free one of loopback"),
             PlannedFlag("--engine", "freehold", "on processors, whatever else is found"),
             PlannedFlag("--threads", str(portion.threads), "cores that are its own"),
-            PlannedFlag("--context", str(portion.context), _why_context(request, portion)),
+            PlannedFlag("--context", str(portion.context), "asked for" if request.context else why),
             PlannedFlag("--cache-size", str(portion.cache_bytes), "bytes: its part of the memory"),
-            *([_kv_type(request)] if request.cache_type else []),
+            *_kv_type(request),
             PlannedFlag("--keep-alive", "never", "the deployment decides how long it lives"),
             PlannedFlag("--no-disk-cache", None, "a replica's prompts end with it"),
             PlannedFlag("--max-requests", str(MOST_REQUESTS), "of one key: all requests come with the same"),
@@ -125,21 +130,11 @@ class OwnEngine(StartedEngine):
             PlannedFlag("--offline", None, "it fetches nothing"),
             PlannedFlag("--log-level", "warning", "failures only"),
         ]
-        return DeployPlan(
-            engine="freehold",
+        return _plan(
+            request,
+            flags,
             version=request.engine.version or __version__,
-            schema="",
-            model=model,
-            nodes=request.nodes,
-            command=request.engine.command or ("freehold",),
-            flags=tuple(flags),
-            environment={"FREEHOLD_HOME": _HOME, "FREEHOLD_OFFLINE": "1"},
-            secrets=(SecretRef("FREEHOLD_API_KEY"),),
-            listens=Listens(),
-            sizes=ParallelSizes(),
             context=portion.context,
-            streams=request.streams or siblings.STREAMS,
-            replicas=max(1, request.replicas),
             memory_bytes=portion.memory_bytes,
             shared_bytes=portion.shared_bytes,
             cache_bytes=portion.cache_bytes,
@@ -158,7 +153,7 @@ class OwnEngine(StartedEngine):
                 f"{self.title} reads GGUF files there, and {model.source} is {model.files}",
                 "name a GGUF, or --engine vllm",
             )
-        streams = request.streams or siblings.STREAMS
+        most = 4 * (request.streams or POOL_CONTEXTS)
         flags = [
             PlannedFlag("serve", f"{{folder}}/{file_name(model.name)}", "a link to the model's file"),
             PlannedFlag("--port", "{port}", "a free one of loopback"),
@@ -166,27 +161,14 @@ class OwnEngine(StartedEngine):
             PlannedFlag("--keep-alive", "never", "the replica decides how long it lives"),
             PlannedFlag("--offline", None, "the model's file is on each machine"),
             PlannedFlag("--log-level", "warning", "failures only"),
-            PlannedFlag("--max-requests", str(4 * streams), "of one key: all requests come with the same"),
+            PlannedFlag("--max-requests", str(most), "of one key: all requests come with the same"),
         ]
         if request.context:
             flags.append(PlannedFlag("--context", str(request.context), "asked for"))
-        if request.cache_type:
-            flags.append(_kv_type(request))
-        return DeployPlan(
-            engine="freehold",
-            version=request.engine.version,
-            schema="",
-            model=model,
-            nodes=request.nodes,
-            command=request.engine.command or ("freehold",),
-            flags=tuple(flags),
-            environment={"FREEHOLD_HOME": _HOME, "FREEHOLD_OFFLINE": "1"},
-            secrets=(SecretRef("FREEHOLD_API_KEY"),),
-            listens=Listens(),
-            sizes=ParallelSizes(),
-            context=request.context,
-            streams=streams,
-            replicas=max(1, request.replicas),
+        flags += _kv_type(request)
+        return _plan(
+            request,
+            flags,
             links={file_name(model.name): model.source},
             notes=(f"{model.source} has to be on each machine, under this path",),
         )
@@ -222,8 +204,8 @@ def _found(request: PlanRequest, home: Path) -> tuple[str, str, dict[str, str]]:
     if request.stored and source.is_relative_to(models):
         slug = source.relative_to(models).parts[0]
         links[f"home/models/{slug}"] = str(models / slug)
-        made = {f"home/{each}": str(home / each) for each in ("overlays", "adapters")}
-        links |= {name: target for name, target in made.items() if Path(target).is_dir()}
+        folders = [each for each in ("overlays", "adapters") if (home / each).is_dir()]
+        links |= {f"home/{each}": str(home / each) for each in folders}
         return request.stored, request.stored, links
     file = file_name(request.model.name.lower())
     links[file if source.is_file() else file.removesuffix(".gguf")] = str(source)
@@ -231,14 +213,144 @@ def _found(request: PlanRequest, home: Path) -> tuple[str, str, dict[str, str]]:
     return f"{{folder}}/{file if source.is_file() else served}", served, links
 
 
-def _why_context(request: PlanRequest, portion: siblings.Portion) -> str:
-    if request.context:
-        return "asked for"
-    return "what memory has room for in each replica" if portion.cut else "the model's own"
+def _kv_type(request: PlanRequest) -> list[PlannedFlag]:
+    return [PlannedFlag("--kv-type", request.cache_type, "asked for")] if request.cache_type else []
 
 
-def _kv_type(request: PlanRequest) -> PlannedFlag:
-    return PlannedFlag("--kv-type", request.cache_type, "asked for")
+def _plan(request: PlanRequest, flags: Sequence[PlannedFlag], **own: Any) -> DeployPlan:
+    """Return the plan of a server a replica; `own`: what is other than this."""
+    common: dict[str, Any] = {
+        "engine": "freehold",
+        "version": request.engine.version,
+        "model": request.model,
+        "nodes": request.nodes,
+        "command": request.engine.command or ("freehold",),
+        "flags": tuple(flags),
+        "environment": {"FREEHOLD_HOME": _HOME, "FREEHOLD_OFFLINE": "1"},
+        "secrets": (SecretRef("FREEHOLD_API_KEY"),),
+        "context": request.context,
+        "streams": request.streams or POOL_CONTEXTS,
+        "replicas": max(1, request.replicas),
+    }
+    return DeployPlan(**{**common, **own})
+
+
+# --- each replica's part of this machine: cores, memory nodes, and memory besides the weights -------------------
+# Weights are mapped from one packed file, so all replicas have them once; a cache and two processes are each one's own.
+
+USUAL_CONTEXT = 8192  # of a model whose files name none
+# A replica beside weights and cache: HTTP server, engine process, activations of a step.
+# Measured with SmolLM2-135M after prompts of 1,000 tokens: 150 MB of its own; wider models have more activations.
+PROCESS_BYTES = 300 << 20
+LEAST_CACHE = 64 << 20
+_SHARE = 0.9  # of the free memory that replicas may take
+_SLACK = 1.1  # of a cache: whole blocks, and window blocks beside them
+_STEP = 256  # tokens by which a context is cut to what fits
+_LEAST_CONTEXT = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """What each replica is given, and what all of them take."""
+
+    threads: int
+    places: tuple[str, ...]  # processors of each; (): any
+    context: int
+    cache_bytes: int
+    memory_bytes: int  # of one replica, with all weights
+    shared_bytes: int  # the weights
+    cut: bool  # the context is shorter than the model's own, because memory is short
+
+
+def shared_out(request: PlanRequest) -> Portion:
+    """Return each replica's part of this machine. Raises UsageError for too few cores or too little memory."""
+    replicas = max(request.replicas, 1)
+    threads, places = _cores(replicas)
+    context, cache, cut = _memory(request, replicas)
+    weights = request.model.anatomy.weight_bytes
+    return Portion(threads, places, context, cache, weights + PROCESS_BYTES + cache, weights, cut)
+
+
+def _cores(replicas: int) -> tuple[int, tuple[str, ...]]:
+    """Return the threads of each replica, and the processors of each where there are several memory nodes."""
+    cores = default_threads()
+    if replicas > cores:
+        raise UsageError(
+            f"{replicas} replicas need a core each, and this machine has {cores} for them",
+            f"--replicas {cores}",
+        )
+    nodes = memory_nodes(allowed_processors())
+    if replicas == 1 or len(nodes) == 1:
+        return cores // replicas, ()
+    places = places_of(replicas, nodes)
+    sharing = -(-replicas // len(nodes))
+    least = min(usable_cores(processor(), set(place), cpu_quota()) for place in places)
+    return max(min(least // sharing, cores // replicas), 1), tuple(map(listed, places))
+
+
+def places_of(replicas: int, nodes: tuple[frozenset[int], ...]) -> list[frozenset[int]]:
+    """Return the processors of each replica: whole nodes where there are enough, else a node that several share."""
+    count = len(nodes)
+    if replicas >= count:
+        return [nodes[number % count] for number in range(replicas)]
+    bounds = [number * count // replicas for number in range(replicas + 1)]
+    return [frozenset[int]().union(*nodes[bounds[n] : bounds[n + 1]]) for n in range(replicas)]
+
+
+def _memory(request: PlanRequest, replicas: int) -> tuple[int, int, bool]:
+    """Return the context of each replica, the bytes of its cache, and whether memory cut the context."""
+    kind = request.cache_type or "f16"
+    if kind not in KV_WIDTHS:
+        raise UsageError(
+            f"{kind!r} is not a cache of Freehold's own engine", f"it has {', '.join(KV_WIDTHS)}"
+        )
+    width, anatomy = KV_WIDTHS[kind], request.model.anatomy
+    check_context(request.model, request.context)
+    usable = int(request.nodes.rig.memory_bytes * _SHARE)
+    room = (usable - anatomy.weight_bytes) // replicas - PROCESS_BYTES  # of one cache
+    most = anatomy.context or USUAL_CONTEXT
+    # A default takes half of it, so that an upgrade finds room for one replica more.
+    context = (
+        request.context or _longest(anatomy, most, room // 2, width) or _longest(anatomy, most, room, width)
+    )
+    need = max(_cache(anatomy, context or _LEAST_CONTEXT, 1, width), LEAST_CACHE)
+    if need > room or context < min(_LEAST_CONTEXT, most):
+        raise _too_large(request, replicas, usable, need, _longest(anatomy, most, room, width))
+    wanted = max(_cache(anatomy, context, min(request.streams or POOL_CONTEXTS, POOL_CONTEXTS), width), need)
+    cache = min(wanted, room if request.streams else max(room // 2, need))
+    return context, cache, not request.context and context < most
+
+
+def _cache(anatomy: Anatomy, context: int, streams: int, width: float) -> int:
+    """Return the bytes of a cache for a number of conversations of `context` tokens."""
+    states = max(MOST_STATES, streams) * anatomy.state_bytes
+    paged = -(-context // BLOCK_TOKENS) * BLOCK_TOKENS
+    return int(_SLACK * streams * anatomy.cache_bytes(paged, width)) + states
+
+
+def _longest(anatomy: Anatomy, most: int, room: int, width: float) -> int:
+    """Return the longest context of which one conversation fits into `room` bytes, up to `most`; 0 for none."""
+    if _cache(anatomy, most, 1, width) <= room:
+        return most
+    low, high = 0, most // _STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _cache(anatomy, middle * _STEP, 1, width) <= room else (low, middle - 1)
+    return low * _STEP
+
+
+def _too_large(request: PlanRequest, replicas: int, usable: int, cache: int, longest: int) -> UsageError:
+    weights = request.model.anatomy.weight_bytes
+    each = PROCESS_BYTES + cache
+    fewer = (usable - weights) // each if usable > weights else 0
+    ways = [f"--context {longest}"] if longest >= _LEAST_CONTEXT and request.context else []
+    ways += [f"--replicas {fewer}"] if 0 < fewer < replicas else []
+    return UsageError(
+        f"{replicas} {'replica takes' if replicas == 1 else 'replicas take'} {show_bytes(weights + replicas * each)}: "
+        f"weights of {show_bytes(weights)} once and {show_bytes(each)} for each; "
+        f"{show_bytes(usable)} are free for them",
+        ", or ".join(ways) or "free memory, or choose a smaller model",
+    )
 
 
 DRIVER = OwnEngine()

@@ -11,21 +11,26 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from freehold.backends.contract import DeployPlan, EngineName, EngineNumbers, Listens, PlanRequest, SecretRef
-from freehold.backends.engines.scrape import of_label, series
-from freehold.backends.engines.started import StartedEngine
+from freehold.backends.contract import (
+    DeployPlan,
+    EngineName,
+    EngineNumbers,
+    Layout,
+    Listens,
+    PlanRequest,
+    SecretRef,
+)
+from freehold.backends.engines.started import StartedEngine, of_label, series
 from freehold.backends.engines.wire import EngineWire, salt
-from freehold.backends.planning.layout import EngineTraits, Layout, Wanted, Wishes, attention
+from freehold.backends.planning.layout import EngineTraits, Wanted
 from freehold.backends.planning.planning import laid_out
-from freehold.backends.planning.wording import Wording, narrow, opened, share, source, wanted
+from freehold.backends.planning.wording import Wording, opened, source
 from freehold.backends.process.surroundings import PRIVATE
 from freehold.errors import UsageError
 from freehold.providers.compatible import CompatibleWire
 from freehold.serving import Job
 from freehold.types import Format
 
-# SGLang as a running server: its start, its log, its counters, its end.
-# Plans are the driver's own file's.
 # What is here was read in the wheel of 0.5.23 and is tested against a stand-in; no server of it has run here.
 # - Its keys are in a file of the replica's folder, as it reads no variable for them. The routes of administration need
 # the second one, which no client has.
@@ -66,14 +71,67 @@ class SGLangWire(EngineWire):
             body["cache_salt"] = salt(job.tenant)
 
 
-class SGLangServer(StartedEngine):
-    """The half of SGLang's driver that runs it."""
+_SHOWN = frozenset(
+    f"sglang:{name}"
+    for name in (
+        "gen_throughput",
+        "cache_hit_rate",
+        "spec_accept_length",
+        "num_retracted_reqs",
+        "num_aborted_requests_total",
+    )
+)
 
+
+FLAGS = {
+    "tensor": "--tp-size",  # counts every device that shares a layer, those of data attention too
+    "data": "--dp-size",
+    "apart": "--enable-dp-attention",
+    "pipeline": "--pp-size",
+    "expert": "--ep-size",
+    "context": "--context-length",
+    "streams": "--max-running-requests",
+    "cache_type": "--kv-cache-dtype",
+    "memory_share": "--mem-fraction-static",
+    "quantisation": "--quantization",
+}
+TRAITS = EngineTraits("sglang", "SGLang", cpu=False, fp8_while_loading=True)
+COMMAND = ("python", "-m", "sglang.launch_server")
+KEYS = "keys.yaml"
+SECRETS = (SecretRef("api-key", file=KEYS), SecretRef("admin-api-key", file=KEYS))
+MEETING_PORT = 5000  # of a rendezvous between nodes
+
+
+class Sglang(StartedEngine):
+    """Implements contract.EngineDriver."""
+
+    name: EngineName = "sglang"
+    package = "sglang"
+    least = "0.5.23"
     phases = _PHASES
     title = "SGLang"
     wire = SGLangWire()
     metrics_path = "/metrics"
     drains = True
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
+        words = opened(request, self.name, self.title, self.least)
+        wishes = words.wishes(FLAGS)
+        if words.off("--enable-dp-attention"):  # its tensor size counts every device, those of all groups
+            wishes = replace(wishes, sizes=_apart(wishes.sizes))
+        layout = laid_out(request, TRAITS, wishes)
+        environment = dict(PRIVATE)
+        listens = Listens(port=request.port)
+        _flags(words, layout, listens, source(request, environment, words.notes))
+        return words.plan(
+            "sglang",
+            request.engine.command or COMMAND,
+            layout,
+            environment=environment,
+            listens=listens,
+            secrets=SECRETS,
+        )
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Read its counters."""
@@ -89,64 +147,6 @@ class SGLangServer(StartedEngine):
             cache_usage=metrics.get("sglang:token_usage"),
             series={name: v for name, v in metrics.items() if name in _SHOWN},
         )
-
-
-_SHOWN = frozenset(
-    f"sglang:{name}"
-    for name in (
-        "gen_throughput",
-        "cache_hit_rate",
-        "spec_accept_length",
-        "num_retracted_reqs",
-        "num_aborted_requests_total",
-    )
-)
-
-
-TRAITS = EngineTraits("sglang", "SGLang", cpu=False, fp8_while_loading=True)
-COMMAND = ("python", "-m", "sglang.launch_server")
-KEYS = "keys.yaml"
-SECRETS = (SecretRef("api-key", file=KEYS), SecretRef("admin-api-key", file=KEYS))
-MEETING_PORT = 5000  # of a rendezvous between nodes
-
-
-class Sglang(SGLangServer):
-    """Implements contract.EngineDriver; the dialect below runs it."""
-
-    name: EngineName = "sglang"
-    package = "sglang"
-    least = "0.5.23"
-
-    def plan(self, request: PlanRequest) -> DeployPlan:
-        """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
-        words = opened(request, self.name, self.title, self.least)
-        layout = laid_out(request, TRAITS, _wishes(words))
-        environment = dict(PRIVATE)
-        listens = Listens(port=request.port)
-        _flags(words, layout, listens, source(request, environment, words.notes))
-        return words.plan(
-            "sglang",
-            request.engine.command or COMMAND,
-            layout,
-            environment,
-            listens=listens,
-            secrets=SECRETS,
-        )
-
-
-def _wishes(words: Wording) -> Wishes:
-    expert = words.number("--ep-size")
-    sizes = wanted(words, "--tp-size", "--pp-size", "--dp-size", expert > 1 if expert else None)
-    if words.off("--enable-dp-attention"):  # its tensor size counts every device, those of all groups
-        sizes = _apart(sizes)
-    return Wishes(
-        sizes=sizes,
-        context=words.number("--context-length"),
-        streams=words.number("--max-running-requests"),
-        cache_type=narrow(words.value("--kv-cache-dtype")),
-        memory_share=share("--mem-fraction-static", words.value("--mem-fraction-static")),
-        quantisation=words.value("--quantization"),
-    )
 
 
 def _apart(sizes: Wanted) -> Wanted:
@@ -166,20 +166,21 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
     add("--served-model-name", request.model.name, "the deployment's name")
     words.listens(listens)
     add("--config", "{folder}/" + KEYS, "its key and its admin key, in a folder that only you may enter")
-    _parallel(words, layout)
-    words.context("--context-length", layout)
+    # Where the user gave groups of their own, whether they attend apart is theirs to say too.
+    words.sizes(FLAGS, layout, without="apart" if words.value("--dp-size") else "")
+    if layout.across > 1:
+        add("--nnodes", layout.across, why["pipeline"])
+        add("--node-rank", "{rank}", "of this node")
+        add("--dist-init-addr", f"{{head}}:{MEETING_PORT}", "where the nodes meet: keep that network private")
+    add("--context-length", layout.context, why["context"])
     words.override("--json-model-override-args", layout)
     add("--max-running-requests", layout.streams, why["streams"])
     add("--mem-fraction-static", f"{layout.memory_share:g}", "of each device, for weights and cache")
-    if layout.cache_type:
-        add(
-            "--kv-cache-dtype",
-            "fp8_e4m3" if layout.cache_type == "fp8" else layout.cache_type,
-            why.get("cache_type", "asked for"),
-        )
-    if layout.quantise:
+    words.cache_type("--kv-cache-dtype", layout, fp8="fp8_e4m3")
+    if (
+        layout.quantise
+    ):  # by layers: else all weights in 16 bits are on the device before the first is rounded
         add("--quantization", layout.quantise, why["quantise"])
-    if layout.quantise:  # else all weights in 16 bits are on the device before the first is rounded
         add("--load-format", "layered", "rounds layer by layer: the weights fit only then")
     else:
         add("--load-format", "safetensors", "never a pickle")
@@ -197,26 +198,6 @@ def _drafting(model: str) -> str:
     """Return the flags that draft tokens: by a model's own layers, or by a draft model."""
     flags = ["--speculative-algorithm=EAGLE3", f"--speculative-draft-model-path={model}"] if model else []
     return " ".join(f"--engine-flag={flag}" for flag in flags or ["--speculative-algorithm=EAGLE"])
-
-
-def _parallel(words: Wording, layout: Layout) -> None:
-    """Add the sizes; a tensor group counts every device that shares a layer, those of data attention too."""
-    sizes, why, add = layout.sizes, layout.why, words.add
-    apart = attention(sizes)
-    if sizes.tensor * apart > 1:
-        add("--tp-size", sizes.tensor * apart, why["tensor"])
-    if sizes.data > 1:
-        add("--dp-size", sizes.data, why["data"])
-    if apart > 1 and not words.value("--dp-size"):
-        add("--enable-dp-attention", True, why["data"])
-    if sizes.pipeline > 1:
-        add("--pp-size", sizes.pipeline, why["pipeline"])
-    if sizes.expert > 1:
-        add("--ep-size", sizes.expert, why["expert"])
-    if layout.across > 1:
-        add("--nnodes", layout.across, why["pipeline"])
-        add("--node-rank", "{rank}", "of this node")
-        add("--dist-init-addr", f"{{head}}:{MEETING_PORT}", "where the nodes meet: keep that network private")
 
 
 DRIVER = Sglang()

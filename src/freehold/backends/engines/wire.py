@@ -132,3 +132,22 @@ def salt(tenant: str) -> str:
 def is_repeatable(job: Job) -> bool:
     """Whether the same job has the same answer again, as far as an engine is deterministic: greedy, or with a seed."""
     return job.n == 1 and (job.sampling.get("temperature") == 0 or job.sampling.get("seed") is not None)
+
+
+# --- openAI's routes as vLLM has them ---------------------------------------------------------------
+# Priority, the tenant's part of the prefix cache, prompts and answers as ids.
+
+
+class VllmWire(EngineWire):
+    """OpenAI's routes as vLLM has them."""
+
+    gives_ids = True
+    takes_ids = True
+    tokens = TokenRoutes()
+
+    def extras(self, body: dict[str, Any], job: Job) -> None:
+        """Write the priority, of which the lower is scheduled first, and the tenant's own part of the prefix cache."""
+        if job.priority == "batch":
+            body["priority"] = 1
+        if job.tenant:
+            body["cache_salt"] = salt(job.tenant)

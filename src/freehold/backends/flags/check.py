@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -68,13 +68,12 @@ def refused(schema: FlagSchema, spelling: str, value: str | None) -> FlagRule | 
     """Return the rule that refuses a flag in this spelling; None: it is taken. A key of a flag counts as the flag."""
     head = spelling.partition(".")[0]
     spec = schema.find(head)
-    names = [head] if spec is None else [spec.name, *spec.also]
+    names = [head]
     if not (head.startswith(_OFF) and spec is not None and spec.kind == "on-off"):
-        names = [n for n in names if not n.startswith(_OFF)]
-    else:
-        names = [head]
+        every = [head] if spec is None else [spec.name, *spec.also]
+        names = [n for n in every if not n.startswith(_OFF)]
     plain = [alike(n).lstrip("-") for n in names]
-    return next((d for d in _doors() if d.shuts(value) and any(map(d.name.fullmatch, plain))), None)
+    return next((d for d in _doors("any") if d.shuts(value) and any(map(d.name.fullmatch, plain))), None)
 
 
 def _checked(schema: FlagSchema, text: str) -> tuple[FlagSpec, PlannedFlag]:
@@ -100,17 +99,14 @@ def _checked(schema: FlagSchema, text: str) -> tuple[FlagSpec, PlannedFlag]:
 def _refused_key(spelling: str, value: str | None) -> tuple[str, FlagRule] | None:
     """Return a key of a flag's JSON, or of its dotted name, that is refused, and the rule; None: all are taken."""
     _, *path = spelling.split(".")
-    pairs: list[tuple[str, Any]] = [(key, {}) for key in path[:-1]]
-    pairs += [(key, value) for key in path[-1:]]
+    pairs: list[tuple[str, Any]] = [*((key, {}) for key in path[:-1]), *((key, value) for key in path[-1:])]
     if value is not None and value.lstrip()[:1] in ("{", "["):
-        with suppress(
-            ValueError, RecursionError
-        ):  # other text than JSON is refused by its kind, or is a text
+        with suppress(ValueError, RecursionError):  # other text is refused by its kind, or is a text
             pairs += _pairs(json.loads(value))
     for key, held in pairs:
         plain = alike(key)
         text = None if isinstance(held, dict | list) else held if isinstance(held, str) else json.dumps(held)
-        for rule in _key_doors():
+        for rule in _doors("key"):
             if rule.name.fullmatch(plain) and rule.shuts(text):
                 return key, rule
     return None
@@ -135,10 +131,9 @@ def _instead(schema: FlagSchema, spelling: str) -> str:
             counterpart = next((n for n in group["names"] if schema.has(n)), "")
             if counterpart:
                 return f"{schema.engine} calls it {counterpart}"
-    near = schema.near(spelling, lambda name: refused(schema, name, None) is None)
-    return (
-        f"did you mean {near}?" if near else f"freehold knows the {len(schema.flags)} flags of {schema.title}"
-    )
+    if near := schema.near(spelling, lambda name: refused(schema, name, None) is None):
+        return f"did you mean {near}?"
+    return f"freehold knows the {len(schema.flags)} flags of {schema.title}"
 
 
 def _parted(text: str) -> tuple[str, str | None]:
@@ -188,45 +183,28 @@ def _misread(spec: FlagSpec, value: str | None) -> str:
 
 
 def _pattern(spec: FlagSpec) -> str:
-    return (
-        spec.name
-        if not spec.takes_value
-        else f"{spec.name}=" + ("|".join(spec.choices) if 0 < len(spec.choices) <= 6 else spec.kind.upper())
+    value = "|".join(spec.choices) if 0 < len(spec.choices) <= 6 else spec.kind.upper()
+    return f"{spec.name}={value}" if spec.takes_value else spec.name
+
+
+@cache
+def _doors(which: str) -> tuple[FlagRule, ...]:
+    """Return the rules for any flag, or for a key of a flag's JSON."""
+    return tuple(
+        FlagRule(
+            re.compile(raw.get("name") or raw["key"]),
+            raw["why"],
+            raw.get("hint", ""),
+            frozenset(raw.get("only", ())),
+            frozenset(raw.get("not", ())),
+            raw.get("secret", False),
+            raw.get("dotted", False),
+        )
+        for raw in _data()[which]
     )
-
-
-def verified(schema: FlagSchema, flags: Iterable[PlannedFlag]) -> None:
-    """Check that every flag of a plan is the schema's and has a value of its kind: a mistake here is ours."""
-    for flag in flags:
-        spec = schema.find(flag.name) or _within(schema, flag.name)
-        problem = "unknown" if spec is None else _problem(spec, flag.name, flag.value)
-        if problem and "{" not in (flag.value or ""):
-            raise AssertionError(f"{schema.title}: {flag.name} {flag.value}: {problem}")
-
-
-@cache
-def _doors() -> tuple[FlagRule, ...]:
-    return tuple(_door(raw) for raw in _data()["any"])
-
-
-@cache
-def _key_doors() -> tuple[FlagRule, ...]:
-    return tuple(_door(raw) for raw in _data()["key"])
 
 
 @cache
 def _data() -> dict[str, Any]:
     text = resources.files("freehold.backends.flags").joinpath("doors.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)
-
-
-def _door(raw: Mapping[str, Any]) -> FlagRule:
-    return FlagRule(
-        re.compile(raw.get("name") or raw["key"]),
-        raw["why"],
-        raw.get("hint", ""),
-        frozenset(raw.get("only", ())),
-        frozenset(raw.get("not", ())),
-        raw.get("secret", False),
-        raw.get("dotted", False),
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -112,13 +112,9 @@ class FlagSchema:
         known = [s for s in self.spellings if s.startswith("--") != short and s == alike(s)]
         for among in ([s for s in known if taken(s)], known):
             if near := nearest_word(wanted, among) or _by_words(wanted, among):
-                return self._as_spelled(near)
+                spec = self.flags[self.spellings[near]]  # with the underscores that the engine has in it
+                return next(s for s in (spec.name, *spec.also) if alike(s) == near)
         return ""
-
-    def _as_spelled(self, spelling: str) -> str:
-        """Return it with the underscores that the engine has in it."""
-        spec = self.flags[self.spellings[spelling]]
-        return next(s for s in (spec.name, *spec.also) if alike(s) == spelling)
 
 
 def _by_words(wanted: str, known: list[str]) -> str:
@@ -182,17 +178,76 @@ def _read(engine: str, version: str) -> FlagSchema:
 
 def schema_of(engine: str, version: str, rows: Iterable[Sequence[Any]]) -> FlagSchema:
     """Return a schema of rows: name, kind, and what else is known of a flag."""
-    specs = [_spec(*row) for row in rows]
+    specs = []
+    for name, kind, *more in rows:
+        known = dict(more[0]) if more else {}
+        lists = {key: tuple(known.pop(key, ())) for key in ("also", "choices")}
+        specs.append(FlagSpec(name, kind, **lists, **known))
     spellings = {s: f.name for f in specs for s in (f.name, *f.also)}
-    return FlagSchema(
-        engine,
-        version,
-        {f.name: f for f in specs},
-        {**{alike(s): n for s, n in spellings.items()}, **spellings},
-    )
+    flags = {f.name: f for f in specs}
+    return FlagSchema(engine, version, flags, {**{alike(s): n for s, n in spellings.items()}, **spellings})
 
 
-def _spec(name: str, kind: Kind, more: Mapping[str, Any] | None = None) -> FlagSpec:
-    fields = dict(more or {})
-    lists = {key: tuple(fields.pop(key, ())) for key in ("also", "choices")}
-    return FlagSpec(name, kind, **lists, **fields)
+# --- the flags of llama.cpp's server, from what `llama-server --help` prints ----------------------------
+#     help_rows(text)         # as a file of data/ has them: [name, kind, {also, choices, status}]
+# Its help is made for people: names up to the first gap, then what stands for a value, then words. What is
+# not clear (a number that may be a word) is taken as text: the server itself then has the last word.
+
+Row = list[Any]
+_NAME = re.compile(r"(?:^|, )(--?[A-Za-z][\w-]*)")
+_ALLOWED = re.compile(r"allowed values: ([\w, ]+)")
+_DEFAULT = re.compile(r"\bdefault: (-?\d+(\.\d+)?)\b")
+
+
+def schema_of_help(text: str, version: str) -> FlagSchema:
+    """Return the flags that a binary prints, as a schema of its own."""
+    return schema_of("llamacpp", version, help_rows(text))
+
+
+def help_rows(text: str) -> list[Row]:
+    """Return a row for each flag."""
+    return [_row(spec, words) for spec, words in _entries(text)]
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the part with the names and the words about it."""
+    spec, words = "", list[str]()
+    for line in [*text.splitlines(), ""]:
+        if spec and not line.startswith(" "):
+            yield spec, " ".join(words)
+            spec, words = "", []
+        if line.startswith("-") and not line.startswith("-----"):
+            parts = re.split(r"\s{2,}", re.sub(r",\s+", ", ", line.rstrip()), maxsplit=1)
+            spec, words = parts[0], parts[1:]
+        elif spec:
+            words.append(line.strip())
+
+
+def _row(spec: str, words: str) -> Row:
+    names = _NAME.findall(spec)
+    hint = spec[spec.rindex(names[-1]) + len(names[-1]) :].strip()
+    plain = [n for n in names if n.startswith("--") and not n.startswith("--no-")]
+    longest = [n for n in names if n.startswith("--")]
+    name = (plain or longest or names)[0]
+    kind, choices = _kind(names, hint, words)
+    more: dict[str, Any] = {}
+    if len(names) > 1:
+        more["also"] = [n for n in names if n != name]
+    if choices:
+        more["choices"] = choices
+    if "DEPRECATED" in words:
+        more["status"] = "deprecated"
+    return [name, kind, more] if more else [name, kind]
+
+
+def _kind(names: list[str], hint: str, words: str) -> tuple[str, list[str]]:
+    if not hint:
+        return ("on-off" if any(n.startswith("--no-") for n in names) and len(names) > 1 else "switch"), []
+    if hint[0] in "[{<" and hint[-1] in "]}>" and re.fullmatch(r"[\w|,.-]+", hint[1:-1]) and ".." not in hint:
+        choices = re.split(r"[|,]", hint[1:-1])
+        return "text", choices if len(choices) > 1 else []
+    if allowed := _ALLOWED.search(words):
+        return "text", [w.strip() for w in allowed[1].split(",") if w.strip()]
+    if hint in ("N", "PORT") and (default := _DEFAULT.search(words)) and "'auto'" not in words:
+        return ("float" if default[2] else "int"), []
+    return "text", []

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 from freehold import catalog
 from freehold.advisor.anatomy import Anatomy, WeightGroup, expert_width, from_catalogue, in_quant
 from freehold.advisor.file_anatomy import SizeKeys, config_context, config_head_dim, config_layers, from_file
-from freehold.backends.contract import DeployedModel, Nodes
-from freehold.backends.names import named
+from freehold.backends.contract import DeployedModel, Nodes, named
 from freehold.backends.planning import parsers
 from freehold.catalog import quants
 from freehold.catalog.hardware import Device, Rig, device, rig
@@ -61,9 +60,13 @@ def deployed(settings: Settings, text: str, *, name: str = "", quant: str = "") 
 
     parsed = parse_ref(text)
     if parsed.kind == "path":
-        deployed_model = of_path(Path(parsed.text))
-        _check_quant(deployed_model, quant)
-        return replace(deployed_model, name=named(name or deployed_model.name))
+        model = of_path(Path(parsed.text))
+        if quant and quants.mix(quant).name != model.anatomy.quant:
+            raise UsageError(
+                f"--quant {quant}: {model.source} is in {model.anatomy.quant}",
+                "leave it out: files are what they are; --quant chooses among copies at the hub",
+            )
+        return replace(model, name=named(name or model.name))
     if not quant:
         try:
             ref = Store(settings).resolve(text)
@@ -71,27 +74,15 @@ def deployed(settings: Settings, text: str, *, name: str = "", quant: str = "") 
             pass
         else:
             return replace(of_path(ref.path, ref.name), name=named(name or ref.name))
-    deployed_model = at_the_hub(parsed.repo or text, quant or parsed.quant)
-    return replace(deployed_model, name=named(name or text))
-
-
-def _check_quant(model: DeployedModel, quant: str) -> None:
-    """Raise UsageError where files have another type of weights than was asked for."""
-    if quant and quants.mix(quant).name != model.anatomy.quant:
-        raise UsageError(
-            f"--quant {quant}: {model.source} is in {model.anatomy.quant}",
-            "leave it out: files are what they are; --quant chooses among copies at the hub",
-        )
+    return replace(at_the_hub(parsed.repo or text, quant or parsed.quant), name=named(name or text))
 
 
 def of_path(path: Path, name: str = "") -> DeployedModel:
     """Return a folder of safetensors or a GGUF file. `name`: what else it is called, for its family."""
-    if path.is_dir():
-        return _of_folder(path, name)
     if not path.exists():
         raise ModelNotFound(f"there is no {path}", "name a folder, a GGUF file, or a model of the catalogue")
-    if path.suffix == ".safetensors":
-        return _of_folder(path.parent, name)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return _of_folder(path if path.is_dir() else path.parent, name)
     return _of_gguf(path, name)
 
 
@@ -124,6 +115,9 @@ def of_catalogue(model: Model, quant: str = "", copy: Copy | None = None) -> Dep
     kind = (quant or USUAL_GGUF) if gguf else copy.quant if copy else quant or model.native or "BF16"
     anatomy = from_catalogue(model, kind)
     source = copy.repository if copy else model.id
+    # Blocks lie along an expert's width, where its width is known: labs' FP8 has blocks of 128.
+    width, block = expert_width(model), {"FP8": 128, "INT4": 128, "INT4-32": 32}.get(anatomy.quant, 0)
+    whole = not gguf and not (copy and copy.channels) and block and width % block == 0
     return DeployedModel(
         name=model.name or model.id,
         source=f"{source}:{anatomy.quant}" if gguf else source,
@@ -138,7 +132,7 @@ def of_catalogue(model: Model, quant: str = "", copy: Copy | None = None) -> Dep
         thinks=None if not model.thinking else model.thinking != "none",
         template=model.instructed,
         here=False,
-        blocks=0 if gguf or (copy and copy.channels) else _published_blocks(model, anatomy.quant),
+        blocks=width // block if whole else 0,
         base=model.id,
     )
 
@@ -151,12 +145,6 @@ def _not_published(model: Model, quant: str) -> UsageError:
     return UsageError(f"no copy of {model.id} in {quant} is known", "; ".join(hints))
 
 
-def _published_blocks(model: Model, quant: str) -> int:
-    """Return the blocks along an expert's width, where its width is known: labs' FP8 has blocks of 128."""
-    width, size = expert_width(model), {"FP8": 128, "INT4": 128, "INT4-32": 32}.get(quant, 0)
-    return width // size if size and width % size == 0 else 0
-
-
 def _of_folder(folder: Path, name: str) -> DeployedModel:
     config = _json(folder / "config.json")
     if not config:
@@ -167,11 +155,13 @@ def _of_folder(folder: Path, name: str) -> DeployedModel:
     keys = SizeKeys(text if isinstance(text, Mapping) else config, "")
     method, quant = quantisation(config)
     template = _template(folder)
+    # sentence-transformers' folders list the parts that make vectors.
+    role = "embedder" if (folder / "modules.json").exists() else "generator"
     return DeployedModel(
         name=name or folder.resolve().name,
         source=str(folder.resolve()),
         files="safetensors",
-        anatomy=replace(_anatomy(folder, keys, quant), role=_role(folder)),
+        anatomy=replace(_anatomy(folder, keys, quant), role=role),
         family=parsers.family((name, folder.resolve().name), "", str(config.get("model_type", ""))),
         heads=keys.number("num_attention_heads"),
         kv_heads=keys.number("num_key_value_heads", "num_attention_heads"),
@@ -217,27 +207,20 @@ def _of_gguf(path: Path, name: str) -> DeployedModel:
 
 def quantisation(config: Mapping[str, Any]) -> tuple[str, str]:
     """Return how config.json says that its weights are packed: the engine's word, and the catalogue's; or two ""."""
-    quantisation_config = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(quantisation_config, Mapping):
+    packing = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(packing, Mapping):
         return "", ""
-    method = str(
-        quantisation_config.get("quant_method") or quantisation_config.get("quant_algo") or ""
-    ).lower()
-    return method, _catalogued(method, quantisation_config)
-
-
-def _catalogued(method: str, quantisation_config: Mapping[str, Any]) -> str:
-    words = json.dumps(quantisation_config).lower()
-    if "nvfp4" in words:
-        return "NVFP4"
-    if "mxfp4" in words:
-        return "MXFP4"
+    method = str(packing.get("quant_method") or packing.get("quant_algo") or "").lower()
+    words = json.dumps(packing).lower()
+    for four_bits in ("NVFP4", "MXFP4"):
+        if four_bits.lower() in words:
+            return method, four_bits
     if method in ("fp8", "fbgemm_fp8") or '"float"' in words or "fp8" in words:
-        return "FP8"
+        return method, "FP8"
     bits = re.search(r'"(?:num_)?(?:w_)?bits": (\d+)', words)
     if (bits and bits[1] == "4") or method in ("awq", "gptq") or "load_in_4bit" in words:
-        return "INT4-32" if re.search(r'"(?:q_)?group_size": 32\b', words) else "INT4"
-    return ""
+        return method, "INT4-32" if re.search(r'"(?:q_)?group_size": 32\b', words) else "INT4"
+    return method, ""
 
 
 def _blocks(config: Mapping[str, Any], keys: SizeKeys) -> int:
@@ -248,11 +231,6 @@ def _blocks(config: Mapping[str, Any], keys: SizeKeys) -> int:
     return width // int(match[1]) if match and int(match[1]) and width % int(match[1]) == 0 else 0
 
 
-def _role(folder: Path) -> str:
-    """Return what a folder's model gives: sentence-transformers' folders list the parts that make vectors."""
-    return "embedder" if (folder / "modules.json").exists() else "generator"
-
-
 def _anatomy(folder: Path, keys: SizeKeys, quant: str) -> Anatomy:
     """Return a folder's sizes; types that our own readers refuse are counted by the files' bytes alone."""
     try:
@@ -261,14 +239,14 @@ def _anatomy(folder: Path, keys: SizeKeys, quant: str) -> Anatomy:
         anatomy = _by_size(folder, keys, quant)
     except BadModelFile as error:
         raise BadModelFile(error.message, error.hint or "fetch the folder again") from error
-    if quant:
-        return replace(anatomy, quant=quant, parts=tuple(_unpacked(p, quant) for p in anatomy.parts))
-    return in_quant(anatomy, "BF16") if anatomy.quant in ("F32", "F64") else anatomy
-
-
-def _unpacked(part: WeightGroup, quant: str) -> WeightGroup:
-    """Return a part with the four-bit weights that its values hold, two a byte; the bytes are right as they are."""
-    return replace(part, type=quant, weights=part.bytes * 2) if part.type in _PACKED else part
+    if not quant:
+        return in_quant(anatomy, "BF16") if anatomy.quant in ("F32", "F64") else anatomy
+    # Packed values hold weights of four bits, two a byte; the bytes are right as they are.
+    parts = (
+        replace(part, type=quant, weights=part.bytes * 2) if part.type in _PACKED else part
+        for part in anatomy.parts
+    )
+    return replace(anatomy, quant=quant, parts=tuple(parts))
 
 
 def _by_size(folder: Path, keys: SizeKeys, quant: str) -> Anatomy:
@@ -359,12 +337,10 @@ def _depth(value: Any) -> int:
     """Return how deep a JSON value is nested, or the first number beyond what is taken."""
     level, depth = [value], 0
     while level and depth <= _MOST_DEEP:
-        held = [
-            each.values() if isinstance(each, dict) else each
-            for each in level
-            if isinstance(each, dict | list)
-        ]
-        level, depth = [inner for each in held for inner in each], depth + 1
+        inner: list[Any] = []
+        for each in level:
+            inner += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+        level, depth = inner, depth + 1
     return depth
 
 
@@ -386,18 +362,18 @@ def nodes_here(home: Path) -> Nodes:
     if this.device:
         gpu = device(this.device)
         return Nodes(Rig(replace(gpu, memory_gib=this.memory / (1 << 30))))
-    return Nodes(_processor(this))
+    return _processor(this)
 
 
 def processor_here(home: Path) -> Nodes:
     """Return this machine's processor with its free memory, whatever GPUs are beside it: our own engine runs there."""
     from freehold.advisor import machine
 
-    return Nodes(_processor(machine.here(home, measure=False)))
+    return _processor(machine.here(home, measure=False))
 
 
-def _processor(this: Machine) -> Rig:
-    return Rig(processor(this.cpu, this.threads, this.free, this.rates.read_gb_s))
+def _processor(this: Machine) -> Nodes:
+    return Nodes(Rig(processor(this.cpu, this.threads, this.free, this.rates.read_gb_s)))
 
 
 def processor(title: str, threads: int, free: int, read_gb_s: float) -> Device:
@@ -431,21 +407,15 @@ def nodes_on(text: str, count: int = 0) -> Nodes:
         raise UsageError(f"{text!r} has {count_in_text} boxes, and {count} are asked for", "say it once")
     box = rig(match[2] if match else text)
     boxes = count_in_text or count
-    if not boxes:
-        boxes, box = _boxes(box, text)
-    if not 1 <= boxes <= MOST_NODES:
-        raise UsageError(f"{boxes} boxes are not within 1..{MOST_NODES}", "2x8xh100 is two boxes of eight")
-    return Nodes(box, boxes, here=False)
-
-
-def _boxes(box: Rig, text: str) -> tuple[int, Rig]:
-    """Return the boxes that a number of devices fills, and one of them. Raises UsageError for one that is not full."""
     most = box.device.box
-    if box.count <= most:
-        return 1, box
-    if box.count % most:
+    if not boxes and box.count > most and box.count % most:
         raise UsageError(
             f"{text!r}: a box has {most} of {box.device.title}, and {box.count} fill none evenly",
             f"--on {most * -(-box.count // most)}x{box.device.name}, or --on {box.count % most}x{box.device.name}",
         )
-    return box.count // most, Rig(box.device, most)
+    if not boxes:
+        boxes = max(box.count // most, 1)
+        box = Rig(box.device, min(box.count, most))
+    if not 1 <= boxes <= MOST_NODES:
+        raise UsageError(f"{boxes} boxes are not within 1..{MOST_NODES}", "2x8xh100 is two boxes of eight")
+    return Nodes(box, boxes, here=False)

@@ -1,25 +1,28 @@
-"""A layout: sizes, context, streams and cache of an engine, and what decides them.
+"""What decides a layout: how a model may be spread, what an engine can, what the user wants; and what would fit.
 
-Types alone; planning.py and processors.py fill them, each engine's driver words them in its own flags.
-Path: EngineDriver.plan -> EngineTraits, Wishes -> planning.laid_out -> Layout
+planning.py and one_machine.py fill a Layout, each engine's driver words it in its own flags. Knows no flag.
+Path: EngineDriver.plan -> EngineTraits, Wishes -> planning.laid_out -> Layout; misfit -> UsageError
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
-from freehold.advisor.anatomy import WeightGroup
+from freehold import catalog
+from freehold.advisor import engines, roofline
+from freehold.advisor.anatomy import Anatomy, WeightGroup, from_catalogue, in_quant
 from freehold.advisor.engines import UpstreamEngine
-from freehold.advisor.interval import Interval
-from freehold.backends.contract import DeployedModel, ParallelSizes
-from freehold.catalog.hardware import Device
+from freehold.backends.contract import DeployedModel, ParallelSizes, PlanRequest
+from freehold.catalog import hardware, quants
+from freehold.catalog.hardware import Device, Rig
+from freehold.catalog.model import Stretch
 from freehold.errors import UsageError
 from freehold.layers import CONV_WIDTH
+from freehold.machine import show_bytes
 
-# Spreads a model over devices: tensor parallel inside a node before pipeline across nodes.
-# Heads divide, and heads of keys and values divide or are copied evenly; experts divide among the devices of
-# a tensor group.
+# A model is spread over devices tensor parallel inside a node before pipeline across nodes. Heads divide, and heads of
+# keys and values divide or are copied evenly; experts divide among the devices of a tensor group.
 EXPERTS_FROM = 8  # devices of a tensor group from which each holds whole experts: their slices get too narrow
 
 
@@ -153,12 +156,8 @@ def _does_not_divide(model: DeployedModel, tensor: int, devices: int, copies: bo
 
 GIB = 1 << 30
 USUAL = 4096  # tokens of a conversation by which streams are counted; longer ones take the room of several
-CPU_CONTEXT = 8192  # on a processor, whose prompts are slow, unless another number is asked for
 WANTED_STREAMS = 8  # that the sizes leave room for, where it is to be had
-CPU_STREAMS = 16  # at a time on processors, where no number is asked for
-# A server process and each rank of vLLM's CPU build before weights: 1.1 GB was measured of the server.
-PROCESS_BYTES = 1.2 * GIB
-CPU_SHARE = 0.85  # of the free memory; the rest is the system's, and this server's own
+COPIES = "copies inside one engine: they end together; replicas do not"  # why data parallel has its size
 _LEFT = Wanted()
 
 
@@ -186,34 +185,6 @@ class Wishes:
     quantisation: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What an engine is given, and what it then takes. `why`: a reason by field's name."""
-
-    sizes: ParallelSizes
-    replicas: int
-    across: int  # nodes of one replica
-    context: int
-    streams: int
-    memory_share: float  # of a device; 0: none is set (processors)
-    cache_bytes: int  # of keys and values, on each device
-    cache_type: str  # fp8; "": as the model
-    cache_tokens: int = field(default=0, kw_only=True)  # that a replica's cache holds; 0: not counted
-    quantise: str  # fp8: the engine rounds while it loads; "": nothing
-    memory_bytes: int  # of one replica, on all its devices
-    decode: Interval | None
-    prefill: Interval | None
-    basis: str
-    why: Mapping[str, str] = field(default_factory=dict)
-    warning: str = ""  # why it serves hardly anyone
-    notes: tuple[str, ...] = ()
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether it runs on processors."""
-        return not self.memory_share
-
-
 def large_step(device: Device) -> int:
     """Return the tokens of a step by default where a device is large, else 0.
 
@@ -228,3 +199,99 @@ def large_step(device: Device) -> int:
 def usual_streams(engine: UpstreamEngine, device: Device) -> int:
     """Return the requests at a time that an engine takes by default; its cache makes others wait, not this number."""
     return engine.streams if large_step(device) or engine.name != "vllm" else min(engine.streams, 256)
+
+
+# --- words why an engine cannot run a model on some hardware, and what would fit --------------------
+# Tries more devices and rounder weights by the same arithmetic.
+
+_COUNTS = (1, 2, 4, 8)  # devices of a box, as they are sold
+_BOXES = (2, 4)
+_ROUNDER = {"BF16": ("FP8", "INT4"), "F16": ("FP8", "INT4"), "FP8": ("INT4",)}
+_LARGER = ("a100", "h100", "h200", "b200")  # what is rented most, by memory
+
+
+def misfit(request: PlanRequest, traits: EngineTraits, why: str, *hints: str) -> UsageError:
+    """Return the error: why it does not fit, and what would: `hints`, larger hardware, rounder weights."""
+    model, nodes = request.model, request.nodes
+    where = nodes.rig.name if nodes.count == 1 else f"{nodes.count} x {nodes.rig.name}"
+    reasons = [*filter(None, hints), *_would(request, traits)]
+    return UsageError(
+        f"{model.name} in {model.anatomy.quant} does not fit {traits.title} on {where}: {why}",
+        "; ".join(reasons),
+    )
+
+
+def stretch_of(model: DeployedModel, context: int) -> Stretch | None:
+    """Return how a model's card stretches its context, where `context` needs that; else None."""
+    if not (model.base and model.anatomy.context and context > model.anatomy.context):
+        return None
+    return catalog.model(model.base).stretch
+
+
+def check_context(model: DeployedModel, context: int) -> None:
+    """Raise UsageError for a context beyond what a model was made for, and its card stretches; 0 is a choice left."""
+    most, stretch = model.anatomy.context, stretch_of(model, context)
+    if context >= 0 and (not most or context <= (stretch.context if stretch else most)):
+        return
+    beyond = stretch.says if stretch else ""
+    raise UsageError(
+        f"a context of {context:,} tokens: {model.name} was made for {most:,}{beyond}", f"--context {most}"
+    )
+
+
+def _would(request: PlanRequest, traits: EngineTraits) -> list[str]:
+    """Return what would fit: more of these devices, rounder weights, larger devices, another engine."""
+    anatomy, device = request.model.anatomy, request.nodes.rig.device
+    engine = engines.engine(traits.engine)
+    if device.kind == "mac":
+        return ["--engine mlx or llamacpp runs on Macs"]
+    if not engine.runs_on(device):
+        return ["--engine llamacpp runs there", "--on 1xh100 plans for a GPU"]
+    ways = []
+    context = request.context or min(anatomy.context or 4096, 4096)
+    if more := _count(request, anatomy, device.name, traits, context):
+        ways.append(f"--on {more} would hold it")
+    rig, replicas = request.nodes.rig, max(request.replicas, 1)
+    rounder = (quant for quant in _ROUNDER.get(anatomy.quant, ()) if engine.reads(quant, device))
+    for quant in rounder:
+        if _holds(in_quant(anatomy, quant), rig, traits, context):
+            ways.append(_smaller(request.model, quant))
+            break
+    for count in () if more else _BOXES:
+        if _holds(anatomy, Rig(device, rig.count * count), traits, context):
+            ways.append(f"--on {rig.name} --nodes {count * replicas} would hold it")
+            break
+    if not ways:
+        larger = (_count(request, anatomy, name, traits, context) for name in _LARGER if name != device.name)
+        first = next(filter(None, larger), "")
+        ways = [
+            f"--on {first} would hold it"
+            if first
+            else "take a smaller model, or --nodes for several machines"
+        ]
+    return ways
+
+
+def _smaller(model: DeployedModel, quant: str) -> str:
+    """Name a published copy of the weights in a type that would fit, with its bytes."""
+    known = catalog.model(model.base) if model.base else None
+    copy = quants.chosen(known, quant) if known else None
+    if known is None or copy is None:
+        return f"a copy of the weights in {quant} would fit"
+    size = show_bytes(from_catalogue(known, quant).weight_bytes)
+    return f"{copy.repository} ({quant}, {size}) would fit: --quant {quant}"
+
+
+def _count(request: PlanRequest, anatomy: Anatomy, name: str, traits: EngineTraits, context: int) -> str:
+    """Return the fewest devices of a kind that hold a model, in a box as they are sold; "" for none."""
+    gpu = hardware.device(name)
+    sizes = tensor_sizes(request.model, _COUNTS[-1], copies=traits.kv_copies)
+    for count in _COUNTS:
+        if count in sizes and _holds(anatomy, Rig(gpu, count), traits, context):
+            return Rig(gpu, count * max(request.replicas, 1)).name
+    return ""
+
+
+def _holds(anatomy: Anatomy, rig: Rig, traits: EngineTraits, context: int) -> bool:
+    engine = engines.engine(traits.engine)
+    return engine.runs_on(rig.device) and roofline.place(anatomy, rig, engine, context).fits

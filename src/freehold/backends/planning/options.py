@@ -174,12 +174,6 @@ def _ask_its_parser(plan: DeployPlan, facts_of_engine: EngineFacts) -> None:
     environments.last_word(environment, plan.argv()[len(facts_of_engine.command) :])
 
 
-def _ourselves() -> tuple[str, ...]:
-    """Return the words that start Freehold as it is installed here."""
-    script = Path(sys.executable).with_name("freehold")
-    return (str(script),) if script.exists() else (sys.executable, "-P", "-m", "freehold.cli.main")
-
-
 def _stored(settings: Settings, model: str) -> str:
     """Return a model's name in the store; "" for a file or folder that is named by its path."""
     from freehold.store import Store
@@ -193,7 +187,7 @@ def _stored(settings: Settings, model: str) -> str:
 
 def _attached(options: DeployOptions) -> DeployPlan:
     from freehold.backends import drivers
-    from freehold.backends.engines.survey import attached_plan
+    from freehold.backends.engines.attach import attached_plan
 
     return attached_plan(
         options.attach,
@@ -213,13 +207,7 @@ def check(options: DeployOptions) -> None:
             raise UsageError(f"{option} is {value!r}", f"give a whole number from 1 to {_MOST:,}")
     if isinstance(options.flags, str):
         raise UsageError(f"flags is the text {options.flags[:60]!r}", "give a list of flags: [...]")
-    places = {
-        "--python": options.python,
-        "--env": options.env,
-        "--command": options.command,
-        "--attach": options.attach,
-    }
-    chosen = [option for option, value in places.items() if value]
+    chosen = [f"--{place}" for place in ("python", "env", "command", "attach") if getattr(options, place)]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} name two places of an engine", "give one of them")
     if options.on and chosen:
@@ -239,7 +227,7 @@ class _EngineSearch:
     """Where the engine of a plan comes from."""
 
     settings: Settings
-    asked: DeployOptions
+    options: DeployOptions
     model: DeployedModel
     nodes: Nodes
     start: bool
@@ -249,7 +237,7 @@ class _EngineSearch:
         """Return the engine, what was found of it, and why it was chosen."""
         from freehold.backends import drivers
 
-        options = self.asked
+        options = self.options
         if options.python:
             return *_of_python(Path(options.python).expanduser(), options.engine), ()
         if options.env:
@@ -257,13 +245,11 @@ class _EngineSearch:
         if options.engine == "auto" and options.command:
             raise UsageError("--command needs --engine: whose flags it takes", "for example --engine vllm")
         if options.command:
-            return (
-                drivers.driver(options.engine).name,
-                EngineFacts(command=tuple(_words(options.command))),
-                (),
-            )
+            return drivers.driver(options.engine).name, EngineFacts(command=_words(options.command)), ()
         if options.engine == "freehold":
-            return "freehold", EngineFacts(command=_ourselves()), ()
+            script = Path(sys.executable).with_name("freehold")
+            module = (sys.executable, "-P", "-m", "freehold.cli.main")
+            return "freehold", EngineFacts(command=(str(script),) if script.exists() else module), ()
         if options.engine != "auto":
             name = drivers.driver(options.engine).name
             return name, EngineFacts() if options.on else self._at_hand(name), ()
@@ -279,9 +265,8 @@ class _EngineSearch:
         python = environments.in_folder(folder)
         unfinished = environments.is_unfinished(folder)
         if python.exists() and not unfinished:
-            return *_of_python(python, self.asked.engine), ()
-        wanted = "vllm" if self.asked.engine == "auto" else self.asked.engine
-        driver = drivers.driver(wanted)
+            return *_of_python(python, self.options.engine), ()
+        driver = drivers.driver("vllm" if self.options.engine == "auto" else self.options.engine)
         if not self.start:
             what = "is not finished" if unfinished else "does not exist yet"
             return driver.name, EngineFacts(), (f"{folder} {what}: a start makes it",)
@@ -300,10 +285,10 @@ class _EngineSearch:
         from freehold.backends.finding import named
 
         engine = named(self.settings.home, name)
-        if engine is not None and name in ("vllm", "sglang") and engine.python is not None:
-            return _of_python(engine.python, name)[1]
         if engine is None:
             return EngineFacts()
+        if engine.python is not None and name in ("vllm", "sglang"):
+            return _of_python(engine.python, name)[1]
         # llama.cpp and Ollama are no packages of Python: they are asked when they start.
         version = _version_in(engine.python, name) if engine.python is not None else ""
         return EngineFacts(version, (str(engine.program),))
@@ -312,16 +297,20 @@ class _EngineSearch:
         """Choose among the engines at hand here, by prediction where an accelerator is found."""
         from freehold.backends.finding import choose, look, place_of
 
-        model, context = self.model, self.asked.context or None
+        model, context = self.model, self.options.context or None
+        serve = (
+            f"freehold serve {shlex.quote(self.options.model)} runs it on the processor; --engine vllm --env DIR makes "
+            "an environment for vLLM; --on HARDWARE plans for other hardware"
+        )
         here = look(self.settings.home, always=True)
         if here.accelerated:
             choice = choose(model.anatomy, model.files, here, place_of(self.settings), context)
             if choice.engine != "freehold":
                 return choice.engine, self._at_hand(choice.engine), (choice.reason,)
-            raise UsageError(f"{model.name}: {choice.reason}", choice.advice or _serve(self.asked))
+            raise UsageError(f"{model.name}: {choice.reason}", choice.advice or serve)
         wanted: EngineName = "llamacpp" if model.files == "gguf" else "vllm"
         if wanted not in [e.name for e in here.engines]:
-            raise UsageError(f"no engine for {model.name} is at hand here, and no GPU", _serve(self.asked))
+            raise UsageError(f"no engine for {model.name} is at hand here, and no GPU", serve)
         return wanted, self._at_hand(wanted), (f"{wanted} was found here; it computes on the processor",)
 
 
@@ -334,10 +323,10 @@ def advised(engine: str) -> str:
     """Return what advisor/engines.toml calls an engine of a plan; another name stays."""
     from freehold.backends.finding import ADVISED
 
-    return next((name for planned, (name, _) in ADVISED.items() if planned == engine), engine)
+    return next((name for planned_name, (name, _) in ADVISED.items() if planned_name == engine), engine)
 
 
-def _words(command: str) -> list[str]:
+def _words(command: str) -> tuple[str, ...]:
     """Split --command as a shell would. Raises UsageError."""
     try:
         words = shlex.split(command)
@@ -345,7 +334,7 @@ def _words(command: str) -> list[str]:
         raise UsageError(f"--command {command!r}: {e}", "quote it as for a shell") from e
     if not words:
         raise UsageError("--command is empty", "give the engine's program and its first words")
-    return words
+    return tuple(words)
 
 
 def _of_python(python: Path, wanted: str) -> tuple[EngineName, EngineFacts]:
@@ -400,15 +389,12 @@ def _fastest(
         usual: EngineName = "mlx" if rig.device.kind == "mac" else "vllm"
         return "llamacpp" if model.files == "gguf" else usual, EngineFacts(), ()
     best, *others = preferred(list(fitting), lambda name: fitting[name].decode)
-    beyond = best != next(iter(fitting))
     speeds = [f"about {fitting[best].decode.mid:.0f} tokens/s of one answer"]
     speeds += [f"{fitting[name].decode.mid:.0f} by {name}" for name in others]
     over = f" over all {rig.count} devices" if rig.count > 1 else ""
-    how = (
-        "is the fastest by prediction"
-        if beyond
-        else "is taken: no engine is faster beyond the prediction's error"
-    )
+    how = "is the fastest by prediction"
+    if best == next(iter(fitting)):
+        how = "is taken: no engine is faster beyond the prediction's error"
     why = f"{best} {how} on {rig.name}: {', '.join(speeds)}{over}"
     return best, EngineFacts(), (why,)
 
@@ -432,10 +418,3 @@ def _for_one_gpu(model: DeployedModel, nodes: Nodes, context: int | None) -> tup
     quant = deployed.anatomy.quant
     note = f"{model.source} in {model.anatomy.quant} does not fit {rig.name}: this is {copy.repository} in {quant}"
     return replace(deployed, name=model.name), note
-
-
-def _serve(options: DeployOptions) -> str:
-    return (
-        f"freehold serve {shlex.quote(options.model)} runs it on the processor; --engine vllm --env DIR makes an "
-        "environment for vLLM; --on HARDWARE plans for other hardware"
-    )

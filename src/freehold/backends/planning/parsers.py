@@ -41,14 +41,11 @@ def family(names: Iterable[str], catalogued: str, architecture: str) -> str:
     spelled = [re.sub(r"[\s_:/]+", "-", name.lower()) for name in names if name]
     known = _families()
     by_word = (f.key for f in known if catalogued and catalogued in f.families)
-    by_name = (f.key for f in known if any(_begins(f.names, name) for name in spelled))
+    # A word of the name starts with the pattern: qwen3-8b, org-qwen3-8b, but not myqwen3.
+    starts = [(name, at) for name in spelled for at in (0, *(m.end() for m in re.finditer("-", name)))]
+    by_name = (f.key for f in known if any(f.names.match(name, at) for name, at in starts))
     by_shape = (f.key for f in known if architecture and architecture in f.architectures)
     return next(by_name, "") or next(by_word, "") or next(by_shape, "")
-
-
-def _begins(pattern: re.Pattern[str], name: str) -> bool:
-    """Return whether a word of the name starts with the pattern: qwen3-8b, org-qwen3-8b, but not myqwen3."""
-    return any(pattern.match(name, at) for at in (0, *(m.end() for m in re.finditer("-", name))))
 
 
 def parser_names(family: str, engine: str) -> ParserNames:

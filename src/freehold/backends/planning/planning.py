@@ -1,6 +1,6 @@
 """Decides what every engine is given: sizes, context, streams, cache, quantisation; and what one may expect.
 
-    found = laid_out(request, traits, wishes)     # Layout; raises UsageError with what would fit
+    layout = laid_out(request, traits, wishes)    # Layout; raises UsageError with what would fit
 
 advisor.roofline's arithmetic says what fits and how fast it is on accelerators; on processors memory alone decides.
 Knows no flag of any engine: each driver words a Layout in its own.
@@ -14,29 +14,28 @@ from dataclasses import dataclass, replace
 from freehold.advisor import engines, roofline
 from freehold.advisor.anatomy import Anatomy, in_quant
 from freehold.advisor.engines import UpstreamEngine
-from freehold.advisor.roofline import Work
-from freehold.backends.capacity.predicting import cache_tokens, replica
 from freehold.backends.capacity.simulation import simulate
-from freehold.backends.capacity.steptime import EngineLimits
+from freehold.backends.capacity.steptime import EngineLimits, cache_tokens, predicted
 from freehold.backends.capacity.trace import RequestTrace, TracedRequest
-from freehold.backends.contract import DeployedModel, ParallelSizes, PlanRequest
+from freehold.backends.contract import DeployedModel, Layout, ParallelSizes, PlanRequest
 from freehold.backends.planning.layout import (
+    COPIES,
     GIB,
     USUAL,
     WANTED_STREAMS,
     EngineTraits,
-    Layout,
     Wishes,
     attention,
     candidates,
+    check_context,
     large_step,
+    misfit,
     sequence_bytes,
     usual_streams,
     value_width,
     weight_bytes,
 )
-from freehold.backends.planning.misfits import check_context, misfit
-from freehold.backends.planning.processors import on_processors
+from freehold.backends.planning.one_machine import on_processors
 from freehold.catalog.hardware import Device, Rig
 from freehold.errors import UsageError
 
@@ -45,6 +44,10 @@ _HALVE = ("vllm", "sglang")  # load F32 as F16 unless --dtype says otherwise
 _BLOCK = 16  # tokens of a page of the cache
 _FEW = 4  # conversations of the usual length: fewer serve hardly anyone
 _SPARE = 0.02  # of a device's memory, left alone beside what other programs have taken
+# The load by which a layout is chosen: simulated requests, all there at once, on each way to spread a model. A busy
+# hour of chats: enough requests that memory decides, of the lengths that providers report most.
+REQUESTS, PROMPT, ANSWER = 64, 1024, 256  # for each device; tokens
+NEAR = 1.05  # within this of the least time, fewer devices a replica are taken: they fail apart
 
 
 def laid_out(request: PlanRequest, traits: EngineTraits, wishes: Wishes) -> Layout:
@@ -130,9 +133,8 @@ def _why_not(request: PlanRequest, engine: UpstreamEngine, context: int) -> str:
     model, rig = request.model, request.nodes.rig
     if not engine.reads(model.anatomy.quant, rig.device):
         known = model.anatomy.quant in engine.quants
-        return f"{engine.title} has no kernels for {model.anatomy.quant}" + (
-            f" on {rig.device.title}" if known else ""
-        )
+        where = f" on {rig.device.title}" if known else ""
+        return f"{engine.title} has no kernels for {model.anatomy.quant}{where}"
     placed = roofline.place(model.anatomy, Rig(rig.device), engine, context or USUAL)
     count = rig.count * request.nodes.count // max(request.replicas, 1)
     need = (placed.weights + placed.sequence) / GIB
@@ -168,9 +170,8 @@ class _Space:
     def share(self) -> float:
         """Share of a device that the engine may take: less where others have taken some."""
         nodes = self.request.nodes
-        usual = min(
-            self.engine.memory_share[nodes.rig.device.kind], nodes.free - _SPARE if nodes.free < 1 else 1
-        )
+        left = nodes.free - _SPARE if nodes.free < 1 else 1
+        usual = min(self.engine.memory_share[nodes.rig.device.kind], left)
         return self.wishes.memory_share or max(round(usual, 2), 0.0)
 
     def best(self) -> ParallelSizes | None:
@@ -204,21 +205,25 @@ class _Space:
         return min(near, key=lambda w: (w.devices, known[w]))
 
     def _seconds(self, sizes: ParallelSizes) -> float | None:
+        """Return the seconds until a replica has answered all of its share of the load; None: no speed is known."""
         nodes = self.request.nodes
+        context = self.asked_context or self.longest(sizes)
+        answer = max(min(ANSWER, context // 5), 1)
+        prompt = max(min(PROMPT, context - answer - 1), 1)
+        model, device = self.request.model, nodes.rig.device
+        room = cache_tokens(model, sizes, self.room(sizes), prompt + answer, self.cache_type)
+        limits = EngineLimits(streams=self.streams(sizes), room=room, chunk=large_step(device) or 2048)
+        rig, about = Rig(device, sizes.devices), {"model": model.name}
+        try:
+            played = predicted(
+                self.anatomy, sizes, rig, self.engine, limits, prompt=prompt, answer=answer, about=about
+            )
+        except UsageError:
+            return None
         share = REQUESTS * nodes.rig.count * nodes.count // self._replicas(sizes)
-        streams = self.streams(sizes)
-        return seconds(
-            self.request.model,
-            self.anatomy,
-            sizes,
-            nodes.rig.device,
-            self.engine,
-            requests=min(share, self.asked_streams or share),
-            streams=streams,
-            cache_bytes=self.room(sizes),
-            cache_type=self.cache_type,
-            context=self.asked_context or self.longest(sizes),
-        )
+        requests = (TracedRequest(0.0, prompt, answer),) * min(share, self.asked_streams or share)
+        run = simulate(RequestTrace(requests, "a busy hour"), played)
+        return float(run.latency.max()) if len(run.latency) else None
 
     def _replicas(self, sizes: ParallelSizes) -> int:
         """Return the replicas of these sizes: as asked, else as many as the hardware holds."""
@@ -274,9 +279,8 @@ class _Space:
         low, high = 0, self.anatomy.context or 1 << 17
         while low < high:
             middle = (low + high + 1) // 2
-            low, high = (
-                (middle, high) if self.sequence(sizes, middle) <= self.room(sizes) else (low, middle - 1)
-            )
+            fits = self.sequence(sizes, middle) <= self.room(sizes)
+            low, high = (middle, high) if fits else (low, middle - 1)
         return low
 
     def layout(self, sizes: ParallelSizes) -> Layout:
@@ -314,11 +318,12 @@ class _Space:
         whole = context == self.anatomy.context
         longest = "what the model was made for" if whole else "the longest that fits beside the weights"
         wanted = self.wishes.cache_type or self.request.cache_type
+        by_default = (
+            f"the engine's default; its cache holds {_conversations(held, usual)} at a time, the others wait"
+        )
         return {
             "context": "asked for" if self.asked_context else longest,
-            "streams": "asked for"
-            if self.asked_streams
-            else f"the engine's default; its cache holds {_conversations(held, usual)} at a time, the others wait",
+            "streams": "asked for" if self.asked_streams else by_default,
             "cache_type": "asked for" if wanted else f"16 bits leave no room for {context:,} tokens",
             "quantise": "16 bits do not fit on these devices; the engine rounds while it loads",
         }
@@ -349,50 +354,11 @@ def _why_sizes(sizes: ParallelSizes, model: DeployedModel, across: int) -> dict[
     heads = f"{model.heads} heads" if model.heads else "its heads"
     kv = f" and {model.kv_heads} of keys and values" if model.kv_heads else ""
     each = model.experts // sizes.expert if sizes.expert else 0
+    parts = "parts of the layers, for memory"
+    apart = "attention is data-parallel, each group with its own sequences: latents cannot be split"
     return {
         "tensor": f"shares out {heads}{kv} over the devices of a node",
-        "pipeline": (
-            f"{across} nodes take a part of the layers each"
-            if across > 1
-            else "parts of the layers, for memory"
-        ),
-        "data": "attention is data-parallel, each group with its own sequences: latents cannot be split"
-        if attention(sizes) > 1
-        else "copies inside one engine: they end together; replicas do not",
+        "pipeline": f"{across} nodes take a part of the layers each" if across > 1 else parts,
+        "data": apart if attention(sizes) > 1 else COPIES,
         "expert": f"each device holds {each} of {model.experts} experts whole",
     }
-
-
-# --- the load by which a layout is chosen -----------------------------------------------------------
-# Simulated requests, all there at once, on each way to spread a model.
-
-# A busy hour of chats: enough requests that memory decides, of the lengths that providers report most.
-REQUESTS, PROMPT, ANSWER = 64, 1024, 256  # for each device; tokens
-NEAR = 1.05  # within this of the least time, fewer devices a replica are taken: they fail apart
-
-
-def seconds(
-    model: DeployedModel,
-    work: Work,
-    sizes: ParallelSizes,
-    device: Device,
-    engine: UpstreamEngine,
-    *,
-    requests: int,
-    streams: int,
-    cache_bytes: float,
-    cache_type: str,
-    context: int,
-) -> float | None:
-    """Return the seconds until a replica has answered all of its share of the requests; None: no speed is known."""
-    answer = max(min(ANSWER, context // 5), 1)
-    prompt = max(min(PROMPT, context - answer - 1), 1)
-    room = cache_tokens(model, sizes, cache_bytes, prompt + answer, cache_type)
-    limits = EngineLimits(streams=streams, room=room, chunk=large_step(device) or 2048)
-    try:
-        played = replica(model, work, sizes, device, engine, limits, prompt=prompt, answer=answer)
-    except UsageError:
-        return None
-    trace = RequestTrace(tuple(TracedRequest(0.0, prompt, answer) for _ in range(requests)), "a busy hour")
-    run = simulate(trace, played)
-    return float(run.latency.max()) if len(run.latency) else None

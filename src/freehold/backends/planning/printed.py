@@ -7,21 +7,23 @@ Path: cli -> text or as_dict -> stdout
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
-from freehold.backends.contract import DeployPlan, ParallelSizes, SecretRef
+from freehold.backends.contract import DeployPlan, ParallelSizes
 from freehold.machine import show_bytes
 
+# Fields of a plan that its JSON has as they are.
+_COUNTS = (
+    *("replicas", "across", "context", "streams"),
+    *("cache_bytes", "cache_tokens", "cache_type", "memory_bytes", "shared_bytes"),
+)
 _WIDEST = 46  # characters of a flag before its reason goes to the next line
 
 
 def text(plan: DeployPlan) -> str:
     """Return the plan for people."""
-    return "\n".join(_lines(plan))
-
-
-def _lines(plan: DeployPlan) -> Iterable[str]:
-    return _attached(plan) if plan.attached else _started(plan)
+    return "\n".join(_attached(plan) if plan.attached else _started(plan))
 
 
 def _attached(plan: DeployPlan) -> Iterable[str]:
@@ -40,28 +42,36 @@ def _started(plan: DeployPlan) -> Iterable[str]:
     if plan.warning:
         yield f"warning: {plan.warning}"
     model = plan.model
-    yield f"  weights    {model.source}, {_weights(plan)}, {show_bytes(model.anatomy.weight_bytes)}"
-    yield f"  layout     {sizes(plan.sizes)}; {_several(plan)}"
-    length = f"{plan.context:,} tokens of context, " if plan.context else ""
-    cache = (
-        f"a cache of {plan.cache_tokens:,} tokens in {plan.cache_type or '16 bits'}, "
-        if plan.cache_tokens
-        else ""
+    rounded = next(
+        (f" rounded to {f.value}" for f in plan.flags if f.name == "--quantization" and f.value), ""
     )
+    weights = f"{model.anatomy.quant}{rounded}, {show_bytes(model.anatomy.weight_bytes)}"
+    yield f"  weights    {model.source}, {weights}"
+    count = plan.inner.replicas if plan.inner else plan.replicas
+    replicas = f"{count} {'replica' if count == 1 else 'replicas'}"
+    several = f"{replicas} of {plan.across} nodes" if plan.across > 1 else replicas
+    yield f"  layout     {sizes(plan.sizes)}; {several}"
+    length = f"{plan.context:,} tokens of context, " if plan.context else ""
+    kind = plan.cache_type or "16 bits"
+    cache = f"a cache of {plan.cache_tokens:,} tokens in {kind}, " if plan.cache_tokens else ""
     yield f"  room       {length}{cache}{plan.streams:,} {'request' if plan.streams == 1 else 'requests'} at a time"
-    if plan.memory_bytes:
-        yield f"  memory     {_memory(plan)}"
+    if plan.memory_bytes and not plan.shared_bytes:
+        yield f"  memory     {show_bytes(plan.memory_bytes)} for each replica"
+    elif plan.memory_bytes:
+        once, each = show_bytes(plan.shared_bytes), show_bytes(plan.memory_bytes - plan.shared_bytes)
+        yield f"  memory     {show_bytes(plan.total_bytes)}: weights of {once} once, {each} for each replica"
     if plan.decode:
-        yield f"  speed      {plan.decode} tokens/s for one user" + (
-            f", prompts at {plan.prefill}" if plan.prefill else ""
-        )
+        prompts = f", prompts at {plan.prefill}" if plan.prefill else ""
+        yield f"  speed      {plan.decode} tokens/s for one user{prompts}"
     if plan.basis:
         yield f"             by {plan.basis}"
     yield f"  listens    {listens(plan)}"
     for number, place in enumerate(plan.places):
         yield f"  processors {place} for replica {number}"
     for secret in plan.secrets:
-        yield f"  secret     {secret.variable}: {_secret(secret)}"
+        origin = "made at each start" if secret.source == "random" else f"from {secret.source}"
+        way = f"in {secret.file}" if secret.file else "passed by environment"
+        yield f"  secret     {secret.variable}: {origin}, {way}"
     yield "command"
     yield f"  {' '.join(plan.command)}"
     for flag in plan.flags:
@@ -82,19 +92,6 @@ def _started(plan: DeployPlan) -> Iterable[str]:
         yield f"note: {note}"
 
 
-def _memory(plan: DeployPlan) -> str:
-    if not plan.shared_bytes:
-        return f"{show_bytes(plan.memory_bytes)} for each replica"
-    each = show_bytes(plan.memory_bytes - plan.shared_bytes)
-    return f"{show_bytes(plan.total_bytes)}: weights of {show_bytes(plan.shared_bytes)} once, {each} for each replica"
-
-
-def _weights(plan: DeployPlan) -> str:
-    """Name the type of weights, and into what the engine rounds them."""
-    rounded = next((f.value for f in plan.flags if f.name == "--quantization"), "")
-    return plan.model.anatomy.quant + (f" rounded to {rounded}" if rounded else "")
-
-
 def engine(plan: DeployPlan) -> str:
     """Name the engine, and whose flags it was checked against."""
     version = f"{plan.engine} {plan.version}" if plan.version else f"{plan.engine}, unknown version"
@@ -110,36 +107,15 @@ def where(plan: DeployPlan) -> str:
 
 def sizes(parallel: ParallelSizes) -> str:
     """Word how a model is spread; one device needs no more words."""
-    parts = [
-        f"{name} {value}"
-        for name, value in (
-            ("tensor", parallel.tensor),
-            ("pipeline", parallel.pipeline),
-            ("data", parallel.data),
-            ("expert", parallel.expert),
-        )
-        if value > 1
-    ]
+    parts = [f"{name} {count}" for name, count in asdict(parallel).items() if count > 1]
     return ", ".join(parts) or "one device"
 
 
 def listens(plan: DeployPlan) -> str:
     """Say where the engine listens."""
     address = plan.listens
-    return (
-        str(address.socket) if address.socket else f"{address.host}:{address.port or '(chosen at the start)'}"
-    )
-
-
-def _several(plan: DeployPlan) -> str:
-    count = plan.inner.replicas if plan.inner else plan.replicas
-    replicas = "1 replica" if count == 1 else f"{count} replicas"
-    return f"{replicas} of {plan.across} nodes" if plan.across > 1 else replicas
-
-
-def _secret(secret: SecretRef) -> str:
-    origin = "made at each start" if secret.source == "random" else f"from {secret.source}"
-    return f"{origin}, in {secret.file}" if secret.file else f"{origin}, passed by environment"
+    port = address.port or "(chosen at the start)"
+    return str(address.socket) if address.socket else f"{address.host}:{port}"
 
 
 def as_dict(plan: DeployPlan) -> dict[str, Any]:
@@ -156,40 +132,22 @@ def as_dict(plan: DeployPlan) -> dict[str, Any]:
             "family": plan.model.family,
             "base": plan.model.base,
         },
-        "hardware": {
-            "rig": plan.nodes.rig.name,
-            "nodes": plan.nodes.count,
-            "here": plan.nodes.here,
-        },
+        "hardware": {"rig": plan.nodes.rig.name, "nodes": plan.nodes.count, "here": plan.nodes.here},
         "command": list(plan.command),
-        "flags": [{"name": f.name, "value": f.value, "reason": f.reason} for f in plan.flags],
-        "follower": [{"name": f.name, "value": f.value, "reason": f.reason} for f in plan.follower],
+        "flags": [asdict(flag) for flag in plan.flags],
+        "follower": [asdict(flag) for flag in plan.follower],
         "argv": list(plan.argv()),
         "shell": plan.shell(),
         "shells": [plan.shell(rank) for rank in range(plan.across)],
         "environment": dict(plan.environment),
-        "secrets": [{"variable": s.variable, "source": s.source, "file": s.file} for s in plan.secrets],
+        "secrets": [asdict(secret) for secret in plan.secrets],
         "listens": {
             "socket": str(plan.listens.socket) if plan.listens.socket else None,
             "host": plan.listens.host,
             "port": plan.listens.port,
         },
-        "sizes": {
-            "tensor": plan.sizes.tensor,
-            "pipeline": plan.sizes.pipeline,
-            "data": plan.sizes.data,
-            "expert": plan.sizes.expert,
-            "devices": plan.sizes.devices,
-        },
-        "replicas": plan.replicas,
-        "across": plan.across,
-        "context": plan.context,
-        "streams": plan.streams,
-        "cache_bytes": plan.cache_bytes,
-        "cache_tokens": plan.cache_tokens,
-        "cache_type": plan.cache_type,
-        "memory_bytes": plan.memory_bytes,
-        "shared_bytes": plan.shared_bytes,
+        "sizes": {**asdict(plan.sizes), "devices": plan.sizes.devices},
+        **{name: getattr(plan, name) for name in _COUNTS},
         "places": list(plan.places),
         "links": dict(plan.links),
         "decode": plan.decode.as_json() if plan.decode else None,

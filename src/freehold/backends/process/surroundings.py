@@ -1,22 +1,27 @@
-"""The environment that an engine is given: what it needs of ours, by an allow-list, and what the plan says.
+"""What an engine is given at its start: an environment, its secrets, a port, and files and links in its folder.
 
-Ours may hold keys of providers, tokens of hubs, and switches that open an engine's doors (VLLM_SERVER_DEV_MODE); what
-is not on the list stays with us. Knows variables; knows no engine.
-Path: OwnProcess -> engine_environment
+Our environment may hold keys of providers, tokens of hubs, and switches that open an engine's doors
+(VLLM_SERVER_DEV_MODE); what is not on the list here stays with us. Knows variables and placeholders; knows no engine.
+Path: EngineDriver.launch -> launch -> filled, make_links, write_keys, engine_environment -> OwnProcess
 """
 
 from __future__ import annotations
 
 import getpass
+import json
 import os
+import random
 import secrets
+import socket
 import stat
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 from freehold import private
-from freehold.backends.contract import DeployPlan, SecretRef
+from freehold.backends.contract import DeployPlan, Listens, SecretRef, fill
 from freehold.errors import UsageError
 
 # What keeps the hub's client and the libraries below engines from calling out.
@@ -66,9 +71,9 @@ def _compiled() -> str:
     with suppress(OSError):
         with suppress(FileExistsError):
             os.mkdir(folder, private.FOLDER)
-        found = os.lstat(folder)
+        status = os.lstat(folder)
         writable = stat.S_IWGRP | stat.S_IWOTH
-        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & writable:
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & writable:
             return folder
     return ""
 
@@ -89,7 +94,64 @@ def values_of(references: tuple[SecretRef, ...], ours: Mapping[str, str] | None 
                 f"export {name}, or leave the key to be made at random",
             )
         else:
-            raise UsageError(
-                f"{reference.source!r} is a secret of a cluster and has no value on this machine"
-            )
+            where = "is a secret of a cluster and has no value on this machine"
+            raise UsageError(f"{reference.source!r} {where}")
     return values
+
+
+# --- what a plan leaves open until the start: a port of loopback, files and links in the replica's folder ---------
+
+# Below the ports that systems lend to outgoing connections (32768 on for Linux, 49152 on for macOS): an engine that
+# needs a minute to start would else find its port taken by some program's request.
+_PORTS = range(20_000, 32_768)
+
+
+def free_port() -> int:
+    """Return a port of loopback that was free just now, and that no outgoing connection is lent meanwhile.
+
+    Raises:
+        OSError: none of 100 ports drawn by chance was free.
+    """
+    for port in random.sample(_PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"no free port of loopback among 100 drawn from {_PORTS.start} to {_PORTS.stop - 1}")
+
+
+def filled(plan: DeployPlan, folder: Path) -> DeployPlan:
+    """Return the plan with the replica's folder, and a port in place of 0, in its flags and variables too."""
+    listens = plan.listens
+    if listens.socket is not None:
+        listens = Listens(Path(str(listens.socket).replace("{folder}", str(folder))))
+    elif not listens.port:
+        listens = Listens(host=listens.host, port=free_port())
+    places = {"{folder}": str(folder), "{port}": str(listens.port)}
+    return replace(
+        plan,
+        listens=listens,
+        flags=tuple(replace(flag, value=flag.value and fill(flag.value, places)) for flag in plan.flags),
+        environment={name: fill(value, places) for name, value in plan.environment.items()},
+    )
+
+
+def make_links(plan: DeployPlan, folder: Path) -> None:
+    """Make the plan's links in the replica's folder, in place of those of an earlier start."""
+    for name, target in plan.links.items():
+        link = folder / name
+        private.folder(link.parent, folder)
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+
+
+def write_keys(plan: DeployPlan, folder: Path, held: Mapping[str, str]) -> None:
+    """Write the secrets that an engine reads from files, where it takes them from no variable."""
+    for name in {reference.file for reference in plan.secrets if reference.file}:
+        keys = {r.variable: held[r.variable] for r in plan.secrets if r.file == name}
+        write_settings(folder / name, keys)
+
+
+def write_settings(path: Path, settings: Mapping[str, object]) -> None:
+    """Write a file of settings that its user alone can read. JSON is YAML."""
+    with open(path, "w", encoding="utf-8", opener=private.opener) as file:
+        json.dump(dict(settings), file)

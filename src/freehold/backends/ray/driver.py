@@ -24,12 +24,11 @@ from freehold.backends.contract import (
     EngineName,
     EngineNumbers,
     LaunchedEngine,
-    PlannedFlag,
     PlanRequest,
+    fill,
 )
 from freehold.backends.engines.started import StartedEngine
-from freehold.backends.ray import doors
-from freehold.backends.ray.plan import LEAST, moved, text_for
+from freehold.backends.ray.plan import LEAST, free_base, moved, text_for
 from freehold.backends.replicas.affinity import prefix_key
 from freehold.errors import UsageError
 from freehold.providers.contract import Outgoing, RemoteModel
@@ -72,13 +71,17 @@ class RayDriver(StartedEngine):
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Write the app's file and start the head. Raises UsageError, EngineLost."""
         if not {"--fenced", "--address"} & {flag.name for flag in plan.flags}:
-            plan = moved(plan, doors.free_base())
+            plan = moved(plan, free_base())
         (folder / "app.py").unlink(missing_ok=True)
         with open(folder / "app.py", "w", encoding="utf-8", opener=private.opener) as file:
             file.write(text_for(plan))
         short = _short_enough(folder)
+        at = {"{folder}": str(short)}
+        flags = (
+            replace(f, value=fill(f.value or "", at)) if f.name == "--temp-dir" else f for f in plan.flags
+        )
         try:
-            engine = await super().launch(_in_folder(plan, folder, short), folder)
+            engine = await super().launch(replace(plan, flags=tuple(flags)), folder)
         except BaseException:
             _removed(short, folder)
             raise
@@ -125,17 +128,6 @@ def _removed(short: Path, folder: Path) -> None:
         shutil.rmtree(short, ignore_errors=True)
 
 
-def _in_folder(plan: DeployPlan, folder: Path, short: Path) -> DeployPlan:
-    """Return a plan whose places are in `folder`; Ray's own are in `short`."""
-
-    def placed(flag: PlannedFlag) -> PlannedFlag:
-        at = short if flag.name == "--temp-dir" else folder
-        return replace(flag, value=flag.value and flag.value.replace("{folder}", str(at)))
-
-    socket = Path(str(plan.listens.socket).replace("{folder}", str(folder)))
-    return replace(plan, flags=tuple(map(placed, plan.flags)), listens=replace(plan.listens, socket=socket))
-
-
 def _by_replica(text: str) -> dict[str, str]:
     """Return each replica's lines as its engine gave them."""
     lines: dict[str, list[str]] = {}
@@ -147,19 +139,18 @@ def _by_replica(text: str) -> dict[str, str]:
 
 
 def _sum(a: EngineNumbers, b: EngineNumbers, replica: str) -> EngineNumbers:
-    cached = None if b.cached_tokens is None and a.cached_tokens is None else (a.cached_tokens or 0)
+    cached = [n for n in (a.cached_tokens, b.cached_tokens) if n is not None]
+    labelled = {}
+    for series, n in b.series.items():
+        name, _, labels = series.partition("{")
+        labelled[f'{name}{{ray_replica="{replica}"' + (f",{labels}" if labels else "}")] = n
     usages = [usage for usage in (a.cache_usage, b.cache_usage) if usage is not None]
     return EngineNumbers(
         running=a.running + b.running,
         waiting=a.waiting + b.waiting,
         prompt_tokens=a.prompt_tokens + b.prompt_tokens,
         generated_tokens=a.generated_tokens + b.generated_tokens,
-        cached_tokens=None if cached is None else cached + (b.cached_tokens or 0),
+        cached_tokens=sum(cached) if cached else None,
         cache_usage=max(usages, default=None),  # the fullest decides
-        series={**a.series, **{_labelled(name, replica): n for name, n in b.series.items()}},
+        series={**a.series, **labelled},
     )
-
-
-def _labelled(series: str, replica: str) -> str:
-    name, _, labels = series.partition("{")
-    return f'{name}{{ray_replica="{replica}"' + (f",{labels}" if labels else "}")

@@ -39,12 +39,9 @@ def prefix_key(job: Job | EmbedJob) -> int | None:
 def _beginnings(job: Job) -> Iterator[str]:
     if job.messages is None:
         prompt = job.prompt or ""
-        # A token of text has some four characters.
-        yield (
-            prompt[: 2 * KEY_CHARS]
-            if isinstance(prompt, str)
-            else " ".join(map(str, prompt[: KEY_CHARS // 2]))
-        )
+        if not isinstance(prompt, str):  # a token of text has some four characters
+            prompt = " ".join(map(str, prompt[: KEY_CHARS // 2]))
+        yield prompt[: 2 * KEY_CHARS]
         return
     turns = iter(job.messages)
     told = ""

@@ -129,7 +129,14 @@ class DeployedStream:
         if e.cause not in ITS_OWN or self._calls is None:
             raise e
         if self._calls.many:
-            self._lose_of_many(e)
+            self._failed += 1
+            # A request that never began may be to blame.
+            most = MOST_OF_MANY if self._begin is not None or e.cause != "server" else MOST_REFUSED
+            if self._failed >= most:
+                raise EngineLost(
+                    f"the cluster failed this request {self._failed} times: {e.message}",
+                    "the deployment's log tells why: freehold deploy logs",
+                ) from None
             return
         if e.cause == "connect" and self._calls not in self._stumbled:
             self._stumbled.add(self._calls)  # it may have closed an idle connection just then
@@ -146,15 +153,6 @@ class DeployedStream:
                 raise Overloaded(e.message, "ask again", e.retry_after_s or 1.0) from None
             if not await self._replicas.gone(self._calls, CORPSE_S):
                 raise e
-
-    def _lose_of_many(self, e: UpstreamFault) -> None:
-        """Count an attempt at a cluster; raise once it had its chances. A request that never began may be to blame."""
-        self._failed += 1
-        if self._failed >= (MOST_OF_MANY if self._begin is not None or e.cause != "server" else MOST_REFUSED):
-            raise EngineLost(
-                f"the cluster failed this request {self._failed} times: {e.message}",
-                "the deployment's log tells why: freehold deploy logs",
-            ) from None
 
     def _leave(self, fault: UpstreamFault | None = None, *, whole: bool = False) -> None:
         """Give the replica's place back; harmless when that is done. `fault`: how it failed the request."""
@@ -225,9 +223,8 @@ class DeployedStream:
             )
         if chunk.finish_reason is not None:
             return self._ended(chunk)
-        if chunk.text or chunk.thinking or chunk.tool_calls or chunk.refusal:
-            return chunk
-        if len(chunk.token_ids) >= MOST_HELD:
+        shows = chunk.text or chunk.thinking or chunk.tool_calls or chunk.refusal
+        if shows or len(chunk.token_ids) >= MOST_HELD:
             return chunk
         self._held = chunk
         return None
@@ -247,23 +244,20 @@ class DeployedStream:
             self._leave(whole=True)
         usage = chunk.usage
         if usage is None and self._sent is not None and self._sent.ids:
-            usage = Usage(
-                len(self._sent.prompt_ids) + self._prefix_len, len(self._sent.ids) - self._prefix_len
-            )
+            prompt, answer = len(self._sent.prompt_ids), len(self._sent.ids)
+            usage = Usage(prompt + self._prefix_len, answer - self._prefix_len)
         if usage is None or not self._resumed_on:
             return chunk if usage is chunk.usage else replace(chunk, usage=usage)
         prompt = max(usage.prompt_tokens - self._prefix_len, 0)  # an engine may count otherwise
-        return replace(
-            chunk,
-            usage=replace(
-                usage,
-                prompt_tokens=prompt,
-                completion_tokens=usage.completion_tokens + self._prefix_len,
-                cached_tokens=min(usage.cached_tokens, prompt),
-                resumed_tokens=self._resumed,
-                resumed_on=tuple(self._resumed_on),
-            ),
+        usage = replace(
+            usage,
+            prompt_tokens=prompt,
+            completion_tokens=usage.completion_tokens + self._prefix_len,
+            cached_tokens=min(usage.cached_tokens, prompt),
+            resumed_tokens=self._resumed,
+            resumed_on=tuple(self._resumed_on),
         )
+        return replace(chunk, usage=usage)
 
     async def aclose(self) -> None:
         """Close the connection, so that the engine stops; harmless after the end."""
@@ -285,7 +279,11 @@ class DeployedStream:
             while True:
                 await self._lose(e)
                 if self._sent is None:
-                    raise _uncontinued(self._job, e)
+                    why = "it has several answers" if self._job.n > 1 else "it is not greedy and has no seed"
+                    raise EngineLost(
+                        f"the engine that made this answer failed, and another cannot continue it: {why} ({e.message})",
+                        "ask again; with temperature 0 or a seed an answer is continued",
+                    )
                 try:
                     await self._continued(self._sent)
                     self._replicas.resumed += 1
@@ -303,7 +301,6 @@ class DeployedStream:
         replica, job = await self._taken(), self._job
         calls = self._calls
         assert calls is not None
-        sent_tokens = len(sent.ids)
         split = None
         if calls.wire.takes_ids and takes_prefix(job, sent):
             with suppress(UpstreamFault, TimeoutError):
@@ -315,7 +312,7 @@ class DeployedStream:
             self._prefix_len, self._rejoined = keep, Rejoined.from_ids(sent, keep, chars)
             job = job_from_ids(job, sent, keep)
         self._resumed_on.append(replica.number)
-        self._resumed = sent_tokens
+        self._resumed = len(sent.ids)
         if job.max_tokens == 0:  # the last token had come, and its end had not
             self._rejoined = None
             self._ready.append((0, self._ended(Chunk(finish_reason="length"))))
@@ -335,22 +332,12 @@ def _reason(inner: UpstreamStream | WholeStream | None) -> FinishReason | None:
     return cut() if cut is not None else None
 
 
-def _uncontinued(job: Job, e: UpstreamFault) -> EngineLost:
-    why = "it has several answers" if job.n > 1 else "it is not greedy and has no seed"
-    return EngineLost(
-        f"the engine that made this answer failed, and another cannot continue it: {why} ({e.message})",
-        "ask again; with temperature 0 or a seed an answer is continued",
-    )
-
-
 # --- where one engine's part of an answer ends and the next one's begins ----------------------------
-# So that the client sees one text.
-# An engine sends tokens before all of their text: half of a character waits for its other half, and text that
-# may begin a stop string waits until it does not. So the ids that were sent are cut back to where the client
-# has all of their text (`kept`), the next engine computes the few tokens after them again, and what the
-# client has of these is left out (`Rejoined`). Cutting back costs nothing in exactness: a greedy engine makes
-# the same tokens again. Where ids cannot be given, the whole answer is computed again, and all that the
-# client has is left out.
+# An engine sends tokens before all of their text: half of a character waits for its other half, and text that may
+# begin a stop string waits until it does not. So the ids that were sent are cut back to where the client has all of
+# their text (`kept`), the next engine computes the few tokens after them again, and what the client has of these is
+# left out (`Rejoined`). Cutting back costs nothing in exactness: a greedy engine makes the same tokens again. Where ids
+# cannot be given, the whole answer is computed again, and all that the client has is left out.
 
 CONTEXT_IDS = 8  # of the prompt, decoded before the answer: a text's first token is written otherwise
 Detokenize = Callable[[list[int]], Awaitable[str]]

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from freehold.backends.contract import DeployPlan, EngineDriver, EngineNumbers, LaunchedEngine
-from freehold.backends.engines.scrape import MOST
+from freehold.backends.engines.started import MOST_COUNT
 from freehold.backends.engines.wire import TokenRoutes
 from freehold.errors import UnsupportedModel
 from freehold.providers import upstream
@@ -48,10 +48,8 @@ _NAMES = ("--served-model-name", "--served_model_name", "--alias")
 def served_name(plan: DeployPlan) -> str:
     """Return what the engine itself calls its model."""
     plan = plan.inner or plan
-    flag_value = next(
-        (flag.value for flag in plan.flags if flag.name in _NAMES and flag.value), plan.model.name
-    )
-    return plan.served or flag_value
+    names = (flag.value for flag in plan.flags if flag.name in _NAMES and flag.value)
+    return plan.served or next(names, plan.model.name)
 
 
 def abilities_of(plan: DeployPlan) -> Abilities:
@@ -89,9 +87,8 @@ class EngineCalls:
             connections=CONNECTIONS,
             socket=engine.socket,
         )
-        self.remote = RemoteModel(
-            provider, served_name(plan), context=plan.context, abilities=abilities_of(plan)
-        )
+        can = abilities_of(plan)
+        self.remote = RemoteModel(provider, served_name(plan), context=plan.context, abilities=can)
         # What proves that it is ready: the first that it does not refuse, and from then on that one alone.
         self._proofs: tuple[Callable[[float], Awaitable[None]], ...] = (self._one_token,)
         if not plan.model.gives_text:
@@ -128,7 +125,8 @@ class EngineCalls:
             try:
                 await proof(limit_s)
             except UpstreamFault as e:
-                if not _refuses(e):
+                # Other than one by which it does not do what was asked: no such route, or not with its model.
+                if e.status != 501 and (not 400 <= e.status < 500 or e.status in _NOT_ITS_OWN):
                     raise
                 refused = refused or e
             else:
@@ -157,7 +155,7 @@ class EngineCalls:
         await self._answered(Job(prompt=_PROOF, max_tokens=1, sampling={"temperature": 0.0}), limit_s)
 
     async def _one_answer(self, limit_s: float) -> None:
-        """Have a token of a chat: a server may have no other route."""
+        # A token of a chat: a server may have no other route.
         messages = (Message("user", _PROOF),)
         await self._answered(Job(messages=messages, max_tokens=1, sampling={"temperature": 0.0}), limit_s)
 
@@ -228,11 +226,6 @@ class EngineCalls:
         return Cleared(work, frozenset({self.remote.provider.name}))
 
 
-def _refuses(fault: UpstreamFault) -> bool:
-    """Return whether an engine answered that it does not do what was asked: no such route, or not with its model."""
-    return fault.status == 501 or (400 <= fault.status < 500 and fault.status not in _NOT_ITS_OWN)
-
-
 def _ids(body: dict[str, Any]) -> list[int]:
     ids = body.get("tokens")
     if not isinstance(ids, list) or not all(type(i) is int and 0 <= i <= MOST_ID for i in ids):
@@ -242,14 +235,12 @@ def _ids(body: dict[str, Any]) -> list[int]:
 
 def _countable(numbers: EngineNumbers) -> bool:
     """Return whether all counts are such that sums of them can be kept and shown."""
-    held = (numbers.running, numbers.waiting, numbers.prompt_tokens, numbers.generated_tokens)
+    counts = (numbers.running, numbers.waiting, numbers.prompt_tokens, numbers.generated_tokens)
     more = (numbers.cached_tokens or 0, numbers.steps or 0, numbers.cache_usage or 0)
     shown = numbers.series.values()
-    return (
-        all(0 <= n <= MOST for n in (*held, *more))
-        and len(shown) <= MOST_SERIES
-        and all(abs(n) <= MOST for n in shown)
-    )
+    if len(shown) > MOST_SERIES or not all(abs(n) <= MOST_COUNT for n in shown):
+        return False
+    return all(0 <= n <= MOST_COUNT for n in (*counts, *more))
 
 
 async def _body(reply: HopReply, most: int = MAX_BODY) -> bytes:

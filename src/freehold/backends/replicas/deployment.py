@@ -3,7 +3,7 @@
 A roll starts a new replica, waits for its first token, takes the old one out of rotation, lets its answers end and ends
 it: one after the other, so that there are never fewer than before. Where one fails, those not yet replaced stay. Where
 two engines have no room beside each other, the old one ends first, and is started again if the new one fails.
-Knows replicas and requests' keys; knows no wire. Path: handle.py -> ReplicaSet.start -> DeployedStream -> Replica
+Knows replicas and requests' keys; knows no wire. Path: models.py -> ReplicaSet.start -> DeployedStream -> Replica
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 from freehold import private
-from freehold.backends.contract import DeployPlan, EngineDriver
+from freehold.backends.contract import DeploymentRow, DeployPlan, EngineDriver
 from freehold.backends.replicas.affinity import PrefixRing, pick, prefix_key
 from freehold.backends.replicas.answer import ITS_OWN, MAX_LOST, DeployedStream
 from freehold.backends.replicas.calls import EngineCalls
 from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits
-from freehold.backends.rows import DeploymentRow
 from freehold.errors import EngineClosed, EngineLost, Overloaded, UsageError
 from freehold.providers.contract import UpstreamFault
 from freehold.providers.hop import Hop
@@ -90,18 +89,10 @@ class ReplicaSet:
 
     def row(self, fallback: str = "") -> DeploymentRow:
         """Return what `deploy status` shows."""
+        replicas = tuple(replica.row() for replica in self.replicas)
+        counts = (self.requests, self.resumed, self.retried, self.cut)
         return DeploymentRow(
-            self.name,
-            self.plan,
-            tuple(replica.row() for replica in self.replicas),
-            self.ready,
-            self.rolling,
-            self.requests,
-            self.resumed,
-            self.retried,
-            self.cut,
-            fallback,
-            self.gap_s,
+            self.name, self.plan, replicas, self.ready, self.rolling, *counts, fallback, self.gap_s
         )
 
     def replica(self, number: int) -> Replica:
@@ -213,17 +204,9 @@ class ReplicaSet:
     def _new(self, number: int, plan: DeployPlan) -> Replica:
         if self._closed:  # a roll goes from one replica to the next while it is stopped
             raise EngineClosed(f"{self.name} is being stopped", "deploy it again when it has ended")
-        folder = self._folder / str(next(self._engines))
-        private.folder(folder)
-        replica = Replica(
-            number,
-            plan.of_replica(number),
-            self._driver(plan),
-            folder,
-            self._hop,
-            limits=self._limits,
-            changed=self._turn.set,
-        )
+        folder = private.folder(self._folder / str(next(self._engines)))
+        own, driver = plan.of_replica(number), self._driver(plan)
+        replica = Replica(number, own, driver, folder, self._hop, limits=self._limits, changed=self._turn.set)
         replica.run()
         return replica
 
@@ -290,10 +273,8 @@ class ReplicaSet:
         try:
             while not new.ready:
                 if new.restarts > restarts or new.state in ("waiting", "failed") or self._closed:
-                    raise EngineLost(
-                        f"the new replica {new.number} of {self.name} did not become ready: {new.said}",
-                        otherwise,
-                    )
+                    what = f"the new replica {new.number} of {self.name} did not become ready: {new.said}"
+                    raise EngineLost(what, otherwise)
                 await asyncio.sleep(0.05)
         except BaseException:
             await new.stop(0.0)

@@ -11,21 +11,48 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from freehold import private
-from freehold.backends.contract import DeployPlan, EngineDriver, EngineNumbers
-from freehold.backends.names import named
-from freehold.backends.process.leftovers import end_left, temporary_prefix
+from freehold.backends.contract import DeploymentRow, DeployPlan, EngineDriver, named
+from freehold.backends.drivers import driver_of
+from freehold.backends.process.supervisor import end_left, temporary_prefix
+from freehold.backends.replicas.calls import EngineCalls, abilities_of
 from freehold.backends.replicas.deployment import ReplicaSet
-from freehold.backends.replicas.handle import DeployedHandle, FallbackHandle, info_of, stats_of
 from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits
-from freehold.backends.rows import DeploymentRow
-from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, UsageError
+from freehold.delegating import DelegatingHandle
+from freehold.errors import (
+    EngineClosed,
+    EngineLost,
+    FreeholdError,
+    ModelNotFound,
+    UnsupportedModel,
+    UsageError,
+)
 from freehold.platforms import SOCKET_PATH_BYTES
 from freehold.providers.hop import Hop
-from freehold.serving import CounterTable, LoadedInfo, ModelHandle, ModelManager, Origin, StoredModel
+from freehold.serving import (
+    Begin,
+    CounterTable,
+    EmbedJob,
+    EngineStats,
+    EstimatedCount,
+    Job,
+    LoadedInfo,
+    ModelHandle,
+    ModelInfo,
+    ModelManager,
+    Origin,
+    StoredModel,
+    Stream,
+    TokenizerFace,
+    Vectors,
+)
+from freehold.types import Chunk, Message, SamplingParams, Turn
 
 # The longest path of a socket below a deployment's folder, which another engine or one of ours has.
 _SOCKET, _OWN_SOCKET = "0000/s.sock", "0000/home/serve/server.sock"
@@ -44,7 +71,7 @@ class DeployedModels:
     ) -> None:
         """`home`: the data folder. `drivers` returns a plan's driver."""
         self._models, self._home, self._limits = models, home, limits
-        self._drivers = drivers or _driver
+        self._drivers = drivers or driver_of
         self._hop = Hop()
         self._sets: dict[str, ReplicaSet] = {}
         self._fallbacks: dict[str, str] = {}
@@ -248,107 +275,250 @@ class _AskedModels:
 
 
 def _loaded(replicas: ReplicaSet) -> LoadedInfo:
-    return LoadedInfo(
-        replicas.name,
-        info_of(replicas),
-        stats_of(replicas),
-        None,
-        replicas.in_flight,
-        sum(replica.restarts for replica in replicas),
+    info, stats = info_of(replicas), stats_of(replicas)
+    restarts = sum(replica.restarts for replica in replicas)
+    return LoadedInfo(replicas.name, info, stats, None, replicas.in_flight, restarts)
+
+
+# --- a deployed model as the server sees any model: jobs, counts, vectors, and what it is ---------------
+# Where no replica is ready, the model of ours that was named for it answers, and the receipt says so.
+
+EMBED_S = 600.0
+CHARS_A_TOKEN = 4  # of English text, where an engine shows no tokenizer
+MOST_TEXTS = 4096  # tokens whose texts are asked for one by one
+
+
+class DeployedHandle:
+    """Implements serving.ModelHandle."""
+
+    def __init__(self, replicas: ReplicaSet) -> None:
+        self._replicas = replicas
+        shows = any(r.driver.wire.tokens is not None for r in replicas)
+        self._tokenizer = DeployedTokenizer(replicas.name, self._answering) if shows else None
+
+    @property
+    def name(self) -> str:
+        return self._replicas.name
+
+    @property
+    def info(self) -> ModelInfo:
+        return info_of(self._replicas)
+
+    @property
+    def stats(self) -> EngineStats:
+        return stats_of(self._replicas)
+
+    @property
+    def tokenizer(self) -> TokenizerFace | None:
+        return self._tokenizer
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        return await self._replicas.start(job)
+
+    async def count(self, job: Job) -> int:
+        if self._tokenizer is not None:
+            with suppress(FreeholdError, TimeoutError):  # an estimate is better than no answer
+                return await self._counted(job)
+        parts = [job.prompt or ""] if job.messages is None else [m.content for m in job.messages]
+        chars = sum(len(part) if isinstance(part, str) else CHARS_A_TOKEN * len(part) for part in parts)
+        return EstimatedCount(max(-(-chars // CHARS_A_TOKEN), 1))
+
+    async def _counted(self, job: Job) -> int:
+        if isinstance(job.prompt, tuple):
+            return len(job.prompt)
+        calls = self._answering()
+        if job.prompt is not None:
+            return len(await calls.tokenize(job.prompt, special=True))
+        return len(await calls.render(job))
+
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        vectors = await self._replicas.embed(job, EMBED_S)
+        if computed is not None:
+            computed(sum(vectors.tokens))
+        return vectors
+
+    def _answering(self) -> EngineCalls:
+        answering = next((r.calls for r in self._replicas if r.ready and r.calls is not None), None)
+        if answering is None:
+            raise EngineLost(
+                f"no replica of {self.name} is ready", "freehold deploy status shows how far they are"
+            )
+        return answering
+
+
+class FallbackHandle(DelegatingHandle):
+    """A model of ours in the place of a deployment; its receipts name it."""
+
+    def __init__(self, handle: ModelHandle, name: str) -> None:
+        super().__init__(handle)
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        stream = await self.handle.start(job, keep_alive)
+        warning = f"no replica of {self._name} was ready: {self.handle.name} answered"
+        begin = stream.begin
+        return _Renamed(stream, replace(begin, model=self.handle.name, warnings=(*begin.warnings, warning)))
+
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        """Refuse: a store of vectors would hold those of two models from then on."""
+        raise EngineLost(
+            f"no replica of {self._name} is ready",
+            "vectors of its fallback cannot be compared with its own: ask again later",
+        )
+
+
+class _Renamed:
+    """A stream with another begin."""
+
+    def __init__(self, stream: Stream, begin: Begin) -> None:
+        self._stream, self.begin = stream, begin
+
+    @property
+    def more(self) -> bool:
+        return self._stream.more
+
+    def __aiter__(self) -> _Renamed:
+        return self
+
+    async def __anext__(self) -> tuple[int, Chunk]:
+        return await self._stream.__anext__()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def info_of(replicas: ReplicaSet) -> ModelInfo:
+    """Return what a deployment is, mostly by its plan: it can be shown before any replica is ready."""
+    plan = replicas.plan
+    can, anatomy = abilities_of(plan), plan.model.anatomy
+    # An engine tells thoughts from the answer by a parser, which ours has for each of its models.
+    parses = any("reasoning" in flag.name for flag in plan.flags)
+    thinks = parses or (plan.engine == "freehold" and bool(plan.model.thinks))
+    ready = f"{sum(r.ready for r in replicas)} of {plan.replicas} replicas ready"
+    return ModelInfo(
+        name=replicas.name,
+        quantization=plan.model.quantised or anatomy.quant,
+        context=plan.context,
+        trained_context=anatomy.context or plan.context,
+        kv_tokens=0,
+        threads=0,
+        load_s=max((r.load_s for r in replicas), default=0.0),
+        memory_bytes=plan.total_bytes,
+        vocab=anatomy.vocab,
+        can_chat=not replicas.embeds,
+        can_fill=False,
+        default_sampling=SamplingParams(),
+        can_see=can.images,
+        can_call=can.tools,
+        thinking="switch" if thinks else "none",
+        notes=(f"{plan.engine} {plan.version}: {ready}",),
+        width=anatomy.hidden,
+        embeds_only=replicas.embeds,
     )
 
 
-def _driver(plan: DeployPlan) -> EngineDriver:
-    from freehold.backends.drivers import driver_of
+def stats_of(replicas: ReplicaSet) -> EngineStats:
+    """Return the sums of all replicas' counters; they outlive restarts."""
+    numbers = [replica.numbers for replica in replicas]
+    prompt, cached = sum(n.prompt_tokens for n in numbers), sum(n.cached_tokens or 0 for n in numbers)
+    return EngineStats(
+        running=sum(n.running for n in numbers),
+        waiting=sum(n.waiting for n in numbers),
+        prompt_tokens=prompt,
+        cached_tokens=cached,
+        computed_tokens=max(prompt - cached, 0),
+        generated_tokens=sum(n.generated_tokens for n in numbers),
+    )
 
-    return driver_of(plan)
+
+class DeployedTokenizer:
+    """Implements serving.TokenizerFace: any replica can be asked, they have the same.
+
+    `calls` returns a replica that answers, or raises; it knows no client.
+    """
+
+    def __init__(self, name: str, calls: Callable[[], EngineCalls]) -> None:
+        self._name, self._calls = name, calls
+
+    async def tokenize(self, text: str, special: bool = False, client: str = "") -> list[int]:
+        return await self._calls().tokenize(text, special=special)
+
+    async def detokenize(self, ids: Sequence[int], client: str = "") -> str:
+        return await self._calls().detokenize(ids)
+
+    async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
+        if len(ids) > MOST_TEXTS:
+            raise UnsupportedModel(
+                f"the engine of {self._name} gives the texts of {MOST_TEXTS:,} tokens at a time, not {len(ids):,}"
+            )
+        return [(await self._calls().detokenize([i])).encode() for i in ids]
+
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
+    ) -> list[int]:
+        return await self._calls().render(Job(messages=tuple(messages), think=think, turn=turn))
+
+    async def template(self) -> dict[str, Any]:
+        raise UnsupportedModel(f"the engine of {self._name} does not show its chat template")
 
 
 # --- the counters of deployments for our metrics: one line a replica, under names of ours -----------
 # An engine's own series keep their names after `replica_`: ours of the same name have other labels.
 
 _LABELS = ("model_name", "engine", "replica")
-_Values = dict[tuple[str, ...], float]
-
+_OF_ALL = "of all engines of the replica together."
 # (name, help, whether it may shrink, what of a replica)
-_OF_REPLICA: tuple[tuple[str, str, bool, Callable[[Replica], float]], ...] = (
-    ("freehold_replica_ready", "Whether the replica answers.", True, lambda r: r.ready),
-    ("freehold_replica_requests_in_flight", "Requests that the replica has.", True, lambda r: r.in_flight),
-    ("freehold_replica_restarts", "Engines started after a death.", False, lambda r: r.restarts),
-    ("freehold_replica_running", "Requests that the engine computes.", True, lambda r: r.numbers.running),
-    ("freehold_replica_waiting", "Requests that wait in the engine.", True, lambda r: r.numbers.waiting),
-    (
-        "freehold_replica_prompt_tokens",
-        "Prompt tokens received, of all engines of the replica together.",
-        False,
-        lambda r: r.numbers.prompt_tokens,
-    ),
-    (
-        "freehold_replica_generated_tokens",
-        "Tokens generated, of all engines of the replica together.",
-        False,
-        lambda r: r.numbers.generated_tokens,
-    ),
+_OF_REPLICA: tuple[tuple[str, str, bool, Callable[[Replica], float | None]], ...] = (
+    ("ready", "Whether the replica answers.", True, lambda r: r.ready),
+    ("requests_in_flight", "Requests that the replica has.", True, lambda r: r.in_flight),
+    ("restarts", "Engines started after a death.", False, lambda r: r.restarts),
+    ("running", "Requests that the engine computes.", True, lambda r: r.numbers.running),
+    ("waiting", "Requests that wait in the engine.", True, lambda r: r.numbers.waiting),
+    ("prompt_tokens", f"Prompt tokens received, {_OF_ALL}", False, lambda r: r.numbers.prompt_tokens),
+    ("generated_tokens", f"Tokens generated, {_OF_ALL}", False, lambda r: r.numbers.generated_tokens),
+    ("cached_tokens", "Prompt tokens found in the cache.", False, lambda r: r.numbers.cached_tokens),
+    ("cache_usage", "Share of the cache in use, 0 to 1.", True, lambda r: r.numbers.cache_usage),
 )
-_OF_NUMBERS: tuple[tuple[str, str, bool, Callable[[EngineNumbers], float | None]], ...] = (
-    (
-        "freehold_replica_cached_tokens",
-        "Prompt tokens found in the cache.",
-        False,
-        lambda n: n.cached_tokens,
-    ),
-    ("freehold_replica_cache_usage", "Share of the cache in use, 0 to 1.", True, lambda n: n.cache_usage),
-)
-_OF_SET: tuple[tuple[str, str, Callable[[ReplicaSet], int]], ...] = (
-    ("freehold_deployment_requests", "Requests received.", lambda d: d.requests),
-    (
-        "freehold_deployment_retried",
-        "Requests asked again of another replica before their first token.",
-        lambda d: d.retried,
-    ),
-    ("freehold_deployment_resumed", "Answers that another replica continued.", lambda d: d.resumed),
-    (
-        "freehold_deployment_cut",
-        "Answers that ended with an error after their first token.",
-        lambda d: d.cut,
-    ),
+# (name, help): counts of a deployment
+_OF_SET = (
+    ("requests", "Requests received."),
+    ("retried", "Requests asked again of another replica before their first token."),
+    ("resumed", "Answers that another replica continued."),
+    ("cut", "Answers that ended with an error after their first token."),
 )
 
 
 def tables(sets: Iterable[ReplicaSet]) -> list[CounterTable]:
     """Return the tables of all deployments."""
-    replica_sets = list(sets)
-    lines = [(each, replica) for each in replica_sets for replica in each]
+    deployments = list(sets)
+    lines = [(each, replica) for each in deployments for replica in each]
     out = [
-        CounterTable(name, help, _LABELS, _summed(lines, value), gauge)
+        CounterTable(f"freehold_replica_{name}", help, _LABELS, _summed(lines, value), gauge)
         for name, help, gauge, value in _OF_REPLICA
     ]
-    out += [
-        CounterTable(name, help, _LABELS, _summed(lines, lambda r, v=value: v(r.numbers)), gauge)
-        for name, help, gauge, value in _OF_NUMBERS
-    ]
-    names = sorted({name for _, replica in lines for name in replica.numbers.series})
-    out += [
-        CounterTable(
-            f"replica_{name}",
-            "As the engine tells it.",
-            _LABELS,
-            _summed(lines, lambda r, n=name: r.numbers.series.get(n)),
-            True,  # it has its whole name already, and the library would add _total to a counter's
-        )
-        for name in names
-        if "{" not in name
-    ]
-    for name, help, value in _OF_SET:
-        out.append(
-            CounterTable(name, help, ("model_name",), {(each.name,): value(each) for each in replica_sets})
-        )
+    for name in sorted({name for _, replica in lines for name in replica.numbers.series if "{" not in name}):
+        values = _summed(lines, lambda r, n=name: r.numbers.series.get(n))
+        # As a gauge: it has its whole name already, and the library would add _total to a counter's.
+        out.append(CounterTable(f"replica_{name}", "As the engine tells it.", _LABELS, values, True))
+    for name, help in _OF_SET:
+        counts = {(each.name,): getattr(each, name) for each in deployments}
+        out.append(CounterTable(f"freehold_deployment_{name}", help, ("model_name",), counts))
     return out
 
 
-def _summed(lines: Iterable[tuple[ReplicaSet, Replica]], value: Callable[[Replica], float | None]) -> _Values:
+def _summed(
+    lines: Iterable[tuple[ReplicaSet, Replica]], value: Callable[[Replica], float | None]
+) -> dict[tuple[str, ...], float]:
     """Return a value by replica: while a roll ends an old one, two engines have one number."""
-    sums: _Values = {}
+    sums: dict[tuple[str, ...], float] = {}
     for each, replica in lines:
         if (n := value(replica)) is not None:
             key = (each.name, replica.plan.engine, str(replica.number))

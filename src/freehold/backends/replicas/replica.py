@@ -20,11 +20,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from freehold.backends.contract import DeployPlan, EngineDeath, EngineDriver, EngineNumbers, LaunchedEngine
+from freehold.backends.contract import (
+    DeployPlan,
+    EngineDeath,
+    EngineDriver,
+    EngineNumbers,
+    LaunchedEngine,
+    ReplicaRow,
+    ReplicaState,
+)
 from freehold.backends.replicas.calls import EngineCalls
-from freehold.backends.rows import ReplicaRow, ReplicaState
 from freehold.errors import FreeholdError, UsageError
 from freehold.providers.hop import Hop
+from freehold.serving import PACKING_TURN_S
 
 log = logging.getLogger("freehold.backends")
 
@@ -56,8 +64,6 @@ _REFUSED = "its first token failed"
 # Seconds of processor from one mark to the next: an engine beside 20 others has as many within `hung_s`.
 _COMPUTES_CPU_S = 1.0
 _RAY_S = 150.0  # 120 until a replica calls itself hung (ray/app.py), and Ray's next look at it
-# That one of our own engines waits, and does nothing, while another packs the model: packs.TURN_S
-_TURN_S = 300.0
 _STEP_TOKENS = 4096  # that an engine computes in one step, before any counter moves
 
 
@@ -74,7 +80,7 @@ def hung_after(plan: DeployPlan, limits: ReplicaLimits) -> float:
 
 def still_after(plan: DeployPlan, limits: ReplicaLimits) -> float:
     """Return the seconds without a sign after which a start has come to nothing."""
-    return limits.still_s + (_TURN_S if plan.engine == "freehold" else 0.0)
+    return limits.still_s + (PACKING_TURN_S if plan.engine == "freehold" else 0.0)
 
 
 def placed(plan: DeployPlan, folder: Path) -> DeployPlan:
@@ -132,10 +138,6 @@ class Replica:
         return f"replica {self.number} of {self.plan.model.name}"
 
     @property
-    def version(self) -> str:
-        return self.plan.version
-
-    @property
     def ready(self) -> bool:
         """Whether it answers and may be given requests."""
         return self.state == "ready" and self.calls is not None
@@ -169,7 +171,7 @@ class Replica:
         return ReplicaRow(
             self.number,
             self.state,
-            self.version,
+            self.plan.version,
             pid=engine.pid if engine is not None else 0,
             phase=progress.phase if progress is not None and self.state == "starting" else "",
             since_s=time.monotonic() - self._since,
@@ -224,7 +226,7 @@ class Replica:
         self._asked_to_end = True
         began = self.state == "ready" or self.in_flight > 0
         if not self.hopeless:
-            self._is("draining")
+            self._enter("draining")
         until = time.monotonic() + drain_s
         while self.in_flight and time.monotonic() < until:
             await asyncio.sleep(0.02)
@@ -237,33 +239,29 @@ class Replica:
         if self._life is not None:
             self._life.cancel()
             await asyncio.wait([self._life])
-        self._is("stopped")
+        self._enter("stopped")
 
     async def _run(self) -> None:
         try:
-            await self._lives()
+            while not self._asked_to_end:
+                death = await self._one_engine()
+                if death is None or self._asked_to_end:
+                    return
+                self._died(death)
+                if self.hopeless:
+                    return
+                if wait := self._wait_s():
+                    self._enter("waiting")
+                    await asyncio.sleep(wait)
+                self.restarts += 1
         except Exception as e:  # ours, not the engine's: a replica must not look as if it lived
             log.exception("%s is given up", self.place)
             self.said = f"internal error: {type(e).__name__}"
-            self._is("failed")
-
-    async def _lives(self) -> None:
-        while not self._asked_to_end:
-            death = await self._one_engine()
-            if death is None or self._asked_to_end:
-                return
-            self._died(death)
-            if self.hopeless:
-                return
-            wait = self._wait_s()
-            if wait:
-                self._is("waiting")
-                await asyncio.sleep(wait)
-            self.restarts += 1
+            self._enter("failed")
 
     async def _one_engine(self) -> EngineDeath | None:
         """Start an engine and keep it until it ends; return its death, None for an end that was asked for."""
-        self._is("starting")
+        self._enter("starting")
         began = time.monotonic()
         try:
             engine = self._engine = await self.driver.launch(placed(self.plan, self._folder), self._folder)
@@ -278,7 +276,7 @@ class Replica:
                 self.calls, self.answered, self.load_s = calls, 0, time.monotonic() - began
                 self._faults, self.embeds = 0, calls.embeds
                 self._moved_at = time.monotonic()
-                self._is("ready")
+                self._enter("ready")
                 watching = asyncio.create_task(self._watch(engine, calls))
             return await asyncio.shield(engine.ended)
         finally:
@@ -297,7 +295,7 @@ class Replica:
                 [probe, engine.ended], timeout=1.0, return_when=asyncio.FIRST_COMPLETED
             )
             if not done:  # a connection was taken, or this would have failed by now
-                self._is("probing")
+                self._enter("probing")
                 await asyncio.wait([probe, engine.ended], return_when=asyncio.FIRST_COMPLETED)
             if not probe.done():
                 probe.cancel()
@@ -309,10 +307,8 @@ class Replica:
                     engine.kill(f"{self.said} for {self._limits.refused_s:.0f} s")
             progress = engine.progress()
             if progress.since_s > still_after(self.plan, self._limits):
-                engine.kill(
-                    f"its start made no progress for {progress.since_s:.0f} s "
-                    f"while it was {progress.phase or 'starting'}"
-                )
+                phase = progress.phase or "starting"
+                engine.kill(f"its start made no progress for {progress.since_s:.0f} s while it was {phase}")
             await asyncio.wait([engine.ended], timeout=self._limits.probe_s)
         return False
 
@@ -383,23 +379,21 @@ class Replica:
         elif self._useless >= self._limits.useless:
             self._fails(f"{self._useless} starts in a row came to nothing, and it is not started again")
         elif len(self._deaths) >= self._limits.deaths:
-            minutes = self._limits.window_s / 60
-            self._fails(
-                f"it died {len(self._deaths)} times in {minutes:.0f} minutes, and is not started again"
-            )
+            times = f"{len(self._deaths)} times in {self._limits.window_s / 60:.0f} minutes"
+            self._fails(f"it died {times}, and is not started again")
 
     def _fails(self, why: str) -> None:
         self.said = f"{self.said.rstrip('.')}; {why}"
         log.error("%s: %s", self.place, self.said)
-        self._is("failed")
+        self._enter("failed")
 
     def _wait_s(self) -> float:
         """Return the seconds before the next start: none after an engine that was of use."""
-        if self._useless == 0:
+        if not self._useless:
             return 0.0
         return min(self._limits.first_wait_s * 2 ** (self._useless - 1), self._limits.most_wait_s)
 
-    def _is(self, state: ReplicaState) -> None:
+    def _enter(self, state: ReplicaState) -> None:
         if self._asked_to_end and state not in ("draining", "stopped"):
             return
         if state != self.state:

@@ -1,7 +1,7 @@
 """`freehold deploy bench`: measures what the steps of a running engine take, for `freehold deploy capacity`.
 
 Knows options and words; the measuring is backends/capacity/'s.
-Path: deploy -> bench -> benching.deploy_bench -> EngineModel
+Path: deploy -> bench -> measuring.deploy_bench -> EngineModel
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def command(
 
     With --json: {"schema": 1, "about": {...}, "time": {...}, "limits": {...}}; times are in seconds.
     """
-    from freehold.backends.capacity.benching import deploy_bench
+    from freehold.backends.capacity.measuring import deploy_bench
 
     # The variable may be set for another engine: a model by name is asked by this home's own socket.
     key = os.environ.get("FREEHOLD_BENCH_KEY", "") if "://" in target else ""

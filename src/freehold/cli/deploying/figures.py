@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from freehold.advisor.interval import Interval, digits
-from freehold.backends.capacity.objective import ReplicaSearch, shown
-from freehold.backends.capacity.simulation import SimulatedRun
+from freehold.backends.capacity.simulation import ReplicaSearch, SimulatedRun, shown
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.planning.printed import sizes
 from freehold.catalog.hardware import Rig

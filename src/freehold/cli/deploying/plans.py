@@ -15,8 +15,7 @@ from typing import Any
 import click
 
 from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.contract import EmitOptions
-from freehold.backends.emit.emit import emit
+from freehold.backends.emit.emit import EmitOptions, emit
 from freehold.backends.planning.printed import as_dict, text
 from freehold.backends.ray.plan import is_ray
 from freehold.cli.shared import write_beside

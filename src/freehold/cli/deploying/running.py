@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from freehold.backends import kept
-from freehold.backends.contract import DeployPlan
+from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.backends.planning.options import DeployOptions
-from freehold.backends.rows import DeploymentRow
 from freehold.cli.serving.attach import RunningServer
 from freehold.errors import ModelNotFound, ServerUnreachable, UpstreamFailed
 

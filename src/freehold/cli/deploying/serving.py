@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from freehold.backends.contract import DeployPlan
+from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.backends.planning.options import DeployOptions
-from freehold.backends.rows import DeploymentRow
 from freehold.cli.deploying.starting import LOOKED_S, last_words, ready
 from freehold.cli.deploying.tables import progress
 from freehold.cli.progress import StatusLine

@@ -13,9 +13,8 @@ from contextlib import suppress
 
 import click
 
-from freehold.backends.contract import DeployPlan
+from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.backends.planning.options import DeployOptions
-from freehold.backends.rows import DeploymentRow
 from freehold.cli.deploying.running import RunningDeployments
 from freehold.cli.deploying.tables import as_json, progress
 from freehold.cli.progress import StatusLine

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from freehold.backends import kept
+from freehold.backends.contract import DeploymentRow, ReplicaRow
 from freehold.backends.planning.printed import as_dict
-from freehold.backends.rows import DeploymentRow, ReplicaRow
 from freehold.store.space import human
 
 HEAD = ("NAME", "REPLICA", "ENGINE", "STATE", "PID", "MEMORY", "ANSWERS", "RESTARTS")

@@ -16,10 +16,9 @@ from typing import Any
 
 import click
 
-from freehold.backends.contract import DeployPlan
+from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.backends.kept import KeptDeployment, forget, kept
 from freehold.backends.planning.options import planned
-from freehold.backends.rows import DeploymentRow
 from freehold.cli.deploying import tables
 from freehold.cli.deploying.options import asked_of, plan_options
 from freehold.cli.deploying.running import RunningDeployments

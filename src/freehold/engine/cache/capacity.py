@@ -17,7 +17,7 @@ from freehold.engine.cache.recurrent import Recurrent
 from freehold.engine.cache.window import SlidingWindow, quota
 from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
-from freehold.layers import LayerSpec, longest_window, recurrent_bytes
+from freehold.layers import MOST_STATES, LayerSpec, longest_window, recurrent_bytes
 from freehold.machine import available_bytes, show_bytes
 from freehold.models.load import LoadedModel
 from freehold.types import KvType
@@ -31,7 +31,7 @@ ROOMS, WINDOW_SHARE = 2, 4
 # States of recurrent layers: two sequences and two snapshots; beyond that, as many bytes as blocks take. Where blocks
 # take little, as in a hybrid of few attention layers, or none, sixteen sequences and as many snapshots, as far as those
 # take STATE_SHARE of available memory: with four slots, eight streams would take turns and compute their prompts again.
-LEAST_STATES, MOST_ALONE, STATE_SHARE = 4, 32, 0.125
+LEAST_STATES, STATE_SHARE = 4, 0.125
 MIN_CONTEXT = 256  # below this a chat makes no sense, so it is an error rather than a default
 
 
@@ -103,7 +103,7 @@ class CacheBytes:
 def _least_states(state: int) -> int:
     """Return how many states of a size there are at least: what a share of available memory holds."""
     fits = int(available_bytes() * STATE_SHARE) // max(state, 1)
-    return max(LEAST_STATES, min(fits, MOST_ALONE))
+    return max(LEAST_STATES, min(fits, MOST_STATES))
 
 
 def kinds_beside_full(

@@ -32,16 +32,14 @@ from freehold._native import LAYOUT, Matrix, checksum, map_file, type_routes
 from freehold.errors import CapacityExceeded, FreeholdError, StoreError
 from freehold.machine import show_bytes
 from freehold.models.packing.pack import CHUNK, Pack, Placed
+from freehold.serving import PACKING_TURN_S
 
 MAGIC = b"FREEHOLD"
 ALIGN = 4096
 MAX_HEADER = 20 << 20  # 100,000 matrices at 200 bytes each
 _COST = "free some space: freehold list shows what packs take"
 DEFAULT_BUDGET = 64 << 30  # bytes all packs may take together
-TURN_S, LOOK_S = (
-    300.0,
-    0.05,
-)  # that a process waits for another which packs the same model, and between two looks
+LOOK_S = 0.05  # between two looks whether another process still packs the same model
 
 
 class PackingTurn:
@@ -57,12 +55,12 @@ class PackingTurn:
 
 
 def turn_to_pack(model: Path) -> PackingTurn | None:
-    """Wait until no other process packs `model`, a file; None after TURN_S, and where files cannot be locked."""
+    """Wait until no other process packs `model`, a file; None after PACKING_TURN_S, or where files cannot be locked."""
     try:
         fd = os.open(model, os.O_RDONLY)
     except OSError:
         return None
-    turn, until = PackingTurn(fd), time.monotonic() + TURN_S
+    turn, until = PackingTurn(fd), time.monotonic() + PACKING_TURN_S
     while time.monotonic() < until:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

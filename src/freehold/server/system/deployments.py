@@ -17,9 +17,8 @@ from msgspec import Meta, Struct
 from starlette.routing import Route
 
 from freehold.backends import kept
-from freehold.backends.contract import DeployPlan
+from freehold.backends.contract import DeploymentRow, Deployments, DeployPlan
 from freehold.backends.planning.options import DeployOptions
-from freehold.backends.rows import DeploymentRow, Deployments
 from freehold.errors import AccessDenied, FreeholdError, ModelNotFound, UsageError
 from freehold.server.core.call import HttpCall, Server, route
 from freehold.server.core.fields import Name
