@@ -6,8 +6,8 @@
     engine = await driver.launch(plan, folder)
     engine.progress(), engine.log, await engine.ended
 
-One file an engine implements `EngineDriver`; this folder has what they share: flags, sizes, processes, replicas.
-Knows no HTTP and no server.
+One file an engine implements `EngineDriver`; this folder has what they share: flags, sizes, processes, replicas. What
+a server has of them is a deployment: a name, and its engines. Knows no HTTP and no server.
 Path: EngineDriver.plan -> DeployPlan -> EngineDriver.launch -> LaunchedEngine
 """
 
@@ -246,6 +246,13 @@ class DeployPlan:
         return (*self.command, *(fill(word, places) for flag in flags for word in flag.words()))
 
     @property
+    def called(self) -> str:
+        """What the engine itself calls the model; of an app of Ray Serve, its replicas'."""
+        plan = self.inner or self
+        names = (flag.value for flag in plan.flags if flag.name in _NAMES and flag.value)
+        return plan.served or next(names, plan.model.name)
+
+    @property
     def total_bytes(self) -> int:
         """Memory expected of all replicas together."""
         return self.shared_bytes + self.replicas * (self.memory_bytes - self.shared_bytes)
@@ -290,6 +297,8 @@ _OF_LAYOUT = (
     *("sizes", "replicas", "across", "context", "streams", "memory_bytes", "cache_bytes", "cache_tokens"),
     *("cache_type", "quantise", "decode", "prefill", "basis", "warning", "notes"),
 )
+# Flags that name the model for clients, and so for us.
+_NAMES = ("--served-model-name", "--served_model_name", "--alias")
 _VISIBLE = {"NVIDIA": "CUDA_VISIBLE_DEVICES", "AMD": "HIP_VISIBLE_DEVICES"}
 
 
@@ -398,8 +407,7 @@ class EngineDriver(Protocol):
         ...
 
 
-# --- what runs of the deployments -------------------------------------------------------------------
-# A row for each name and each of its engines, and what may be done with them.
+# --- what runs of the deployments: a row for each name and each of its engines, and what may be done with them --------
 
 ReplicaState = Literal["starting", "probing", "ready", "draining", "waiting", "stopped", "failed"]
 
@@ -488,8 +496,7 @@ class Deployments(Protocol):
         ...
 
 
-# --- what a deployment may be called ----------------------------------------------------------------
-# One line that can be read, of a length that a file of its name can have.
+# --- what a deployment may be called: one line that can be read, of a length that a file of its name can have ---------
 # Names come from folders and from engines that run already, which others made. They are written into command
 # lines, comments of files for clusters, labels of metrics and terminals.
 

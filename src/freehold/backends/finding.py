@@ -304,11 +304,10 @@ def _on(
                 return Interval.exactly(0.0), why
             continue
         verdict = fit(anatomy, place_on(rig, ADVISED[engine][0]), context)
-        if (
-            isinstance(verdict, Fit)
-            and verdict.memory.weights + sum(verdict.memory.cache.values()) <= free * _FITS
-        ):
-            return verdict.decode, ""
+        if isinstance(verdict, Fit):
+            memory = verdict.memory
+            if memory.weights + sum(memory.cache.values()) <= free * _FITS:
+                return verdict.decode, ""
     free = max((free for _, free in rigs(here)), default=0)
     return None, f"{here.title} with {show_bytes(free)} free does not hold {anatomy.name}"
 

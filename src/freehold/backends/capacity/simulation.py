@@ -1,7 +1,8 @@
 """Plays a trace against replicas of a simulated engine, with a routing policy, and autoscaling if that is asked.
 
-Knows arrivals and replicas; what a step takes is the engine's. Deterministic: the same trace gives the same figures.
-Path: simulation.least, reports/capacity.py -> simulate -> SimulatedRun
+Also finds the fewest replicas that meet an objective. Knows arrivals and replicas; what a step takes is the engine's.
+Deterministic: the same trace gives the same figures.
+Path: reports/capacity.py -> least -> simulate -> SimulatedRun
 """
 
 from __future__ import annotations

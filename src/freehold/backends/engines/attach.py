@@ -40,6 +40,7 @@ from freehold.backends.contract import (
     StartProgress,
     named,
 )
+from freehold.backends.engines.started import StartedEngine
 from freehold.catalog.hardware import Device, Rig
 from freehold.config import nearest
 from freehold.errors import EngineLost, UsageError
@@ -124,11 +125,11 @@ def target(text: str, *, key_env: str = "", cleartext: bool = False) -> AttachTa
     return AttachTarget(f"{parts.scheme}://{host}" + (f":{port}" if port else ""), None, key_env)
 
 
-class AttachDriver:
-    """Implements contract.EngineDriver for an attached engine; all but its life is the engine's own."""
+class AttachDriver(StartedEngine):
+    """Implements contract.EngineDriver for an attached engine; all but its life and its log is the engine's own."""
 
     drains = False
-    busy_waits = True
+    phases = ()
 
     def __init__(self, driver: EngineDriver) -> None:
         self._driver = driver
@@ -145,10 +146,6 @@ class AttachDriver:
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Return it at once, whether it answers by now or not."""
         return AttachedEngine(plan, target_of(plan), self.title)
-
-    def phase(self, line: str) -> str:
-        """Return "": its log is not ours."""
-        return ""
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Read its metrics."""

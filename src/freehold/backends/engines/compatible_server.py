@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from freehold.backends.contract import DeployPlan, EngineName, EngineNumbers, LaunchedEngine, PlanRequest
+from freehold.backends.contract import DeployPlan, EngineName, LaunchedEngine, PlanRequest
+from freehold.backends.engines.started import StartedEngine
 from freehold.backends.engines.wire import EngineDemands, EngineWire
 from freehold.errors import UsageError
 from freehold.providers.openai.wire import SAMPLING
@@ -32,8 +33,8 @@ class CompatibleServerWire(EngineWire):
     sampling = SAMPLING
 
 
-class CompatibleServer:
-    """Implements contract.EngineDriver, but for a start."""
+class CompatibleServer(StartedEngine):
+    """Implements contract.EngineDriver, but for a start; its log is not ours, and it tells no numbers."""
 
     name: EngineName = "compatible"
     title = "the server"
@@ -42,7 +43,7 @@ class CompatibleServer:
     wire = CompatibleServerWire()
     metrics_path = ""
     drains = False
-    busy_waits = True
+    phases = ()
 
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Refuse."""
@@ -51,14 +52,6 @@ class CompatibleServer:
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Refuse."""
         raise UsageError(f"{self.title} is not started by a deployment", "give its address: --attach URL")
-
-    def phase(self, line: str) -> str:
-        """Return "": its log is not ours."""
-        return ""
-
-    def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
-        """Return nothing: it tells none."""
-        return before or EngineNumbers()
 
 
 DRIVER = CompatibleServer()

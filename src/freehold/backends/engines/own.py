@@ -8,6 +8,7 @@ Path: cli/deploy -> OwnEngine.plan -> shared_out, ray/plan.py: over; OwnEngine.l
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -332,11 +333,8 @@ def _longest(anatomy: Anatomy, most: int, room: int, width: float) -> int:
     """Return the longest context of which one conversation fits into `room` bytes, up to `most`; 0 for none."""
     if _cache(anatomy, most, 1, width) <= room:
         return most
-    low, high = 0, most // _STEP
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _cache(anatomy, middle * _STEP, 1, width) <= room else (low, middle - 1)
-    return low * _STEP
+    lengths = range(_STEP, most + 1, _STEP)
+    return _STEP * bisect_left(lengths, True, key=lambda tokens: _cache(anatomy, tokens, 1, width) > room)
 
 
 def _too_large(request: PlanRequest, replicas: int, usable: int, cache: int, longest: int) -> UsageError:

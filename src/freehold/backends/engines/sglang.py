@@ -177,10 +177,9 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
     add("--max-running-requests", layout.streams, why["streams"])
     add("--mem-fraction-static", f"{layout.memory_share:g}", "of each device, for weights and cache")
     words.cache_type("--kv-cache-dtype", layout, fp8="fp8_e4m3")
-    if (
-        layout.quantise
-    ):  # by layers: else all weights in 16 bits are on the device before the first is rounded
+    if layout.quantise:
         add("--quantization", layout.quantise, why["quantise"])
+        # Else all weights in 16 bits are on the device before the first is rounded.
         add("--load-format", "layered", "rounds layer by layer: the weights fit only then")
     else:
         add("--load-format", "safetensors", "never a pickle")

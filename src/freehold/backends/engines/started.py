@@ -27,7 +27,7 @@ class StartedEngine:
 
     def phase(self, line: str) -> str:
         """Return what a line of its log tells of the start; "" for nothing."""
-        return next((told for pattern, told in self.phases if re.search(pattern, line)), "")
+        return next((phase for pattern, phase in self.phases if re.search(pattern, line)), "")
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
         """Return what was known before: it has no metrics."""

@@ -164,8 +164,8 @@ class Trtllm(StartedEngine):
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Start it, its statistics on. Raises UsageError, EngineLost."""
         write_settings(folder / CONFIG_FILE, CONFIG)
-        told = PlannedFlag("--config", f"{{folder}}/{CONFIG_FILE}", "statistics of each step, and formats")
-        plan = replace(plan, flags=(*plan.flags, told))
+        config = PlannedFlag("--config", f"{{folder}}/{CONFIG_FILE}", "statistics of each step, and formats")
+        plan = replace(plan, flags=(*plan.flags, config))
         return await super().launch(plan, folder)
 
     def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:

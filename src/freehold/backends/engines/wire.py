@@ -134,12 +134,8 @@ def is_repeatable(job: Job) -> bool:
     return job.n == 1 and (job.sampling.get("temperature") == 0 or job.sampling.get("seed") is not None)
 
 
-# --- openAI's routes as vLLM has them ---------------------------------------------------------------
-# Priority, the tenant's part of the prefix cache, prompts and answers as ids.
-
-
 class VllmWire(EngineWire):
-    """OpenAI's routes as vLLM has them."""
+    """OpenAI's routes as vLLM has them. It is here and not with its driver, as a plan does not need a wire."""
 
     gives_ids = True
     takes_ids = True

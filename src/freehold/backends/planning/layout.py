@@ -144,12 +144,16 @@ def value_width(cache_type: str) -> float:
     return 1.0 if "8" in cache_type else 0.5 if "4" in cache_type else 2.0
 
 
-def _does_not_divide(model: DeployedModel, tensor: int, devices: int, copies: bool) -> UsageError:
+def heads_of(model: DeployedModel) -> str:
+    """Word a model's heads, as far as they are known."""
     heads = f"{model.heads} heads" if model.heads else "its heads"
-    kv = f" and {model.kv_heads} of keys and values" if model.kv_heads else ""
+    return heads + (f" and {model.kv_heads} of keys and values" if model.kv_heads else "")
+
+
+def _does_not_divide(model: DeployedModel, tensor: int, devices: int, copies: bool) -> UsageError:
     fitting = ", ".join(map(str, tensor_sizes(model, max(devices, 1), copies=copies)))
     return UsageError(
-        f"{model.name} has {heads}{kv}, which {tensor} devices cannot share out",
+        f"{model.name} has {heads_of(model)}, which {tensor} devices cannot share out",
         f"tensor parallel sizes that do on {devices} devices: {fitting}",
     )
 
@@ -264,12 +268,8 @@ def _would(request: PlanRequest, traits: EngineTraits) -> list[str]:
     if not ways:
         larger = (_count(request, anatomy, name, traits, context) for name in _LARGER if name != device.name)
         first = next(filter(None, larger), "")
-        ways = [
-            f"--on {first} would hold it"
-            if first
-            else "take a smaller model, or --nodes for several machines"
-        ]
-    return ways
+        ways = [f"--on {first} would hold it"] if first else []
+    return ways or ["take a smaller model, or --nodes for several machines"]
 
 
 def _smaller(model: DeployedModel, quant: str) -> str:

@@ -367,9 +367,9 @@ def _fits(model: DeployedModel, nodes: Nodes, context: int | None) -> dict[Engin
     fits: dict[EngineName, Fit] = {}
     for name, (known, files) in ADVISED.items():
         if (files == "gguf") == (model.files == "gguf"):
-            told = fit(model.anatomy, place_on(rig, known), context)
-            if isinstance(told, Fit):
-                fits[name] = told
+            verdict = fit(model.anatomy, place_on(rig, known), context)
+            if isinstance(verdict, Fit):
+                fits[name] = verdict
     return fits
 
 

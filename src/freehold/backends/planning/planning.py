@@ -9,6 +9,7 @@ Path: EngineDriver.plan -> laid_out -> layout.candidates, advisor.roofline -> La
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from freehold.advisor import engines, roofline
@@ -28,6 +29,7 @@ from freehold.backends.planning.layout import (
     attention,
     candidates,
     check_context,
+    heads_of,
     large_step,
     misfit,
     sequence_bytes,
@@ -276,12 +278,8 @@ class _Space:
 
     def longest(self, sizes: ParallelSizes) -> int:
         """Return the longest conversation that fits, up to what the model was made for."""
-        low, high = 0, self.anatomy.context or 1 << 17
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = self.sequence(sizes, middle) <= self.room(sizes)
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
+        lengths, room = range(1, (self.anatomy.context or 1 << 17) + 1), self.room(sizes)
+        return bisect_left(lengths, True, key=lambda tokens: self.sequence(sizes, tokens) > room)
 
     def layout(self, sizes: ParallelSizes) -> Layout:
         """Return the layout of the sizes."""
@@ -351,13 +349,11 @@ def _useless(held: int, tokens: int, fixed: int) -> str:
 
 def _why_sizes(sizes: ParallelSizes, model: DeployedModel, across: int) -> dict[str, str]:
     """Return why the sizes are what they are."""
-    heads = f"{model.heads} heads" if model.heads else "its heads"
-    kv = f" and {model.kv_heads} of keys and values" if model.kv_heads else ""
     each = model.experts // sizes.expert if sizes.expert else 0
     parts = "parts of the layers, for memory"
     apart = "attention is data-parallel, each group with its own sequences: latents cannot be split"
     return {
-        "tensor": f"shares out {heads}{kv} over the devices of a node",
+        "tensor": f"shares out {heads_of(model)} over the devices of a node",
         "pipeline": f"{across} nodes take a part of the layers each" if across > 1 else parts,
         "data": apart if attention(sizes) > 1 else COPIES,
         "expert": f"each device holds {each} of {model.experts} experts whole",

@@ -299,19 +299,19 @@ class MetricsTally:
     """The metrics of all replicas, each line with a label `replica`; counters stay when their replica has ended."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[float, str]] = {}
+        self._texts: dict[str, tuple[float, str]] = {}
 
     def tell(self, replica: str, text: str) -> None:
         """Take what a replica's engine tells; nothing is taken of one that does not answer."""
         if text:
-            self._told[replica] = (time.monotonic(), text)
-        while len(self._told) > MOST_REPLICAS:
-            del self._told[min(self._told, key=lambda name: self._told[name][0])]
+            self._texts[replica] = (time.monotonic(), text)
+        while len(self._texts) > MOST_REPLICAS:
+            del self._texts[min(self._texts, key=lambda name: self._texts[name][0])]
 
     def text(self) -> str:
         """Return all lines."""
         lines: list[str] = []
-        for replica, (at, text) in self._told.items():
+        for replica, (at, text) in self._texts.items():
             ended = time.monotonic() - at > ENDED_S
             for name, labels, value in _SERIES.findall(text):
                 if not ended or name.endswith(_COUNTERS):

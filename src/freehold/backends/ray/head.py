@@ -84,13 +84,13 @@ class RayHead:
         self.address = args.address or f"127.0.0.1:{args.gcs_port}"
         self.revision = 0
         self.relay = Relay(urlsplit(args.address).hostname or "127.0.0.1", args.ingress_port)
-        self._told: asyncio.Queue[str] = asyncio.Queue()
+        self._orders: asyncio.Queue[str] = asyncio.Queue()
 
     async def run(self) -> int:
         """Stay until asked to end, or until Ray has ended; return the status of this process."""
         loop = asyncio.get_running_loop()
         for number, word in ((signal.SIGTERM, "end"), (signal.SIGINT, "end"), (signal.SIGHUP, "roll")):
-            loop.add_signal_handler(number, self._told.put_nowait, word)
+            loop.add_signal_handler(number, self._orders.put_nowait, word)
         ray = None if self.args.address else await self._started()
         try:
             await self._until_listening(ray)
@@ -110,12 +110,12 @@ class RayHead:
     async def _stay(self, ray: asyncio.subprocess.Process | None) -> int:
         ended = asyncio.create_task(ray.wait() if ray else asyncio.Event().wait())
         while True:
-            told = asyncio.create_task(self._told.get())
-            await asyncio.wait((ended, told), return_when=asyncio.FIRST_COMPLETED)
+            order = asyncio.create_task(self._orders.get())
+            await asyncio.wait((ended, order), return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 say(f"Ray has ended with status {ended.result()}")
                 return 1
-            if told.result() == "end":
+            if order.result() == "end":
                 say("draining")
                 await self._app("--delete")
                 return 0

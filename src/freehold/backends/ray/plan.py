@@ -185,7 +185,7 @@ def settings_of(inner: DeployPlan, *, base: int = BASE, elsewhere: bool = False)
     on_gpu = inner.nodes.rig.device.kind != "cpu"
     return {
         "name": app_name(inner.model.name),
-        "model": called(inner),
+        "model": inner.called,
         "vectors": not inner.model.gives_text,
         "argv": list(inner.argv()),
         "environment": dict(inner.environment),
@@ -211,12 +211,6 @@ def app_text(inner: DeployPlan, **how: Any) -> str:
     defaults, _, after = rest.partition("\n}\n")
     own = pprint.pformat(settings_of(inner, **how), indent=4, width=100, sort_dicts=False)
     return f"{before}{start}{defaults}\n}}\nSETTINGS |= {own}\n{after}"
-
-
-def called(inner: DeployPlan) -> str:
-    """Return what an engine calls its model: as its flags say, else as clients do."""
-    told = (flag.value for flag in inner.flags if flag.name in ("--served-model-name", "--alias"))
-    return next((name for name in told if name), inner.model.name)
 
 
 def moved(plan: DeployPlan, base: int) -> DeployPlan:

@@ -44,14 +44,14 @@ def _beginnings(job: Job) -> Iterator[str]:
         yield prompt[: 2 * KEY_CHARS]
         return
     turns = iter(job.messages)
-    told = ""
+    instructions = ""
     for message in turns:
         if message.role != "system":
-            yield told[:KEY_CHARS] + ",".join(tool.name for tool in job.tools)
+            yield instructions[:KEY_CHARS] + ",".join(tool.name for tool in job.tools)
             yield message.content[:KEY_CHARS]
             return
-        told += message.content
-    yield told[:KEY_CHARS]
+        instructions += message.content
+    yield instructions[:KEY_CHARS]
 
 
 def _hash(text: str) -> int:

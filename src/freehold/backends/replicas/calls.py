@@ -41,15 +41,6 @@ MOST_ID = (1 << 31) - 1  # of a token
 _OBJECT = msgspec.json.Decoder(dict[str, Any])
 _PROOF = "Hello"  # a prompt that any model takes
 _NOT_ITS_OWN = (401, 403, 408, 429)  # statuses that refuse a request for other reasons than what it asks for
-# Flags that name the model for clients, and so for us.
-_NAMES = ("--served-model-name", "--served_model_name", "--alias")
-
-
-def served_name(plan: DeployPlan) -> str:
-    """Return what the engine itself calls its model."""
-    plan = plan.inner or plan
-    names = (flag.value for flag in plan.flags if flag.name in _NAMES and flag.value)
-    return plan.served or next(names, plan.model.name)
 
 
 def abilities_of(plan: DeployPlan) -> Abilities:
@@ -88,7 +79,7 @@ class EngineCalls:
             socket=engine.socket,
         )
         can = abilities_of(plan)
-        self.remote = RemoteModel(provider, served_name(plan), context=plan.context, abilities=can)
+        self.remote = RemoteModel(provider, plan.called, context=plan.context, abilities=can)
         # What proves that it is ready: the first that it does not refuse, and from then on that one alone.
         self._proofs: tuple[Callable[[float], Awaitable[None]], ...] = (self._one_token,)
         if not plan.model.gives_text:
