@@ -41,7 +41,7 @@ class Demands:
 
     def lacks(self, what: str, hint: str = "") -> NoReturn:
         """Refuse the job: this model cannot do `what`."""
-        raise UnsupportedModel(f"{self.model.model} at {self.model.provider.name} {what}", hint)
+        raise cannot(self.model, what, hint)
 
     def chat(self, formats: Collection[str]) -> tuple[Message, ...]:
         """Return the chat of a job that this model can take; `formats`: kinds of Format that its API knows."""
@@ -146,6 +146,11 @@ class Demands:
             self.warn(f"max_tokens is {max_tokens:,}; {self.model.model} makes at most {most:,} tokens")
             return most
         return max_tokens
+
+
+def cannot(model: RemoteModel, what: str, hint: str = "") -> UnsupportedModel:
+    """Return the error of a job that asks a model for what it cannot do."""
+    return UnsupportedModel(f"{model.model} at {model.provider.name} {what}", hint)
 
 
 def reminder(text: str) -> str:

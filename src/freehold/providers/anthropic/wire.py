@@ -15,10 +15,10 @@ from typing import Any, Literal, NoReturn
 
 import msgspec
 
-from freehold.errors import UnsupportedModel, UsageError
+from freehold.errors import UsageError
 from freehold.providers.anthropic.events import BODY, ERROR, MessageReader, cause_of
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.providers.demands import Demands, described, object_text, reminder
+from freehold.providers.demands import Demands, cannot, described, object_text, reminder
 from freehold.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s
 from freehold.serving import EmbedJob, Job, Vectors
 from freehold.types import CacheTime, Format, Image, Message, Tool
@@ -41,14 +41,12 @@ _COUNTED = msgspec.json.Decoder(_ClaudeCount)
 
 
 class AnthropicWire:
-    """Implements contract.Wire."""
+    """Implements contract.Wire, which says what each method does."""
 
     def authorized(self, key: Secret) -> Mapping[str, str]:
-        """Return the headers that carry the key."""
         return {"x-api-key": key.value}
 
     def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
-        """Translate a job. Raises UsageError or UnsupportedModel."""
         demands, claude = Demands(model, job), claude_of(model.model)
         body, writer = _prompt(demands, claude)
         body["max_tokens"] = demands.max_tokens(UNKNOWN_OUTPUT)
@@ -63,11 +61,9 @@ class AnthropicWire:
         return _outgoing("/messages", body, demands)
 
     def reader(self, job: Job) -> MessageReader:
-        """Return a reader of one stream."""
         return MessageReader()
 
     def whole(self, body: bytes, job: Job) -> WholeAnswer:
-        """Read a whole message."""
         message = decoded(BODY, body, "an answer other than a message")
         if message.type != "message":
             raise invalid("an answer other than a message")
@@ -76,7 +72,6 @@ class AnthropicWire:
         return WholeAnswer(reader.answer_id, tuple(pieces))
 
     def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFault:
-        """Describe an answer that is not 200."""
         cause = _CAUSES.get(status, "server" if status >= 500 else "redirect" if status < 400 else "request")
         detail = ""
         try:
@@ -92,7 +87,7 @@ class AnthropicWire:
 
     def embed(self, model: RemoteModel, job: EmbedJob) -> NoReturn:
         """Refuse: Anthropic has no embeddings."""
-        raise UnsupportedModel(f"{model.model} at {model.provider.name} makes no embeddings")
+        raise cannot(model, "makes no embeddings")
 
     def vectors(self, body: bytes, job: EmbedJob) -> Vectors:
         """Refuse: nothing was asked."""
@@ -105,7 +100,6 @@ class AnthropicWire:
         return _outgoing("/messages/count_tokens", body, demands)
 
     def counted(self, body: bytes) -> int:
-        """Read the count."""
         return decoded(_COUNTED, body, "an answer other than a count").input_tokens
 
 

@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from freehold.errors import UnsupportedModel, UsageError
+from freehold.errors import UsageError
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.providers.demands import Demands, described, object_text, reminder, texts_of
+from freehold.providers.demands import Demands, cannot, described, object_text, reminder, texts_of
 from freehold.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s
 from freehold.providers.gemini.events import OWN_ID, GeminiUsage, GoogleError, ResponseReader, cause_of
 from freehold.providers.vectors import unit_vectors
@@ -26,6 +26,7 @@ from freehold.serving import EmbedJob, Job, Vectors
 from freehold.types import Image, Message, Tool
 
 MAX_STOPS = 5
+MAX_BATCH = 100  # texts of one request for embeddings
 _BUDGETS = {"low": 1024, "medium": 8192, "high": 24576}
 _SAMPLING = {
     "temperature": "temperature",
@@ -48,30 +49,36 @@ class _GeminiTotal(msgspec.Struct, rename="camel"):
     total_tokens: int
 
 
+class _Values(msgspec.Struct):
+    values: list[float]
+
+
+class _Embedded(msgspec.Struct, rename="camel"):
+    embeddings: list[_Values]
+    usage_metadata: GeminiUsage | None = None
+
+
 _FAILED = msgspec.json.Decoder(_Failed | list[_Failed])
 _COUNTED = msgspec.json.Decoder(_GeminiTotal)
+_EMBEDDED = msgspec.json.Decoder(_Embedded)
 
 
 class GeminiWire:
-    """Implements contract.Wire."""
+    """Implements contract.Wire, which says what each method does."""
 
     def authorized(self, key: Secret) -> Mapping[str, str]:
-        """Return the headers that carry the key."""
         return {"x-goog-api-key": key.value}
 
     def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
-        """Translate a job. Raises UsageError or UnsupportedModel."""
         demands = Demands(model, job)
         body = _body(demands)
         door = "streamGenerateContent?alt=sse" if stream else "generateContent"
         return _outgoing(model, door, body, demands.warnings)
 
     def reader(self, job: Job) -> ResponseReader:
-        """Return a reader of one stream."""
         return ResponseReader(job.n)
 
     def whole(self, body: bytes, job: Job) -> WholeAnswer:
-        """Read a whole answer."""
         reader = ResponseReader(job.n)
         pieces = reader.push("", body)
         if not reader.ended:
@@ -79,7 +86,6 @@ class GeminiWire:
         return WholeAnswer(reader.answer_id, tuple(pieces))
 
     def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFault:
-        """Describe an answer that is not 200."""
         cause = _CAUSES.get(status, "server" if status >= 500 else "redirect" if status < 400 else "request")
         detail, wait = "", retry_after_s(headers)
         try:
@@ -95,13 +101,25 @@ class GeminiWire:
         return UpstreamFault(cause, message, status=status, retry_after_s=wait)
 
     def embed(self, model: RemoteModel, job: EmbedJob) -> Outgoing:
-        """Translate texts to be embedded. Raises UsageError or UnsupportedModel."""
-        body, warnings = embedding_request(model, job, f"models/{_name(model)}")
-        return _outgoing(model, "batchEmbedContents", body, warnings)
+        texts = texts_of(job)
+        if not model.abilities.embeddings:
+            raise cannot(model, "makes no embeddings")
+        if job.pooling:
+            raise cannot(model, "pools its tokens itself")
+        if len(texts) > MAX_BATCH:
+            raise cannot(model, f"embeds at most {MAX_BATCH} texts a request, not {len(texts):,}")
+        shared: dict[str, Any] = {"model": f"models/{_name(model)}"}
+        if job.dimensions:
+            shared["outputDimensionality"] = job.dimensions
+        requests = [{**shared, "content": {"parts": [{"text": text}]}} for text in texts]
+        cut = () if job.truncate else (f"{model.model} cuts a text that is too long, and does not say so",)
+        return _outgoing(model, "batchEmbedContents", {"requests": requests}, cut)
 
     def vectors(self, body: bytes, job: EmbedJob) -> Vectors:
-        """Read embeddings."""
-        return read_vectors(body, job)
+        """Read the vectors. Where the answer has a sum of tokens, and no counts for each text, it is shared out."""
+        answer = decoded(_EMBEDDED, body, "embeddings that cannot be read")
+        total = answer.usage_metadata.prompt_token_count if answer.usage_metadata is not None else 0
+        return unit_vectors([each.values for each in answer.embeddings], total, job)
 
     def count(self, model: RemoteModel, job: Job) -> Outgoing:
         """Return the request that counts a chat's tokens, with its tools and pictures."""
@@ -110,7 +128,6 @@ class GeminiWire:
         return _outgoing(model, "countTokens", {"generateContentRequest": request}, demands.warnings)
 
     def counted(self, body: bytes) -> int:
-        """Read the count."""
         return decoded(_COUNTED, body, "an answer other than a count").total_tokens
 
 
@@ -277,49 +294,6 @@ def _subset(schema: Any, loose: set[str], depth: int) -> Any:
         loose.update(left)
         subset_schema["description"] = described(schema, left)
     return subset_schema
-
-
-# --- embeddings of Gemini: batchEmbedContents out, unit vectors in ----------------------------------
-# The answer counts no tokens for each text; where it has a sum, it is shared out by length.
-
-MAX_BATCH = 100  # texts of one request
-
-
-class _Values(msgspec.Struct):
-    values: list[float]
-
-
-class _Embedded(msgspec.Struct, rename="camel"):
-    embeddings: list[_Values]
-    usage_metadata: GeminiUsage | None = None
-
-
-_EMBEDDED = msgspec.json.Decoder(_Embedded)
-
-
-def embedding_request(model: RemoteModel, job: EmbedJob, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the body and its warnings. Raises UsageError or UnsupportedModel."""
-    texts = texts_of(job)
-    lacks = ""
-    if not model.abilities.embeddings:
-        lacks = "makes no embeddings"
-    elif job.pooling:
-        lacks = "pools its tokens itself"
-    elif len(texts) > MAX_BATCH:
-        lacks = f"embeds at most {MAX_BATCH} texts a request, not {len(texts):,}"
-    if lacks:
-        raise UnsupportedModel(f"{model.model} at {model.provider.name} {lacks}")
-    size = {"outputDimensionality": job.dimensions} if job.dimensions else {}
-    requests = [{"model": name, "content": {"parts": [{"text": text}]}, **size} for text in texts]
-    cut = () if job.truncate else (f"{model.model} cuts a text that is too long, and does not say so",)
-    return {"requests": requests}, cut
-
-
-def read_vectors(body: bytes, job: EmbedJob) -> Vectors:
-    """Return the vectors at unit length, which the provider's shortened ones have not."""
-    came = decoded(_EMBEDDED, body, "embeddings that cannot be read")
-    total = came.usage_metadata.prompt_token_count if came.usage_metadata is not None else 0
-    return unit_vectors([each.values for each in came.embeddings], total, job)
 
 
 # --- writes a chat in Gemini's contents and parts, with its signatures on the parts that had them ---

@@ -16,9 +16,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from freehold.errors import UnsupportedModel
 from freehold.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.providers.demands import Demands, texts_of
+from freehold.providers.demands import Demands, cannot, texts_of
 from freehold.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s
 from freehold.providers.openai.events import CompletionReader, WireError
 from freehold.providers.vectors import unit_vectors
@@ -170,7 +169,7 @@ _ERROR = msgspec.json.Decoder(_ErrorAnswer)
 
 
 class OpenAIWire:
-    """Implements contract.Wire."""
+    """Implements contract.Wire, which says what each method does."""
 
     asker: type[ChatAsker] = ChatAsker
     demands: type[Demands] = Demands
@@ -183,11 +182,9 @@ class OpenAIWire:
     asks_usage = True  # a stream tells its usage only when asked
 
     def authorized(self, key: Secret) -> Mapping[str, str]:
-        """Return the headers that carry the key."""
         return {"Authorization": f"Bearer {key.value}"}
 
     def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
-        """Translate a job. Raises UsageError or UnsupportedModel."""
         demands = self.demands(model, job)
         messages = demands.chat(self.formats)
         demands.sells_no_cache()
@@ -267,15 +264,12 @@ class OpenAIWire:
             demands.unused("think_tokens", "the provider limits reasoning only by effort")
 
     def reader(self, job: Job) -> CompletionReader:
-        """Return a reader of one stream."""
         return CompletionReader(job.n)
 
     def whole(self, body: bytes, job: Job) -> WholeAnswer:
-        """Read a whole answer."""
         return CompletionReader(job.n).whole(body)
 
     def fault(self, status: int, headers: Mapping[str, str], body: bytes) -> UpstreamFault:
-        """Describe an answer that is not 200."""
         message_sent, code = _error(body)
         cause = _CAUSES.get(status, "server" if status >= 500 else "request")
         if code == "insufficient_quota":
@@ -286,12 +280,14 @@ class OpenAIWire:
         return UpstreamFault(cause, message, status=status, retry_after_s=retry_after_s(headers))
 
     def embed(self, model: RemoteModel, job: EmbedJob) -> Outgoing:
-        """Translate texts to be embedded."""
         return Outgoing("/embeddings", msgspec.json.encode(embed_body(model, job)))
 
     def vectors(self, body: bytes, job: EmbedJob) -> Vectors:
-        """Read embeddings."""
-        return read_vectors(body, job)
+        rows = decoded(_ROWS, body, "embeddings that cannot be read")
+        if sorted(row.index for row in rows.data) != [*range(len(job.texts))]:
+            raise invalid(f"{len(rows.data)} embeddings for {len(job.texts)} texts")
+        vectors = [_vector(row.embedding) for row in sorted(rows.data, key=lambda row: row.index)]
+        return unit_vectors(vectors, rows.usage.prompt_tokens, job)
 
     def count(self, model: RemoteModel, job: Job) -> Outgoing | None:
         """Return None: chat completions have no door that counts."""
@@ -342,25 +338,15 @@ _ROWS = msgspec.json.Decoder(_VectorRows)
 def embed_body(model: RemoteModel, job: EmbedJob, *, packed: bool = True) -> dict[str, Any]:
     """Write a request. Raises UnsupportedModel for what no provider's embeddings can do."""
     if not model.abilities.embeddings:
-        raise UnsupportedModel(f"{model.model} at {model.provider.name} makes no embeddings")
+        raise cannot(model, "makes no embeddings")
     if job.pooling is not None or job.adapter:
-        name = f"{model.model} at {model.provider.name}"
-        raise UnsupportedModel(f"{name} has no pooling to choose, and no adapters")
+        raise cannot(model, "has no pooling to choose, and no adapters")
     body: dict[str, Any] = {"model": model.model, "input": texts_of(job)}
     if job.dimensions is not None:
         body["dimensions"] = job.dimensions
     if packed:
         body["encoding_format"] = "base64"
     return body
-
-
-def read_vectors(body: bytes, job: EmbedJob) -> Vectors:
-    """Read one vector a text, at unit length. Raises UpstreamFault for anything else."""
-    rows = decoded(_ROWS, body, "embeddings that cannot be read")
-    if sorted(row.index for row in rows.data) != [*range(len(job.texts))]:
-        raise invalid(f"{len(rows.data)} embeddings for {len(job.texts)} texts")
-    vectors = [_vector(row.embedding) for row in sorted(rows.data, key=lambda row: row.index)]
-    return unit_vectors(vectors, rows.usage.prompt_tokens, job)
 
 
 def _vector(sent: str | list[float]) -> np.ndarray:

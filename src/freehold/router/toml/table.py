@@ -14,6 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from decimal import Decimal
+from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from freehold.config import nearest
@@ -108,6 +109,13 @@ def shown(value: object) -> str:
     return text if len(text) <= MOST_SHOWN + 3 else f"{text[:MOST_SHOWN]}…"
 
 
+@cache
+def _declared(kind: type) -> dict[str, tuple[Any, Any]]:
+    """Return the annotation and the default of each field of a dataclass; None where it has no default."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {f.name: (hints[f.name], None if f.default is MISSING else f.default) for f in fields(kind)}
+
+
 class TomlTable:
     """A table at `path`."""
 
@@ -161,9 +169,8 @@ class TomlTable:
         The key of a field is its name; one of seconds, `timeout_s`, is written as timeout = "60s". Where none is
         written it has the field's default.
         """
-        hints = get_type_hints(kind, include_extras=True)
-        defaults = {f.name: None if f.default is MISSING else f.default for f in fields(kind)}
-        return {name: self._field(name, hints[name], defaults[name]) for name in names}
+        declared = _declared(kind)
+        return {name: self._field(name, *declared[name]) for name in names}
 
     def _field(self, name: str, hint: Any, default: Any) -> Any:
         if name.endswith("_s"):
