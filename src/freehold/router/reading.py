@@ -20,7 +20,6 @@ from typing import Any
 
 from freehold.errors import FreeholdError
 from freehold.router.gateway import Gateway
-from freehold.router.labels import prepare
 from freehold.router.toml.models import read_models, read_providers
 from freehold.router.toml.outside import Outside
 from freehold.router.toml.routes import Named, read_keys, read_labels, read_ledger, read_routes, read_tasks
@@ -195,6 +194,8 @@ class LiveGateway:
         return True
 
     def _reread(self) -> Gateway:
+        from freehold.router.labels import prepare  # of a server alone: `freehold gateway check` needs none
+
         gateway = self._read()
         if gateway.ledger == self.current.ledger:
             prepare(gateway)  # in this thread
