@@ -23,8 +23,7 @@ import httpx2
 import pytest
 
 from freehold.config import Settings
-from freehold.router.opening import ServedGateway, open_models
-from freehold.router.reading import LiveGateway
+from freehold.router.opening import LiveGateway, ServedGateway, open_models
 from freehold.router.toml.outside import Outside
 from freehold.server.core.keys import Key, Ring, hashed
 from freehold.server.core.sockets import bind_tcp

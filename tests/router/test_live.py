@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from freehold.router.gateway import Gateway
-from freehold.router.reading import LiveGateway
+from freehold.router.opening import LiveGateway
 from freehold.router.toml.outside import KeptEnvironment, Outside
 from freehold.router.toml.table import BadGateway
 from tests.router.mistaken import KEY, SOUND

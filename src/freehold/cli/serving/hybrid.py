@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from freehold.config import Settings
 from freehold.reports.gateway_file import AskedVariables, outside_of
-from freehold.router.opening import ServedGateway, check_packages, ledger_path, open_models
-from freehold.router.reading import LiveGateway
+from freehold.router.opening import LiveGateway, ServedGateway, check_packages, ledger_path, open_models
 from freehold.router.toml.outside import KeptEnvironment
 from freehold.serving import ModelManager
 from freehold.store import Store
