@@ -17,9 +17,8 @@ from freehold.providers.contract import RemoteModel
 from freehold.serving import EmbedJob, Job
 from freehold.types import Image, Message, SamplingParams, ToolCall
 
-_NEUTRAL = (
-    SamplingParams()
-)  # all of it asks for nothing but the temperature, which each model chooses by itself
+# All of it asks for nothing but the temperature, whose default each model has by itself.
+_NEUTRAL = SamplingParams()
 NEVER_DROPS = "overflow: a chat longer than the context is refused; only our own engine drops messages"
 
 

@@ -108,9 +108,8 @@ class Attempts:
         self._callers_limit = False  # the request's own time ends before the route's
         self._keep_alive: float | None = None
         self._errors: dict[str, FreeholdError] = {}
-        self._coming: tuple[Stream, list[Piece]] | None = (
-            None  # the attempt in progress, from its first piece on
-        )
+        # The attempt in progress, from its first piece on.
+        self._coming: tuple[Stream, list[Piece]] | None = None
 
     async def first_good(self, cleared: Cleared[Job], keep_alive: float | None = None) -> Started:
         """Return the first good answer. Raises the request's own fault, or what every target failed with."""
@@ -141,7 +140,7 @@ class Attempts:
 
         `alone`: no other target is left, so that the outcome of a request which tries this one is waited for.
         """
-        if self._rests(target, *self._breakers.why_not(target.name)):
+        if self._passes_over(target, *self._breakers.why_not(target.name)):
             return False
         try:
             await self._record.reserve(self._most(target), target)
@@ -152,9 +151,9 @@ class Attempts:
             self._errors[target.name] = e
             return False
         turn = await self._breakers.turn(target.name, max(self._left, 0.0) if alone else 0.0)
-        return not self._rests(target, *turn)
+        return not self._passes_over(target, *turn)
 
-    def _rests(self, target: GatewayModel, reason: str, wait_s: float) -> bool:
+    def _passes_over(self, target: GatewayModel, reason: str, wait_s: float) -> bool:
         """Pass the target over if its breaker has a reason; return whether it has."""
         if reason:
             self._choice.drop(target, PassedOver("breaker", reason, wait_s))

@@ -24,9 +24,8 @@ from freehold.serving import EmbedJob, Job, Vectors
 from freehold.types import CacheTime, Format, Image, Message, Tool
 
 VERSION = "2023-06-01"
-UNKNOWN_OUTPUT = (
-    8192  # max_tokens where neither request nor gateway.toml says one; every Claude since 3.5 has it
-)
+# max_tokens where neither the request nor gateway.toml says one; every Claude since 3.5 has it.
+UNKNOWN_OUTPUT = 8192
 LEAST_BUDGET = 1024  # of thinking
 _BUDGETS = {"low": 1024, "medium": 4096, "high": 16384}
 _SAMPLING = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}

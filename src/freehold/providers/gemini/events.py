@@ -151,9 +151,8 @@ class _Answer:
     __slots__ = ("calls", "chars", "id_prefix", "reason")
 
     def __init__(self) -> None:
-        self.id_prefix = (
-            f"{OWN_ID}{secrets.token_hex(12)}_"  # begins the ids of its calls that come without one
-        )
+        # Begins the ids of its calls that come without one.
+        self.id_prefix = f"{OWN_ID}{secrets.token_hex(12)}_"
         self.chars = self.calls = 0
         self.reason: FinishReason | None = None
 

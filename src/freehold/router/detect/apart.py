@@ -25,9 +25,7 @@ from freehold.serving import EmbedJob, Job
 
 MODULE = "freehold.router.detect.reader"
 MOST = 2  # processes
-WALL_S = (
-    5 + 4 * SECONDS
-)  # the child's clock counts processor time; this one ends a child that does not run at all
+WALL_S = 5 + 4 * SECONDS  # the child's clock counts processor time; this one ends a child that does not run
 SLICE = 1 << 16  # characters that are encoded in one step, some 50 us
 
 

@@ -22,10 +22,8 @@ from freehold.sandbox.children import limited, receive, send
 from freehold.sandbox.loop_child import parent_socket
 
 SECONDS = 4.0  # of processor for one request; 16 MB of prose take 0.1 s
-MEMORY, PER_BYTE = (
-    512 << 20,
-    48,
-)  # bytes of addresses, and for each byte of a request: several forms of 1 to 4 bytes
+# Bytes of addresses, and for each byte of a request: several forms of 1 to 4 bytes.
+MEMORY, PER_BYTE = 512 << 20, 48
 WORN = 256 << 20  # bytes; a process that had more does no other request
 NICE = 5  # a third of the share of the server and the engines, where the processors do not suffice
 IDLE_S = 300.0  # without a request the process ends; the next one starts another

@@ -25,9 +25,8 @@ from freehold.errors import UpstreamFailed, UsageError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 MAX_SERVERS = 32
-MAX_MESSAGE = (
-    4 << 20
-)  # bytes of one message of a server: parsed beside the streams of all users, in some 20 ms
+# Bytes of one message of a server: it is parsed beside the streams of all users, in some 20 ms.
+MAX_MESSAGE = 4 << 20
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _KEYS = ("command", "url", "env", "headers", "keys", "private")
