@@ -7,7 +7,7 @@ Path: reading.py -> Gateway -> directory.py, routing.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -149,3 +149,14 @@ class Gateway:
     def all_places(self) -> frozenset[str]:
         """This machine and every provider."""
         return frozenset({HOUSE, *self.providers})
+
+    def allowed(self, labels: Iterable[str]) -> frozenset[str]:
+        """Return where a request with these labels may be: this machine, and every provider that all of them allow.
+
+        `stay` of a label names places beside this machine, where the request is already.
+        """
+        places = self.all_places
+        for name in labels:
+            stay = self.labels[name].stay
+            places &= self.owned_places if stay is None else stay | {HOUSE}
+        return places

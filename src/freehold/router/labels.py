@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from freehold.errors import FreeholdError, UsageError
-from freehold.providers.contract import HOUSE, Cleared, SetLabel
+from freehold.providers.contract import Cleared, SetLabel
 from freehold.providers.texts import Packed, has_tokens, parts_of, unpacked
 from freehold.router.detect.apart import LongTexts, NotRead, Sought
 from freehold.router.detect.detectors import Finding, TooManyHits
@@ -57,11 +57,8 @@ class Labeller:
         kinds = dict.fromkeys(kind for label in self._reading for kind in label.detect)
         self._wanted = Sought(tuple(patterns), tuple(kinds))
         self._sieve = sieve_of(tuple(patterns), tuple(kinds)) if patterns or kinds else None
-        # `stay` names further places: the request is on this machine already.
-        self._places = {
-            name: gateway.owned_places if label.stay is None else label.stay | {HOUSE}
-            for name, label in gateway.labels.items()
-        }
+        self._anywhere = gateway.all_places
+        self._places = {name: gateway.allowed((name,)) for name in gateway.labels}
 
     async def clear(self, work: W, origin: Origin, route: GatewayRoute | None = None) -> Cleared[W]:
         """Return the request with the places where it may be. Raises UsageError for a label that does not exist."""
@@ -76,7 +73,7 @@ class Labeller:
 
     def places(self, labels: Iterable[str]) -> frozenset[str]:
         """Return where a request with these labels may be: this machine, and what every label allows."""
-        places = self._gateway.all_places
+        places = self._anywhere
         for name in labels:
             places &= self._places[name]
         return places

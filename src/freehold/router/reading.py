@@ -56,11 +56,12 @@ def read_text(source: str | bytes, outside: Outside | None = None, *, name: str 
     tasks = read_tasks(top, outside)
     routes = values.get("routes")
     written = routes if isinstance(routes, dict) else {}
+    named = Named(providers, models, labels, tasks=tasks, written=written)
     gateway = Gateway(
         providers=providers,
         models=models,
         labels=labels,
-        routes=read_routes(top, Named(providers, models, labels, tasks, written), outside),
+        routes=read_routes(top, named, outside),
         tasks=tasks,
         keys=read_keys(top, labels),
         ledger=read_ledger(top, outside),

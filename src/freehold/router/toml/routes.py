@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast, get_args
 
 from freehold.config import nearest
 from freehold.errors import UsageError
-from freehold.providers.contract import HOUSE, Provider
+from freehold.providers.contract import Provider
 from freehold.router.gateway import (
     BreakerLimits,
     Escalation,
+    Gateway,
     GatewayModel,
     GatewayRoute,
     KeyPolicy,
@@ -140,23 +141,10 @@ def _classifier(table: TomlTable, models: Mapping[str, GatewayModel]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
-    """What a route may name."""
+class Named(Gateway):
+    """What a route may name: the file so far, and the routes as they are written."""
 
-    providers: Mapping[str, Provider]
-    models: Mapping[str, GatewayModel]
-    labels: Mapping[str, Label]
-    tasks: Mapping[str, QualityTask]
-    routes: Mapping[str, object]  # as they are written
-
-    def allowed(self, labels: Collection[str]) -> frozenset[str]:
-        """Return the places where a request with these labels may be."""
-        owned = frozenset({HOUSE, *(p.name for p in self.providers.values() if p.owned)})
-        places = frozenset({HOUSE, *self.providers})
-        for name in labels:
-            if (label := self.labels.get(name)) is not None:
-                places &= owned if label.stay is None else label.stay | {HOUSE}
-        return places
+    written: Mapping[str, object] = field(default_factory=dict)
 
 
 def read_tasks(top: TomlTable, outside: Outside) -> dict[str, QualityTask]:
@@ -267,8 +255,8 @@ def _targets(name: str, table: TomlTable, named: Named, outside: Outside) -> tup
     for at, target in targets:
         if target in named.models:
             continue
-        if target in named.routes:
-            circle = target == name or name in _reached(target, named.routes)
+        if target in named.written:
+            circle = target == name or name in _reached(target, named.written)
             problem = f"{shown(target)} leads back to this route" if circle else f"{shown(target)} is a route"
             table.mistakes.add(at, problem, "targets are models: name the route's own targets here")
         elif hint := _other_kind(target, named, outside):
@@ -355,7 +343,7 @@ def _shadow_mistake(
     target: str, targets: tuple[str, ...], labels: tuple[str, ...], named: Named
 ) -> tuple[str, str]:
     """Return why a target cannot be a shadow, and the way out; "" where it can."""
-    if target in named.routes:
+    if target in named.written:
         return f"{shown(target)} is a route", "a shadow is one model"
     if target not in named.models:
         near = nearest(target, [*named.models])
