@@ -84,6 +84,60 @@ class Abilities:
 
 
 @dataclass(frozen=True, slots=True)
+class KindFacts:
+    """What is known of every provider of a kind; "" for what differs from one to another."""
+
+    wire: str  # its module in providers/, and its class
+    url: str = ""  # of its API
+    seller: str = ""  # its name in the table of prices
+    terms: str = ""  # of its services, by their id in the catalogue of licences
+    abilities: Abilities = Abilities()  # of its usual models; a model's own table changes them
+
+
+NO_KIND = KindFacts("")
+KINDS: Mapping[str, KindFacts] = {
+    "openai": KindFacts(
+        "openai.wire.OpenAIWire",
+        "https://api.openai.com/v1",
+        "openai",
+        "LicenseRef-openai-services",
+        Abilities(logprobs=True, several=True, seed=True),
+    ),
+    "anthropic": KindFacts(
+        "anthropic.wire.AnthropicWire",
+        "https://api.anthropic.com/v1",
+        "anthropic",
+        "LicenseRef-anthropic-commercial",
+        Abilities(embeddings=False),
+    ),
+    "gemini": KindFacts(
+        "gemini.wire.GeminiWire",
+        "https://generativelanguage.googleapis.com/v1beta",
+        "google",
+        "LicenseRef-google-gemini-api",
+        Abilities(several=True, seed=True),
+    ),
+    "mistral": KindFacts(
+        "mistral.MistralWire",
+        "https://api.mistral.ai/v1",
+        "mistral",
+        "LicenseRef-mistral-services",
+        Abilities(several=True, seed=True),
+    ),
+    "deepseek": KindFacts(
+        "deepseek.DeepSeekWire",
+        "https://api.deepseek.com",
+        "deepseek",
+        "LicenseRef-deepseek-open-platform",
+        Abilities(images=False, json_schema=False, logprobs=True, embeddings=False),
+    ),
+    "openai-compatible": KindFacts(
+        "compatible.CompatibleWire", abilities=Abilities(logprobs=True, several=True, seed=True)
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class RemoteModel:
     """A model at a provider."""
 

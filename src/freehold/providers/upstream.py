@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from typing import Any
 
 from freehold.providers.contract import (
+    KINDS,
     Cleared,
     EventReader,
     Kind,
@@ -336,23 +337,10 @@ class WholeStream:
         self._ready.clear()
 
 
-# --- which wire a provider of a kind speaks ---------------------------------------------------------
-# Each is imported when it is first asked for, and shared.
-
-_WIRES: Mapping[Kind, tuple[str, str]] = {
-    "openai": ("openai.wire", "OpenAIWire"),
-    "openai-compatible": ("compatible", "CompatibleWire"),
-    "mistral": ("mistral", "MistralWire"),
-    "deepseek": ("deepseek", "DeepSeekWire"),
-    "anthropic": ("anthropic.wire", "AnthropicWire"),
-    "gemini": ("gemini.wire", "GeminiWire"),
-}
-
-
 @cache
 def wire_of(kind: Kind) -> Wire:
-    """Return the wire of a kind of provider."""
-    module, name = _WIRES[kind]
+    """Return the wire of a kind of provider: imported when it is first asked for, and shared."""
+    module, _, name = KINDS[kind].wire.rpartition(".")
     return getattr(import_module(f"freehold.providers.{module}"), name)()
 
 

@@ -8,14 +8,13 @@ Path: reading.py -> Price -> booking: Price.cost(Usage, when)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, time
 from decimal import ROUND_HALF_EVEN, Decimal
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from freehold.providers.contract import Kind
+from freehold.providers.contract import KINDS, NO_KIND, Kind
 from freehold.types import Usage
 
 if TYPE_CHECKING:
@@ -116,13 +115,6 @@ class Price:
 PICO = 1_000_000  # pico-dollars a token of a dollar for a million tokens
 FEE = 1_000_000_000  # pico-dollars a request of a dollar for a thousand
 SLOTS = 48  # sellers change prices at half hours
-SELLERS: Mapping[Kind, str] = {
-    "openai": "openai",
-    "anthropic": "anthropic",
-    "gemini": "google",
-    "mistral": "mistral",
-    "deepseek": "deepseek",
-}
 
 
 def resolve(kind: Kind, model: str) -> Price | None:
@@ -142,9 +134,10 @@ def table_version() -> str:
 def _resolved(kind: Kind, model: str, day: int) -> Price | None:
     from freehold.catalog.prices import listed
 
-    if kind not in SELLERS:
+    seller = KINDS.get(kind, NO_KIND).seller
+    if not seller:
         return None
-    offer = listed(SELLERS[kind], model.removeprefix("models/"))
+    offer = listed(seller, model.removeprefix("models/"))
     return None if offer is None else price_of(offer, datetime.fromordinal(day).replace(tzinfo=UTC))
 
 

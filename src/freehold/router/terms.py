@@ -7,35 +7,29 @@ Path: toml/models.py -> terms_of -> advisor/lineage.py
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from freehold.errors import FreeholdError
+from freehold.providers.contract import KINDS, NO_KIND
 
 if TYPE_CHECKING:
     from freehold.catalog.licence import Licence
-
-SERVICES: Mapping[str, str] = {  # a provider's kind -> the terms of its own door
-    "openai": "LicenseRef-openai-services",
-    "anthropic": "LicenseRef-anthropic-commercial",
-    "gemini": "LicenseRef-google-gemini-api",
-    "mistral": "LicenseRef-mistral-services",
-    "deepseek": "LicenseRef-deepseek-open-platform",
-}
 
 
 @lru_cache(maxsize=1024)
 def terms_of(kind: str, model: str, rented: bool) -> tuple[str, bool | None]:
     """Return a licence's id, "" where none is known, and whether answers may teach; None: unknown, or on conditions.
 
-    `rented`: from a seller, whose own terms hold; they are known for SERVICES alone.
+    `rented`: from a seller, whose own terms hold; they are known for the KINDS that name them.
     """
+    services = KINDS.get(kind, NO_KIND).terms if rented else ""
     try:
-        expression, may = _of(SERVICES.get(kind, "") if rented else "", model)
+        expression, may = _of(services, model)
     except FreeholdError:
         return "", None
-    if rented and kind not in SERVICES and may:
+    if rented and not services and may:
         may = None  # the weights' licence allows it; the seller's terms are not known
     return expression, may
 

@@ -12,25 +12,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from decimal import Decimal
-from typing import cast, get_args
+from typing import cast
 from urllib.parse import SplitResult, urlsplit
 
 from freehold.config import nearest
-from freehold.providers.contract import HOUSE, Abilities, Kind, Provider, RemoteModel, Secret
+from freehold.providers.contract import HOUSE, KINDS, NO_KIND, Abilities, Kind, Provider, RemoteModel, Secret
 from freehold.router.gateway import GatewayModel
 from freehold.router.price import PICO, Price, TokenRates
 from freehold.router.terms import terms_of
 from freehold.router.toml.outside import EXTRA, Outside
 from freehold.router.toml.table import NAME, TomlTable, shown
 
-KINDS = get_args(Kind)
-URLS: Mapping[str, str] = {
-    "openai": "https://api.openai.com/v1",
-    "anthropic": "https://api.anthropic.com/v1",
-    "gemini": "https://generativelanguage.googleapis.com/v1beta",
-    "mistral": "https://api.mistral.ai/v1",
-    "deepseek": "https://api.deepseek.com",
-}
 # Hosts that sell answers to everyone: none of their machines is the house's.
 SELLERS = re.compile(
     r"(?:.*\.)?(?:openai\.(?:com|azure\.com)|anthropic\.com|googleapis\.com|mistral\.ai|deepseek\.com|openrouter\.ai"
@@ -48,7 +40,7 @@ def read_providers(top: TomlTable, outside: Outside) -> dict[str, Provider]:
     """Return the providers by name; one with a mistake has what could be read of it."""
     providers = {}
     for name, table in top.tables("providers"):
-        kind = cast(Kind, table.choice("kind", KINDS))
+        kind = cast(Kind, table.choice("kind", tuple(KINDS)))
         table.need("kind", "the provider has no kind", f"one of: {', '.join(KINDS)}")
         if name in (HOUSE, "owned"):
             table.bad(
@@ -77,10 +69,11 @@ def read_providers(top: TomlTable, outside: Outside) -> dict[str, Provider]:
 def _url(table: TomlTable, kind: str) -> str:
     url = table.text("url")
     plain = table.flag("plain_http")
+    own = KINDS.get(kind, NO_KIND).url
     if not url:
         if kind == "openai-compatible":
             table.bad("url", "openai-compatible has no address of its own", 'url = "http://10.0.0.7:8000/v1"')
-        return URLS.get(kind, "")
+        return own
     parts = _parsed(table, "url", url)
     if parts is None:
         return ""
@@ -89,9 +82,9 @@ def _url(table: TomlTable, kind: str) -> str:
         return ""
     if end := next((end for end in _ROUTES if parts.path.rstrip("/").endswith(end)), ""):
         table.bad("url", f"the address ends with a route, {end}", "leave the route out")
-    own = urlsplit(URLS.get(kind, ""))
-    if kind != "deepseek" and parts.hostname == own.hostname and not parts.path.startswith(own.path):
-        table.bad("url", f"{shown(url)} lacks {own.path}", f"leave url out: {URLS[kind]} is this kind's own")
+    usual = urlsplit(own)
+    if kind != "deepseek" and parts.hostname == usual.hostname and not parts.path.startswith(usual.path):
+        table.bad("url", f"{shown(url)} lacks {usual.path}", f"leave url out: {own} is this kind's own")
     if parts.scheme == "http" and not plain and not is_inside(parts.hostname or ""):
         table.bad(
             "url",
@@ -195,14 +188,6 @@ def _kept(table: TomlTable, name: str, outside: Outside) -> str:
 
 # --- models ------------------------------------------------------------------------------------------
 
-ABILITIES: Mapping[str, Abilities] = {  # of a provider's usual models; a model's own table changes them
-    "openai": Abilities(logprobs=True, several=True, seed=True),
-    "openai-compatible": Abilities(logprobs=True, several=True, seed=True),
-    "anthropic": Abilities(embeddings=False),
-    "gemini": Abilities(several=True, seed=True),
-    "mistral": Abilities(several=True, seed=True),
-    "deepseek": Abilities(images=False, json_schema=False, logprobs=True, embeddings=False),
-}
 _RENTED = ("model", "context", "max_output", "can")
 
 
@@ -281,7 +266,7 @@ def _remote(table: TomlTable, providers: Mapping[str, Provider], seller: str) ->
 
 
 def _abilities(table: TomlTable, kind: str) -> Abilities:
-    usual = ABILITIES.get(kind, Abilities())
+    usual = KINDS.get(kind, NO_KIND).abilities
     can = table.table("can")
     if can is None:
         return usual
