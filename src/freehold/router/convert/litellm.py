@@ -50,25 +50,27 @@ _ABOVE = re.compile(r"(\w+?)_above_(\d+)k_tokens")
 _TALKS = ("chat", "completion", "embedding", "responses", "")
 _ROUTING = ("num_retries", "timeout", "request_timeout", "stream_timeout", "allowed_fails", "cooldown_time")
 _LISTS = ("fallbacks", "context_window_fallbacks", "default_fallbacks")
+_BUDGET = 'a budget is a key\'s: [keys.NAME] budget = { usd = 20, per = "day" }'
 _MEANING = {  # settings without a counterpart -> what is here instead
     "master_key": "freehold keys add NAME --admin makes an administrator's key",
     "database_url": "keys are in keys.json, spending in the ledger of the data folder",
-    "max_budget": 'a budget is a key\'s: [keys.NAME] budget = { usd = 20, per = "day" }',
+    "max_budget": _BUDGET,
     "budget_duration": "a budget is a key's: its `per`",
-    "provider_budget_config": 'a budget is a key\'s: [keys.NAME] budget = { usd = 20, per = "day" }',
+    "provider_budget_config": _BUDGET,
     "content_policy_fallbacks": "a refused answer is an answer: no other target is asked",
     "routing_strategy": "targets are asked in their order",
-    "cache": 'a route keeps answers with cache = "10m"',
-    "cache_params": 'a route keeps answers with cache = "10m"',
-    "callbacks": "the ledger has a row for every request; /metrics has the sums",
-    "success_callback": "the ledger has a row for every request; /metrics has the sums",
-    "failure_callback": "the ledger has a row for every request; /metrics has the sums",
+    **dict.fromkeys(("cache", "cache_params"), 'a route keeps answers with cache = "10m"'),
+    **dict.fromkeys(
+        ("callbacks", "success_callback", "failure_callback"),
+        "the ledger has a row for every request; /metrics has the sums",
+    ),
     "drop_params": "what a target cannot do is refused, or listed in `warnings`",
     "enable_pre_call_checks": "a prompt that is too long is always sent to a larger window",
     "redis_host": "one process serves: nothing is shared",
-    "default_internal_user_params": "freehold keys add NAME, then [keys.NAME]",
-    "max_internal_user_budget": "freehold keys add NAME, then [keys.NAME]",
-    "default_team_settings": "freehold keys add NAME, then [keys.NAME]",
+    **dict.fromkeys(
+        ("default_internal_user_params", "max_internal_user_budget", "default_team_settings"),
+        "freehold keys add NAME, then [keys.NAME]",
+    ),
 }
 
 
@@ -460,16 +462,12 @@ SELLERS: Mapping[str, Seller] = {
     "sambanova": Seller(COMPATIBLE, "https://api.sambanova.ai/v1", "SAMBANOVA_API_KEY"),
     "moonshot": Seller(COMPATIBLE, "https://api.moonshot.ai/v1", "MOONSHOT_API_KEY"),
     "cohere_chat": Seller(COMPATIBLE, "https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY"),
-    "ollama": Seller(COMPATIBLE, "http://localhost:11434/v1", ""),
-    "ollama_chat": Seller(COMPATIBLE, "http://localhost:11434/v1", ""),
-    "hosted_vllm": Seller(COMPATIBLE, "", ""),
-    "vllm": Seller(COMPATIBLE, "", ""),
-    "openai_like": Seller(COMPATIBLE, "", ""),
-    "custom_openai": Seller(COMPATIBLE, "", ""),
-    "litellm_proxy": Seller(COMPATIBLE, "", ""),
-    "lm_studio": Seller(COMPATIBLE, "", ""),
+    **dict.fromkeys(("ollama", "ollama_chat"), Seller(COMPATIBLE, "http://localhost:11434/v1", "")),
     "llamafile": Seller(COMPATIBLE, "http://127.0.0.1:8080/v1", ""),
-    "xinference": Seller(COMPATIBLE, "", ""),
+    **dict.fromkeys(
+        ("hosted_vllm", "vllm", "openai_like", "custom_openai", "litellm_proxy", "lm_studio", "xinference"),
+        Seller(COMPATIBLE, "", ""),
+    ),
 }
 ADDED = {  # what an address of LiteLLM's lacks here
     "anthropic": "/v1",
