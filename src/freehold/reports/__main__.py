@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 # --- a verb and its words, as a query string has them, to the text that the verb's --json prints ----
-# A word that no verb has, or that is no number where one is due, is a UsageError. A model is a name here,
+# A word that no verb has, or is not a number where one is due, is a UsageError. A model is a name here,
 # never a path: the caller may not learn which files there are.
 MOST = 1e18  # of any number
 Words = Mapping[str, Sequence[str]]
