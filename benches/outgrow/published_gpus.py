@@ -4,7 +4,7 @@
 Rows of published/aiconfigurator-0.12.0.csv (made offline by `aiconfigurator cli default`, one run a model and system;
 its figures are a model's too, over measured kernels) have a number of users who each send the next request when the
 last is answered. The same users are simulated on steps that `fit --on` predicts, and given beside its closed form.
-Path: published_gpus.py -> predicting.predicted -> SimulatedEngine
+Path: published_gpus.py -> steptime.predicted -> SimulatedEngine
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from freehold.advisor import roofline
 from freehold.advisor.anatomy import from_catalogue
 from freehold.advisor.engines import engine as engine_of
 from freehold.backends.capacity.engine import SimulatedEngine, SimulatedRequest
-from freehold.backends.capacity.steptime import EngineModel, predicted
+from freehold.backends.capacity.steptime import EngineLimits, EngineModel, predicted
 from freehold.backends.capacity.trace import TracedRequest
+from freehold.backends.contract import ParallelSizes
 
 ROWS = Path(__file__).parent / "published" / "aiconfigurator-0.12.0.csv"
 NAMES = {
@@ -71,7 +72,8 @@ def compared(row: dict[str, str], engine: str) -> dict[str, Any]:
     isl, osl, tp, users = (int(row[k]) for k in ("isl", "osl", "tp", "concurrency"))
     rig = catalog.rig(f"{tp}x{row['system'].partition('_')[0]}")
     work, runs = from_catalogue(catalog.model(NAMES[row["model"]]), "BF16"), engine_of(engine)
-    model = predicted(work, rig, runs, prompt=isl, answer=osl)
+    sizes, limits = ParallelSizes(tensor=tp), EngineLimits(streams=users)
+    model = predicted(work, sizes, rig, runs, limits, prompt=isl, answer=osl, about={})
     done = list(users_of(model, isl, osl, users, 8 * users + 40))
     late = done[2 * users :]
     span = late[-1].last - late[0].last

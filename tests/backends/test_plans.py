@@ -223,6 +223,13 @@ def test_a_count_that_no_device_holds_is_refused(tmp_path, count):
     assert len(error.value.message) < 100
 
 
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "trtllm"])
+def test_a_cache_type_of_another_engine_is_refused(tmp_path, engine):
+    request = PlanRequest(of_path(write_model(tmp_path)), nodes_on("h100"), cache_type="q8_0")
+    with pytest.raises(UsageError, match=r"--cache-type of .*'q8_0' is not one of"):
+        drivers.driver(engine).plan(request)
+
+
 def test_a_gguf_names_the_engine_that_loads_it_and_where_its_safetensors_are(tmp_path):
     gguf = replace(of_path(write_model(tmp_path)), files="gguf", name="qwen2.5-coder:0.5b")
     with pytest.raises(UsageError, match="is a GGUF") as error:

@@ -149,9 +149,7 @@ class Wording:
             value = fp8 if layout.cache_type == "fp8" else layout.cache_type
             spec = self.schema.find(name)
             if spec is not None and (problem := spec.wrong(value)):
-                raise UsageError(
-                    f"--cache-type {layout.cache_type}: for {self.schema.title} {problem}", "leave it out"
-                )
+                raise UsageError(f"--cache-type of {self.schema.title}: {problem}", "leave it out")
             self.add(name, value, layout.why.get("cache_type", "asked for"))
 
     def listens(self, address: Listens, socket: str = "") -> None:
