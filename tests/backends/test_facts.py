@@ -165,7 +165,7 @@ def test_every_parser_name_is_in_its_engines_registry():
         "sglang": ("--tool-call-parser", "--reasoning-parser"),
         "trtllm": ("--tool_parser", "--reasoning_parser"),
     }
-    for family, engines in parsers.table().items():
+    for family, engines in ((each.key, each.engines) for each in parsers._families()):
         for engine, names in engines.items():
             known = schema.nearest(engine, "")
             for flag, name in zip(flags[engine], (names.tool, names.reasoning), strict=True):

@@ -319,13 +319,6 @@ def environment_folder(home: Path, env: str) -> Path:
     return home / "environments" / env if env == Path(env).name else Path(env).expanduser().absolute()
 
 
-def advised(engine: str) -> str:
-    """Return what advisor/engines.toml calls an engine of a plan; another name stays."""
-    from freehold.backends.finding import ADVISED
-
-    return next((name for planned_name, (name, _) in ADVISED.items() if planned_name == engine), engine)
-
-
 def _words(command: str) -> tuple[str, ...]:
     """Split --command as a shell would. Raises UsageError."""
     try:

@@ -53,11 +53,6 @@ def parser_names(family: str, engine: str) -> ParserNames:
     return next((f.engines.get(engine, ParserNames()) for f in _families() if f.key == family), ParserNames())
 
 
-def table() -> dict[str, dict[str, ParserNames]]:
-    """Return every name, by family and engine."""
-    return {f.key: dict(f.engines) for f in _families()}
-
-
 @cache
 def _families() -> tuple[_Family, ...]:
     text = resources.files("freehold.backends.planning").joinpath("parsers.toml").read_text(encoding="utf-8")

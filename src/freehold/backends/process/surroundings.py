@@ -78,16 +78,15 @@ def _compiled() -> str:
     return ""
 
 
-def values_of(references: tuple[SecretRef, ...], ours: Mapping[str, str] | None = None) -> dict[str, str]:
+def values_of(references: tuple[SecretRef, ...]) -> dict[str, str]:
     """Return variable -> value: 32 random bytes each, or what another variable holds. Raises UsageError."""
-    ours = os.environ if ours is None else ours
     values = {}
     for reference in references:
         kind, _, name = reference.source.partition(":")
         if kind == "random":
             values[reference.variable] = secrets.token_hex(32)
-        elif kind == "env" and ours.get(name):
-            values[reference.variable] = ours[name]
+        elif kind == "env" and os.environ.get(name):
+            values[reference.variable] = os.environ[name]
         elif kind == "env":
             raise UsageError(
                 f"the plan takes {reference.variable} from the environment's {name}, which is not set",

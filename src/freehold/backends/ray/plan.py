@@ -133,7 +133,7 @@ def can_fence() -> bool:
 FENCE = ("unshare", "--user", "--map-root-user", "--net", "--")
 
 
-def firewall(members: Iterable[str], base: int = BASE, *, table: str = "freehold_ray") -> str:
+def firewall(members: Iterable[str], base: int = BASE) -> str:
     """Return nftables' rules for each machine of a cluster: its ports are open to `members` alone.
 
     `members`: addresses or networks of the cluster's machines and of the one where our server runs.
@@ -147,8 +147,9 @@ def firewall(members: Iterable[str], base: int = BASE, *, table: str = "freehold
             raise UsageError(what, "10.0.0.7, or 10.0.0.0/24") from None
         (four if network.version == 4 else six).append(str(network))
     first, last = worker_ports(base)
-    lines = [f"# nft -f FILE on each machine of the cluster; nft delete table inet {table} takes it back"]
-    lines += [f"add table inet {table}", f"delete table inet {table}", f"table inet {table} {{"]
+    table = "table inet freehold_ray"
+    lines = [f"# nft -f FILE on each machine of the cluster; nft delete {table} takes it back"]
+    lines += [f"add {table}", f"delete {table}", f"{table} {{"]
     for version, addresses in (("4", four), ("6", six)):
         elements = f"elements = {{ {', '.join(addresses)} }}" if addresses else ""
         lines.append(f"  set members{version} {{ type ipv{version}_addr; flags interval; {elements} }}")

@@ -210,9 +210,7 @@ class ReplicaSet:
         replica.run()
         return replica
 
-    async def roll(
-        self, plan: DeployPlan, kind: Roll, drain_s: float = DRAIN_S, *, drain_first: bool = False
-    ) -> None:
+    async def roll(self, plan: DeployPlan, kind: Roll, *, drain_first: bool = False) -> None:
         """Replace every replica by one of `plan`, one after the other.
 
         `drain_first`: each old one ends before its new one starts; always so where they have no room beside each other.
@@ -228,26 +226,26 @@ class ReplicaSet:
             for number in range(plan.replicas):
                 old = self._replicas.get(number)
                 if old is not None and in_place:
-                    await self._replaced(old, plan, drain_s)
+                    await self._replaced(old, plan)
                     continue
                 new = await self._proven(self._new(number, plan), "the old ones still answer")
                 self._put(new)
                 if old is not None:
-                    await self._ended(old, drain_s)
+                    await self._ended(old)
                     new.counts_on(old)
             self.plan = plan
             for number in [n for n in self._replicas if n >= plan.replicas]:
                 old = self._replicas.pop(number)
                 self._ring = PrefixRing(self._replicas)
-                await self._ended(old, drain_s)
+                await self._ended(old)
         finally:
             self.rolling = ""
 
-    async def _replaced(self, old: Replica, plan: DeployPlan, drain_s: float) -> None:
+    async def _replaced(self, old: Replica, plan: DeployPlan) -> None:
         """End a replica, then start one of `plan` in its place; where that fails, the old command is started again."""
         began = time.monotonic()
         alone = not any(each.ready for each in self._replicas.values() if each is not old)
-        await old.stop(drain_s)
+        await old.stop(DRAIN_S)
         new = self._new(old.number, plan)
         new.counts_on(old)
         self._put(new)
@@ -281,10 +279,10 @@ class ReplicaSet:
             raise
         return new
 
-    async def _ended(self, old: Replica, drain_s: float) -> None:
+    async def _ended(self, old: Replica) -> None:
         self._leaving.add(old)
         try:
-            await old.stop(drain_s)
+            await old.stop(DRAIN_S)
         finally:
             self._leaving.discard(old)
 
