@@ -23,7 +23,7 @@ from freehold.server.core import tls
 from freehold.server.core.keys import KeyFile
 from freehold.store import home_files, overlays
 from freehold.tokenizer.directory import read_json
-from freehold.tokenizer.template_files import templates_from_dir
+from freehold.tokenizer.template import templates_from_dir
 from tests.server.test_files import files_of_at_most
 from tests.vectors.adapters import Case, write_gguf, write_peft
 

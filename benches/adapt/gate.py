@@ -34,7 +34,7 @@ from freehold.adapt.quantize.texts import default_texts
 from freehold.formats import GGUFFile, open_model_file
 from freehold.models.binding.bind import Source, read_source
 from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
-from freehold.tokenizer.template_files import chat_template_from_gguf
+from freehold.tokenizer.template import chat_template_from_gguf
 
 TYPES = ("T3", "Q3_K", "IQ3_KS", "T2", "Q2_K", "IQ2_KS")
 TEXT = Path(__file__).resolve().parents[2] / "tests" / "vectors" / "text.txt"

@@ -9,7 +9,7 @@ from freehold.errors import ContextOverflow, UnsupportedModel
 from freehold.formats.gguf import open_gguf
 from freehold.models.tiny import make
 from freehold.tokenizer import ChatTemplate, tokenizer_from_gguf
-from freehold.tokenizer.template_files import chat_template_from_gguf
+from freehold.tokenizer.template import chat_template_from_gguf
 from freehold.types import Message
 
 ASKED = (Message("system", "be brief"), Message("user", "why?"))

@@ -18,8 +18,7 @@ from freehold.formats import open_model_file
 from freehold.formats.weight_types import LAYOUTS, QuantType, row_bytes
 from freehold.layers import LayerSpec, kept_bytes, recurrent_bytes
 from freehold.models.binding.bind import read_source
-from freehold.models.packing.packer import packed_sizes
-from freehold.models.packing.rounding import Rounding, rounded_types
+from freehold.models.packing.packer import Rounding, packed_sizes, rounded_types
 from tests.formats.gguf_writer import Entry, Value, write_gguf
 from tests.models.golden import FORMS, write_model
 from tests.vectors.weights import FAMILIES

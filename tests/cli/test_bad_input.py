@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from freehold.formats import QuantType
-from freehold.models.tiny.containers import gguf_bytes
-from freehold.models.tiny.make import gguf_keys
+from freehold.models.tiny.make import gguf_bytes, gguf_keys
 from tests.vectors import files
 from tests.vectors.files import write_gguf
 

@@ -17,7 +17,7 @@ from freehold.config import load_settings
 from freehold.errors import ModelNotFound, UnsupportedModel
 from freehold.local.runnable import check_runs, unrunnable
 from freehold.models.binding.bind import missing_part
-from freehold.models.tiny.containers import gguf_bytes
+from freehold.models.tiny.make import gguf_bytes
 from freehold.store import Store
 from freehold.worker.models import EngineModels
 from tests.vectors.files import write_gguf

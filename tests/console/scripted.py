@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from freehold.formats import QuantType
-from freehold.models.tiny import containers
+from freehold.models.tiny import make
 from freehold.models.tiny.make import SPECIAL, UNUSED_BYTES, _spell
 
 WIDTH, CONTEXT = 256, 262_144
@@ -64,7 +64,7 @@ def write_scripted(
         head[token] = signs[before]
     head[tokens.index(EOS)] = np.sum([signs[end] for end in ends.values()], axis=0)
     path.write_bytes(
-        containers.gguf_bytes({**_keys(tokens, types, starts, preamble), **about}, _tensors(signs, head))
+        make.gguf_bytes({**_keys(tokens, types, starts, preamble), **about}, _tensors(signs, head))
     )
     return path
 

@@ -7,7 +7,7 @@ import pytest
 
 from freehold import _native as native
 from freehold.errors import UsageError
-from freehold.models.oracle.recurrent import RecurrentVerbs
+from freehold.models.oracle.arithmetic import RecurrentVerbs
 
 from . import F32, normal, same_bits
 

@@ -9,8 +9,8 @@ from gguf import quants as reference
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import blocks, dequantization
-from freehold.formats.dequantization import dequantize, has_codes, split_codes
+from freehold.formats import blocks
+from freehold.formats.blocks import dequantize, has_codes, split_codes
 from freehold.formats.weight_types import LAYOUTS, TABLE_TYPES, QuantType, quant_type, row_bytes
 
 PLAIN_DTYPES = {
@@ -81,7 +81,7 @@ def test_split_codes_refuses_types_without_plain_codes(type: QuantType) -> None:
 def test_rows_longer_than_a_chunk_decode_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = random_rows(QuantType.Q6_K, 512)
     whole = dequantize(raw, QuantType.Q6_K, 512)
-    monkeypatch.setattr(dequantization, "_CHUNK_ELEMS", 700)
+    monkeypatch.setattr(blocks, "_CHUNK_ELEMS", 700)
     assert_same_bits(dequantize(raw, QuantType.Q6_K, 512), whole)
 
 

@@ -100,7 +100,7 @@ def test_a_vocabulary_of_150k_tokens_opens_in_half_a_second(tmp_path: Path) -> N
     start = time.process_time()
     file = open_gguf(path)
     assert time.process_time() - start < 0.5
-    assert file.metadata.get_strings("tokens") == tokens and file.metadata.get_array("scores").size == 150_000
+    assert file.metadata.get_strings("tokens") == tokens and file.metadata["scores"].size == 150_000
 
 
 @st.composite

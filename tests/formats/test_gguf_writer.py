@@ -55,7 +55,7 @@ def test_file_reads_back_with_types_values_and_bytes(tmp_path: Path):
         assert {k: np.asarray(v).tolist() for k, v in read.metadata.items()} == {
             k: np.asarray(v).tolist() for k, v in KEYS.items()
         }
-        assert read.metadata.get_array("freehold.shorts").dtype == np.int16
+        assert read.metadata["freehold.shorts"].dtype == np.int16
         for plan, raw in zip(PLANS, data(), strict=True):
             tensor = read.tensors[plan.name]
             assert (tensor.type, tensor.shape, tensor.raw.tobytes()) == (plan.type, plan.shape, raw)

@@ -9,7 +9,7 @@ import pytest
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import QuantType, dequantize, open_gguf, row_bytes, split_codes, trellis
-from freehold.formats.filetype import quantization_of
+from freehold.formats.detect import quantization_of
 
 from .gguf_writer import ARCHITECTURE, STRING, Entry, Value, write_gguf
 from .trellis_rows import draw, nearest, read_slowly

@@ -28,7 +28,7 @@ from freehold.formats import (
 from freehold.formats.lora import CONFIG, WEIGHTS
 from freehold.formats.weight_types import tensor_bytes
 from freehold.models.binding.bind import read_source
-from freehold.models.tiny.containers import gguf_bytes
+from freehold.models.tiny.make import gguf_bytes
 from freehold.tokenizer import tokenizer_from_gguf
 from tests.formats import trellis_rows
 from tests.vectors import adapters, files

@@ -123,7 +123,7 @@ def test_another_pack_under_the_name_is_left_alone(opened: Callable[[], LLM], pa
 def test_nan_from_a_pack_is_the_packs_and_not_the_models(
     opened: Callable[[], LLM], pack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("freehold.models.packing.pack.AGAIN_S", 0.0)
+    monkeypatch.setattr("freehold.models.packing.packs.AGAIN_S", 0.0)
     with opened() as llm:
         answer(llm)
         times = pack.stat()

@@ -26,7 +26,7 @@ def little_memory(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("freehold.formats.identity.RACY_S", -1.0)
+    monkeypatch.setattr("freehold.formats.filemap.RACY_S", -1.0)
     freehold.pull(str(write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0")))
     return "tiny"
 
@@ -71,7 +71,7 @@ def test_rate_is_measured_on_the_files_themselves(tmp_path: Path):
 
 def test_paged_mixture_answers_as_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("freehold.formats.identity.RACY_S", -1.0)
+    monkeypatch.setattr("freehold.formats.filemap.RACY_S", -1.0)
     freehold.pull(str(write_gguf("qwen3moe", tmp_path / "mixture.gguf")))
     with freehold.load("mixture", context=64, threads=1) as whole:
         expected = whole.score(IDS)

@@ -19,7 +19,7 @@ from freehold.layers import kept_bytes, recurrent_bytes
 from freehold.models.binding.bind import read_source
 from freehold.models.families import kimi_linear, olmo_hybrid, qwen3next, qwen35
 from freehold.models.family import Cut, Layer
-from freehold.models.oracle.recurrent import DeltaVerbs
+from freehold.models.oracle.arithmetic import DeltaVerbs
 from freehold.models.parts.attention import Attention
 from freehold.models.parts.deltanet import DeltaNet, DeltaSizes
 from tests.engine import hybrids

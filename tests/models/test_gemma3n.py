@@ -14,9 +14,8 @@ from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.formats.metadata import Metadata
 from freehold.models.binding.bind import read_source
-from freehold.models.families.gemma3n import FAMILY
+from freehold.models.families.gemma3n import FAMILY, AltUpLayer
 from freehold.models.oracle.session import Oracle
-from freehold.models.parts.altup import AltUpLayer
 from tests.models.golden import error, golden, write_model
 from tests.models.test_mixtures import reopened
 from tests.models.test_stated import from_gguf, from_hf

@@ -19,7 +19,7 @@ from freehold.models.families import deepseek2, deepseek_sparse, mistral4
 from freehold.models.load import load_model
 from freehold.models.oracle.session import Oracle
 from freehold.models.tiny import make
-from freehold.models.tiny.containers import gguf_bytes, safetensors_bytes
+from freehold.models.tiny.make import gguf_bytes, safetensors_bytes
 from tests.models.golden import BOUND, error, golden, native_logits, pieces, write_model
 from tests.vectors.files import gguf_tensors
 from tests.vectors.weights import FAMILIES, tensors

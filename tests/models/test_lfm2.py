@@ -9,9 +9,8 @@ import pytest
 from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
 from freehold.formats.fields import Fields
 from freehold.layers import LayerSpec
-from freehold.models.families.lfm2 import Config, config_from_hf, layer
+from freehold.models.families.lfm2 import Config, ShortConv, config_from_hf, layer
 from freehold.models.parts.attention import Attention
-from freehold.models.parts.short_conv import ShortConv
 
 # LiquidAI/LFM2-1.2B's config.json, with four layers.
 PUBLISHED: dict[str, Any] = {

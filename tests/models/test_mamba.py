@@ -19,7 +19,7 @@ from freehold.layers import kept_bytes, recurrent_bytes
 from freehold.models.binding.bind import read_source
 from freehold.models.families import falcon_h1, granitehybrid, mamba2, nemotron_h
 from freehold.models.family import Cut, Layer
-from freehold.models.oracle.recurrent import RecurrentVerbs
+from freehold.models.oracle.arithmetic import RecurrentVerbs
 from freehold.models.parts.mamba import Mamba2, MambaSizes
 from tests.engine.hybrids import hybrid
 from tests.models.golden import write_model

@@ -14,7 +14,7 @@ from freehold.errors import BadModelFile, UnsupportedModel, UsageError
 from freehold.formats import QuantType, Tensor, dequantize, open_model_file
 from freehold.models.binding.bind import read_source
 from freehold.models.load import load_model
-from freehold.models.packing.rounding import round_rows, rounded_types
+from freehold.models.packing.packer import round_rows, rounded_types
 from tests.vectors.files import write_gguf, write_safetensors
 
 THREADS = native.Threads(1)

@@ -13,8 +13,8 @@ from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.formats.fields import Fields
 from freehold.models.binding.bind import family_of, gguf_family, read_source
-from freehold.models.binding.left_out import text_half
-from freehold.models.binding.mxfp4 import join_blocks
+from freehold.models.binding.stored import join_blocks
+from freehold.models.family import text_half
 from tests.models.golden import write_model
 from tests.models.test_mixtures import reopened
 from tests.vectors.weights import FAMILIES

@@ -12,7 +12,7 @@ import pytest
 
 from freehold.config import Settings
 from freehold.errors import BadModelFile, ModelNotFound, Offline, StoreError, UsageError
-from freehold.formats.identity import file_facts
+from freehold.formats.filemap import file_facts
 from freehold.store import Store
 from freehold.store.manifest import read_manifest, safe_relative, write_json
 from freehold.store.refs import parse_ref, slug

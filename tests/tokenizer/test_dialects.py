@@ -16,8 +16,7 @@ from freehold.tokenizer import ChatTemplate
 from freehold.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser, dialect_of, notation
 from freehold.tokenizer.dialects.contract import Dialect
 from freehold.tokenizer.dialects.detect import _MARKS
-from freehold.tokenizer.dialects.grammar import pattern_of_bare
-from freehold.tokenizer.dialects.schema import closed
+from freehold.tokenizer.dialects.grammar import closed, pattern_of_bare
 from freehold.types import Message, Tool, ToolCall
 from tests.tokenizer import families
 

@@ -18,7 +18,7 @@ from freehold.chats.types import ToolResult
 from freehold.engine.constrain.grammar import LIMITS
 from freehold.engine.constrain.trial_compile import try_compile
 from freehold.tokenizer.dialects.grammar import lark, lark_of_bare
-from freehold.tokenizer.dialects.hermes import FORM
+from freehold.tokenizer.dialects.json_calls import FORM
 from freehold.tools.mcp.use import RunTools
 from freehold.types import Tool, ToolCall
 from tests.tools.world import Desk, pool

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from freehold.models.tiny.containers import safetensors_bytes
-from freehold.models.tiny.make import VOCAB, tensor
+from freehold.models.tiny.make import VOCAB, safetensors_bytes, tensor
 
 LENGTHS = (
     1,

@@ -17,7 +17,6 @@ import numpy as np
 
 from freehold.formats import QuantType
 from freehold.models.tiny import make
-from freehold.models.tiny.containers import safetensors_bytes
 from freehold.models.tiny.make import (
     BOS,
     CHAT_TEMPLATE,
@@ -27,6 +26,7 @@ from freehold.models.tiny.make import (
     MERGES,
     SPECIAL,
     VOCAB,
+    safetensors_bytes,
     tokenizer_json,
     vocabulary,
 )

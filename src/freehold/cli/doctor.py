@@ -167,7 +167,7 @@ def _versions() -> dict[str, str]:
 def kernel_routes() -> dict[str, Any]:
     """Return for each weight type its bits in the file and packed, and how each kernel table computes it."""
     from freehold import _native as native
-    from freehold.formats.dequantization import has_codes
+    from freehold.formats.blocks import has_codes
     from freehold.formats.weight_types import QuantType, block_layout
 
     isas = native.isas()

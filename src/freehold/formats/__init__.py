@@ -1,6 +1,6 @@
 """Model files in, tensors and metadata out: GGUF, safetensors, and the block formats of weights."""
 
-from freehold.formats.dequantization import dequantize, has_codes, split_codes
+from freehold.formats.blocks import dequantize, has_codes, split_codes
 from freehold.formats.detect import ModelFile, open_model_file
 from freehold.formats.gguf import GGUFFile, open_gguf
 from freehold.formats.lora import LoraFile, LowRank, open_lora

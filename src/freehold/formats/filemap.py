@@ -1,4 +1,4 @@
-"""Maps a model file into memory, read-only, and describes a file that is not a model.
+"""Maps a model file into memory, read-only; describes a file that is not a model; names one without a digest.
 
 Knows paths, bytes and magic numbers; knows no format beyond its first bytes.
 Path: gguf.open_gguf or safetensors.open_safetensors -> map_file
@@ -9,8 +9,10 @@ one asks `check_whole` afterwards. The store never writes in place: it replaces 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +148,30 @@ def cannot_read(path: Path, error: OSError) -> BadModelFile:
     return BadModelFile(
         f"{path} cannot be read: {error.strerror or error}", "check its permissions and the disk"
     )
+
+
+# --- names for the files of a model without a digest, by which what is kept of them is found again --
+
+RACY_S = 2.0  # the coarsest clock of a file system in use (FAT)
+
+
+def file_identity(paths: Iterable[Path], before: float) -> str:
+    """Name files without a known digest by device, inode, size and times of change; "" if that could be wrong.
+
+    Any write, rename or replacement moves the time of change (ctime), which no program can set back. What is not
+    seen: other bytes written within the clock's grain of an old write. So files that changed less than
+    RACY_S before `before`, the time at which reading them began, have no identity yet and are packed at each load.
+    """
+    stats = [path.stat() for path in paths]
+    racy = any(max(info.st_mtime, info.st_ctime) > before - RACY_S for info in stats)
+    return "" if racy else _identity(stats)
+
+
+def file_facts(paths: Iterable[Path]) -> str:
+    """Name files as file_identity does, however new they are: for a word on what was loaded, not for a pack."""
+    return _identity([path.stat() for path in paths])
+
+
+def _identity(stats: Iterable[os.stat_result]) -> str:
+    facts = [(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns) for info in stats]
+    return hashlib.sha256(f"freehold file identity {facts}".encode()).hexdigest()

@@ -48,19 +48,8 @@ _MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, name, type, value
 _MIN_DESCRIPTOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # length, name, dimension count, one dimension, type, offset
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
-_DTYPES = {
-    0: np.dtype("u1"),
-    1: np.dtype("i1"),
-    2: np.dtype("<u2"),
-    3: np.dtype("<i2"),
-    4: np.dtype("<u4"),
-    5: np.dtype("<i4"),
-    6: np.dtype("<f4"),
-    _BOOL: np.dtype("u1"),
-    10: np.dtype("<u8"),
-    11: np.dtype("<i8"),
-    12: np.dtype("<f8"),
-}
+NUMBERS = dict(enumerate(("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4"))) | {10: "<u8", 11: "<i8", 12: "<f8"}
+_DTYPES = {code: np.dtype(name) for code, name in (NUMBERS | {_BOOL: "u1"}).items()}
 _MIN_ITEM_BYTES = {_STRING: 8, _ARRAY: 4 + 8} | {code: dtype.itemsize for code, dtype in _DTYPES.items()}
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 _SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)

@@ -3,7 +3,7 @@
 Knows the container: keys, descriptors, offsets, alignment; knows no architecture and makes no weights. A header is
 complete before the first tensor, so types and shapes are planned first, and a file that was interrupted can be
 continued: the same header, the tensors that were whole, then the rest.
-Path: models/tiny/containers.py -> gguf_header -> a file that gguf.open_gguf reads
+Path: models/tiny/make.py -> gguf_header -> a file that gguf.open_gguf reads
 
 The layout is described in gguf.py.
 """
@@ -25,25 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from freehold.errors import CapacityExceeded, StoreError, UsageError
-from freehold.formats.gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_BYTES, GGUFFile
+from freehold.formats.gguf import DEFAULT_ALIGNMENT, MAGIC, MAX_DIMS, MAX_KEY_BYTES, NUMBERS, GGUFFile
 from freehold.formats.weight_types import QuantType, tensor_bytes
 
 VERSION = 3
 _U32, _I32, _F32, _BOOL, _STRING, _ARRAY, _U64, _I64 = 4, 5, 6, 7, 8, 9, 10, 11  # GGUF's value types
 _NUMBERS = {_U32: "<I", _I32: "<i", _F32: "<f", _BOOL: "<?", _U64: "<Q", _I64: "<q"}
-_ARRAYS = {
-    "u1": 0,
-    "i1": 1,
-    "u2": 2,
-    "i2": 3,
-    "u4": 4,
-    "i4": 5,
-    "f4": 6,
-    "b1": 7,
-    "u8": 10,
-    "i8": 11,
-    "f8": 12,
-}
+_ARRAYS = {name.removeprefix("<"): code for code, name in NUMBERS.items()} | {"b1": _BOOL}
 _LAYOUT_KEYS = ("general.alignment", "split.no", "split.count", "split.tensors.count")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 

@@ -24,7 +24,6 @@ from freehold.formats.gguf import MAGIC, open_gguf
 from freehold.formats.metadata import Metadata
 from freehold.formats.safetensors import open_safetensors, side_json
 from freehold.formats.tensor import Tensor
-from freehold.formats.weight_types import QuantType
 
 MAX_RANK = 512
 MAX_MODULES = 1 << 14  # a thousand layers of seven, twice
@@ -110,7 +109,8 @@ def _open_peft(folder: Path) -> LoraFile:
     _refuse_settings(config, str(folder / CONFIG))
     scales = _Scales(config, str(folder / CONFIG))
     with open_safetensors(folder / WEIGHTS) as opened:
-        halves = {name: _peft_half(folder / WEIGHTS, name) for name in opened.tensors}
+        ends = (".lora_A.weight", ".lora_B.weight")
+        halves = {name: _half(folder / WEIGHTS, name, ends, _PREFIX) for name in opened.tensors}
         pairs = _paired(folder / WEIGHTS, opened.tensors, halves)
     modules = {f"{name}.weight": LowRank(a, b, scales.of(name, a.shape[0])) for name, (a, b) in pairs.items()}
     base = config.get_str("base_model_name_or_path", "")
@@ -182,14 +182,6 @@ def _matching(patterns: Mapping[str, float], module: str, default: float) -> flo
     return default
 
 
-def _peft_half(path: Path, name: str) -> tuple[str, bool]:
-    """Split a tensor's name into the module's and whether it is B."""
-    for suffix, is_b in ((".lora_A.weight", False), (".lora_B.weight", True)):
-        if name.startswith(_PREFIX) and name.endswith(suffix):
-            return name.removeprefix(_PREFIX).removesuffix(suffix), is_b
-    raise _no_half(path, name)
-
-
 # --- GGUF ------------------------------------------------------------------------------------------
 
 
@@ -206,21 +198,25 @@ def _open_gguf(path: Path) -> LoraFile:
                 f"{path} is switched on by tokens (adapter.alora.invocation_tokens), which is not supported"
             )
         alpha = _bounded(meta.get_float("adapter.lora.alpha"), MAX_ALPHA, f"{path}: adapter.lora.alpha")
-        halves = {name: _gguf_half(path, name) for name in opened.tensors}
+        halves = {name: _half(path, name, (".lora_a", ".lora_b")) for name in opened.tensors}
         pairs = _paired(path, opened.tensors, halves)
         modules = {name: LowRank(a, b, alpha / a.shape[0]) for name, (a, b) in pairs.items()}
         base = meta.get_str("general.base_model.0.name", "")
         return LoraFile(path, True, opened.architecture, base, modules, _digest(*opened.paths))
 
 
-def _gguf_half(path: Path, name: str) -> tuple[str, bool]:
-    for suffix, is_b in ((".lora_a", False), (".lora_b", True)):
-        if name.endswith(suffix):
-            return name.removesuffix(suffix), is_b
-    raise _no_half(path, name)
-
-
 # --- both ------------------------------------------------------------------------------------------
+
+
+def _half(path: Path, name: str, ends: tuple[str, str], prefix: str = "") -> tuple[str, bool]:
+    """Split a tensor's name into the module's and whether it is B, by what those of A and of B end in."""
+    for end in ends:
+        if name.startswith(prefix) and name.endswith(end):
+            return name.removeprefix(prefix).removesuffix(end), end == ends[1]
+    raise UnsupportedModel(
+        f"{path} holds {shown(name)}, which is not a low-rank change of a matrix",
+        "an adapter with other parts (embeddings, norms, magnitudes, whole modules) is merged into its base first",
+    )
 
 
 def _paired(
@@ -254,12 +250,8 @@ def _check_pair(where: str, a: Tensor, b: Tensor) -> None:
     if not 1 <= a.shape[0] <= MAX_RANK:
         raise BadModelFile(f"{where} has rank {a.shape[0]:,}; expected 1 to {MAX_RANK}")
     for tensor in (a, b):
-        if not _holds_weights(tensor.type):
+        if tensor.type.name.startswith("I") and not tensor.type.name.startswith("IQ"):
             raise UnsupportedModel(f"{where} is of type {tensor.type.name}, which holds no weights")
-
-
-def _holds_weights(type: QuantType) -> bool:
-    return not type.name.startswith("I") or type.name.startswith("IQ")
 
 
 def _bounded(value: float, most: float, name: str) -> float:
@@ -268,13 +260,6 @@ def _bounded(value: float, most: float, name: str) -> float:
         # An integer of any length is not a float, and too long to show.
         raise BadModelFile(f"{name} is {value!s:.40}; expected more than 0, to {most:g}")
     return value
-
-
-def _no_half(path: Path, name: str) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"{path} holds {shown(name)}, which is not a low-rank change of a matrix",
-        "an adapter with other parts (embeddings, norms, magnitudes, whole modules) is merged into its base first",
-    )
 
 
 def _digest(*paths: Path) -> str:

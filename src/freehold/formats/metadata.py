@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast, overload
 
 import numpy as np
-import numpy.typing as npt
 
 from freehold._native import Strings
 from freehold.errors import BadModelFile
@@ -95,19 +94,6 @@ class Metadata(Mapping[str, object]):
         raise self._wrong_type(key, "a string", value)
 
     @overload
-    def get_array(self, key: str) -> npt.NDArray[Any]: ...
-    @overload
-    def get_array(self, key: str, default: D) -> npt.NDArray[Any] | D: ...
-    def get_array(self, key: str, default: Any = _REQUIRED) -> Any:
-        """Return a 1-D array of numbers or bools; a JSON list of them is converted."""
-        value = self._find(key, default)
-        if value is default or isinstance(value, np.ndarray):
-            return value
-        if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value):
-            return _read_only(value, f"{self._source}: {key}")
-        raise self._wrong_type(key, "an array of numbers", value)
-
-    @overload
     def get_strings(self, key: str) -> list[str]: ...
     @overload
     def get_strings(self, key: str, default: D) -> list[str] | D: ...
@@ -150,17 +136,6 @@ class Metadata(Mapping[str, object]):
 
     def _wrong_type(self, key: str, wanted: str, value: object) -> BadModelFile:
         return BadModelFile(f"{self._source}: {key} should be {wanted} and is {_describe(value)}")
-
-
-def _read_only(values: list[Any], where: str) -> npt.NDArray[Any]:
-    try:
-        array = np.array(values)
-    except (OverflowError, ValueError):
-        raise BadModelFile(f"{where} holds numbers beyond 64 bits") from None
-    if array.dtype == object:
-        raise BadModelFile(f"{where} holds numbers beyond 64 bits")
-    array.flags.writeable = False
-    return array
 
 
 def _describe(value: object) -> str:

@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import numpy as np
-import numpy.typing as npt
-
 from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.formats.filemap import (
     FETCH_AGAIN,
@@ -46,18 +43,8 @@ _INDEX = ".index.json"
 INDEX = WEIGHTS + _INDEX
 
 _LENGTH_BYTES = 8
-_TYPES = {
-    "F64": QuantType.F64,
-    "F32": QuantType.F32,
-    "F16": QuantType.F16,
-    "BF16": QuantType.BF16,
-    "F8_E4M3": QuantType.F8_E4M3,
-    "I64": QuantType.I64,
-    "I32": QuantType.I32,
-    "I16": QuantType.I16,
-    "I8": QuantType.I8,
-    "U8": QuantType.U8,
-}
+_NAMES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "I32", "I16", "I8", "U8")
+_TYPES = {name: QuantType[name] for name in _NAMES}  # ours have the same names
 
 
 class SafetensorsFile(TensorFile):
@@ -116,20 +103,14 @@ def _open_indexed(directory: Path, index: Path) -> SafetensorsFile:
     tensors: dict[str, Tensor] = {}
     for name in names:
         shard = _read_file(directory / name)
-        _check_shard(index, name, shard, places, tensors)
+        for tensor in shard:
+            if tensor in tensors:
+                raise BadModelFile(f"{directory / name}: tensor {shown(tensor)} is in another shard too")
+        for tensor, place in places.items():
+            if place == name and tensor not in shard:
+                raise BadModelFile(f"{index} puts tensor {shown(tensor)} into {name}, which does not hold it")
         tensors |= shard
     return SafetensorsFile(directory, tuple(directory / name for name in names), tensors)
-
-
-def _check_shard(
-    index: Path, name: str, shard: dict[str, Tensor], places: dict[str, str], earlier: dict[str, Tensor]
-) -> None:
-    for tensor in shard:
-        if tensor in earlier:
-            raise BadModelFile(f"{index.parent / name}: tensor {shown(tensor)} is in another shard too")
-    for tensor, place in places.items():
-        if place == name and tensor not in shard:
-            raise BadModelFile(f"{index} puts tensor {shown(tensor)} into {name}, which does not hold it")
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -159,7 +140,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     entries = _parse(data[_LENGTH_BYTES:start].tobytes(), path)
     described = [_describe(path, name, entry) for name, entry in entries.items() if name != "__metadata__"]
     _check_placement(path, described, data.size - start)
-    return {entry.name: entry.tensor(data[start:]) for entry in described}
+    section = data[start:]
+    return {e.name: Tensor(e.name, e.type, e.shape, section[e.begin : e.end]) for e in described}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +151,6 @@ class _Entry:
     shape: tuple[int, ...]
     begin: int  # from the start of the data section
     end: int
-
-    def tensor(self, section: npt.NDArray[np.uint8]) -> Tensor:
-        return Tensor(self.name, self.type, self.shape, section[self.begin : self.end])
 
 
 def _describe(path: Path, name: str, entry: object) -> _Entry:

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from freehold.formats.dequantization import dequantize
+from freehold.formats.blocks import dequantize
 from freehold.formats.filemap import check_whole
 from freehold.formats.trellis import check_table
 from freehold.formats.weight_types import TABLE_BYTES, TABLE_TYPES, QuantType, row_bytes

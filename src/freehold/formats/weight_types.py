@@ -96,9 +96,8 @@ LAYOUTS: dict[QuantType, BlockLayout] = {
     QuantType.TQ2_0: BlockLayout(256, 64 + 2),
     QuantType.MXFP4: BlockLayout(32, 1 + 16),  # E8M0 scale, E2M1 nibbles
     QuantType.NVFP4: BlockLayout(64, 4 + 32),  # a UE4M3 scale per 16, E2M1 nibbles
-    QuantType.T2: BlockLayout(
-        64, 1 + 16
-    ),  # two scales in a byte, two bits per weight; a row begins with a scale of its own
+    # Two scales in a byte, two bits per weight; a row begins with a scale of its own.
+    QuantType.T2: BlockLayout(64, 1 + 16),
     QuantType.T3: BlockLayout(64, 1 + 24),
 }
 TABLE_TYPES = (QuantType.T2, QuantType.T3)  # read through a table that a tensor begins with

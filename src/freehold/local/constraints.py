@@ -18,8 +18,7 @@ from freehold.local.prompt import Prompt
 from freehold.serving import Job
 from freehold.tokenizer import Tokenizer
 from freehold.tokenizer.dialects import Dialect
-from freehold.tokenizer.dialects.grammar import CallForm, lark, lark_of_bare, pattern_of_bare
-from freehold.tokenizer.dialects.schema import closed
+from freehold.tokenizer.dialects.grammar import CallForm, closed, lark, lark_of_bare, pattern_of_bare
 from freehold.types import Format, Tool
 
 

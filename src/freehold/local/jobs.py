@@ -37,7 +37,7 @@ from freehold.serving import (
     Job,
 )
 from freehold.tokenizer.dialects.contract import is_name
-from freehold.tokenizer.dialects.schema import types_of
+from freehold.tokenizer.dialects.grammar import types_of
 from freehold.tokenizer.dialects.source import loaded
 from freehold.types import MAX_FORMAT_CHARS, SamplingParams, Tool, as_format
 

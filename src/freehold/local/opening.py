@@ -22,8 +22,8 @@ from freehold.engine.cache.capacity import MIN_CONTEXT, CacheBytes, bytes_per_bl
 from freehold.engine.pooling import Pooling, checked_pooling
 from freehold.errors import CapacityExceeded, ContextOverflow, ModelNotFound, UnsupportedModel, UsageError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
-from freehold.formats.filetype import quantization_of
-from freehold.formats.identity import file_facts, file_identity
+from freehold.formats.detect import quantization_of
+from freehold.formats.filemap import file_facts, file_identity
 from freehold.local.answering import LocalJob
 from freehold.local.jobs import check_chars, check_job, seeded
 from freehold.local.keywords import LoadOptions, keywords
@@ -32,9 +32,9 @@ from freehold.local.runnable import check_architecture, check_fetch
 from freehold.machine import available_bytes, default_threads, show_bytes
 from freehold.models.binding.bind import read_source
 from freehold.models.load import LoadedModel, load_model
-from freehold.models.packing.pack import Pack
-from freehold.models.packing.packer import Packer, Progress, packed_sizes
+from freehold.models.packing.packer import Packer, Progress, Rounding, packed_sizes, rounded_types
 from freehold.models.packing.packs import (
+    Pack,
     PackingTurn,
     drop_torn,
     open_pack,
@@ -43,7 +43,6 @@ from freehold.models.packing.packs import (
     turn_to_pack,
     write_pack,
 )
-from freehold.models.packing.rounding import Rounding, rounded_types
 from freehold.models.pooling import pooling_from_dir
 from freehold.serving import POOL_CONTEXTS, EmbedJob, Job
 from freehold.store import ModelRef, Store
@@ -52,7 +51,7 @@ from freehold.store.progress import watching
 from freehold.store.sampling import sampling_defaults
 from freehold.terminal import Ticking
 from freehold.tokenizer import ChatTemplate, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
-from freehold.tokenizer.template_files import chat_template_from_dir, chat_template_from_gguf
+from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
 from freehold.types import Embeddings, KvType, Message, ModelOptions, SamplingParams, ServedModelOptions, Turn
 
 # A loaded model as an engine process holds it: jobs in, chunks out, one thread that computes steps.

@@ -112,8 +112,7 @@ def weight_bytes(path: Path, rounding: str) -> int:
     """Return the bytes of weights in memory that a rounding makes of a model's file; 0 where it cannot be read."""
     from freehold.formats import open_model_file
     from freehold.models.binding.bind import read_source
-    from freehold.models.packing.packer import packed_sizes
-    from freehold.models.packing.rounding import Rounding, rounded_types
+    from freehold.models.packing.packer import Rounding, packed_sizes, rounded_types
 
     try:
         with open_model_file(path) as opened:

@@ -7,27 +7,31 @@ Path: bind.read_source -> Family.network -> declared tensors -> Network.forward(
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold.errors import BadModelFile
 from freehold.formats.fields import Fields
 from freehold.layers import LayerSpec
-from freehold.models.binding.left_out import Rule
 from freehold.models.config.rope import RopeSpec
-from freehold.models.ops import Buffer, Ops
 
-Values: TypeAlias = Mapping[
-    str, Any
-]  # a layer's weights by key: matrices, float32 vectors, its rope as "rope"
+if TYPE_CHECKING:
+    from freehold._native import Plan
 
-Name: TypeAlias = (
-    "str | Cut | tuple[str | Cut, ...] | None"  # of a stored tensor: one, several in turn, or none
-)
+# The verbs that a part's `forward` may call are native.Plan's op methods, each declared once in csrc/ops: native.Plan
+# records them, oracle.NumpyOps runs them at once, and tests/models/test_ops.py compares the two.
+Ops: TypeAlias = "Plan"
+Buffer: TypeAlias = Any  # activations [rows of the step, width], opaque to a part
+# A layer's weights by key: matrices (native.Matrix, or the oracle's), float32 vectors, its rope as "rope".
+Values: TypeAlias = Mapping[str, Any]
+# Of a stored tensor: one name, several in turn, or none.
+Name: TypeAlias = "str | Cut | tuple[str | Cut, ...] | None"
 
 
 # --- declared weights --------------------------------------------------------------------------------
@@ -92,6 +96,20 @@ class TensorSpec:
     adaptable: bool = True  # whether the op it goes to computes low-rank adapters
     floats: bool = False  # computed in floats, so a quantised one is refused: a router
     wide: bool = False  # rounded to int16 codes where a file has floats: see bind.Source.wide
+
+    @classmethod
+    def of_rows(
+        cls, gguf: str, hf: str, whole: tuple[int, int], rows: range | NDArray[np.int64], **options: Any
+    ) -> TensorSpec:
+        """Declare a matrix that files hold as some rows of a larger one, whose shape is `whole`."""
+        stored = [Cut(name, whole, rows=rows) for name in (gguf, hf)]
+        return matrix(stored[0], stored[1], len(rows), whole[1], **options)
+
+    @classmethod
+    def of_convolution(cls, gguf: str, hf: str | tuple[str, ...], channels: int, kernel: int) -> TensorSpec:
+        """Declare a convolution's weights as a vector: `kernel` of each channel, which files hold as a row."""
+        stored = Cut(gguf, (channels, kernel), take=np.ravel)
+        return vector(stored, Cut(hf, (channels, 1, kernel), take=np.ravel), channels * kernel)
 
 
 def matrix(gguf: Name, hf: Name, *shape: int, **options: Any) -> TensorSpec:
@@ -229,14 +247,14 @@ class NetworkWeights:
         """Choose the rope for sequences of up to `context` tokens, where there are two."""
         if self.choice is None:
             return self
-        return NetworkWeights(self.ends, tuple(_chosen(w, context) for w in self.layers))
 
+        def chosen(w: Values) -> Values:
+            rope = w.get("rope")
+            if not isinstance(rope, RopeChoice):
+                return w
+            return {**w, "rope": rope.long if context > rope.original else rope.short}
 
-def _chosen(w: Values, context: int) -> Values:
-    rope = w.get("rope")
-    if not isinstance(rope, RopeChoice):
-        return w
-    return {**w, "rope": rope.long if context > rope.original else rope.short}
+        return NetworkWeights(self.ends, tuple(chosen(w) for w in self.layers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,9 +280,7 @@ class Family:
 
     gguf_architecture: str
     hf_classes: tuple[str, ...]
-    config_from_gguf: Callable[
-        [Fields, int], Any
-    ]  # metadata under the architecture's prefix, vocabulary rows
+    config_from_gguf: Callable[[Fields, int], Any]  # from keys without the architecture, vocabulary rows
     config_from_hf: Callable[[Fields], Any]
     parts: tuple[type[LayerPart], ...]  # what its layers are made of
     layer: Callable[[Any, int], tuple[LayerPart, ...]]  # config, number -> its parts; layers may differ
@@ -272,16 +288,12 @@ class Family:
     model_types: tuple[str, ...] = ()  # config.json's names for it beside the GGUF's
     hf_when: Callable[[Fields], bool] = lambda config: True  # which files of its classes are its own
     wrappers: tuple[str, ...] = ()  # classes of text and pictures whose `text_config` may be one of it
-    names: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of modules that its files call otherwise than parts do
+    names: Mapping[str, str] = field(default_factory=dict)  # of modules that files call otherwise than parts
     encoder: bool = False  # makes embeddings of whole texts, and no token
     hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
     tied_note: str = ""  # what a GGUF without a head of its own has lost
     left_out: tuple[Rule, ...] = ()  # tensors of a safetensors that are not computed, and what to say
-    left_out_of: Callable[[Any], tuple[Rule, ...]] = (
-        lambda cfg: ()
-    )  # the same of either format, by the config
+    left_out_of: Callable[[Any], tuple[Rule, ...]] = lambda cfg: ()  # of either format, by the config
 
     @property
     def keeps(self) -> frozenset[str]:
@@ -300,3 +312,42 @@ class Family:
     def network(self, cfg: Any) -> Network:
         """Build the parts of a model with this config."""
         return Network(self.ends(cfg), self.layers(cfg))
+
+
+# --- tensors of a file that are left out, with a note: a family's own, and towers of pictures -------
+
+_OTHER_HALVES = re.compile(
+    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*"
+)
+
+T = TypeVar("T")
+Rule: TypeAlias = tuple[str, str]  # a regular expression that names begin with, and what to say
+
+
+def leave_out(tensors: Mapping[str, T], rules: Iterable[Rule]) -> tuple[dict[str, T], tuple[str, ...]]:
+    """Return the tensors that no rule names, and the notes of the rules that named one."""
+    left, notes = dict(tensors), []
+    for pattern, note in rules:
+        kept = {name: tensor for name, tensor in left.items() if not re.match(pattern, name)}
+        if len(kept) < len(left):
+            notes.append(note)
+        left = kept
+    return left, tuple(notes)
+
+
+def plain_name(name: str) -> str:
+    """Return what a tensor of a multimodal model's text half is called in a model of text alone."""
+    return name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
+
+
+def text_half(tensors: Mapping[str, T], notes: tuple[str, ...]) -> tuple[dict[str, T], tuple[str, ...]]:
+    """Give a multimodal file's text tensors their plain names; leave the vision parts out, and say so."""
+    out: dict[str, T] = {}
+    for name, tensor in tensors.items():
+        if _OTHER_HALVES.fullmatch(name):
+            continue
+        if (plain := plain_name(name)) in out:
+            raise BadModelFile(f"tensor {plain} occurs twice, in the text half and beside it")
+        out[plain] = tensor
+    note = "the vision parts of this model are left out; it reads text only"
+    return out, (*notes, note) if len(out) < len(tensors) else notes

@@ -6,8 +6,9 @@ Path: bind.read_source -> load_model -> LoadedModel -> engine.Engine
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,9 @@ from freehold.formats import ModelFile, open_model_file
 from freehold.layers import LayerSpec
 from freehold.machine import available_bytes, default_threads, show_bytes
 from freehold.models.binding.bind import Source, assemble, read_source
-from freehold.models.config.rope import RopeTable
 from freehold.models.family import Family, Network, NetworkWeights
-from freehold.models.packing.pack import Pack
-from freehold.models.packing.packer import Packer, Progress, forecast, packed_sizes
-from freehold.models.packing.rounding import Rounding, rounded_types
+from freehold.models.packing.packer import Packer, Progress, Rounding, forecast, packed_sizes, rounded_types
+from freehold.models.packing.packs import Pack
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +36,7 @@ class LoadedModel:
     weights: NetworkWeights
     threads: native.Threads = field(repr=False)  # the pool that packed it; the engine computes with it
     tokens: int  # selectable ids are 0 .. tokens - 1
-    matrices: Mapping[str, native.Matrix] = field(
-        repr=False
-    )  # by tensor name, as packs.write_pack takes them
+    matrices: Mapping[str, native.Matrix] = field(repr=False)  # by tensor name: see packs.write_pack
     shares: Mapping[str, float]  # of each matrix that one token reads, by tensor name
     type_bytes: Mapping[str, int]  # file bytes by tensor type, the most first
     notes: tuple[str, ...] = ()
@@ -153,26 +150,18 @@ def load_model(
     that memory does not hold is read from disk as it is needed.
     Raises BadModelFile naming the tensor or key, UnsupportedModel, CapacityExceeded.
     """
-    if isinstance(source, str | Path):
-        with closing(open_model_file(source)) as opened:
-            return load_model(
-                opened,
-                threads=threads,
-                name=name,
-                tokens=tokens,
-                packed=packed,
-                progress=progress,
-                digest=digest,
-                rounding=rounding,
-                paging=paging,
-            )
-    read = read_source(source, tokens=tokens)
-    pool = threads if isinstance(threads, native.Threads) else native.Threads(threads or default_threads())
-    rounded = rounded_types(read, rounding) if rounding else {}
-    packer = Packer(pool, read, rounded, packed or {}, progress)
-    notes = _check_memory(read, source, rounded, packed or {}, paging)
-    weights = assemble(read, packer.matrix, _native_rope)
-    source.check_whole()
+    opening = closing(open_model_file(source)) if isinstance(source, str | Path) else nullcontext(source)
+    with opening as opened:
+        read = read_source(opened, tokens=tokens)
+        pool = native.Threads(threads or default_threads()) if isinstance(threads, int | None) else threads
+        rounded = rounded_types(read, rounding) if rounding else {}
+        packer = Packer(pool, read, rounded, packed or {}, progress)
+        notes = _check_memory(read, opened, rounded, packed or {}, paging)
+        weights = assemble(read, packer.matrix, lambda t: native.Rope(t.inv_freq, t.factor, t.adjacent))
+        opened.check_whole()
+        type_bytes = Counter[str]()
+        for tensor in read.matrices():
+            type_bytes[tensor.type.name] += tensor.nbytes
     return LoadedModel(
         name=name or read.name,
         path=read.path,
@@ -184,16 +173,12 @@ def load_model(
         tokens=read.tokens,
         matrices=packer.matrices,
         shares=read.shares,
-        type_bytes=_type_bytes(read),
+        type_bytes=dict(type_bytes.most_common()),
         notes=(*read.notes, *notes),
         gguf=read.gguf,
         digest=digest,
         pack=packed if isinstance(packed, Pack) else None,
     )
-
-
-def _native_rope(table: RopeTable) -> native.Rope:
-    return native.Rope(table.inv_freq, table.factor, table.adjacent)
 
 
 def _check_memory(
@@ -219,10 +204,3 @@ def _check_memory(
         f"{source.name} needs {show_bytes(need)} of memory for its weights; {show_bytes(have)} are free",
         f"choose a smaller model or a smaller quantisation of this one; {hint}",
     )
-
-
-def _type_bytes(source: Source) -> dict[str, int]:
-    sums: dict[str, int] = {}
-    for t in source.matrices():
-        sums[t.type.name] = sums.get(t.type.name, 0) + t.nbytes
-    return dict(sorted(sums.items(), key=lambda item: -item[1]))

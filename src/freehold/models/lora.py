@@ -23,8 +23,7 @@ from freehold import _native as native
 from freehold.errors import BadModelFile, CapacityExceeded, UnsupportedModel
 from freehold.formats import LoraFile, LowRank, QuantType, Tensor, open_lora
 from freehold.machine import available_bytes, show_bytes
-from freehold.models.binding.left_out import plain_name
-from freehold.models.family import TensorSpec
+from freehold.models.family import TensorSpec, plain_name
 from freehold.models.load import LoadedModel
 
 RANK_STEP = 16  # native.Adapter takes ranks that fill panels; what is added to one is zero
@@ -63,7 +62,9 @@ def pack_adapter(file: LoraFile, model: LoadedModel, name: str) -> Adapter:
             _made_for(file),
         )
     pairs = list(_matched(file, model))
-    need, have = sum(_packed_bytes(pair) for _, _, pair in pairs), available_bytes()
+    need, have = 0, available_bytes()
+    for _, _, pair in pairs:
+        need += 4 * -(-pair.rank // RANK_STEP) * RANK_STEP * (pair.a.shape[1] + pair.b.shape[0])
     if need > have:
         raise CapacityExceeded(f"{file.path} needs {show_bytes(need)} of memory; {show_bytes(have)} are free")
     out = native.Adapter()
@@ -130,23 +131,16 @@ def _declared(file: LoraFile, model: LoadedModel, module: str) -> tuple[int, str
     layer = int(match[1]) if match else 0
     specs = layers[min(layer, len(layers) - 1)].tensors() if match else {}
     for key, spec in specs.items():
-        if match and match[2] in (spec.gguf if file.gguf else spec.hf) and _is_adaptable(spec):
+        named = match and match[2] in (spec.gguf if file.gguf else spec.hf)
+        if named and len(spec.shape) == 2 and spec.adaptable:
             if layer < len(layers):
                 return layer, key, spec
             raise BadModelFile(
                 f"{file.path} changes layer {layer}; {model.name} has {len(layers)}, counted from 0",
                 _made_for(file),
             )
-    raise _not_computed(file, model, module)
-
-
-def _is_adaptable(spec: TensorSpec) -> bool:
-    return len(spec.shape) == 2 and spec.adaptable
-
-
-def _not_computed(file: LoraFile, model: LoadedModel, module: str) -> UnsupportedModel:
     shown = module if len(module) <= 80 else module[:77] + "..."
-    return UnsupportedModel(
+    raise UnsupportedModel(
         f"{file.path} changes {shown}, which is not computed with adapters for {model.name}",
         "adapters change the matrices of attention and of the gated half of layers: "
         "train one for those, or merge it into its base",
@@ -182,20 +176,14 @@ def in_order_of(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Lay inputs (columns of a) and outputs (rows of b) as one format has them, from the order of the other."""
     if spec.head:
-        b = _reordered(b, spec.head, to_pairs=to_gguf)
+        # A head's rows in adjacent pairs, or in halves.
+        parts = (2, spec.head // 2) if to_gguf else (spec.head // 2, 2)
+        b = b.reshape(-1, *parts, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
     if spec.turns is not None and spec.turns.axis == 0:
         b = spec.turns.reordered(b, to_gguf=to_gguf)
     elif spec.turns is not None:
         a = spec.turns.reordered(a, to_gguf=to_gguf)
     return a, b
-
-
-def _reordered(
-    b: NDArray[np.float32] | NDArray[np.uint16], width: int, *, to_pairs: bool
-) -> NDArray[np.float32] | NDArray[np.uint16]:
-    """Lay each head's rows in adjacent pairs instead of halves, or back."""
-    parts = (2, width // 2) if to_pairs else (width // 2, 2)
-    return b.reshape(-1, *parts, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
 
 
 def _pack(
@@ -209,8 +197,3 @@ def _pack(
     padded = np.pad(values, ((0, -values.shape[0] % rows), (0, -values.shape[1] % columns)))
     (n, k), type = padded.shape, ALWAYS_16.get(tensor.type, "F32")
     return native.Matrix.pack(padded.view(np.uint8).reshape(-1), type, n, k, threads)
-
-
-def _packed_bytes(pair: LowRank) -> int:
-    rank = -(-pair.rank // RANK_STEP) * RANK_STEP
-    return 4 * rank * (pair.a.shape[1] + pair.b.shape[0])

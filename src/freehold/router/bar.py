@@ -262,7 +262,7 @@ def _unhashed(path: Path) -> str:
 def _quantization(path: Path, digest: str) -> str:
     """Read the name of a file's quantisation, once for each digest."""
     from freehold.formats import open_model_file
-    from freehold.formats.filetype import quantization_of
+    from freehold.formats.detect import quantization_of
 
     with closing(open_model_file(path)) as opened:
         bytes_by_type: dict[str, int] = {}

@@ -277,7 +277,7 @@ class Store:
         if model.owner == "freehold":
             return
         from freehold.formats import open_model_file
-        from freehold.formats.identity import file_facts
+        from freehold.formats.filemap import file_facts
 
         with suppress(FreeholdError, OSError), closing(open_model_file(model.path)) as opened:
             identity = file_facts(opened.paths)

@@ -1,11 +1,9 @@
 """Text to token ids and back, and chats to prompts: tokenizers, detokenizer, chat templates."""
 
-from freehold.tokenizer.core import AddedToken, Tokenizer, TokenKind
-from freehold.tokenizer.detokenizer import Detokenizer
+from freehold.tokenizer.core import AddedToken, Detokenizer, Rendered, Tokenizer, TokenKind
 from freehold.tokenizer.directory import tokenizer_from_dir
-from freehold.tokenizer.rendered import Rendered
-from freehold.tokenizer.template import ChatTemplate
-from freehold.tokenizer.template_files import (
+from freehold.tokenizer.template import (
+    ChatTemplate,
     chat_template_from_dir,
     chat_template_from_gguf,
     templates_from_dir,

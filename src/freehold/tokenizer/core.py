@@ -1,4 +1,4 @@
-"""The tokenizer: text to token ids and back.
+"""The tokenizer: text to token ids and back, whole or as a stream.
 
 Knows a vocabulary and its added tokens; knows no file format, no chat template, no model.
 The `tokenizers` library does the merging of ordinary text; the added tokens (control and user-defined) are
@@ -9,6 +9,7 @@ Path: ChatTemplate.render -> Tokenizer.encode_rendered -> Engine -> Detokenizer
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,24 @@ from functools import lru_cache
 from freehold.errors import BadModelFile, UsageError
 from freehold.stopping import check_stopped
 from freehold.tokenizer.encoders import Encode
-from freehold.tokenizer.rendered import Rendered
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What a chat template produced: a text, and a twin in which only the template can have written a control token.
+
+    `text` is what the model reads, byte for byte what `transformers` renders. `guarded` has the same
+    length; where messages or tools spelled a control token, one of its characters is replaced there, so a
+    control token found in `guarded` is the template's own. The two are equal for ordinary messages.
+    """
+
+    text: str
+    guarded: str
+    in_thinking: bool = False  # the prompt ends inside an opened thinking block
+
+    def __str__(self) -> str:
+        return self.text
+
 
 SPACE_MARK = "\u2581"
 LOOKS = 4096  # places where an added token could begin, a few milliseconds of work
@@ -47,9 +65,8 @@ class AddedToken:
     lstrip: bool = False
     rstrip: bool = False
     single_word: bool = False
-    normalized: bool = (
-        False  # matched in normalised text, where U+2581 stands for a space: the encoder does that
-    )
+    # Matched in normalised text, where U+2581 stands for a space: the encoder does that.
+    normalized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +120,9 @@ class Cutter:
     def cut(self, text: str) -> Iterable[tuple[int, int, int]]:
         """Yield (start, end, id); start and end include whitespace that the token swallows."""
         last = 0
-        for start, end, token in self.found(text):
-            if start < last or (token.single_word and _inside_word(text, start, end)):
+        for start, end, token in self.matches(text):
+            around = text[max(start - 1, 0) : start] + text[end : end + 1]
+            if start < last or (token.single_word and any(c.isalnum() or c == "_" for c in around)):
                 continue
             if token.lstrip:
                 start = last + len(text[last:start].rstrip())
@@ -113,7 +131,7 @@ class Cutter:
             yield start, end, token.id
             last = end
 
-    def found(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
+    def matches(self, text: str) -> Iterator[tuple[int, int, AddedToken]]:
         """Yield (start, end, token) in the text's order, none over another."""
         at = self._first.search(text) if self._first else None
         looks = 0
@@ -131,11 +149,6 @@ class Cutter:
             at = self._first.search(text, max(end, start + 1))
 
 
-def _inside_word(text: str, start: int, end: int) -> bool:
-    before, after = text[start - 1 : start], text[end : end + 1]
-    return any(char.isalnum() or char == "_" for char in (before, after) if char)
-
-
 class Tokenizer:
     """Turns text into token ids and back; immutable and safe from many threads.
 
@@ -143,7 +156,22 @@ class Tokenizer:
     """
 
     def __init__(self, encode: Encode, vocabulary: Vocabulary) -> None:
-        _check_added(vocabulary.added)
+        # Each is looked for at each place of a text.
+        longest = max(vocabulary.added, key=lambda token: len(token.text), default=None)
+        if longest is not None and len(longest.text) > MAX_ADDED_CHARS:
+            raise BadModelFile(
+                f"the added token {longest.text[:20]!r}... (id {longest.id}) has {len(longest.text):,} characters; "
+                f"at most {MAX_ADDED_CHARS:,} are looked for"
+            )
+        self.vocab_size = len(vocabulary.texts)  # ids it knows; a model's matrices may be padded beyond it
+        self.bos_id = vocabulary.bos_id  # beginning of sequence, if the file names one, as the three below
+        self.eos_id = vocabulary.eos_id  # end of sequence: templates write it
+        self.pad_id = vocabulary.pad_id
+        self.unk_id = vocabulary.unk_id  # for what the vocabulary cannot spell
+        self.eos_ids = vocabulary.eos_ids  # all that end an answer: end of text, of turn, of message
+        self.suffix_ids = vocabulary.suffix_ids  # what the model appends to a text
+        # Whether decoding takes away one leading space (SentencePiece puts it there when encoding).
+        self.strips_leading_space = vocabulary.strips_leading_space
         self._encode_stretches = encode
         self._vocabulary = vocabulary
         self._kinds = vocabulary.kinds
@@ -154,46 +182,6 @@ class Tokenizer:
         self._normalized = Cutter(token for token in plain if token.normalized)
         self._longest: int | None = None
         self._added_ids = frozenset(token.id for token in vocabulary.added)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids the tokenizer knows; a model's matrices may be padded beyond it."""
-        return len(self._bytes)
-
-    @property
-    def bos_id(self) -> int | None:
-        """The beginning-of-sequence id, if the file names one."""
-        return self._vocabulary.bos_id
-
-    @property
-    def eos_ids(self) -> frozenset[int]:
-        """Every id that ends an answer: end of text, of turn, of message."""
-        return self._vocabulary.eos_ids
-
-    @property
-    def eos_id(self) -> int | None:
-        """The end-of-sequence id the file itself names (templates write it), if any."""
-        return self._vocabulary.eos_id
-
-    @property
-    def unk_id(self) -> int | None:
-        """The id for what the vocabulary cannot spell, if the file names one."""
-        return self._vocabulary.unk_id
-
-    @property
-    def pad_id(self) -> int | None:
-        """The padding id, if the file names one."""
-        return self._vocabulary.pad_id
-
-    @property
-    def suffix_ids(self) -> tuple[int, ...]:
-        """Tokens that the model appends to a text."""
-        return self._vocabulary.suffix_ids
-
-    @property
-    def strips_leading_space(self) -> bool:
-        """Whether decoding takes away one leading space (SentencePiece puts it there when encoding)."""
-        return self._vocabulary.strips_leading_space
 
     @property
     def control_tokens(self) -> frozenset[str]:
@@ -283,7 +271,9 @@ class Tokenizer:
     def _user_pieces(self, text: str) -> list[str | int]:
         pieces: list[str | int] = []
         last = 0
-        for start, end, id in self._user_defined.cut(self._searched(text)):
+        # SentencePiece reads its space mark, typed as such, as a space; tokens of spaces match it too.
+        searched = text.replace(SPACE_MARK, " ") if self._vocabulary.marks_are_spaces else text
+        for start, end, id in self._user_defined.cut(searched):
             if start > last:
                 pieces.append(text[last:start])
             pieces.append(id)
@@ -291,10 +281,6 @@ class Tokenizer:
         if last < len(text):
             pieces.append(text[last:])
         return pieces
-
-    def _searched(self, text: str) -> str:
-        """SentencePiece reads its space mark, typed as such, as a space; tokens of spaces match it too."""
-        return text.replace(SPACE_MARK, " ") if self._vocabulary.marks_are_spaces else text
 
     def token_bytes(self, id: int, *, special: bool = False) -> bytes:
         """Return the bytes `id` stands for; control tokens stand for none unless `special`."""
@@ -333,16 +319,6 @@ class Tokenizer:
 _SILENT = frozenset((TokenKind.CONTROL, TokenKind.UNKNOWN, TokenKind.UNUSED))
 
 
-def _check_added(added: Iterable[AddedToken]) -> None:
-    """Raise BadModelFile for a token so long that looking for it at each place of a text would take too long."""
-    longest = max(added, key=lambda token: len(token.text), default=None)
-    if longest is not None and len(longest.text) > MAX_ADDED_CHARS:
-        raise BadModelFile(
-            f"the added token {longest.text[:20]!r}... (id {longest.id}) has {len(longest.text):,} characters; "
-            f"at most {MAX_ADDED_CHARS:,} are looked for"
-        )
-
-
 def _refuse_surrogates(text: str) -> None:
     try:
         text.encode("utf-8")
@@ -359,3 +335,44 @@ def check_ids(name: str, ids: Iterable[int], size: int) -> None:
     for id in ids:
         if not 0 <= id < size:
             raise BadModelFile(f"{name} is {id}, outside the vocabulary of {size}")
+
+
+# --- a stream of token ids to text, whole characters only -------------------------------------------
+
+
+class Detokenizer:
+    """Decode ids one by one; the pieces joined equal `Tokenizer.decode` of all ids.
+
+    A character whose bytes are spread over tokens is buffered until it is whole; bytes that can no longer
+    become one turn into U+FFFD. `at_start` False: the text continues an earlier one, so a SentencePiece
+    leading space is kept. `shown`: control tokens that are spelled though `special` is False. One instance
+    per stream, one thread at a time.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        special: bool = False,
+        at_start: bool = True,
+        shown: frozenset[int] = frozenset(),
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._special, self._shown = special, shown
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drop_space = at_start and tokenizer.strips_leading_space
+
+    def push(self, id: int) -> str:
+        """Add one id and return the text that became certain (often empty)."""
+        special = self._special or id in self._shown
+        return self._trimmed(self._decoder.decode(self._tokenizer.token_bytes(id, special=special)))
+
+    def finish(self) -> str:
+        """End the stream and return what was buffered, U+FFFD for half a character."""
+        return self._trimmed(self._decoder.decode(b"", final=True))
+
+    def _trimmed(self, text: str) -> str:
+        if self._drop_space and text:
+            self._drop_space = False
+            return text.removeprefix(" ")
+        return text

@@ -93,7 +93,7 @@ def _build(data: dict[str, Any], config: Mapping[str, Any], generation: Mapping[
         )
     added = tuple(_added(entry, data) for entry in data.get("added_tokens") or ())
     texts = _texts(model["vocab"], added)
-    byte_level = _has(data.get("decoder"), "ByteLevel")
+    byte_level = any(step.get("type") == "ByteLevel" for step in _steps(data.get("decoder")))
     word_pieces = model.get("type") == "WordPiece"
     kinds = _kinds(texts, added, model, byte_level=byte_level)
     ids = {token.text: token.id for token in added} | _plain_ids(model["vocab"])
@@ -208,10 +208,6 @@ def _steps(node: Any) -> list[Mapping[str, Any]]:
     return [step for child in children for step in _steps(child)] if children else [node]
 
 
-def _has(node: Any, kind: str) -> bool:
-    return any(step.get("type") == kind for step in _steps(node))
-
-
 def _strips_leading_space(decoder: Any) -> bool:
     for step in _steps(decoder):
         if step.get("type") == "Strip" and step.get("content") == " " and step.get("start", 0) > 0:
@@ -257,34 +253,14 @@ def _switched(ids: list[int], switch: Any, id: int | None) -> tuple[int, ...]:
     return tuple(ids)
 
 
-# --- builds a Tokenizer from Mistral's tekken.json --------------------------------------------------
-# Which its repositories may ship in place of a tokenizer.json.
+# --- Mistral's tekken.json, which its repositories may ship in place of a tokenizer.json ------------
 # Two neighbours merge where their union is a token, the lowest rank first, and a word that is a token needs
 # no merge (tiktoken's rule).
 
 # Files of versions 3 to 7 name no control tokens: these are theirs, and the rest up to the stated count are fillers.
 _CONTROL = (
-    *(
-        "<unk>",
-        "<s>",
-        "</s>",
-        "[INST]",
-        "[/INST]",
-        "[AVAILABLE_TOOLS]",
-        "[/AVAILABLE_TOOLS]",
-        "[TOOL_RESULTS]",
-    ),
-    *(
-        "[/TOOL_RESULTS]",
-        "[TOOL_CALLS]",
-        "[IMG]",
-        "<pad>",
-        "[IMG_BREAK]",
-        "[IMG_END]",
-        "[PREFIX]",
-        "[MIDDLE]",
-    ),
-    *("[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
+    "<unk> <s> </s> [INST] [/INST] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS] [TOOL_CALLS] "
+    "[IMG] <pad> [IMG_BREAK] [IMG_END] [PREFIX] [MIDDLE] [SUFFIX] [SYSTEM_PROMPT] [/SYSTEM_PROMPT] [TOOL_CONTENT]"
 )
 _IMPLIED = ("v3", "v7")
 
@@ -333,12 +309,11 @@ def _control(data: Mapping[str, Any], count: int) -> list[str]:
     if listed is None:
         if (version := data["config"].get("version")) not in _IMPLIED:
             raise BadModelFile(f"tekken.json of version {version!r} lists no special_tokens")
-        named = list(_CONTROL)
+        named = _CONTROL.split()
     else:
-        named = [str(token["token_str"]) for token in sorted(listed, key=lambda token: token["rank"])]
-        if [token["rank"] for token in sorted(listed, key=lambda token: token["rank"])] != [
-            *range(len(named))
-        ]:
+        ranked = sorted(listed, key=lambda token: token["rank"])
+        named = [str(token["token_str"]) for token in ranked]
+        if [token["rank"] for token in ranked] != [*range(len(named))]:
             raise BadModelFile("the ranks of tekken.json's special_tokens are not those from 0 on")
     if not 0 < len(named) <= count <= MAX_TOKENS:
         raise BadModelFile(f"tekken.json states {count:,} special tokens and names {len(named):,}")

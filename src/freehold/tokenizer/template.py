@@ -1,30 +1,33 @@
-"""Chat templates: messages to the prompt a model was trained on.
+"""Chat templates, and where files keep them: messages to the prompt a model was trained on.
 
-Knows Jinja templates; knows no token ids, no file and no model. The text is what `transformers` renders, byte for
-byte. Which parts of it a user wrote matters to the tokenizer, so a render comes with a guarded twin (rendered.py),
+Knows Jinja templates; knows no token ids and no model. The text is what `transformers` renders, byte for
+byte. Which parts of it a user wrote matters to the tokenizer, so a render comes with a guarded twin (core.Rendered),
 which is made from a second render.
 Path: Prompter.prompt -> ChatTemplate.render -> Tokenizer.encode_rendered
 """
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
-from freehold.errors import BadTemplate, FreeholdError, UnsupportedModel, UsageError
-from freehold.sandbox.limits import MAX_SECONDS, MAX_TEXT
+from freehold.errors import BadModelFile, BadTemplate, FreeholdError, UnsupportedModel, UsageError
+from freehold.regular import read_regular
+from freehold.sandbox.limits import MAX_SECONDS, MAX_SOURCE, MAX_TEXT
 from freehold.sandbox.rendering import Renderers, RenderJob, shared
 from freehold.tokenizer import traits
-from freehold.tokenizer.core import AddedToken, Cutter, Tokenizer
+from freehold.tokenizer.core import AddedToken, Cutter, Rendered, Tokenizer
 from freehold.tokenizer.dialects import Dialect, dialect_of
+from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.history import Spelling, tool_dict, with_preamble, with_tools
-from freehold.tokenizer.rendered import Rendered
 from freehold.tokenizer.traits import Traits, traits_of
 from freehold.types import Message, Tool
 
@@ -105,10 +108,8 @@ class ChatTemplate:
         Further `variables` reach the template.
         """
         levels = self._effort_variables(effort)  # levels of thinking: asking for one asks for thinking
-        switch = {
-            **self._think_variables(True if levels and think is None and self.traits.switch else think),
-            **levels,
-        }
+        wanted = True if levels and think is None and self.traits.switch else think
+        switch = self._think_variables(wanted) | levels
         chat = self._spelling.chat(messages)
         shown = None if tools is None else [tool_dict(tool) for tool in tools]
         if shown and self.dialect is not None and self.dialect.in_system:
@@ -140,26 +141,22 @@ class ChatTemplate:
     @cached_property
     def traits(self) -> Traits:
         """What probes of the template show; nothing where it does not compile, or not end."""
-        try:
+        with suppress(BadTemplate):
             return traits_of(self.source, self.dialect, self._probed)
-        except BadTemplate:
-            return Traits(dead=self._death())
-
-    def _death(self) -> BadTemplate | None:
-        """Return what keeps a chat of one word from being rendered at all; None if only other probes fail."""
-        try:
+        try:  # a chat of one word: perhaps only other probes fail
             self._probed([traits.PLAIN])
         except BadTemplate as e:
-            return e
-        return None
+            return Traits(dead=e)
+        return Traits()
 
     def prepare(self) -> None:
         """Have the probes rendered while the caller does something else, such as loading weights."""
-        Thread(target=self._prepare, name="freehold-template", daemon=True).start()
 
-    def _prepare(self) -> None:
-        with suppress(FreeholdError):  # the next caller meets it again
-            _ = self.traits
+        def probe() -> None:
+            with suppress(FreeholdError):  # the next caller meets it again
+                _ = self.traits
+
+        Thread(target=probe, name="freehold-template", daemon=True).start()
 
     @property
     def _spelling(self) -> Spelling:
@@ -197,9 +194,7 @@ class ChatTemplate:
         for tags in _TAG_PAIRS:
             if tags[1] in self.source:
                 return tags
-        if all(
-            part in self.source for part in ("</think{}>", ":opensource")
-        ):  # Hunyuan's, put together there
+        if "</think{}>" in self.source and ":opensource" in self.source:  # Hunyuan's, put together there
             return "<think:opensource>", "</think:opensource>"
         return self.vocabulary_tags
 
@@ -380,15 +375,13 @@ def _size(value: Any) -> int:
     return sum(map(_size, value)) if isinstance(value, list) else 0
 
 
-# --- finds what a user wrote in a rendered chat -----------------------------------------------------
-# A second render with control tokens defused, compared with the first.
-# Control tokens inside messages and tools are defused, one character of each replaced by a private-use one.
-# In-band marks in the first render would change what `trim`, `in`, slices and `length` see; the second render
-# is only compared:
-# - nothing in the messages resembles a control token (nearly always): no second render at all; - both renders
-# agree up to the replaced characters: the second one is the twin; - they disagree, because the template looks
-# at control tokens in messages: what both share at either end is
-#     the template's; in between, every control token that occurs in a message counts as the user's.
+# --- what a user wrote in a rendered chat: a second render, with control tokens defused -------------
+# Control tokens inside messages and tools are defused, one character of each replaced by a private-use one. In-band
+# marks in the first render would change what `trim`, `in`, slices and `length` see; the second render is only compared:
+# - nothing in the messages resembles a control token (nearly always): no second render at all;
+# - both renders agree up to the replaced characters: the second one is the twin;
+# - they disagree, because the template looks at control tokens in messages: what both share at either end is
+#   the template's; in between, every control token that occurs in a message counts as the user's.
 
 DEFUSED = "\ue0f1"  # a private-use character: not whitespace, not a letter, not a control token
 
@@ -417,7 +410,7 @@ class Defuser:
         """Return `text` with its control tokens defused, or those among them that are `known`."""
         parts: list[str] = []
         last = 0
-        for start, _, token in self._cutter.found(text):
+        for start, _, token in self._cutter.matches(text):
             if known is None or known.covers(token.text):
                 spelled.tokens.add(token.text)
                 parts += (text[last:start], DEFUSED)
@@ -429,14 +422,11 @@ class Defuser:
         end = len(text.rstrip())
         for size in range(min(self._longest - 1, end), 0, -1):
             beginning = text[end - size : end]
-            if self._begins_one(beginning):
+            at = bisect_right(self._tokens, beginning)  # longer tokens that start with it come right after it
+            if at < len(self._tokens) and self._tokens[at].startswith(beginning):
                 spelled.beginnings.add(beginning)
                 return text[: end - size] + DEFUSED + text[end - size + 1 :]
         return text
-
-    def _begins_one(self, beginning: str) -> bool:
-        at = bisect_right(self._tokens, beginning)  # longer tokens that start with it come right after it
-        return at < len(self._tokens) and self._tokens[at].startswith(beginning)
 
 
 @dataclass(slots=True)
@@ -469,3 +459,64 @@ def _common(left: str, right: str) -> int:
     """Count the characters that both strings start with."""
     pairs = zip(left, right, strict=False)
     return next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+
+
+# --- chat templates as files keep them: a GGUF's metadata, a model directory's JSON and .jinja files
+
+
+def templates_from_gguf(metadata: Mapping[str, object]) -> dict[str, str]:
+    """Return the chat templates in a GGUF file's metadata by name; the main one is called "default"."""
+    main = "tokenizer.chat_template"
+    sources = {
+        "default" if key == main else key.removeprefix(f"{main}."): source
+        for key, source in metadata.items()
+        if key == main or (key.startswith(f"{main}.") and key != f"{main}.")
+    }
+    return {name: source for name, source in sources.items() if isinstance(source, str) and source}
+
+
+def templates_from_dir(path: str | Path) -> dict[str, str]:
+    """Return a model directory's chat templates by name; a chat_template.jinja wins over the config's."""
+    folder = Path(path)
+    sources: dict[str, str] = {}
+    config = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(config, str):
+        sources["default"] = config
+    elif isinstance(config, list):
+        named = [entry for entry in config if isinstance(entry, dict)]
+        sources |= {str(entry.get("name")): str(entry.get("template")) for entry in named}
+    files = {file.stem: file for file in sorted(folder.glob("additional_chat_templates/*.jinja"))}
+    if (main := folder / "chat_template.jinja").is_file():
+        files["default"] = main
+    for name, file in files.items():
+        try:
+            sources[name] = read_regular(file, 4 * MAX_SOURCE).decode("utf-8")
+        except OSError as error:
+            raise BadModelFile(f"{file} is not a chat template: {error.strerror}") from error
+        except ValueError as error:
+            raise BadModelFile(f"{file} is not UTF-8: {error}") from error
+    return sources
+
+
+def chat_template_from_gguf(
+    metadata: Mapping[str, object], tokenizer: Tokenizer, *, name: str = "default"
+) -> ChatTemplate:
+    """Return the chat template `name` of a GGUF file, or the format its vocabulary proves if it has none.
+
+    Raise UnsupportedModel without either, UsageError for a name the file does not have.
+    """
+    return _chosen(templates_from_gguf(metadata), tokenizer, name, "GGUF tokenizer.chat_template")
+
+
+def chat_template_from_dir(path: str | Path, tokenizer: Tokenizer, *, name: str = "default") -> ChatTemplate:
+    """Return the chat template `name` of a model directory, as `chat_template_from_gguf` does for a file."""
+    return _chosen(templates_from_dir(path), tokenizer, name, os.fspath(path))
+
+
+def _chosen(sources: Mapping[str, str], tokenizer: Tokenizer, name: str, origin: str) -> ChatTemplate:
+    if name in sources:
+        return ChatTemplate.for_tokenizer(sources[name], tokenizer, origin=f"{origin} ({name})")
+    if name != "default":
+        known = ", ".join(sources) or "none"
+        raise UsageError(f"the model has no chat template called {name!r}", hint=f"it has: {known}")
+    return ChatTemplate.default_for(tokenizer)

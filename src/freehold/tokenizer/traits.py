@@ -30,11 +30,7 @@ from freehold.tokenizer.history import (
 
 EFFORT = "reasoning_effort"
 EFFORTS = ("low", "medium", "high")
-OTHER_EFFORTS = (
-    "minimal",
-    "xhigh",
-    "max",
-)  # probed where the source names them: a template may write any word
+OTHER_EFFORTS = ("minimal", "xhigh", "max")  # probed where the source names them: it may write any word
 MAX_TEXT = 1_000_000  # characters that one probe may become
 
 
@@ -102,7 +98,9 @@ class Traits:
 def traits_of(source: str, dialect: Dialect | None, run: Run) -> Traits:
     """Render probes by `run` and say what they show. Raises BadTemplate if the template ends the renderer."""
     probes = _probes(source, dialect)
-    texts = dict(zip(probes, map(_text, run(list(probes.values()))), strict=True))
+    results = run(list(probes.values()))  # BadTemplate where the template refuses
+    rendered = (None if isinstance(result, BadTemplate) else result for result in results)
+    texts = dict(zip(probes, rendered, strict=True))
     form = next((form for form in FORMS if shows_call(texts.get(f"call {form}"))), None)
     tools = texts["tools"]
     return Traits(
@@ -131,10 +129,8 @@ def _probes(source: str, dialect: Dialect | None) -> dict[str, Variables]:
         probes |= {f"{switch} {on}": switch.inputs(on) for on in (True, False)}
     if EFFORT in source:
         levels = [*EFFORTS, *(e for e in OTHER_EFFORTS if _quotes(source, e))]
-        for name in (
-            "",
-            *(name for name in _BOOLEAN if name in source),
-        ):  # some have levels of thinking alone
+        # Some have levels of thinking alone.
+        for name in ("", *(name for name in _BOOLEAN if name in source)):
             probes |= {f"{EFFORT} {name} {e}": {EFFORT: e, **({name: True} if name else {})} for e in levels}
     if dialect is not None:
         for form in FORMS:
@@ -143,11 +139,6 @@ def _probes(source: str, dialect: Dialect | None) -> dict[str, Variables]:
             probes[f"said {form}"] = {"messages": spelling.chat(PROBE_SAID)}
             probes[f"calls {form}"] = {"messages": spelling.chat(PROBE_PAIR)}
     return {name: {**PLAIN, **variables} for name, variables in probes.items()}
-
-
-def _text(result: str | BadTemplate) -> str | None:
-    """Return what was rendered; None where the template refuses."""
-    return None if isinstance(result, BadTemplate) else result
 
 
 def _reads(dialect: Dialect, text: str) -> bool:

@@ -134,9 +134,7 @@ def _byte_level(keys: _Keys) -> Tokenizer:
     _merge_lines(bpe, keys)
     encode = merging_encoder(bpe, byte_alphabet(), spec.normalizer(), spec.pre_tokenizer())
     facts = _facts(keys, texts, kinds, add_bos=spec.add_bos, add_eos=False, marked=False)
-    return Tokenizer(
-        encode, Vocabulary(**facts, byte_level=True, marks_are_spaces=False, strips_leading_space=False)
-    )
+    return Tokenizer(encode, Vocabulary(**facts, byte_level=True, strips_leading_space=False))
 
 
 def _gemma4(keys: _Keys) -> Tokenizer:
@@ -147,9 +145,7 @@ def _gemma4(keys: _Keys) -> Tokenizer:
     _merge_lines(bpe, keys)
     encode = marking_encoder(bpe, SPACE_MARK, prefix=False)
     facts = _facts(keys, texts, kinds, add_bos=True, add_eos=False)
-    return Tokenizer(
-        encode, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=False)
-    )
+    return Tokenizer(encode, Vocabulary(**facts, byte_level=False, strips_leading_space=False))
 
 
 def _sentencepiece_bpe(keys: _Keys) -> Tokenizer:
@@ -165,16 +161,21 @@ def _sentencepiece_bpe(keys: _Keys) -> Tokenizer:
         byte_fallback=bool((kinds == TokenKind.BYTE).any()),
         unk=_unknown(keys, len(texts)),
     )
-    bpe.merge_by_rank(_ranks(scores))
+    # Ranks are by score, the best first; of equal scores the lower id.
+    ranks = np.empty(len(scores), np.int32)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores), dtype=np.int32)
+    bpe.merge_by_rank(ranks)
     prefix = keys.flag("add_space_prefix") is not False
     if keys.charsmap() or keys.flag("remove_extra_whitespaces"):
-        encode = merging_encoder(bpe, None, _spaces_as_marks(keys, prefix=prefix), None)
+        steps = _cleaning(keys)
+        if prefix:
+            steps.append(normalizers.Prepend(SPACE_MARK))
+        steps.append(normalizers.Replace(" ", SPACE_MARK))
+        encode = merging_encoder(bpe, None, normalizers.Sequence(steps), None)
     else:
         encode = marking_encoder(bpe, SPACE_MARK, prefix=prefix)
     facts = _facts(keys, texts, kinds, add_bos=True, add_eos=False)
-    return Tokenizer(
-        encode, Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=prefix)
-    )
+    return Tokenizer(encode, Vocabulary(**facts, byte_level=False, strips_leading_space=prefix))
 
 
 def _sentencepiece_unigram(keys: _Keys) -> Tokenizer:
@@ -194,15 +195,16 @@ def _sentencepiece_unigram(keys: _Keys) -> Tokenizer:
         for id, (text, kind, score) in enumerate(zip(texts, kinds, scores, strict=True))
     ]
     prefix = keys.flag("add_space_prefix") is not False
-    inner = _guarded(lambda: models.Unigram(pieces, unk, byte_fallback=TokenKind.BYTE in kinds))
-    if (normalizer := _unigram_normalizer(keys)) is not None:
-        inner.normalizer = normalizer
+    try:
+        inner = tokenizers.Tokenizer(models.Unigram(pieces, unk, byte_fallback=TokenKind.BYTE in kinds))
+    except Exception as error:  # the library raises a bare Exception
+        raise BadModelFile(f"the vocabulary is inconsistent: {error}") from error
+    if steps := _cleaning(keys):
+        inner.normalizer = normalizers.Sequence(steps)
     inner.pre_tokenizer = pre_tokenizers.Metaspace(SPACE_MARK, prepend_scheme="always" if prefix else "never")
     facts = _facts(keys, texts, kinds, add_bos=False, add_eos=True)
-    return Tokenizer(
-        library_encoder(inner),
-        Vocabulary(**facts, byte_level=False, marks_are_spaces=True, strips_leading_space=prefix),
-    )
+    vocabulary = Vocabulary(**facts, byte_level=False, strips_leading_space=prefix)
+    return Tokenizer(library_encoder(inner), vocabulary)
 
 
 _BUILDERS: dict[str, Callable[[_Keys], Tokenizer]] = {
@@ -212,13 +214,6 @@ _BUILDERS: dict[str, Callable[[_Keys], Tokenizer]] = {
     "t5": _sentencepiece_unigram,
 }
 _UNREACHABLE = frozenset((TokenKind.CONTROL, TokenKind.UNUSED))
-
-
-def _ranks(scores: np.ndarray) -> np.ndarray:
-    """Number the tokens by score, the best first; of equal scores the lower id."""
-    ranks = np.empty(len(scores), np.int32)
-    ranks[np.argsort(-scores, kind="stable")] = np.arange(len(scores), dtype=np.int32)
-    return ranks
 
 
 def _reachable(kinds: np.ndarray) -> np.ndarray:
@@ -234,38 +229,17 @@ def _merge_lines(bpe: Bpe, keys: _Keys) -> None:
         )
 
 
-def _guarded(build: Callable[[], models.Model]) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer(build())
-    except Exception as error:  # the library raises a bare Exception
-        raise BadModelFile(f"the vocabulary is inconsistent: {error}") from error
-
-
-def _spaces_as_marks(keys: _Keys, *, prefix: bool) -> Normalizer:
-    steps: list[Normalizer] = _charsmap_steps(keys)
+def _cleaning(keys: _Keys) -> list[Normalizer]:
+    """Return what a SentencePiece model does to a text first: its map of characters, and no blanks but single ones."""
+    steps: list[Normalizer] = []
+    if charsmap := keys.charsmap():
+        try:
+            steps.append(normalizers.Precompiled(charsmap))
+        except Exception as error:  # the library raises a bare Exception
+            raise BadModelFile(f"tokenizer.ggml.precompiled_charsmap cannot be read: {error}") from error
     if keys.flag("remove_extra_whitespaces"):
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if prefix:
-        steps.append(normalizers.Prepend(SPACE_MARK))
-    steps.append(normalizers.Replace(" ", SPACE_MARK))
-    return normalizers.Sequence(steps)
-
-
-def _unigram_normalizer(keys: _Keys) -> Normalizer | None:
-    steps = _charsmap_steps(keys)
-    if keys.flag("remove_extra_whitespaces"):
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    return normalizers.Sequence(steps) if steps else None
-
-
-def _charsmap_steps(keys: _Keys) -> list[Normalizer]:
-    charsmap = keys.charsmap()
-    if not charsmap:
-        return []
-    try:
-        return [normalizers.Precompiled(charsmap)]
-    except Exception as error:  # the library raises a bare Exception
-        raise BadModelFile(f"tokenizer.ggml.precompiled_charsmap cannot be read: {error}") from error
+    return steps
 
 
 def _kinds(keys: _Keys, texts: Sequence[str]) -> np.ndarray:
@@ -297,6 +271,7 @@ def _facts(
         "texts": texts,
         "kinds": kinds,
         "added": added,
+        "marks_are_spaces": marked,
         "prefix_ids": _edge(keys, "bos", bos, default=add_bos),
         "suffix_ids": _edge(keys, "eos", eos, default=add_eos),
         "bos_id": bos,
@@ -356,14 +331,8 @@ def _alternatives(*parts: str) -> str:
 
 _LLAMA3 = _alternatives(_CONTRACTION, _WORD, r"\p{N}{1,3}", _PUNCT, _NEWLINES, _SPACES)
 _QWEN2 = _alternatives(_CONTRACTION, _WORD, r"\p{N}", _PUNCT, _NEWLINES, _SPACES)
-_QWEN35 = _alternatives(
-    _CONTRACTION,
-    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
-    r"\p{N}",
-    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
-    _NEWLINES,
-    _SPACES,
-)
+_QWEN35_WORD, _QWEN35_PUNCT = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+_QWEN35 = _alternatives(_CONTRACTION, _QWEN35_WORD, r"\p{N}", _QWEN35_PUNCT, _NEWLINES, _SPACES)
 _GPT4O = _alternatives(
     f"{_LEAD}{_UPPER_LOWER}{_CONTRACTION}?",
     f"{_LEAD}{_UPPER_ONLY}{_CONTRACTION}?",
@@ -458,62 +427,33 @@ class PreSpec:
         return normalizers.NFC() if self.nfc else None
 
 
-_LLAMA3_SPEC = PreSpec((_LLAMA3,), ignore_merges=True, add_bos=True)
-_QWEN2_SPEC = PreSpec((_QWEN2,), nfc=True)
-_GPT2_SPEC = PreSpec()
-_STARCODER_SPEC = PreSpec(digits=True)
-_GPT4O_SPEC = PreSpec((_GPT4O,), ignore_merges=True)
-
 _SPECS: dict[str, PreSpec] = {
-    "gpt-2": _GPT2_SPEC,
-    "phi-2": _GPT2_SPEC,
-    "exaone4": _GPT2_SPEC,
-    "trillion": _GPT2_SPEC,
-    "granite-docling": _GPT2_SPEC,
-    "mpt": PreSpec(nfc=True),
-    "olmo": PreSpec(nfc=True),
-    "starcoder": _STARCODER_SPEC,
-    "refact": _STARCODER_SPEC,
-    "smollm": _STARCODER_SPEC,
-    "codeshell": _STARCODER_SPEC,
-    "exaone": _STARCODER_SPEC,
-    "command-r": PreSpec(digits=True, nfc=True),
-    "llama-bpe": _LLAMA3_SPEC,
-    "llama3": _LLAMA3_SPEC,
-    "llama-v3": _LLAMA3_SPEC,
-    "falcon3": _LLAMA3_SPEC,
-    "falcon-h1": _LLAMA3_SPEC,
-    "pixtral": _LLAMA3_SPEC,
-    "lfm2": _LLAMA3_SPEC,
-    "midm-2.0": _LLAMA3_SPEC,
-    "dbrx": PreSpec((_LLAMA3,)),
-    "smaug-bpe": PreSpec((_LLAMA3,)),
-    "glm4": PreSpec((_LLAMA3,), ignore_merges=True),
-    "glm5": PreSpec((_LLAMA3,), ignore_merges=True),
-    "chatglm-bpe": PreSpec((_LLAMA3,), ignore_merges=True),
-    "qwen2": _QWEN2_SPEC,
-    "deepseek-r1-qwen": _QWEN2_SPEC,
-    "megrez": _QWEN2_SPEC,
-    "stablelm2": PreSpec((_QWEN2,)),
-    "hunyuan": PreSpec((_QWEN2,)),
-    "solar-open": PreSpec((_QWEN2,)),
-    "grok-2": PreSpec((_QWEN2,)),
-    "qwen35": PreSpec((_QWEN35,), nfc=True),
-    "tekken": PreSpec((_TEKKEN,), ignore_merges=True, add_bos=True),
-    "gpt-4o": _GPT4O_SPEC,
-    "llama4": _GPT4O_SPEC,
-    "kanana2": _GPT4O_SPEC,
-    "minimax-m2": PreSpec((_GPT4O,)),
-    "kimi-k2": PreSpec((_KIMI_K2,)),
-    "seed-coder": PreSpec((_SEED_CODER,)),
-    "bailingmoe": PreSpec((_BAILING,)),
-    "bailingmoe2": PreSpec((_BAILING,)),
-    "llada-moe": PreSpec((_BAILING,)),
-    "deepseek-llm": PreSpec(_DEEPSEEK_LLM),
-    "deepseek-coder": PreSpec(_DEEPSEEK_CODER),
-    "deepseek-v3": PreSpec(_DEEPSEEK3),
-    "hunyuan-dense": PreSpec(_DEEPSEEK3),
-    "joyai-llm": PreSpec(_DEEPSEEK3),
+    name: spec
+    for names, spec in (
+        ("gpt-2 phi-2 exaone4 trillion granite-docling", PreSpec()),
+        ("mpt olmo", PreSpec(nfc=True)),
+        ("starcoder refact smollm codeshell exaone", PreSpec(digits=True)),
+        ("command-r", PreSpec(digits=True, nfc=True)),
+        (
+            "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2 midm-2.0",
+            PreSpec((_LLAMA3,), ignore_merges=True, add_bos=True),
+        ),
+        ("dbrx smaug-bpe", PreSpec((_LLAMA3,))),
+        ("glm4 glm5 chatglm-bpe", PreSpec((_LLAMA3,), ignore_merges=True)),
+        ("qwen2 deepseek-r1-qwen megrez", PreSpec((_QWEN2,), nfc=True)),
+        ("stablelm2 hunyuan solar-open grok-2", PreSpec((_QWEN2,))),
+        ("qwen35", PreSpec((_QWEN35,), nfc=True)),
+        ("tekken", PreSpec((_TEKKEN,), ignore_merges=True, add_bos=True)),
+        ("gpt-4o llama4 kanana2", PreSpec((_GPT4O,), ignore_merges=True)),
+        ("minimax-m2", PreSpec((_GPT4O,))),
+        ("kimi-k2", PreSpec((_KIMI_K2,))),
+        ("seed-coder", PreSpec((_SEED_CODER,))),
+        ("bailingmoe bailingmoe2 llada-moe", PreSpec((_BAILING,))),
+        ("deepseek-llm", PreSpec(_DEEPSEEK_LLM)),
+        ("deepseek-coder", PreSpec(_DEEPSEEK_CODER)),
+        ("deepseek-v3 hunyuan-dense joyai-llm", PreSpec(_DEEPSEEK3)),
+    )
+    for name in names.split()
 }
 
 KNOWN = (*sorted(_SPECS), "gemma4")

@@ -31,11 +31,9 @@ from freehold.adapt.run import on_disk, write_whole
 from freehold.errors import UsageError
 from freehold.models.binding.bind import Source, assemble
 from freehold.models.binding.stored import Stored
-from freehold.models.family import NetworkWeights
-from freehold.models.ops import Ops
+from freehold.models.family import NetworkWeights, Ops
 from freehold.models.oracle.arithmetic import visible
-from freehold.models.oracle.held import DenseMatrix, KvStore
-from freehold.models.oracle.session import NumpyOps
+from freehold.models.oracle.session import DenseMatrix, KvStore, NumpyOps
 
 # --- streams and moments of layers that texts have passed, in a run's folder ------------------------
 #     passed-7.streams     what texts are after layer 7; of the newest two layers

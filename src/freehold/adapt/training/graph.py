@@ -1,4 +1,4 @@
-"""The verbs of models/ops.py in torch, over a batch of rows: what a family's forward pass computes, differentiable.
+"""The verbs of models/family.py in torch, over a batch of rows: what a family's forward pass computes, differentiable.
 
 Knows what each verb means for rows that begin at position 0; knows no family, no loss and no cache. A buffer is an
 object that holds its current tensor, so that verbs in place stay safe for autograd. A verb that is missing here is

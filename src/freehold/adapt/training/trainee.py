@@ -29,10 +29,9 @@ from freehold.local.opening import text_side
 from freehold.machine import available_bytes, default_threads
 from freehold.models.binding.bind import Source, assemble, read_source
 from freehold.models.binding.stored import Stored
-from freehold.models.family import NetworkWeights, TensorSpec
+from freehold.models.family import NetworkWeights, Ops, TensorSpec
 from freehold.models.lora import in_order_of
-from freehold.models.ops import Ops
-from freehold.models.tiny.containers import safetensors_bytes
+from freehold.models.tiny.make import safetensors_bytes
 from freehold.store.space import human
 from freehold.tokenizer import ChatTemplate, Tokenizer
 

@@ -25,7 +25,7 @@ from freehold.engine.constrain.trial_compile import try_compile
 from freehold.errors import FreeholdError, UsageError
 from freehold.platforms import run_thread_below
 from freehold.tokenizer import Tokenizer, TokenKind
-from freehold.tokenizer.dialects.schema import BLANKS
+from freehold.tokenizer.dialects.grammar import BLANKS
 from freehold.types import MAX_CHOICES, MAX_FORMAT_CHARS, Format
 
 if TYPE_CHECKING:

@@ -22,14 +22,12 @@ from freehold.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile, Te
 from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.formats.metadata import Metadata
 from freehold.models.binding.binder import FLOATS, GGUF_LAYERS, Binder, Bound
-from freehold.models.binding.left_out import leave_out, text_half
 from freehold.models.binding.mistral_names import from_mistral, is_mistral
-from freehold.models.binding.mxfp4 import is_microscaled, join_blocks
-from freehold.models.binding.stored import Held, ScaledBlocks, Stored
+from freehold.models.binding.stored import Held, ScaledBlocks, Stored, is_microscaled, join_blocks
 from freehold.models.config.mixtures import MAX_EXPERTS
 from freehold.models.config.rope import Divisors, RopeSpec, RopeTable
 from freehold.models.families import naming, registered
-from freehold.models.family import Family, Network, NetworkWeights, RopeChoice, renamed
+from freehold.models.family import Family, Network, NetworkWeights, RopeChoice, leave_out, renamed, text_half
 
 # Keys of a wrapper that count for its text half where that does not state them.
 _SHARED_KEYS = ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config")
@@ -129,7 +127,8 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
             f"{opened.path}: there is no config.json beside the weights", "name the directory that holds both"
         )
     family, config, wrapped = family_of(stated)
-    tensors, notes = (join_blocks if is_microscaled(config) else join_scales)(config, tensors)
+    join = join_blocks if is_microscaled(config) else join_scales
+    tensors, notes = join(config, tensors)
     if wrapped:
         tensors, notes = text_half(tensors, notes)
     cfg = family.config_from_hf(config)
@@ -185,11 +184,8 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, Fields, bool]:
     matched = next((f for f in kinds if f.hf_when(text)), None)
     if matched is None:
         raise _unknown_architecture(kind)
-    return matched, Fields({**_inherited(config), **text.values}), True
-
-
-def _inherited(config: Mapping[str, Any]) -> dict[str, object]:
-    return {key: config[key] for key in _SHARED_KEYS if key in config}
+    inherited = {key: config[key] for key in _SHARED_KEYS if key in config}
+    return matched, Fields({**inherited, **text.values}), True
 
 
 def refusal(structure: Structure) -> str:

@@ -66,18 +66,12 @@ class Binder:
                     f" {prefix}{_first(names[0])}" if names else f", {key}, which such a file does not hold,"
                 )
                 raise BadModelFile(f"tensor{missing} is missing")
-        self._refuse_halves(prefix, specs, bound)
-        return bound
-
-    def _refuse_halves(
-        self, prefix: str, specs: Mapping[str, TensorSpec], bound: Mapping[str, Bound]
-    ) -> None:
         for key, spec in specs.items():
             if spec.beside in bound and key not in bound:
                 name = _first((spec.gguf if self.gguf else spec.hf)[0])
-                raise BadModelFile(
-                    f"tensor {prefix}{name} is missing; the file has {bound[spec.beside].tensor.name}"
-                )
+                there = bound[spec.beside].tensor.name
+                raise BadModelFile(f"tensor {prefix}{name} is missing; the file has {there}")
+        return bound
 
     def _find(self, prefix: str, name: str | Cut, key: str, spec: TensorSpec) -> Stored | None:
         if isinstance(name, str):
@@ -176,7 +170,8 @@ def _checked(tensor: Stored, spec: TensorSpec) -> Stored:
         raise UnsupportedModel(
             f"tensor {tensor.name} has type {tensor.type.name}; only floats are supported there"
         )
-    if tensor.type not in FLOATS and (len(spec.shape) == 1 or not _quantised(tensor.type)):
+    quantised = tensor.type.name.startswith("IQ") or not tensor.type.name.startswith(("I", "U"))
+    if tensor.type not in FLOATS and (len(spec.shape) == 1 or not quantised):
         raise UnsupportedModel(
             f"tensor {tensor.name} has type {tensor.type.name}, which holds no weights here"
         )
@@ -188,7 +183,3 @@ def _check_shape(tensor: Stored, expected: tuple[int, ...]) -> None:
         raise BadModelFile(
             f"tensor {tensor.name} has shape {list(tensor.shape)}; the config asks for {list(expected)}"
         )
-
-
-def _quantised(type: QuantType) -> bool:
-    return type.name.startswith("IQ") or not type.name.startswith(("I", "U"))

@@ -18,10 +18,8 @@ from freehold.formats.metadata import Metadata
 
 T = TypeVar("T")
 
-CLASS, LARGE_3 = (
-    "MistralLarge3",
-    "mistral_large3",
-)  # what such a config is called here; transformers has no class
+# What such a config is called here; transformers has no class.
+CLASS, LARGE_3 = "MistralLarge3", "mistral_large3"
 _SIZES = {
     "dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads",
     "hidden_dim": "intermediate_size", "norm_eps": "rms_norm_eps", "vocab_size": "vocab_size",

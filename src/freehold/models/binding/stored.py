@@ -1,13 +1,14 @@
 """What a file holds of a declared weight: a tensor, experts that lie apart, or a part of a tensor that holds several.
 
-Knows tensors and how to cut them; knows no names of files, no family and no kernel.
+Knows tensors and how to cut them, and of names the two that MXFP4 has; knows no family and no kernel.
 Path: bind.read_source -> Stored -> load (panels), oracle
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import QuantType, Tensor, dequantize
+from freehold.formats.fields import Fields
 
 F32 = NDArray[np.float32]
 Table: TypeAlias = NDArray[np.int8] | None  # of a type that is read through one
@@ -27,8 +29,29 @@ def flat(table: Table, rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return flat if table is None else np.concatenate([table.view(np.uint8), flat])
 
 
+class _ByRows(ABC):
+    """What does not lie in a file as one tensor, and is read by rows."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def rows(self) -> NDArray[np.uint8]:
+        """The rows as bytes, [N, bytes of a row]."""
+
+    @property
+    def table(self) -> Table:
+        """The table that rows are read through, where their type has one."""
+        return None
+
+    @property
+    def raw(self) -> NDArray[np.uint8]:
+        """The rows, flat, after their table."""
+        return flat(self.table, self.rows)
+
+
 @dataclass(frozen=True, slots=True)
-class _Apart:
+class _Apart(_ByRows):
     """Tensors of one type that a file holds apart and another as one."""
 
     name: str
@@ -48,11 +71,6 @@ class _Apart:
     def rows(self) -> NDArray[np.uint8]:
         """A copy of all rows as bytes, one tensor after another."""
         return np.concatenate([t.rows for t in self.each])
-
-    @property
-    def raw(self) -> NDArray[np.uint8]:
-        """The same, flat, after their table."""
-        return flat(self.table, self.rows)
 
     @property
     def table(self) -> Table:
@@ -95,7 +113,7 @@ class Joined(_Apart):
 
 
 @dataclass(frozen=True, slots=True)
-class ScaledBlocks:
+class ScaledBlocks(_ByRows):
     """FP8 codes [N, K] and a float32 scale for each block of them: what a matrix stands for, as float32.
 
     `scales` is [rows of blocks, blocks in a row], or one number for all. Decoded anew at each use.
@@ -130,16 +148,6 @@ class ScaledBlocks:
         """The values as rows of bytes."""
         return self.numpy().view(np.uint8)
 
-    @property
-    def raw(self) -> NDArray[np.uint8]:
-        """The same, flat."""
-        return self.rows.reshape(-1)
-
-    @property
-    def table(self) -> Table:
-        """None: there is no table."""
-        return None
-
     def numpy(self) -> F32:
         """Decode to a fresh float32 array."""
         values, scales = self.codes.numpy(), self.scales.numpy()
@@ -152,7 +160,7 @@ class ScaledBlocks:
 
 
 @dataclass(frozen=True, slots=True)
-class MicroscaledBlocks:
+class MicroscaledBlocks(_ByRows):
     """MXFP4 as safetensors hold it: nibbles [..., blocks, 16] of two inputs each, and an exponent for each block.
 
     Its rows are a GGUF's: the exponent before a block's nibbles, of which low ones are the first sixteen inputs.
@@ -191,16 +199,6 @@ class MicroscaledBlocks:
         blocks[:, 1:] = each[:, :16] | each[:, 16:] << 4
         return blocks.reshape(-1, 17 * self.codes.shape[-2])
 
-    @property
-    def raw(self) -> NDArray[np.uint8]:
-        """The same, flat."""
-        return self.rows.reshape(-1)
-
-    @property
-    def table(self) -> Table:
-        """None: there is no table."""
-        return None
-
     def numpy(self) -> F32:
         """Decode to a fresh float32 array."""
         return dequantize(self.rows, self.type, self.shape[-1]).reshape(self.shape)
@@ -211,7 +209,7 @@ Whole: TypeAlias = Held | ExpertStack | Joined
 
 
 @dataclass(frozen=True, slots=True)
-class RowCut:
+class RowCut(_ByRows):
     """Some rows of a stored matrix, in an order of their own; exact for every weight type."""
 
     name: str
@@ -235,11 +233,6 @@ class RowCut:
         return self.whole.rows[self.index]
 
     @property
-    def raw(self) -> NDArray[np.uint8]:
-        """The same, flat, after their table."""
-        return flat(self.table, self.rows)
-
-    @property
     def table(self) -> Table:
         """The table of the whole."""
         return self.whole.table
@@ -250,7 +243,7 @@ class RowCut:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(_ByRows):
     """What a function makes of a stored tensor's values; float32, computed anew at each use."""
 
     name: str
@@ -271,17 +264,7 @@ class Taken:
     @property
     def rows(self) -> NDArray[np.uint8]:
         """The values as rows of bytes."""
-        return self.raw.reshape(-1, 4 * self.shape[-1])
-
-    @property
-    def raw(self) -> NDArray[np.uint8]:
-        """The values as bytes."""
-        return self.numpy().reshape(-1).view(np.uint8)
-
-    @property
-    def table(self) -> Table:
-        """None: there is no table."""
-        return None
+        return self.numpy().reshape(-1, self.shape[-1]).view(np.uint8)
 
     def numpy(self) -> F32:
         """Compute the values."""
@@ -294,3 +277,44 @@ class Taken:
 
 
 Stored: TypeAlias = Whole | RowCut | Taken
+
+
+# --- experts in MXFP4: nibbles and exponents, two tensors, become one matrix each -------------------
+# Source: the OCP microscaling formats specification 1.0 (2023), as gpt-oss's repositories hold them.
+
+_BLOCKS, _SCALES = "_blocks", "_scales"
+
+
+def is_microscaled(config: Fields) -> bool:
+    """Whether a config.json says that its matrices are MXFP4."""
+    quantisation = config.section("quantization_config")
+    return quantisation is not None and quantisation.get("quant_method") == "mxfp4"
+
+
+def join_blocks(config: Fields, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Held], tuple[str, ...]]:
+    """Return the tensors with nibbles joined to their exponents, under the nibbles' names, and no notes.
+
+    Raises BadModelFile for nibbles without exponents, or with others.
+    """
+    out: dict[str, Held] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(_BLOCKS):
+            out[name] = _joined(tensor, tensors.get(name.removesuffix(_BLOCKS) + _SCALES))
+        elif not (name.endswith(_SCALES) and name.removesuffix(_SCALES) + _BLOCKS in tensors):
+            out[name] = tensor
+    return out, ()
+
+
+def _joined(codes: Tensor, scales: Tensor | None) -> MicroscaledBlocks:
+    if scales is None:
+        raise BadModelFile(f"tensor {codes.name.removesuffix(_BLOCKS)}{_SCALES} is missing")
+    for each in (codes, scales):
+        if each.type is not QuantType.U8:
+            raise BadModelFile(f"tensor {each.name} has type {each.type.name}; MXFP4 is bytes")
+    if len(codes.shape) < 3 or codes.shape[-1] != 16:
+        raise BadModelFile(f"tensor {codes.name} has shape {list(codes.shape)}; MXFP4 has blocks of 16 bytes")
+    if scales.shape != codes.shape[:-1]:
+        raise BadModelFile(
+            f"tensor {scales.name} has shape {list(scales.shape)}; {codes.name} needs {list(codes.shape[:-1])}"
+        )
+    return MicroscaledBlocks(codes, scales)

@@ -7,7 +7,6 @@ Path: families.<family>.config_from_* -> gguf_latent or hf_latent -> LatentSizes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,7 +46,11 @@ def gguf_latent(meta: Fields, vocab: int, *, turns: bool = True) -> dict[str, An
     context = meta.integer("context_length", 1, MAX_CONTEXT)
     turned = meta.integer("rope.dimension_count", 2, MAX_WIDTH)
     rope, scale = _gguf_rope(meta, turned, context) if turns else (None, 1.0)
-    head, value = _gguf_heads(meta)
+    # Files with Wkvb in one piece state the widths of a head's query and of its value without _mla.
+    end = "_mla" if meta.get("attention.key_length_mla") is not None else ""
+    head = meta.integer(f"attention.key_length{end}", 1, MAX_WIDTH)
+    value = meta.integer(f"attention.value_length{end}", 1, MAX_WIDTH)
+    beta = meta.number("attention.temperature_scale", 0.0, 100.0, 0.0)
     return _latent_sizes(
         vocab=vocab,
         hidden=meta.integer("embedding_length", 1, MAX_WIDTH),
@@ -63,15 +66,8 @@ def gguf_latent(meta: Fields, vocab: int, *, turns: bool = True) -> dict[str, An
         turned=turned,
         value=value,
         scale=scale * head**-0.5,
-        temper=_gguf_temper(meta),
+        temper=(beta, meta.integer("attention.temperature_length", 1, MAX_CONTEXT)) if beta else None,
     )
-
-
-def _gguf_heads(meta: Fields) -> tuple[int, int]:
-    """Return the width of a head's query and of its value; files with Wkvb in one piece state them without _mla."""
-    names = ("attention.key_length", "attention.value_length")
-    ends = "_mla" if meta.get(f"{names[0]}_mla") is not None else ""
-    return meta.integer(names[0] + ends, 1, MAX_WIDTH), meta.integer(names[1] + ends, 1, MAX_WIDTH)
 
 
 def _gguf_rope(meta: Fields, turned: int, context: int) -> tuple[RopeSpec, float]:
@@ -131,11 +127,6 @@ def _hf_temper(config: Fields, rope: RopeSpec | None) -> tuple[float, int] | Non
     return beta, rope.original
 
 
-def _gguf_temper(meta: Fields) -> tuple[float, int] | None:
-    beta = meta.number("attention.temperature_scale", 0.0, 100.0, 0.0)
-    return (beta, meta.integer("attention.temperature_length", 1, MAX_CONTEXT)) if beta else None
-
-
 def _latent_sizes(**sizes: Any) -> dict[str, Any]:
     """Return `sizes` when the parts of heads fit together and fit the kernels."""
     nope = sizes["head_dim"] - sizes["turned"]
@@ -154,5 +145,6 @@ def _latent_sizes(**sizes: Any) -> dict[str, Any]:
     rope = sizes["rope"]
     if rope is not None and rope.scaling == "yarn":
         sizes["context"] = max(sizes["context"], min(int(rope.original * rope.factor), MAX_CONTEXT))
-    kept: Mapping[str, Any] = {"kv_heads": (1,) * len(sizes["heads"]), "windows": (0,) * len(sizes["heads"])}
-    return checked_sizes(**sizes | kept) | {"nope": nope}
+    layers = len(sizes["heads"])
+    sizes |= {"kv_heads": (1,) * layers, "windows": (0,) * layers}
+    return checked_sizes(**sizes) | {"nope": nope}

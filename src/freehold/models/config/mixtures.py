@@ -15,15 +15,10 @@ from freehold.models.config.sizes import Mixture, Routing, Sizes, check_width, h
 
 MAX_EXPERTS = 1 << 12
 MAX_SCALE = 1e4
-MAX_ROWS = (
-    1 << 22
-)  # of all gates of a layer: five times Kimi K2's; layouts number them before a tensor is seen
+# Of all gates of a layer: five times Kimi K2's; layouts number them before a tensor is seen.
+MAX_ROWS = 1 << 22
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-GATINGS = {
-    1: "softmax",
-    2: "sigmoid",
-    3: "softmax",
-}  # 3: over the chosen logits alone, which is renormalising
+GATINGS = {1: "softmax", 2: "sigmoid", 3: "softmax"}  # 3: over the chosen logits alone, which renormalises
 
 
 def mixture(
@@ -40,18 +35,15 @@ def mixture(
         )
     check_width("expert", intermediate)
     check_width("shared expert", shared)
-    _check_groups(experts, chosen, options.get("routing", Routing()))
-    sparse = options.pop("sparse", (True,) * layers)
-    return Mixture(
-        experts=experts, chosen=chosen, intermediate=intermediate, shared=shared, sparse=sparse, **options
-    )
-
-
-def _check_groups(experts: int, chosen: int, routing: Routing) -> None:
+    routing: Routing = options.get("routing", Routing())
     if experts % routing.groups:
         raise BadModelFile(f"{routing.groups} groups do not divide {experts} experts")
     if chosen > (most := routing.kept * experts // routing.groups):
         raise BadModelFile(f"a token is sent to {chosen} experts; {routing.kept} groups hold {most}")
+    sparse = options.pop("sparse", (True,) * layers)
+    return Mixture(
+        experts=experts, chosen=chosen, intermediate=intermediate, shared=shared, sparse=sparse, **options
+    )
 
 
 def chosen_of(fields: Fields, key: str, experts: int) -> int:
@@ -77,23 +69,33 @@ def gguf_mixture(meta: Fields, sizes: dict[str, Any], **options: Any) -> Mixture
     return mixture(experts, chosen, sizes["hidden"], intermediate, len(sizes["heads"]), **options)
 
 
+def gguf_shared_mixture(meta: Fields, sizes: dict[str, Any], routing: Routing) -> Mixture:
+    """Read the keys of experts beside shared ones, which some of the layers have."""
+    sparse = gguf_sparse(meta, len(sizes["heads"]))
+    return gguf_mixture(meta, sizes, routing=routing, shared=gguf_shared(meta), sparse=sparse)
+
+
 def hf_mixture(
-    config: Fields, key: str, layers: int, *, chosen: str = "num_experts_per_tok", **options: Any
+    config: Fields,
+    key: str,
+    layers: int,
+    *,
+    chosen: str = "num_experts_per_tok",
+    shared_experts: int = 0,
+    **options: Any,
 ) -> Mixture:
     """Read how many experts there are, how many a token is sent to, and their intermediate size under `key`.
 
-    Families name the count in one of four ways; transformers 5 writes `num_local_experts` for most.
+    Families name the count in one of four ways; transformers 5 writes `num_local_experts` for most. `shared_experts`:
+    those as wide as the others that every token is sent to, which are one MLP.
     """
     stated = [name for name in _COUNTS if config.get(name) is not None]
     experts = config.integer(stated[0] if stated else _COUNTS[0], 1, MAX_EXPERTS)
-    return mixture(
-        experts,
-        chosen_of(config, chosen, experts),
-        config.integer("hidden_size", 1, MAX_WIDTH),
-        config.integer(key, 1, MAX_WIDTH),
-        layers,
-        **options,
-    )
+    width = config.integer(key, 1, MAX_WIDTH)
+    if shared_experts:
+        options["shared"] = shared_experts * width
+    hidden = config.integer("hidden_size", 1, MAX_WIDTH)
+    return mixture(experts, chosen_of(config, chosen, experts), hidden, width, layers, **options)
 
 
 def qwen_mixture(config: Fields, **options: Any) -> Sizes:
@@ -121,18 +123,19 @@ def sparse_layers(config: Fields, layers: int) -> tuple[bool, ...]:
 
 def gguf_routing(meta: Fields, assumed: Routing) -> Routing:
     """Read what a GGUF states of a router over what the family's models have where one states nothing."""
-    routing = _gguf_scoring(meta, assumed)
-    scale = meta.number("expert_weights_scale", 0.0, MAX_SCALE, routing.scale)
-    routing = replace(
-        routing,
-        renormalise=meta.flag("expert_weights_norm", routing.renormalise),
+    _check_scoring(meta, assumed)
+    scale = meta.number("expert_weights_scale", 0.0, MAX_SCALE, assumed.scale)
+    groups = meta.integer("expert_group_count", 0, MAX_EXPERTS, assumed.groups) or 1
+    return replace(
+        assumed,
+        renormalise=meta.flag("expert_weights_norm", assumed.renormalise),
         scale=scale or 1.0,  # some converters write 0 for none
+        groups=groups,
+        kept=meta.integer("expert_group_used_count", 1, groups, groups),
     )
-    groups = meta.integer("expert_group_count", 0, MAX_EXPERTS, routing.groups) or 1
-    return replace(routing, groups=groups, kept=meta.integer("expert_group_used_count", 1, groups, groups))
 
 
-def _gguf_scoring(meta: Fields, assumed: Routing) -> Routing:
+def _check_scoring(meta: Fields, assumed: Routing) -> None:
     kind = meta.integer("expert_gating_func", 0, 255, 0)
     if kind and kind not in GATINGS:
         raise UnsupportedModel(
@@ -147,7 +150,6 @@ def _gguf_scoring(meta: Fields, assumed: Routing) -> Routing:
         raise UnsupportedModel(
             f"{meta.name('expert_gating_func')} is 3; models of this architecture weigh by all experts"
         )
-    return assumed
 
 
 def hf_groups(config: Fields, routing: Routing) -> Routing:
@@ -191,3 +193,55 @@ def dense_first(config: Fields, layers: int, default: int | None = None) -> tupl
     """Say which layers have experts: all but the first, whose number is stated, unless there is a default."""
     first = config.integer("first_k_dense_replace", 0, layers, *([] if default is None else [default]))
     return tuple(i >= first for i in range(layers))
+
+
+# --- the experts of models with latent attention ----------------------------------------------------
+
+# Sigmoids; a correction joins scores where experts are compared; groups by the sum of their best two.
+SIGMOID = Routing(scoring="sigmoid", correction=True, group_score="top2", epsilon=1e-20)
+SOFTMAX = Routing(group_score="top2", epsilon=1e-20)
+V2 = Routing(renormalise=False, group_score="best")
+
+
+def gguf_latent_mixture(meta: Fields, sizes: dict[str, Any], routing: Routing) -> Mixture:
+    """Read a GGUF's experts; `routing` is what the file need not state of it."""
+    layers = len(sizes["heads"])
+    first = meta.integer("leading_dense_block_count", 0, layers, 0)
+    width = meta.integer("expert_feed_forward_length", 1, MAX_WIDTH)
+    return gguf_mixture(
+        meta,
+        sizes,
+        intermediate=width,
+        shared=width * meta.integer("expert_shared_count", 0, 64, 0),
+        routing=routing,
+        sparse=tuple(i >= first for i in range(layers)),
+    )
+
+
+def hf_latent_mixture(config: Fields, sizes: dict[str, Any], routing: Routing) -> Mixture:
+    """Read config.json's experts; all shared ones of a layer are one MLP."""
+    layers = len(sizes["heads"])
+    if config.integer("moe_layer_freq", 1, MAX_LAYERS, 1) != 1:
+        raise UnsupportedModel(
+            "moe_layer_freq is not 1: dense layers between those of experts are not supported"
+        )
+    if routing.scoring == "sigmoid":  # no tensor tells it, and each class assumes another
+        config.number("routed_scaling_factor", 1e-6, MAX_SCALE)
+    width = config.integer("moe_intermediate_size", 1, MAX_WIDTH)
+    experts = config.integer("n_routed_experts", 1, MAX_EXPERTS)
+    return mixture(
+        experts,
+        chosen_of(config, "num_experts_per_tok", experts),
+        sizes["hidden"],
+        width,
+        layers,
+        shared=width * config.integer("n_shared_experts", 0, 64, 0),
+        routing=hf_groups(config, routing),
+        sparse=listed_sparse(config, layers),
+    )
+
+
+def state_groups(config: Fields) -> None:
+    """Raise where a config does not state its groups: V3's class assumes 8 and 4, which no tensor would contradict."""
+    for key in ("n_group", "topk_group"):
+        config.integer(key, 1, MAX_EXPERTS)

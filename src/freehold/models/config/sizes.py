@@ -1,27 +1,22 @@
 """The sizes of a decoder, as both file formats state them.
 
-Knows the keys and the limits of sizes, one value for all layers or a list of one a layer; knows no tensor and no
-arithmetic. A family's own config adds what only it has.
+Knows the keys and the limits of sizes, one value for all layers or a list of one a layer, and what a GGUF does not
+state; knows no tensor and no arithmetic. A family's own config adds what only it has.
 Path: families.<family>.config_from_* -> gguf_sizes or hf_sizes -> Sizes -> parts
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from freehold import catalog
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats.fields import (
-    MAX_CONTEXT,
-    MAX_HEADS,
-    MAX_LAYERS,
-    MAX_VOCAB,
-    MAX_WIDTH,
-    Fields,
-)
+from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
+from freehold.layers import longest_window
 from freehold.models.config.rope import RopeSpec, rope_from_gguf, rope_from_hf
 
 MIN_EPS, MAX_EPS = 1e-12, 1e-1
@@ -129,6 +124,17 @@ def gguf_layers(meta: Fields) -> int:
     if layers < 1:
         raise BadModelFile(f"{meta.name('nextn_predict_layers')} is {drafts}, which leaves no layer")
     return layers
+
+
+def gguf_ssm_heads(meta: Fields) -> tuple[int, int]:
+    """Read how many heads a recurrent mixer has, and their width, from keys whose names are a Mamba's."""
+    heads = meta.integer("ssm.time_step_rank", 1, MAX_HEADS)
+    inner = meta.integer("ssm.inner_size", 1, MAX_WIDTH)
+    if inner % heads:
+        raise BadModelFile(
+            f"{meta.name('ssm.inner_size')} is {inner}, which {heads} heads (ssm.time_step_rank) do not divide"
+        )
+    return heads, inner // heads
 
 
 def hf_sizes(
@@ -270,3 +276,81 @@ def qwen_windows(config: Fields, layers: int) -> tuple[int, ...]:
     window = config.integer("sliding_window", 0, MAX_CONTEXT, 4096)
     first = config.integer("max_window_layers", 0, MAX_LAYERS, 28)
     return sliding_windows(config, layers, window, lambda i: i >= first)
+
+
+def every_window(config: Fields, layers: int) -> tuple[int, ...]:
+    """A window, which few files state, holds on every layer."""
+    window = config.integer("sliding_window", 0, MAX_CONTEXT, 0)
+    return sliding_windows(config, layers, window, lambda i: True)
+
+
+def window_within(config: Fields, layers: int) -> tuple[int, ...]:
+    """A window holds on every layer; one as long as the context hides nothing."""
+    window = config.integer("sliding_window", 0, MAX_CONTEXT, 0)
+    window = 0 if window >= config.integer("max_position_embeddings", 1, MAX_CONTEXT) else window
+    return sliding_windows(config, layers, window, lambda i: True)
+
+
+# --- what a GGUF does not state of its model, and the one rule by which it is made good -------------
+# A file whose shape is a model's of the catalogue is completed by the catalogue's facts. Else it is computed
+# up to the length at which what is missing makes no difference, and says so. Where no length is short enough,
+# a family refuses. Nothing in a `llama` file says that a window was lost, so a shape that the catalogue does
+# not know counts as one of a windowed model where its positions are stretched by nothing and reach far beyond
+# what their rope's base was made for.
+
+S = TypeVar("S", bound=Sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes that together are one model's, and those of what was fine-tuned from it."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    kv_heads: int
+    base: float  # of its rope
+
+
+# Models of one window on all layers, which their files do not state.
+_WINDOWED: Mapping[Shape, str] = {Shape(32, 4096, 14336, 8, 1e4): "mistralai/Mistral-7B-Instruct-v0.1"}
+# Llamas of this base without a window were made for 4,096 tokens at most, and longer ones have a greater base or scale
+# it. One that was made for more is like Mistral's first, whose window of 4,096 converters dropped.
+_BASE, _WINDOW = 1e4, 4096
+# Models whose windows are known by their cards alone, and how wide they are.
+_UNSTATED: Mapping[Shape, tuple[str, int]] = {Shape(36, 4096, 12288, 8, 1e8): ("Ministral 8B", 32_768)}
+
+
+def completed(cfg: S) -> S:
+    """Return a config as the catalogue completes it, if its shape is known to lose something."""
+    if any(cfg.windows) or cfg.rope is None:
+        return cfg
+    shape = Shape(cfg.layers, cfg.hidden, cfg.intermediate[0], cfg.kv_heads[0], cfg.rope.base)
+    if known := _WINDOWED.get(shape):
+        window = longest_window(catalog.model(known).layers)
+        note = f"the file does not state its sliding window: {window:,} tokens are the catalogue's of {known}"
+        return replace(cfg, windows=(window,) * cfg.layers, notes=(*cfg.notes, note))
+    if release := _UNSTATED.get(shape):
+        return exact_up_to(cfg, release[1], f"the sliding windows of {release[0]}")
+    unscaled = cfg.rope.base == _BASE and cfg.rope.scaling == "default"
+    if unscaled and cfg.context > 2 * _WINDOW and not _known_whole(shape):
+        return exact_up_to(cfg, _WINDOW, "whether it has a sliding window, as Mistral's first models do")
+    return cfg
+
+
+def _known_whole(shape: Shape) -> bool:
+    """Say whether a model of the catalogue has this shape, as far as it is stated there, and no window."""
+    return any(
+        m.architecture == "llama"
+        and (m.hidden, sum(g.count for g in m.layers)) == (shape.hidden, shape.layers)
+        and {(g.kind, g.kv_heads) for g in m.layers} == {("full", shape.kv_heads)}
+        for m in catalog.models()
+    )
+
+
+def exact_up_to(cfg: S, length: int, missing: str) -> S:
+    """Cut the context to the length at which what the file does not state makes no difference, and say so."""
+    if cfg.context <= length:
+        return cfg
+    note = f"the file does not state {missing}; its context is cut to {length:,} tokens, where it is exact"
+    return replace(cfg, context=length, notes=(*cfg.notes, note))

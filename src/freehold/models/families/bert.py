@@ -6,7 +6,6 @@ Attention is bidirectional: every token sees every other of its text, so nothing
 norms after each half, with biases everywhere; positions are learned, so the last one is the longest text's. A text by
 itself is of kind 0. The pooler, a layer for classifying, does not belong to an embedding and is left out.
 Source: arXiv 1810.04805.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from typing import NoReturn
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
 from freehold.models.config.sizes import Sizes, checked_sizes
-from freehold.models.family import Ends, Family, LayerPart, TensorSpec, Values, matrix, vector
-from freehold.models.ops import Buffer, Ops
+from freehold.models.family import Buffer, Ends, Family, LayerPart, Ops, TensorSpec, Values, matrix, vector
 
 HEAD_STEP = 16  # the kernels take heads of whole vectors
 MAX_KINDS = 1024
@@ -131,7 +129,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> NoReturn:
 
 
 def config_from_hf(config: Fields) -> BertSizes:
-    """Read config.json of a BertModel."""
     config.require("hidden_act", ("gelu",), "gelu")
     config.require("position_embedding_type", ("absolute",), "absolute")
     if config.flag("is_decoder", False):
@@ -158,7 +155,6 @@ def config_from_hf(config: Fields) -> BertSizes:
 
 
 def layer(cfg: BertSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP."""
     return BidirectionalAttention(cfg), GeluMlp(cfg)
 
 

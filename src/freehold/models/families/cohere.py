@@ -4,8 +4,7 @@
 
 Command R+ normalises queries and keys too, each head with weights of its own. Adjacent elements turn together in both
 file formats.
-Source: Cohere's files of 2024.
-Path: bind.read_source -> config -> layer
+Source: Cohere's files of 2024; the parallel block is GPT-J's.
 """
 
 from __future__ import annotations
@@ -13,13 +12,47 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from freehold.formats.fields import Fields
+from freehold.layers import LayerSpec
+from freehold.models.config.rope import RopeSpec
 from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.norms import NO_NORM, NormForm
-from freehold.models.parts.parallel import ParallelBlock
+from freehold.models.family import Buffer, Family, LayerPart, Ops, TensorSpec, Values
+from freehold.models.parts import NO_NORM, Attention, DecoderEnds, GatedMlp, NormForm
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelBlock(LayerPart):
+    """Attention with the block's layer norm, and an MLP without one that reads the same rows."""
+
+    kinds = Attention.kinds
+
+    attention: Attention
+    mlp: GatedMlp
+
+    def __post_init__(self) -> None:
+        # An RMS norm is fused into products, and the MLP's would read x after attention was added.
+        assert self.attention.norm.kind == "layer", "a parallel block's norm has rows of its own"
+        assert self.mlp.norm.kind == "none", "a parallel block has one norm"
+
+    @property
+    def rope(self) -> RopeSpec | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Attention's."""
+        return self.attention.rope
+
+    @property
+    def keeps(self) -> LayerSpec:
+        """What attention keeps."""
+        return self.attention.keeps
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare the weights of both."""
+        return self.attention.tensors() | self.mlp.tensors()
+
+    def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
+        """Normalise once, then add both."""
+        read = self.attention.norm.before(ops, x, w, "attn_norm", self.attention.eps)
+        self.attention.add(ops, layer, read, x, w)
+        self.mlp.add(ops, read, x, w)
+
 
 NORM = NormForm(kind="layer")
 LOGIT_SCALE = 0.0625
@@ -34,13 +67,11 @@ class CohereSizes(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> CohereSizes:
-    """Read the keys under `command-r.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=True, eps="layer_norm_epsilon")
     return CohereSizes(**sizes, logit_scale=meta.number("logit_scale", 1e-6, 1e6), qk_norm=None)
 
 
 def config_from_hf(config: Fields) -> CohereSizes:
-    """Read config.json of a CohereForCausalLM."""
     config.refuse("attention_bias", "a bias on attention")
     sizes = hf_decoder(config, adjacent=True, base=500_000.0, tied=True, eps=1e-5, eps_key="layer_norm_eps")
     scale = config.number("logit_scale", 1e-6, 1e6, LOGIT_SCALE)

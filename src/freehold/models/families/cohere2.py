@@ -1,22 +1,19 @@
 """Command R7B and A: Command R's block, three sliding layers with a rope, then a full one without.
 
 Source: arXiv 2504.00698.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from freehold.models.config.sizes import gguf_sizes, gguf_windows, hf_decoder, sliding_windows
-from freehold.models.families.cohere import LOGIT_SCALE, CohereSizes, block, ends
+from freehold.models.families.cohere import LOGIT_SCALE, CohereSizes, ParallelBlock, block, ends
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.parallel import ParallelBlock
 
 PATTERN = 4  # every fourth layer has full attention
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> CohereSizes:
-    """Read the keys under `cohere2.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=True, eps="layer_norm_epsilon")
     meta.integer("attention.sliding_window", 1, MAX_CONTEXT)
     sizes["windows"] = gguf_windows(meta, len(sizes["heads"]), lambda i: (i + 1) % PATTERN != 0)
@@ -24,7 +21,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> CohereSizes:
 
 
 def config_from_hf(config: Fields) -> CohereSizes:
-    """Read config.json of a Cohere2ForCausalLM."""
     config.refuse("attention_bias", "a bias on attention")
     config.refuse("use_qk_norm", "a norm on queries and keys")
     sizes = hf_decoder(config, _windows, adjacent=True, tied=True, eps=1e-5, eps_key="layer_norm_eps")

@@ -4,18 +4,17 @@ The first layers have a dense MLP, the others experts and one MLP that every tok
 softmax and compares groups by their best expert; V3 and what follows it by sigmoids with a correction, and groups by
 their best two. A GGUF calls all of them deepseek2, and Mistral Large 3, whose softmax is renormalised, too.
 Sources: arXiv 2405.04434 (V2), 2412.19437 (V3), 2507.20534 (Kimi K2).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import Fields
 from freehold.models.binding.mistral_names import LARGE_3
-from freehold.models.config.latent_mixtures import (
+from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
+from freehold.models.config.mixtures import (
     SIGMOID,
     SOFTMAX,
     V2,
@@ -23,32 +22,25 @@ from freehold.models.config.latent_mixtures import (
     hf_latent_mixture,
     state_groups,
 )
-from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
 from freehold.models.config.sizes import Routing
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts import DecoderEnds, GatedMlp
 from freehold.models.parts.latent import LatentAttention
-from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
 
 NAMES = MoeNames(shared="mlp.shared_experts")
 SIGMOID_GATING = 2
-FLASH_LAYERS, FLASH_VOCAB = (
-    (47, 48),
-    154_880,
-)  # early files of GLM-4.7-Flash state no gating; one layer may draft
+# Early files of GLM-4.7-Flash state no gating; one layer may draft.
+FLASH_LAYERS, FLASH_VOCAB = (47, 48), 154_880
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> LatentSizes:
     """Read the keys under `deepseek2.`; weights are divided by their sum only where stated."""
     sizes = gguf_latent(meta, vocab)
-    routing = replace(SIGMOID, renormalise=False) if _sigmoid(meta, sizes) else V2
-    return LatentSizes(**sizes, mixture=gguf_latent_mixture(meta, sizes, routing))
-
-
-def _sigmoid(meta: Fields, sizes: dict[str, Any]) -> bool:
     flash = len(sizes["heads"]) in FLASH_LAYERS and sizes["vocab"] == FLASH_VOCAB
-    return meta.integer("expert_gating_func", 0, 255, SIGMOID_GATING if flash else 0) == SIGMOID_GATING
+    gating = meta.integer("expert_gating_func", 0, 255, SIGMOID_GATING if flash else 0)
+    routing = replace(SIGMOID, renormalise=False) if gating == SIGMOID_GATING else V2
+    return LatentSizes(**sizes, mixture=gguf_latent_mixture(meta, sizes, routing))
 
 
 def config_from_hf(config: Fields) -> LatentSizes:
@@ -77,7 +69,6 @@ def _v3(config: Fields) -> Routing:
 
 
 def layer(cfg: LatentSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer latent attention and experts, or a dense MLP."""
     return LatentAttention.of(cfg, i), mlp_or_experts(cfg, i, NAMES)
 
 

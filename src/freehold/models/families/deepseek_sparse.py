@@ -3,7 +3,6 @@
 The indexer picks the best index_topk of the tokens before. A sequence of no more than that is attended to whole, as a
 model without an indexer does; longer ones are not run: the number is the longest context.
 Sources: arXiv 2512.02556 (DeepSeek-V3.2), GLM-5's model card.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -11,19 +10,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
-from freehold.models.binding.left_out import Rule
-from freehold.models.config.latent_mixtures import (
+from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
+from freehold.models.config.mixtures import (
     SIGMOID,
     gguf_latent_mixture,
     hf_latent_mixture,
     state_groups,
 )
-from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
 from freehold.models.families.deepseek2 import layer
-from freehold.models.family import Family
-from freehold.models.parts.ends import DecoderEnds
+from freehold.models.family import Family, Rule
+from freehold.models.parts import DecoderEnds, GatedMlp
 from freehold.models.parts.latent import LatentAttention
-from freehold.models.parts.mlp import GatedMlp
 from freehold.models.parts.moe import Moe
 
 INDEXER = r"(blk\.\d+|model\.layers\.\d+\.self_attn)\.indexer\."
@@ -39,7 +36,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> LatentSizes:
 
 
 def config_from_hf(config: Fields) -> LatentSizes:
-    """Read config.json of a DeepseekV32ForCausalLM or a GlmMoeDsaForCausalLM."""
     config.require("scoring_func", ("sigmoid",), "sigmoid")
     if config.get("model_type") != "glm_moe_dsa":
         state_groups(config)

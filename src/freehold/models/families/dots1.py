@@ -4,28 +4,21 @@ A correction joins scores where experts are compared; weights are divided by the
 multiplied by a factor; shared experts have no gate. Layers from a stated one on may slide, which a GGUF cannot state;
 of the published models none slides.
 Source: arXiv 2506.05767.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     dense_first,
-    gguf_mixture,
-    gguf_shared,
-    gguf_sparse,
+    gguf_shared_mixture,
     hf_groups,
     hf_mixture,
 )
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.family import Family
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
 
 ROUTING = Routing(scoring="sigmoid", renormalise=False, correction=True, group_score="top2", epsilon=1e-20)
@@ -33,11 +26,8 @@ NAMES = MoeNames(shared="mlp.shared_experts")
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
-    """Read the keys under `dots1.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
-    sparse = gguf_sparse(meta, len(sizes["heads"]))
-    options: dict[str, Any] = {"shared": gguf_shared(meta), "sparse": sparse}
-    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=ROUTING, **options))
+    return Sizes(**sizes, mixture=gguf_shared_mixture(meta, sizes, ROUTING))
 
 
 def config_from_hf(config: Fields) -> Sizes:
@@ -46,12 +36,11 @@ def config_from_hf(config: Fields) -> Sizes:
     config.require("scoring_func", ("sigmoid", "noaux_tc"), "sigmoid")
     sizes = hf_decoder(config, _windows)
     layers = len(sizes["heads"])
-    count = config.integer("n_shared_experts", 1, MAX_EXPERTS)
     mixture = hf_mixture(
         config,
         "moe_intermediate_size",
         layers,
-        shared=count * config.integer("moe_intermediate_size", 1, MAX_WIDTH),
+        shared_experts=config.integer("n_shared_experts", 1, MAX_EXPERTS),
         routing=hf_groups(config, ROUTING),
         sparse=dense_first(config, layers, default=0),
     )
@@ -66,17 +55,12 @@ def _windows(config: Fields, layers: int) -> tuple[int, ...]:
     return sliding_windows(config, layers, window, lambda i: i >= first)
 
 
-def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts, or an MLP."""
-    return Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i, NAMES)
-
-
 FAMILY = Family(
     gguf_architecture="dots1",
     hf_classes=("Dots1ForCausalLM",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp, Moe),
-    layer=layer,
+    layer=lambda cfg, i: (Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i, NAMES)),
     ends=DecoderEnds.of,
 )

@@ -2,27 +2,17 @@
 
 Weights are divided by their sum, or by 1e-12 where that is less. The first layers are dense.
 Source: the ERNIE 4.5 technical report (Baidu, 2025).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
-from freehold.models.config.mixtures import (
-    MAX_EXPERTS,
-    gguf_mixture,
-    gguf_shared,
-    gguf_sparse,
-    hf_mixture,
-)
+from freehold.formats.fields import MAX_LAYERS, Fields
+from freehold.models.config.mixtures import MAX_EXPERTS, gguf_shared_mixture, hf_mixture
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.family import Family
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
 
 ROUTING = Routing(correction=True, least=1e-12)
@@ -30,25 +20,20 @@ NAMES = MoeNames(shared="mlp.shared_experts", correction="mlp.moe_statics.e_scor
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
-    """Read the keys under `ernie4_5-moe.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=True)
-    sparse = gguf_sparse(meta, len(sizes["heads"]))
-    options: dict[str, Any] = {"shared": gguf_shared(meta), "sparse": sparse}
-    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=ROUTING, **options))
+    return Sizes(**sizes, mixture=gguf_shared_mixture(meta, sizes, ROUTING))
 
 
 def config_from_hf(config: Fields) -> Sizes:
-    """Read config.json of an Ernie4_5_MoeForCausalLM."""
     config.refuse("use_bias", "a bias on projections")
     sizes = hf_decoder(config, base=5e5, adjacent=True, tied=True, eps=1e-5)
     layers = len(sizes["heads"])
-    shared = config.integer("moe_num_shared_experts", 0, MAX_EXPERTS, 2)
     mixture = hf_mixture(
         config,
         "moe_intermediate_size",
         layers,
         chosen="moe_k" if config.get("moe_k") is not None else "num_experts_per_tok",
-        shared=shared * config.integer("moe_intermediate_size", 1, MAX_WIDTH),
+        shared_experts=config.integer("moe_num_shared_experts", 0, MAX_EXPERTS, 2),
         routing=replace(ROUTING, least=config.number("moe_norm_min", 0.0, 1.0, ROUTING.least)),
         sparse=_sparse(config, layers),
     )
@@ -64,11 +49,6 @@ def _sparse(config: Fields, layers: int) -> tuple[bool, ...]:
     return tuple((i + 1) % step == 0 and start <= i <= last for i in range(layers))
 
 
-def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts, or an MLP."""
-    return Attention.of(cfg, i), mlp_or_experts(cfg, i, NAMES)
-
-
 FAMILY = Family(
     gguf_architecture="ernie4_5-moe",
     hf_classes=("Ernie4_5_MoeForCausalLM",),
@@ -76,7 +56,7 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp, Moe),
-    layer=layer,
+    layer=lambda cfg, i: (Attention.of(cfg, i), mlp_or_experts(cfg, i, NAMES)),
     ends=DecoderEnds.of,
     left_out=((r"model\.mtp_", "the layers that predict further tokens are left out"),),
 )

@@ -2,7 +2,6 @@
 
 Where layers slide, only those turn by position. The 1.2B has full attention and a rope everywhere.
 Source: arXiv 2507.11407.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -11,24 +10,15 @@ from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, Fields
 from freehold.models.config.sizes import Sizes, gguf_sizes, gguf_windows, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.norms import NO_NORM
+from freehold.models.parts import NO_NORM, Attention, DecoderEnds, GatedMlp
 
 PATTERN = 4  # every fourth layer has full attention
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
-    """Read the keys under `exaone4.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     sizes["windows"] = gguf_windows(meta, len(sizes["heads"]), lambda i: (i + 1) % PATTERN != 0)
     return Sizes(**sizes)
-
-
-def config_from_hf(config: Fields) -> Sizes:
-    """Read config.json of an Exaone4ForCausalLM."""
-    return Sizes(**hf_decoder(config, _windows, eps=1e-5))
 
 
 def _windows(config: Fields, layers: int) -> tuple[int, ...]:
@@ -48,7 +38,6 @@ def _windows(config: Fields, layers: int) -> tuple[int, ...]:
 
 
 def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP, each with a norm after it."""
     turns = cfg.windows[i] or not any(cfg.windows)
     attention = Attention.of(
         cfg,
@@ -65,7 +54,7 @@ FAMILY = Family(
     gguf_architecture="exaone4",
     hf_classes=("Exaone4ForCausalLM",),
     config_from_gguf=config_from_gguf,
-    config_from_hf=config_from_hf,
+    config_from_hf=lambda config: Sizes(**hf_decoder(config, _windows, eps=1e-5)),
     parts=(Attention, GatedMlp),
     layer=layer,
     ends=DecoderEnds.of,

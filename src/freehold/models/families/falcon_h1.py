@@ -6,7 +6,6 @@ Training scaled every projection by a factor of its own. A GGUF holds weights th
 safetensors they are multiplied at load, so that one forward pass serves both. Such weights take no adapters, which were
 trained beside the factors. A GGUF without a head of its own has lost the head's factor, as its embedding holds another.
 Sources: arXiv 2507.22448; transformers' FalconH1ForCausalLM.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -21,12 +20,9 @@ from freehold.formats.fields import MAX_WIDTH, Fields
 from freehold.layers import LayerSpec
 from freehold.models.config.rope import RopeSpec
 from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
-from freehold.models.family import Cut, Family, LayerPart, TensorSpec, Values
-from freehold.models.ops import Buffer, Ops
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
+from freehold.models.family import Buffer, Cut, Family, LayerPart, Ops, TensorSpec, Values
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
-from freehold.models.parts.mlp import GatedMlp
 
 MAX_FACTOR = 1e6
 MAMBA = MambaKeys("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups", "mamba_d_conv")
@@ -58,13 +54,7 @@ class FalconSizes(Sizes):
     factors: Factors = Factors()
 
 
-def config_from_gguf(meta: Fields, vocab: int) -> FalconSizes:
-    """Read the keys under `falcon-h1.`."""
-    return FalconSizes(**gguf_sizes(meta, vocab, adjacent=False), mamba=gguf_mamba(meta))
-
-
 def config_from_hf(config: Fields) -> FalconSizes:
-    """Read config.json of a FalconH1ForCausalLM."""
     for key in ("attention_bias", "mlp_bias", "projectors_bias", "mamba_proj_bias"):
         config.refuse(key, "a bias on projections")
     gated_norm = config.flag("mamba_rms_norm", False)
@@ -186,7 +176,6 @@ class FalconMlp(GatedMlp):
 
 
 def layer(cfg: FalconSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer both mixers and an MLP."""
     mamba = Mamba2(
         hidden=cfg.hidden,
         sizes=cfg.mamba,
@@ -208,7 +197,9 @@ FAMILY = Family(
     gguf_architecture="falcon-h1",
     hf_classes=("FalconH1ForCausalLM",),
     model_types=("falcon_h1",),
-    config_from_gguf=config_from_gguf,
+    config_from_gguf=lambda meta, vocab: FalconSizes(
+        **gguf_sizes(meta, vocab, adjacent=False), mamba=gguf_mamba(meta)
+    ),
     config_from_hf=config_from_hf,
     parts=(SideBySide, FalconMlp),
     layer=layer,

@@ -2,7 +2,6 @@
 
 GGUF files store the norm factors; safetensors store them minus 1, so 1 is added.
 Source: arXiv 2408.00118.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ from dataclasses import dataclass
 from freehold.formats.fields import MAX_CONTEXT, Fields
 from freehold.models.config.rope import rope_from_hf
 from freehold.models.config.sizes import Sizes, gguf_sizes, gguf_windows, hf_sizes, sliding_windows
+from freehold.models.families.gemma import NORM, check_gemma
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.norms import NormForm
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 
-NORM = NormForm(offset=1.0)
 WINDOW, ATTENTION_CAP, LOGIT_CAP = 4096, 50.0, 30.0
 # Only the 27b scales queries by hidden/heads instead of the head's width; GGUF has no key for it.
 LAYERS_27B = 46
@@ -35,7 +31,6 @@ class GemmaSizes2(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes2:
-    """Read the keys under `gemma2.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     layers = len(sizes["heads"])
     sizes["windows"] = gguf_windows(meta, layers, _slides)
@@ -49,10 +44,7 @@ def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes2:
 
 
 def config_from_hf(config: Fields) -> GemmaSizes2:
-    """Read config.json of a Gemma2ForCausalLM."""
-    config.require("hidden_activation", ("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
-    config.refuse("use_bidirectional_attention", "attention to later tokens")
-    config.refuse("attention_bias", "a bias on attention")
+    check_gemma(config)
     sizes = hf_sizes(config, tied=True, head_dim=256)
     window = config.integer("sliding_window", 0, MAX_CONTEXT, WINDOW)
     return GemmaSizes2(
@@ -76,7 +68,6 @@ def _slides(layer: int) -> bool:
 
 
 def layer(cfg: GemmaSizes2, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP, each between two norms."""
     attention = Attention.of(
         cfg, i, scale=cfg.scale, softcap=cfg.attn_softcap, norm=NORM, post_norm="post_attention_layernorm"
     )
@@ -85,7 +76,6 @@ def layer(cfg: GemmaSizes2, i: int) -> tuple[LayerPart, ...]:
 
 
 def ends(cfg: GemmaSizes2) -> DecoderEnds:
-    """Scale embeddings by sqrt(hidden)."""
     return DecoderEnds.of(cfg, scale=math.sqrt(cfg.hidden), softcap=cfg.logit_softcap, norm=NORM)
 
 

@@ -5,7 +5,6 @@ sqrt(hidden). Five layers with a sliding window and a rope base of 10,000 altern
 with base 1,000,000.
 GGUF files store the norm factors; safetensors store them minus 1, so 1 is added.
 Source: arXiv 2503.19786.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -16,13 +15,10 @@ from dataclasses import dataclass
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from freehold.models.config.rope import RopeSpec, hf_layer_ropes
 from freehold.models.config.sizes import Sizes, gguf_sizes, hf_sizes, sliding_windows
+from freehold.models.families.gemma import NORM, check_gemma
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.norms import NormForm
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 
-NORM = NormForm(offset=1.0)
 LOCAL_BASE = 10_000.0
 GLOBAL_BASE = 1_000_000.0
 PATTERN = 6  # every sixth layer has full attention
@@ -41,7 +37,6 @@ class GemmaSizes(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes:
-    """Read the keys under `gemma3.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False, base=GLOBAL_BASE)
     layers, head_dim = len(sizes["heads"]), sizes["head_dim"]
     base = meta.number("rope.freq_base_swa", 1.001, 1e12, LOCAL_BASE)
@@ -59,10 +54,7 @@ def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes:
 
 
 def config_from_hf(config: Fields) -> GemmaSizes:
-    """Read config.json of a Gemma3ForCausalLM, or the `text_config` of a Gemma3ForConditionalGeneration."""
-    config.require("hidden_activation", ("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
-    config.refuse("use_bidirectional_attention", "attention to later tokens")
-    config.refuse("attention_bias", "a bias on attention")
+    check_gemma(config)
     sizes = hf_sizes(
         config,
         tied=True,
@@ -107,7 +99,6 @@ def layer(cfg: GemmaSizes, i: int) -> tuple[LayerPart, ...]:
 
 
 def ends(cfg: GemmaSizes) -> DecoderEnds:
-    """Scale embeddings by sqrt(hidden)."""
     scale = math.sqrt(cfg.hidden)
     return DecoderEnds.of(cfg, scale=scale, softcap=cfg.logit_softcap, norm=NORM)
 

@@ -4,7 +4,6 @@ A correction joins scores where experts are compared; weights are divided by the
 shared expert has no gate. Rope turns half of a head. Queries and keys are normalised in the larger models alone, which
 a GGUF tells by its tensors. Layers that predict further tokens are left out.
 Source: arXiv 2508.06471.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -12,22 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from freehold.formats.fields import MAX_WIDTH, Fields
+from freehold.formats.fields import Fields
 from freehold.models.config.mixtures import (
     MAX_EXPERTS,
     dense_first,
-    gguf_mixture,
-    gguf_shared,
-    gguf_sparse,
+    gguf_shared_mixture,
     hf_groups,
     hf_mixture,
 )
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.moe import Moe, MoeNames
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
+from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
 
 ROUTING = Routing(scoring="sigmoid", correction=True, group_score="top2", epsilon=1e-20)
 NAMES = MoeNames(shared="mlp.shared_experts", gguf_norm="post_attention_norm")
@@ -42,24 +37,19 @@ class Glm4MoeSizes(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Glm4MoeSizes:
-    """Read the keys under `glm4moe.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
-    sparse = gguf_sparse(meta, len(sizes["heads"]))
-    options: dict[str, Any] = {"shared": gguf_shared(meta), "sparse": sparse}
-    mixture = gguf_mixture(meta, sizes, routing=ROUTING, **options)
+    mixture = gguf_shared_mixture(meta, sizes, ROUTING)
     return Glm4MoeSizes(**sizes, mixture=mixture, qk_norm=None, bias="any")
 
 
 def config_from_hf(config: Fields) -> Glm4MoeSizes:
-    """Read config.json of a Glm4MoeForCausalLM."""
     sizes = hf_decoder(config, partial=0.5, eps=1e-5)
     layers = len(sizes["heads"])
-    count = config.integer("n_shared_experts", 0, MAX_EXPERTS, 1)
     mixture = hf_mixture(
         config,
         "moe_intermediate_size",
         layers,
-        shared=count * config.integer("moe_intermediate_size", 1, MAX_WIDTH),
+        shared_experts=config.integer("n_shared_experts", 0, MAX_EXPERTS, 1),
         routing=hf_groups(config, ROUTING),
         sparse=dense_first(config, layers, default=1),
     )
@@ -68,12 +58,9 @@ def config_from_hf(config: Fields) -> Glm4MoeSizes:
 
 
 def layer(cfg: Glm4MoeSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts, or an MLP."""
     norm: dict[str, Any] = {"qk_norm": "none" if cfg.qk_norm is False else "head"}
     attention = Attention.of(cfg, i, bias=cfg.bias, qk_maybe=cfg.qk_norm is None, **norm)
-    if cfg.mixture is not None and cfg.mixture.sparse[i]:
-        return attention, Moe.of(cfg, NAMES)
-    return attention, GatedMlp.of(cfg, i, gguf_norm=NAMES.gguf_norm)
+    return attention, mlp_or_experts(cfg, i, NAMES)
 
 
 FAMILY = Family(

@@ -3,7 +3,6 @@
 The router's softmax is over the chosen experts alone. YaRN's ramp is not rounded to whole pairs, which a GGUF does not
 state. Published safetensors hold experts as MXFP4; others as floats, transposed, gate and up in turns.
 Source: arXiv 2508.10925 (the model card).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -17,10 +16,15 @@ from freehold.models.config.mixtures import gguf_mixture, hf_mixture
 from freehold.models.config.rope import state_rope
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.expert_layouts import either, interleaved_biases, interleaved_blocks, transposed
-from freehold.models.parts.moe import Moe, MoeNames
+from freehold.models.parts import Attention, DecoderEnds
+from freehold.models.parts.moe import (
+    Moe,
+    MoeNames,
+    either,
+    interleaved_biases,
+    interleaved_blocks,
+    transposed,
+)
 
 ROUTING = Routing(bias=True)
 GATE_UP, DOWN = "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
@@ -47,7 +51,6 @@ class GptOssSizes(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> GptOssSizes:
-    """Read the keys under `gpt-oss.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     sizes["rope"] = replace(sizes["rope"], truncate=False)
     sizes["windows"] = tuple(0 if i % 2 else w for i, w in enumerate(sizes["windows"]))
@@ -55,7 +58,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> GptOssSizes:
 
 
 def config_from_hf(config: Fields) -> GptOssSizes:
-    """Read config.json of a GptOssForCausalLM."""
     if not config.flag("attention_bias", True):
         raise UnsupportedModel("attention_bias is false; only true is supported")
     state_rope(config)
@@ -75,7 +77,6 @@ def _windows(config: Fields, layers: int) -> tuple[int, ...]:
 
 
 def layer(cfg: GptOssSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts."""
     experts: dict[str, Any] = {"act": "clamped", "limit": cfg.limit, "alpha": cfg.alpha, "biased": True}
     return Attention.of(cfg, i, bias="all", sinks=True), Moe.of(cfg, NAMES, **experts)
 

@@ -2,7 +2,6 @@
 
 GGUF files hold q and k rows permuted so that adjacent elements turn together; safetensors hold halves.
 Source: IBM's Granite 3 report of October 2024; the factors are those of arXiv 2203.03466 (muP).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from typing import Any
 from freehold.formats.fields import Fields
 from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 
 MOST = 1e6
 
@@ -50,19 +47,12 @@ def hf_factors(config: Fields) -> dict[str, Any]:
     }
 
 
-def config_from_gguf(meta: Fields, vocab: int) -> GraniteSizes:
-    """Read the keys under `granite.`."""
-    return GraniteSizes(**gguf_sizes(meta, vocab, adjacent=True), **gguf_factors(meta))
-
-
 def config_from_hf(config: Fields) -> GraniteSizes:
-    """Read config.json of a GraniteForCausalLM."""
     config.refuse("mlp_bias", "a bias on the MLP")
     return GraniteSizes(**hf_decoder(config), **hf_factors(config))
 
 
 def layer(cfg: GraniteSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP."""
     attention = Attention.of(cfg, i, bias="any", gguf_pairs=True, scale=cfg.scale, residual=cfg.residual)
     return attention, GatedMlp.of(cfg, i, residual=cfg.residual)
 
@@ -75,7 +65,9 @@ def ends(cfg: GraniteSizes) -> DecoderEnds:
 FAMILY = Family(
     gguf_architecture="granite",
     hf_classes=("GraniteForCausalLM",),
-    config_from_gguf=config_from_gguf,
+    config_from_gguf=lambda meta, vocab: GraniteSizes(
+        **gguf_sizes(meta, vocab, adjacent=True), **gguf_factors(meta)
+    ),
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
     layer=layer,

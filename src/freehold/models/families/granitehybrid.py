@@ -4,13 +4,11 @@ Attention has no positions in published hybrids; a config may say otherwise, and
 What a layer adds to the residual stream, embeddings, scores and logits have factors, as in every Granite. Experts are
 joined by a shared one; a dense model has that alone. A weight is a softmax over the chosen experts.
 Source: transformers' GraniteMoeHybridForCausalLM.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
@@ -18,11 +16,9 @@ from freehold.models.config.mixtures import MAX_EXPERTS, gguf_mixture, hf_mixtur
 from freehold.models.config.sizes import Routing, check_width, gguf_sizes, hf_decoder
 from freehold.models.families.granite import GraniteSizes, ends, gguf_factors, hf_factors
 from freehold.models.family import Cut, Family, LayerPart, TensorSpec, matrix
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.expert_layouts import fused
+from freehold.models.parts import Attention, GatedMlp
 from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.moe import Moe, MoeNames
+from freehold.models.parts.moe import Moe, MoeNames, fused
 
 KINDS = {"linear_attention": False, "mamba": False, "full_attention": True, "attention": True}
 ROUTING = Routing(renormalise=True)
@@ -48,21 +44,14 @@ def config_from_gguf(meta: Fields, vocab: int) -> GraniteHybridSizes:
     """
     sizes = gguf_sizes(meta, vocab, adjacent=True, least_heads=0)
     if meta.integer("expert_count", 0, MAX_EXPERTS, 0):
-        shared, inner = (
-            meta.integer("expert_shared_feed_forward_length", 1, MAX_WIDTH),
-            sizes["intermediate"][0],
-        )
+        shared = meta.integer("expert_shared_feed_forward_length", 1, MAX_WIDTH)
+        inner = sizes["intermediate"][0]
         sizes["mixture"] = gguf_mixture(meta, sizes, intermediate=inner, shared=shared, routing=ROUTING)
     if meta.flag("rope.scaling.finetuned", True):
         key = meta.name("rope.scaling.finetuned")
         raise UnsupportedModel(f"{key} is true: positions of a hybrid's attention (Bamba) are not supported")
     sizes["rope"] = None
-    return GraniteHybridSizes(
-        **sizes,
-        **gguf_factors(meta),
-        mamba=gguf_mamba(meta),
-        conv_bias=True,
-    )
+    return GraniteHybridSizes(**sizes, **gguf_factors(meta), mamba=gguf_mamba(meta), conv_bias=True)
 
 
 def config_from_hf(config: Fields) -> GraniteHybridSizes:
@@ -70,7 +59,12 @@ def config_from_hf(config: Fields) -> GraniteHybridSizes:
     config.refuse("attention_bias", "a bias on attention")
     config.refuse("mamba_proj_bias", "a bias on projections")
     sizes = hf_decoder(config, max_position_embeddings=2048)
-    attends, shared = _attends(config, len(sizes["heads"])), _shared_width(config)
+    attends = _attends(config, len(sizes["heads"]))
+    shared = config.integer("shared_intermediate_size", 1, MAX_WIDTH, 1024)
+    check_width("shared expert", shared)
+    mamba = None
+    if not all(attends):
+        mamba = hf_mamba(config, MAMBA, config.integer("mamba_expand", 1, MAX_WIDTH, 2) * sizes["hidden"])
     if config.integer("num_local_experts", 0, MAX_EXPERTS, 8):
         routed = {"shared": shared, "routing": ROUTING}
         sizes["mixture"] = hf_mixture(config, "intermediate_size", len(attends), **routed)
@@ -81,15 +75,9 @@ def config_from_hf(config: Fields) -> GraniteHybridSizes:
     return GraniteHybridSizes(
         **sizes,
         **hf_factors(config),
-        mamba=None if all(attends) else _hf_mamba(config, sizes["hidden"]),
+        mamba=mamba,
         conv_bias=config.flag("mamba_conv_bias", True),
     )
-
-
-def _shared_width(config: Fields) -> int:
-    shared = config.integer("shared_intermediate_size", 1, MAX_WIDTH, 1024)
-    check_width("shared expert", shared)
-    return shared
 
 
 def _attends(config: Fields, layers: int) -> tuple[bool, ...]:
@@ -98,11 +86,6 @@ def _attends(config: Fields, layers: int) -> tuple[bool, ...]:
     if strange := [kind for kind in kinds if kind not in KINDS]:
         raise UnsupportedModel(f"layer_types names {strange[0][:60]!r}; supported: {', '.join(KINDS)}")
     return tuple(KINDS[kind] for kind in kinds)
-
-
-def _hf_mamba(config: Fields, hidden: int) -> MambaSizes:
-    inner = config.integer("mamba_expand", 1, MAX_WIDTH, 2) * hidden
-    return hf_mamba(config, MAMBA, inner)
 
 
 def _mlp(hidden: int, wide: int, suffix: str = "") -> tuple[TensorSpec, TensorSpec, TensorSpec]:
@@ -144,15 +127,14 @@ def layer(cfg: GraniteHybridSizes, i: int) -> tuple[LayerPart, ...]:
     return mixer, GraniteMoe.of(cfg, EXPERTS, residual=cfg.residual)
 
 
-_SHARED: dict[str, Any] = {
-    "gguf_architecture": "granitehybrid",
-    "config_from_gguf": config_from_gguf,
-    "config_from_hf": config_from_hf,
-    "layer": layer,
-    "ends": ends,
-    "model_types": ("granitemoehybrid",),
-}
-FAMILIES = (
-    Family(hf_classes=("GraniteMoeHybridForCausalLM",), parts=(Mamba2, Attention, GraniteMoe), **_SHARED),
-    Family(hf_classes=(), parts=(Mamba2, Attention, GraniteMlp), **_SHARED),
+MIXED = Family(
+    gguf_architecture="granitehybrid",
+    hf_classes=("GraniteMoeHybridForCausalLM",),
+    model_types=("granitemoehybrid",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Mamba2, Attention, GraniteMoe),
+    layer=layer,
+    ends=ends,
 )
+FAMILIES = (MIXED, replace(MIXED, hf_classes=(), parts=(Mamba2, Attention, GraniteMlp)))

@@ -2,7 +2,6 @@
 
 GGUF files hold q and k rows permuted so that adjacent elements turn together; safetensors hold halves.
 Source: IBM's Granite 3 report of October 2024.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from freehold.models.config.sizes import gguf_sizes, hf_decoder
 from freehold.models.families.granite import GraniteSizes, ends, gguf_factors, hf_factors
 from freehold.models.families.granitehybrid import EXPERTS, GraniteMoe
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
+from freehold.models.parts import Attention
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> GraniteSizes:
@@ -38,7 +37,6 @@ def config_from_hf(config: Fields) -> GraniteSizes:
 
 
 def layer(cfg: GraniteSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts."""
     attention = Attention.of(cfg, i, bias="any", gguf_pairs=True, scale=cfg.scale, residual=cfg.residual)
     return attention, GraniteMoe.of(cfg, EXPERTS, residual=cfg.residual)
 

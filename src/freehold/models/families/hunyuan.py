@@ -2,7 +2,6 @@
 
 A rope of type `dynamic` with an alpha is static: its base is base * alpha ^ (d / (d - 2)). A GGUF holds that base.
 Source: Tencent's Hunyuan dense files of July 2025.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -11,21 +10,13 @@ from freehold.errors import UnsupportedModel
 from freehold.formats.fields import Fields
 from freehold.models.config.rope import hf_ntk_alpha
 from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.family import Family
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 
 NAMES = ("query_layernorm", "key_layernorm")
 
 
-def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
-    """Read the keys under `hunyuan-dense.`."""
-    return Sizes(**gguf_sizes(meta, vocab, adjacent=False))
-
-
 def config_from_hf(config: Fields) -> Sizes:
-    """Read config.json of a HunYuanDenseV1ForCausalLM."""
     config.refuse("attention_bias", "a bias on attention")
     config.refuse("use_cla", "keys and values that layers share")
     if not config.flag("use_qk_norm", True):
@@ -33,18 +24,13 @@ def config_from_hf(config: Fields) -> Sizes:
     return Sizes(**hf_decoder(hf_ntk_alpha(config), eps=1e-5))
 
 
-def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP."""
-    return Attention.of(cfg, i, qk_norm="after", qk_names=NAMES), GatedMlp.of(cfg, i)
-
-
 FAMILY = Family(
     gguf_architecture="hunyuan-dense",
     hf_classes=("HunYuanDenseV1ForCausalLM",),
     model_types=("hunyuan_v1_dense",),
-    config_from_gguf=config_from_gguf,
+    config_from_gguf=lambda meta, vocab: Sizes(**gguf_sizes(meta, vocab, adjacent=False)),
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
-    layer=layer,
+    layer=lambda cfg, i: (Attention.of(cfg, i, qk_norm="after", qk_names=NAMES), GatedMlp.of(cfg, i)),
     ends=DecoderEnds.of,
 )

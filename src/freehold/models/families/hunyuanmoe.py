@@ -3,13 +3,11 @@
 Hunyuan-A13B has a softmax router, and normalises queries and keys after they turn. Hy3 has a sigmoid router with a
 correction and a factor, normalises before, and its first layer is dense.
 Sources: the Hunyuan-A13B technical report (Tencent, 2025), Hy3's configuration and model code.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
@@ -24,9 +22,7 @@ from freehold.models.config.mixtures import (
 from freehold.models.config.rope import hf_ntk_alpha
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
 
 A13B_NAMES = MoeNames(router="mlp.gate.wg.weight", shared="mlp.shared_mlp")
@@ -43,12 +39,8 @@ HY3_NAMES = MoeNames(
 
 
 def a13b_from_gguf(meta: Fields, vocab: int) -> Sizes:
-    """Read the keys under `hunyuan-moe.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
-    return Sizes(
-        **sizes,
-        mixture=gguf_mixture(meta, sizes, shared=gguf_shared(meta)),
-    )
+    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, shared=gguf_shared(meta)))
 
 
 def a13b_from_hf(config: Fields) -> Sizes:
@@ -67,13 +59,11 @@ def a13b_from_hf(config: Fields) -> Sizes:
         )
     sizes = hf_decoder(hf_ntk_alpha(config), eps=1e-5)
     layers = len(sizes["heads"])
-    return Sizes(
-        **sizes, mixture=hf_mixture(config, "intermediate_size", layers, chosen="moe_topk", shared=wide)
-    )
+    mixture = hf_mixture(config, "intermediate_size", layers, chosen="moe_topk", shared=wide)
+    return Sizes(**sizes, mixture=mixture)
 
 
 def a13b_layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts."""
     attention = Attention.of(cfg, i, qk_norm="after", qk_names=("query_layernorm", "key_layernorm"))
     return attention, Moe.of(cfg, A13B_NAMES)
 
@@ -87,31 +77,24 @@ def hy3_from_gguf(meta: Fields, vocab: int) -> Sizes:
     layers = len(sizes["heads"])
     first = meta.integer("leading_dense_block_count", 0, layers, 1)
     sparse = tuple(i >= first for i in range(layers))
-    options: dict[str, Any] = {"shared": gguf_shared(meta), "sparse": sparse}
-    return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=HY3_ROUTING, **options))
+    mixture = gguf_mixture(meta, sizes, routing=HY3_ROUTING, shared=gguf_shared(meta), sparse=sparse)
+    return Sizes(**sizes, mixture=mixture)
 
 
 def hy3_from_hf(config: Fields) -> Sizes:
-    """Read config.json of an HYV3ForCausalLM."""
     for key in ("attention_bias", "mlp_bias"):
         config.refuse(key, "a bias on projections")
     sizes = hf_decoder(config, base=11_158_840.0, eps=1e-5)
     layers = len(sizes["heads"])
-    shared = config.integer("num_shared_experts", 0, MAX_EXPERTS, 1)
     mixture = hf_mixture(
         config,
         "moe_intermediate_size",
         layers,
-        shared=shared * config.integer("moe_intermediate_size", 1, MAX_WIDTH),
+        shared_experts=config.integer("num_shared_experts", 0, MAX_EXPERTS, 1),
         routing=replace(HY3_ROUTING, scale=config.number("router_scaling_factor", 1e-6, MAX_SCALE, 2.826)),
         sparse=listed_sparse(config, layers, default=1),
     )
     return Sizes(**sizes, mixture=mixture)
-
-
-def hy3_layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts, or an MLP."""
-    return Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i, HY3_NAMES)
 
 
 FAMILIES = (
@@ -131,7 +114,7 @@ FAMILIES = (
         config_from_gguf=hy3_from_gguf,
         config_from_hf=hy3_from_hf,
         parts=(Attention, GatedMlp, Moe),
-        layer=hy3_layer,
+        layer=lambda cfg, i: (Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i, HY3_NAMES)),
         ends=DecoderEnds.of,
     ),
 )

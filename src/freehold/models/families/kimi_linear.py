@@ -2,7 +2,6 @@
 
 The router is DeepSeek-V3's: sigmoids, compared with a correction, weights divided by their sum and scaled.
 Source: arXiv 2510.26692.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -10,19 +9,82 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_HEADS, MAX_WIDTH, Fields
-from freehold.models.config.hybrids import recurrent_types
-from freehold.models.config.latent_mixtures import SIGMOID, gguf_latent_mixture, hf_latent_mixture
+from freehold.layers import LayerSpec
 from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
-from freehold.models.family import Family, LayerPart, TensorSpec
-from freehold.models.parts.deltanet import MAX_KERNEL, DeltaSizes
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.expert_layouts import apart
-from freehold.models.parts.kda import DeltaAttention
+from freehold.models.config.mixtures import SIGMOID, gguf_latent_mixture, hf_latent_mixture
+from freehold.models.family import Buffer, Cut, Family, LayerPart, Ops, TensorSpec, Values, matrix, vector
+from freehold.models.parts import DecoderEnds, GatedMlp
+from freehold.models.parts.deltanet import MAX_KERNEL, DeltaSizes, convolved, recurrent_types
 from freehold.models.parts.latent import LatentAttention
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.moe import Moe, MoeNames
+from freehold.models.parts.moe import Moe, MoeNames, apart
+
+# --- Kimi Delta Attention: gated DeltaNet whose decay has a value for each key ----------------------
+# Its decay comes from a projection of low rank.
+#     q, k, v = silu(conv(Wq n)), silu(conv(Wk n)), silu(conv(Wv n)),  n = norm(x)
+#     g = exp(a * softplus(Fb Fa n + dt)),  b = sigmoid(beta n)
+#     S = g S,  d = b (v - S' k),  S = S + k d',  s = S' q;  x += o(norm(s) * sigmoid(Gb Ga n))
+# q and k as DeltaNet has them; `a` is a head's, g and dt are a key's. Key heads and value heads are alike.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaAttention(LayerPart):
+    """One layer's mixer."""
+
+    kinds = frozenset({"linear"})
+
+    hidden: int
+    sizes: DeltaSizes
+    eps: float
+
+    @property
+    def keeps(self) -> LayerSpec:
+        """A state, and the last inputs of the three convolutions."""
+        return self.sizes.spec("linear")
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare the projections, the convolutions, what each head has, and the norms."""
+        s, hidden = self.sizes, self.hidden
+        specs = {
+            "attn_norm": vector("attn_norm.weight", "input_layernorm.weight", hidden),
+            "a": vector(
+                Cut("ssm_a", (s.key_heads,), take=np.ravel),
+                Cut("self_attn.A_log", (s.key_heads,), take=lambda log: -np.exp(log).ravel()),
+                s.key_heads,
+            ),
+            "dt": vector("ssm_dt.bias", "self_attn.dt_bias", s.keys),
+            "head_norm": vector("ssm_norm.weight", "self_attn.o_norm.weight", s.value_dim),
+            "beta": matrix("ssm_beta.weight", "self_attn.b_proj.weight", s.key_heads, hidden),
+            "out": matrix("attn_output.weight", "self_attn.o_proj.weight", hidden, s.values),
+        }
+        for key in "qkv":
+            specs[key] = matrix(f"attn_{key}.weight", f"self_attn.{key}_proj.weight", s.keys, hidden)
+            names = f"ssm_conv1d_{key}.weight", f"self_attn.{key}_conv1d.weight"
+            gguf, hf = (Cut(name, (s.keys, s.kernel), take=np.ravel) for name in names)
+            specs[f"conv_{key}"] = vector(gguf, hf, s.keys * s.kernel)
+        for key in "fg":
+            for half, shape in (("a", (s.key_dim, hidden)), ("b", (s.keys, s.key_dim))):
+                names = f"ssm_{key}_{half}.weight", f"self_attn.{key}_{half}_proj.weight"
+                specs[f"{key}_{half}"] = matrix(*names, *shape)
+        return specs
+
+    def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
+        """Compose norm, projections, convolutions, recurrence, gated norm, output and residual."""
+        s = self.sizes
+        read = tuple(w[key] for key in ("q", "k", "v", "f_a", "g_a", "beta"))
+        *qkv, forget, gate, beta = ops.linear(x, read, (None,) * 6, w["attn_norm"], self.eps)
+        (decay,) = ops.linear(forget, (w["f_b"],), (None,))
+        (gate,) = ops.linear(gate, (w["g_b"],), (None,))
+        qkv = convolved(ops, layer, qkv, [w[f"conv_{key}"] for key in "qkv"], s.kernel)
+        y = ops.gated_delta(layer, qkv, decay, beta, w["a"], w["dt"], key_heads=s.key_heads, keys=s.key_dim)
+        ops.norm_gate(y, gate, w["head_norm"], self.eps, act="sigmoid")
+        ops.linear_add(y, w["out"], x)
+
+
+# --- the family -------------------------------------------------------------------------------------
 
 BLOCK = "block_sparse_moe"
 NAMES = MoeNames(
@@ -78,7 +140,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> KimiSizes:
 
 
 def config_from_hf(config: Fields) -> KimiSizes:
-    """Read config.json of a KimiLinearForCausalLM."""
     config = config.called(KEYS).assuming(first_k_dense_replace=1)
     config.require("moe_router_activation_func", ("sigmoid",), "sigmoid")
     if not config.flag("mla_use_nope", True):

@@ -4,25 +4,62 @@ Queries and keys pass a norm of each head before they turn; rotary pairs are hal
 norm before the head an embedding's. A dense model's config.json may state a nominal intermediate size, of which two
 thirds, rounded up, are built. Experts are chosen by sigmoid plus a correction and weighed by the bare sigmoid.
 Source: arXiv 2511.23404.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.layers import LayerSpec
 from freehold.models.config.mixtures import MAX_EXPERTS, gguf_mixture, hf_mixture
 from freehold.models.config.sizes import Routing, Sizes, check_width, gguf_sizes, hf_decoder
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.expert_layouts import apart
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
-from freehold.models.parts.short_conv import ShortConv
+from freehold.models.family import Buffer, Family, LayerPart, Ops, TensorSpec, Values, matrix, vector
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
+from freehold.models.parts.moe import Moe, MoeNames, apart, mlp_or_experts
+
+# --- a gated short convolution, where other models have attention -----------------------------------
+#     x += o(c * conv(b * u)),  b, c, u = in_proj(norm(x))
+# conv sums the last few inputs of each channel, weighted; a sequence's state is all but the newest of them (section 2).
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShortConv(LayerPart):
+    """One layer's convolution."""
+
+    kinds = frozenset({"shortconv"})
+
+    hidden: int
+    taps: int
+    eps: float
+
+    @property
+    def keeps(self) -> LayerSpec:
+        """The inputs that the next token needs."""
+        return LayerSpec("shortconv", conv=(self.taps - 1) * self.hidden)
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare the projections, the first of which files hold as one, and a row of weights for each channel."""
+        n = self.hidden
+        specs = {"conv_norm": vector("attn_norm.weight", "operator_norm.weight", n)}
+        for i, key in enumerate(("gate_in", "gate_out", "u")):
+            rows, names = range(i * n, (i + 1) * n), ("shortconv.in_proj.weight", "conv.in_proj.weight")
+            specs[key] = TensorSpec.of_rows(*names, (3 * n, n), rows)
+        return specs | {
+            "conv": TensorSpec.of_convolution("shortconv.conv.weight", "conv.conv.weight", n, self.taps),
+            "out": matrix("shortconv.out_proj.weight", "conv.out_proj.weight", n, n),
+        }
+
+    def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
+        """Compose norm, projections, gates and convolution, output and residual."""
+        projections = (w["gate_in"], w["gate_out"], w["u"])
+        b, c, u = ops.linear(x, projections, (None,) * 3, w["conv_norm"], self.eps)
+        ops.linear_add(ops.short_conv(layer, u, w["conv"], gate_in=b, gate_out=c), w["out"], x)
+
+
+# --- the family -------------------------------------------------------------------------------------
 
 MAX_TAPS = 16  # of the kernel
 EPSILON = 1e-6  # joins the sum of the chosen experts' weights
@@ -67,7 +104,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> Config:
 
 
 def config_from_hf(config: Fields) -> Config:
-    """Read config.json of an Lfm2ForCausalLM or an Lfm2MoeForCausalLM."""
     config.refuse("conv_bias", "a bias on convolutions")
     mixed = config.get("model_type") == "lfm2_moe"
     tied = config.flag("tie_embedding", True)
@@ -97,10 +133,10 @@ def config_from_hf(config: Fields) -> Config:
 def _attends(config: Fields, layers: int) -> set[int]:
     """Return the layers with attention: as `layer_types` says, or `full_attn_idxs`, else all."""
     kinds = config.texts("layer_types", layers)
+    for kind in kinds or ():
+        if kind not in ("full_attention", "conv"):
+            raise UnsupportedModel(f"layer_types names {kind!r}; supported: full_attention, conv")
     if kinds is not None:
-        for kind in kinds:
-            if kind not in ("full_attention", "conv"):
-                raise UnsupportedModel(f"layer_types names {kind!r}; supported: full_attention, conv")
         return {i for i, kind in enumerate(kinds) if kind == "full_attention"}
     indices: Any = config.get("full_attn_idxs")
     if indices is None:
@@ -137,26 +173,21 @@ def layer(cfg: Config, i: int) -> tuple[LayerPart, ...]:
     return mixer, mlp_or_experts(cfg, i, EXPERTS) if cfg.mixture else GatedMlp.of(cfg, i)
 
 
-FAMILIES = (
-    Family(
-        gguf_architecture="lfm2",
-        hf_classes=("Lfm2ForCausalLM",),
-        config_from_gguf=config_from_gguf,
-        config_from_hf=config_from_hf,
-        parts=(Attention, ShortConv, GatedMlp),
-        layer=layer,
-        ends=DecoderEnds.of,
-        names=NAMES,
-    ),
-    Family(
-        gguf_architecture="lfm2moe",
-        hf_classes=("Lfm2MoeForCausalLM",),
-        model_types=("lfm2_moe",),
-        config_from_gguf=config_from_gguf,
-        config_from_hf=config_from_hf,
-        parts=(Attention, ShortConv, GatedMlp, Moe),
-        layer=layer,
-        ends=DecoderEnds.of,
-        names=NAMES,
-    ),
+DENSE = Family(
+    gguf_architecture="lfm2",
+    hf_classes=("Lfm2ForCausalLM",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Attention, ShortConv, GatedMlp),
+    layer=layer,
+    ends=DecoderEnds.of,
+    names=NAMES,
 )
+MIXED = replace(
+    DENSE,
+    gguf_architecture="lfm2moe",
+    hf_classes=("Lfm2MoeForCausalLM",),
+    model_types=("lfm2_moe",),
+    parts=(*DENSE.parts, Moe),
+)
+FAMILIES = (DENSE, MIXED)

@@ -4,18 +4,14 @@ Heads may be wider together than the hidden width (Nemo), and a Ministral 8B alt
 Attention and a gated MLP, RMS norms before each, no biases (older derivatives have some on attention). GGUF files hold
 q and k rows permuted so that adjacent elements turn together; safetensors hold halves.
 Sources: arXiv 2302.13971 (Llama), 2307.09288 (Llama 2), 2407.21783 (Llama 3), 2310.06825 (Mistral's window).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
-from freehold.models.config.lost import completed
-from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.config.sizes import Sizes, completed, gguf_sizes, hf_decoder, sliding_windows
+from freehold.models.family import Family
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 
 WINDOW = 4096  # what Mistral's classes assume
 
@@ -38,11 +34,6 @@ def _windows(config: Fields, layers: int) -> tuple[int, ...]:
     return sliding_windows(config, layers, window, lambda i: windowed)
 
 
-def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP."""
-    return Attention.of(cfg, i, bias="any", gguf_pairs=True), GatedMlp.of(cfg, i)
-
-
 FAMILY = Family(
     gguf_architecture="llama",
     hf_classes=("LlamaForCausalLM", "MistralForCausalLM", "MinistralForCausalLM"),
@@ -51,6 +42,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
-    layer=layer,
+    layer=lambda cfg, i: (Attention.of(cfg, i, bias="any", gguf_pairs=True), GatedMlp.of(cfg, i)),
     ends=DecoderEnds.of,
 )

@@ -4,7 +4,6 @@ A token is sent to one expert, whose input its sigmoid multiplies, and to a shar
 grow with their position. A GGUF states neither chunk, nor which layers have no rope, nor how queries grow: the released
 models have 8192, every fourth and 0.1, and all but the one of 128 experts normalise queries and keys.
 Source: Meta's models code and cards of April 2025.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -14,15 +13,11 @@ from typing import Any
 
 from freehold.errors import BadModelFile
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, Fields
-from freehold.models.config.lost import exact_up_to
 from freehold.models.config.mixtures import gguf_mixture, gguf_sparse, hf_mixture
-from freehold.models.config.sizes import Routing, Sizes, check_width, gguf_sizes, hf_decoder
+from freehold.models.config.sizes import Routing, Sizes, check_width, exact_up_to, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.expert_layouts import transposed
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.moe import Moe, MoeNames
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
+from freehold.models.parts.moe import Moe, MoeNames, transposed
 
 ROUTING = Routing(scoring="sigmoid", renormalise=False, weigh_input=True)
 EXPERTS = "feed_forward.experts"
@@ -68,29 +63,25 @@ def config_from_gguf(meta: Fields, vocab: int) -> Llama4Sizes:
 
 
 def config_from_hf(config: Fields) -> Llama4Sizes:
-    """Read config.json of a Llama4ForCausalLM, or a wrapper's `text_config`."""
     config.refuse("attention_bias", "a bias on attention")
     sizes = hf_decoder(config, base=5e5, adjacent=True, eps=1e-5)
     layers, wide = len(sizes["heads"]), config.integer("intermediate_size", 1, MAX_WIDTH)
     dense = config.integer("intermediate_size_mlp", 1, MAX_WIDTH, wide)
     check_width("intermediate", dense)
     sizes["intermediate"] = (dense,) * layers
-    options: dict[str, Any] = {"shared": wide, "sparse": _sparse(config, layers), "routing": ROUTING}
+    sparse = _sparse(config, layers)
+    key = "attn_temperature_tuning"  # a flag, which early files write as 4
+    stated = isinstance(config.get(key), bool)
+    tunes = config.flag(key, True) if stated else config.integer(key, 0, 4, 4) > 0
     return Llama4Sizes(
         **sizes,
-        mixture=hf_mixture(config, "intermediate_size", layers, **options),
+        mixture=hf_mixture(config, "intermediate_size", layers, shared=wide, sparse=sparse, routing=ROUTING),
         turns=_turns(config, layers),
         chunk=config.integer("attention_chunk_size", 1, MAX_CONTEXT, CHUNK),
         normalised=config.flag("use_qk_norm", True),
-        growth=config.number("attn_scale", 0.0, 10.0, GROWTH) if _tunes(config) else 0.0,
+        growth=config.number("attn_scale", 0.0, 10.0, GROWTH) if tunes else 0.0,
         floor=config.integer("floor_scale", 1, MAX_CONTEXT, FLOOR),
     )
-
-
-def _tunes(config: Fields) -> bool:
-    """A flag, which early files write as 4."""
-    key = "attn_temperature_tuning"
-    return config.flag(key, True) if isinstance(config.get(key), bool) else config.integer(key, 0, 4, 4) > 0
 
 
 def _turns(config: Fields, layers: int) -> tuple[bool, ...]:

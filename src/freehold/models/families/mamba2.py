@@ -3,7 +3,6 @@
 Nothing bounds the context. A GGUF states 1,048,576 for all; a config.json that states none gets the same.
 `norm_before_gate` of published configs is not read by transformers either: the norm always follows the gate.
 Sources: arXiv 2405.21060; transformers' Mamba2ForCausalLM.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
 from freehold.models.config.sizes import MAX_EPS, MIN_EPS, check_width
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts import DecoderEnds
 from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
 
 CONTEXT = 1 << 20
@@ -46,7 +45,6 @@ class MambaConfig:
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> MambaConfig:
-    """Read the keys under `mamba2.`."""
     return MambaConfig(
         vocab=vocab,
         hidden=meta.integer("embedding_length", 1, MAX_WIDTH),
@@ -60,7 +58,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> MambaConfig:
 
 
 def config_from_hf(config: Fields) -> MambaConfig:
-    """Read config.json of a Mamba2ForCausalLM."""
     config.require("hidden_act", ("silu",), "silu")
     config.refuse("use_bias", "a bias on projections")
     if not config.flag("rms_norm", True):
@@ -81,12 +78,10 @@ def config_from_hf(config: Fields) -> MambaConfig:
 
 
 def layer(cfg: MambaConfig, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer its mixer."""
     return (Mamba2(hidden=cfg.hidden, sizes=cfg.mamba, eps=cfg.eps, conv_bias=cfg.conv_bias),)
 
 
 def ends(cfg: MambaConfig) -> DecoderEnds:
-    """Give the model its embedding, last norm and head."""
     return DecoderEnds(vocab=cfg.vocab, hidden=cfg.hidden, eps=cfg.eps, tied=cfg.tied)
 
 

@@ -2,7 +2,6 @@
 
 A correction joins scores where experts are compared; weights are divided by their sum. Rope turns half of a head.
 Source: github.com/MiniMax-AI/MiniMax-M2 (config and model code), 2025.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -11,11 +10,9 @@ from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
 from freehold.models.config.mixtures import gguf_mixture, hf_mixture
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.expert_layouts import apart
-from freehold.models.parts.moe import Moe, MoeNames
+from freehold.models.family import Family
+from freehold.models.parts import Attention, DecoderEnds
+from freehold.models.parts.moe import Moe, MoeNames, apart
 
 ROUTING = Routing(scoring="sigmoid", correction=True)
 NAMES = MoeNames(
@@ -26,7 +23,6 @@ NAMES = MoeNames(
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
-    """Read the keys under `minimax-m2.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     return Sizes(**sizes, mixture=gguf_mixture(meta, sizes, routing=ROUTING))
 
@@ -42,24 +38,12 @@ def config_from_hf(config: Fields) -> Sizes:
     kinds = config.get("attn_type_list")
     if kinds is not None and (not isinstance(kinds, list) or any(kind != 1 for kind in kinds)):
         raise UnsupportedModel(f"attn_type_list is {str(kinds)[:60]}: only layers of type 1 are supported")
-    sizes = hf_decoder(config.assuming(**_partial(config)), eps=1e-6)
-    return Sizes(
-        **sizes, mixture=hf_mixture(config, "intermediate_size", len(sizes["heads"]), routing=ROUTING)
-    )
-
-
-def _partial(config: Fields) -> dict[str, float]:
     head = config.integer("head_dim", 1, MAX_WIDTH, 128)
-    return {
-        "head_dim": head,
-        "partial_rotary_factor": config.integer("rotary_dim", 2, head, head) / head,
-        "rope_theta": 5e6,  # what its class assumes
-    }
-
-
-def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts."""
-    return Attention.of(cfg, i, qk_norm="width"), Moe.of(cfg, NAMES)
+    turned = config.integer("rotary_dim", 2, head, head) / head
+    assumed = config.assuming(head_dim=head, partial_rotary_factor=turned, rope_theta=5e6)  # as its class
+    sizes = hf_decoder(assumed, eps=1e-6)
+    mixture = hf_mixture(config, "intermediate_size", len(sizes["heads"]), routing=ROUTING)
+    return Sizes(**sizes, mixture=mixture)
 
 
 FAMILY = Family(
@@ -69,6 +53,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, Moe),
-    layer=layer,
+    layer=lambda cfg, i: (Attention.of(cfg, i, qk_norm="width"), Moe.of(cfg, NAMES)),
     ends=DecoderEnds.of,
 )

@@ -5,7 +5,6 @@
 YaRN's attention factor is a ratio of two temperatures, 1 in the published files. A GGUF keeps the lower one alone
 (`yarn_log_multiplier`); the upper is 1 in all of them.
 Source: Mistral's Ministral 3 and Devstral 2 files of December 2025; the temperature is Llama 4's.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -14,11 +13,9 @@ from dataclasses import dataclass, replace
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
 from freehold.models.config.rope import RopeSpec, state_rope, yarn_mscale
-from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
+from freehold.models.config.sizes import Sizes, every_window, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +27,6 @@ class MinistralSizes(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> MinistralSizes:
-    """Read the keys under `mistral3.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=True)
     rope: RopeSpec = sizes["rope"]
     lower = meta.number("rope.scaling.yarn_log_multiplier", 0.0, 1e3, 0.0)
@@ -43,22 +39,14 @@ def config_from_gguf(meta: Fields, vocab: int) -> MinistralSizes:
 
 
 def config_from_hf(config: Fields) -> MinistralSizes:
-    """Read config.json of a Ministral3ForCausalLM, or the `text_config` of a Mistral3ForConditionalGeneration."""
     state_rope(config)
-    sizes = hf_decoder(config, _windows, base=1e6, eps=1e-5, head_dim=128)
+    sizes = hf_decoder(config, every_window, base=1e6, eps=1e-5, head_dim=128)
     rope = config.section("rope_parameters") or config.section("rope_scaling") or Fields({})
     beta = rope.number("llama_4_scaling_beta", 0.0, 1e3, 0.0)
     return MinistralSizes(**sizes, beta=beta, original=sizes["rope"].original or sizes["context"])
 
 
-def _windows(config: Fields, layers: int) -> tuple[int, ...]:
-    """A window, which no published file has, holds on every layer."""
-    window = config.integer("sliding_window", 0, MAX_CONTEXT, 0)
-    return sliding_windows(config, layers, window, lambda i: True)
-
-
 def layer(cfg: MinistralSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP."""
     attention = Attention.of(cfg, i, gguf_pairs=True, beta=cfg.beta, original=cfg.original)
     return attention, GatedMlp.of(cfg, i)
 

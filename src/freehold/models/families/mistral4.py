@@ -3,7 +3,6 @@
 A softmax over all experts, renormalised; gate and up of experts are one tensor in both formats. A GGUF does not
 state how queries grow, which is then taken from the published config.json.
 Source: Mistral-Small-4-119B-2603's config.json (llama_4_scaling_beta 0.1).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -11,15 +10,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from freehold.formats.fields import Fields
-from freehold.models.config.latent_mixtures import SOFTMAX, gguf_latent_mixture, hf_latent_mixture
 from freehold.models.config.latents import LatentSizes, gguf_latent, hf_latent
+from freehold.models.config.mixtures import SOFTMAX, gguf_latent_mixture, hf_latent_mixture
 from freehold.models.config.rope import state_rope
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.expert_layouts import fused
+from freehold.models.family import Family
+from freehold.models.parts import DecoderEnds, GatedMlp
 from freehold.models.parts.latent import LatentAttention
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.moe import Moe, MoeNames, mlp_or_experts
+from freehold.models.parts.moe import Moe, MoeNames, fused, mlp_or_experts
 
 NAMES = MoeNames(
     shared="mlp.shared_experts", experts=fused("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
@@ -28,7 +25,6 @@ BETA = 0.1
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> LatentSizes:
-    """Read the keys under `mistral4.`."""
     sizes = gguf_latent(meta, vocab)
     mixture = gguf_latent_mixture(meta, sizes, replace(SOFTMAX, renormalise=False))
     cfg = LatentSizes(**sizes, mixture=mixture)
@@ -48,11 +44,6 @@ def config_from_hf(config: Fields) -> LatentSizes:
     return LatentSizes(**sizes, mixture=hf_latent_mixture(config, sizes, SOFTMAX))
 
 
-def layer(cfg: LatentSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer latent attention and experts, or a dense MLP."""
-    return LatentAttention.of(cfg, i), mlp_or_experts(cfg, i, NAMES)
-
-
 FAMILY = Family(
     gguf_architecture="mistral4",
     hf_classes=("Mistral4ForCausalLM",),
@@ -61,6 +52,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(LatentAttention, GatedMlp, Moe),
-    layer=layer,
+    layer=lambda cfg, i: (LatentAttention.of(cfg, i), mlp_or_experts(cfg, i, NAMES)),
     ends=DecoderEnds.of,
 )

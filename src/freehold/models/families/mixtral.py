@@ -2,17 +2,15 @@
 
 GGUF files call it `llama`, and state its experts; those of early 2024 hold each expert apart.
 Source: arXiv 2401.04088.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
-from freehold.formats.fields import MAX_CONTEXT, Fields
+from freehold.formats.fields import Fields
 from freehold.models.config.mixtures import gguf_mixture, hf_mixture
-from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
+from freehold.models.config.sizes import Sizes, every_window, gguf_sizes, hf_decoder
+from freehold.models.family import Family
+from freehold.models.parts import Attention, DecoderEnds
 from freehold.models.parts.moe import MIXTRAL, Moe
 
 
@@ -24,21 +22,9 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 
 def config_from_hf(config: Fields) -> Sizes:
-    """Read config.json of a MixtralForCausalLM."""
-    sizes = hf_decoder(config, _windows, eps=1e-5)
+    sizes = hf_decoder(config, every_window, eps=1e-5)
     mixture = hf_mixture(config, "intermediate_size", len(sizes["heads"]))
     return Sizes(**sizes, mixture=mixture)
-
-
-def _windows(config: Fields, layers: int) -> tuple[int, ...]:
-    """A window, which few files state, holds on every layer."""
-    window = config.integer("sliding_window", 0, MAX_CONTEXT, 0)
-    return sliding_windows(config, layers, window, lambda i: True)
-
-
-def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts."""
-    return Attention.of(cfg, i, gguf_pairs=True), Moe.of(cfg, MIXTRAL)
 
 
 FAMILY = Family(
@@ -48,6 +34,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, Moe),
-    layer=layer,
+    layer=lambda cfg, i: (Attention.of(cfg, i, gguf_pairs=True), Moe.of(cfg, MIXTRAL)),
     ends=DecoderEnds.of,
 )

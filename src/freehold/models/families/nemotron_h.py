@@ -6,12 +6,11 @@ Experts are chosen by sigmoids with a correction, weighed without it, and joined
 they read and give a narrower token (latent), which router and shared expert do not. Blocks with experts of their own
 sizes (Puzzle) are refused: a size that differs from layer to layer. A GGUF tells the pattern by numbers for each layer.
 Sources: arXiv 2504.03624, 2508.14444; transformers' NemotronHForCausalLM.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from freehold.errors import BadModelFile, UnsupportedModel
@@ -36,10 +35,8 @@ from freehold.models.config.sizes import (
     gguf_layers,
 )
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts import Attention, DecoderEnds, PlainMlp
 from freehold.models.parts.mamba import Mamba2, MambaKeys, MambaSizes, gguf_mamba, hf_mamba
-from freehold.models.parts.mlp import PlainMlp
 from freehold.models.parts.moe import Moe, MoeNames
 
 KINDS = {
@@ -142,6 +139,16 @@ def config_from_hf(config: Fields) -> NemotronSizes:
     kv_heads = config.integer("num_key_value_heads", 1, MAX_HEADS, heads)
     check_heads(config.name("num_key_value_heads"), (heads,), (kv_heads,))
     wide = config.integer("intermediate_size", 1, MAX_WIDTH, 21504) if "-" in pattern else 0
+    experts = None
+    if "E" in pattern:
+        experts = hf_mixture(
+            config,
+            "moe_intermediate_size",
+            len(pattern),
+            shared=config.integer("moe_shared_expert_intermediate_size", 1, MAX_WIDTH),
+            routing=hf_groups(config, ROUTING),
+            sparse=tuple(kind == "E" for kind in pattern),
+        )
     head_key = "head_dim" if config.get("attention_head_dim") is None else "attention_head_dim"
     return _sizes(
         vocab=config.integer("vocab_size", 1, MAX_VOCAB, 131072),
@@ -150,9 +157,9 @@ def config_from_hf(config: Fields) -> NemotronSizes:
         kv_heads=tuple(kv_heads if kind == "*" else 0 for kind in pattern),
         head_dim=config.integer(head_key, 1, MAX_WIDTH, 128),
         intermediate=tuple(wide if kind == "-" else 0 for kind in pattern),
-        mixture=_hf_mixture(config, pattern) if "E" in pattern else None,
+        mixture=experts,
         mamba=hf_mamba(config, MAMBA),
-        latent=config.integer("moe_latent_size", 1, MAX_WIDTH, 0) if "E" in pattern else 0,
+        latent=config.integer("moe_latent_size", 1, MAX_WIDTH, 0) if experts else 0,
         eps=config.number("layer_norm_epsilon", MIN_EPS, MAX_EPS, 1e-5),
         context=config.integer("max_position_embeddings", 1, MAX_CONTEXT, 4096),
         tied=config.flag("tie_word_embeddings", False),
@@ -175,17 +182,6 @@ def _hf_pattern(config: Fields) -> str:
     return "".join(letters)
 
 
-def _hf_mixture(config: Fields, pattern: str) -> Mixture:
-    return hf_mixture(
-        config,
-        "moe_intermediate_size",
-        len(pattern),
-        shared=config.integer("moe_shared_expert_intermediate_size", 1, MAX_WIDTH),
-        routing=hf_groups(config, ROUTING),
-        sparse=tuple(kind == "E" for kind in pattern),
-    )
-
-
 def _sizes(**sizes: Any) -> NemotronSizes:
     check_width("latent", sizes["latent"])
     return NemotronSizes(**checked_sizes(**sizes), windows=(0,) * len(sizes["heads"]))
@@ -202,22 +198,20 @@ def layer(cfg: NemotronSizes, i: int) -> tuple[LayerPart, ...]:
     return (Mamba2(hidden=cfg.hidden, sizes=cfg.mamba, eps=cfg.eps, conv_bias=cfg.conv_bias),)
 
 
-_SHARED: dict[str, Any] = {
-    "config_from_gguf": config_from_gguf,
-    "config_from_hf": config_from_hf,
-    "layer": layer,
-    "ends": DecoderEnds.of,
-    "names": NAMES,
-    "hf_layers": "backbone.layers",
-    "left_out": (("mtp.", "the layers that predict further tokens are left out"),),
-}
-FAMILIES = (
-    Family(
-        gguf_architecture="nemotron_h_moe",
-        hf_classes=("NemotronHForCausalLM",),
-        model_types=("nemotron_h",),
-        parts=(Mamba2, Attention, LoneMlp, LoneMoe),
-        **_SHARED,
-    ),
-    Family(gguf_architecture="nemotron_h", hf_classes=(), parts=(Mamba2, Attention, LoneMlp), **_SHARED),
+MIXED = Family(
+    gguf_architecture="nemotron_h_moe",
+    hf_classes=("NemotronHForCausalLM",),
+    model_types=("nemotron_h",),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(Mamba2, Attention, LoneMlp, LoneMoe),
+    layer=layer,
+    ends=DecoderEnds.of,
+    names=NAMES,
+    hf_layers="backbone.layers",
+    left_out=(("mtp.", "the layers that predict further tokens are left out"),),
 )
+DENSE = replace(
+    MIXED, gguf_architecture="nemotron_h", hf_classes=(), model_types=(), parts=(Mamba2, Attention, LoneMlp)
+)
+FAMILIES = (MIXED, DENSE)

@@ -2,7 +2,6 @@
 
 GGUF files hold q and k rows permuted so that adjacent elements turn together; safetensors hold halves.
 Source: arXiv 2402.00838.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -12,10 +11,7 @@ from dataclasses import dataclass
 from freehold.formats.fields import Fields
 from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.norms import NormForm
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp, NormForm
 
 NORM = NormForm(kind="layer", weight=False)
 EPS = 1e-5  # config.json has no key for it
@@ -29,25 +25,17 @@ class OlmoSizes(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> OlmoSizes:
-    """Read the keys under `olmo.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=True, eps="layer_norm_epsilon")
     return OlmoSizes(**sizes, clip=meta.number("attention.clamp_kqv", 0.0, 1e6, 0.0))
 
 
 def config_from_hf(config: Fields) -> OlmoSizes:
-    """Read config.json of an OlmoForCausalLM."""
     config.refuse("attention_bias", "a bias on attention")
     return OlmoSizes(**hf_decoder(config, eps=EPS), clip=config.number("clip_qkv", 0.0, 1e6, 0.0))
 
 
 def layer(cfg: OlmoSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP."""
     return Attention.of(cfg, i, norm=NORM, clip=cfg.clip, gguf_pairs=True), GatedMlp.of(cfg, i, norm=NORM)
-
-
-def ends(cfg: OlmoSizes) -> DecoderEnds:
-    """The last norm has no weight either."""
-    return DecoderEnds.of(cfg, norm=NORM)
 
 
 FAMILY = Family(
@@ -57,5 +45,5 @@ FAMILY = Family(
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
     layer=layer,
-    ends=ends,
+    ends=lambda cfg: DecoderEnds.of(cfg, norm=NORM),
 )

@@ -4,7 +4,6 @@
 
 In OLMo 3 three sliding layers alternate with a full one, whose rope alone is stretched. GGUF files call both `olmo2`.
 Source: arXiv 2501.00656 (OLMo 2), Ai2's OLMo 3 report of November 2025.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -15,10 +14,7 @@ from freehold.formats.fields import MAX_CONTEXT, Fields
 from freehold.models.config.rope import RopeSpec, hf_layer_ropes
 from freehold.models.config.sizes import Sizes, gguf_sizes, gguf_windows, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.norms import NO_NORM
+from freehold.models.parts import NO_NORM, Attention, DecoderEnds, GatedMlp
 
 BASE = 500_000.0
 PATTERN = 4  # every fourth layer has full attention
@@ -32,7 +28,6 @@ class OlmoSizes2(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> OlmoSizes2:
-    """Read the keys under `olmo2.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     sizes["windows"] = gguf_windows(meta, len(sizes["heads"]), _slides)
     base = meta.number("rope.freq_base_swa", 1.001, 1e12, sizes["rope"].base)
@@ -40,17 +35,15 @@ def config_from_gguf(meta: Fields, vocab: int) -> OlmoSizes2:
 
 
 def config_from_hf(config: Fields) -> OlmoSizes2:
-    """Read config.json of an Olmo2ForCausalLM or an Olmo3ForCausalLM."""
     config.refuse("attention_bias", "a bias on attention")
     if config.text("model_type", "olmo2") != "olmo3":
         return OlmoSizes2(**hf_decoder(config, eps=1e-5), rope_local=None)
     sizes = hf_decoder(config, _windows, eps=1e-5)
-    shape = {
-        "head_dim": sizes["head_dim"],
-        "context": config.integer("max_position_embeddings", 1, MAX_CONTEXT),
-    }
+    context = config.integer("max_position_embeddings", 1, MAX_CONTEXT)
     theta = config.number("rope_theta", 1.001, 1e12, BASE)
-    sizes["rope"], local = hf_layer_ropes(config, **shape, base=theta, local_base=theta)
+    sizes["rope"], local = hf_layer_ropes(
+        config, head_dim=sizes["head_dim"], context=context, base=theta, local_base=theta
+    )
     return OlmoSizes2(**sizes, rope_local=local)
 
 
@@ -64,7 +57,6 @@ def _slides(layer: int) -> bool:
 
 
 def layer(cfg: OlmoSizes2, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP, each with a norm after it."""
     attention = Attention.of(
         cfg,
         i,

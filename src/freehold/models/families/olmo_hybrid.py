@@ -5,7 +5,6 @@
 A DeltaNet's betas reach 2, so that a state may change its sign; its heads' norm has an epsilon of its own. Published
 models turn no position: their rope_theta is null. There is no GGUF of it.
 Sources: Ai2's OLMo Hybrid model card of 2026, arXiv 2411.12537 (negative eigenvalues).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -14,13 +13,9 @@ from dataclasses import dataclass, replace
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_HEADS, MAX_WIDTH, Fields
-from freehold.models.config.hybrids import HybridSizes, hf_hybrid
 from freehold.models.family import Family, LayerPart, TensorSpec
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.deltanet import DeltaNet
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.norms import NO_NORM
+from freehold.models.parts import NO_NORM, Attention, DecoderEnds, GatedMlp
+from freehold.models.parts.deltanet import DeltaNet, HybridSizes, hf_hybrid
 
 HEAD_EPS = 1e-5  # of a DeltaNet's heads, whatever rms_norm_eps is
 
@@ -48,7 +43,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> OlmoHybridSizes:
 
 
 def config_from_hf(config: Fields) -> OlmoHybridSizes:
-    """Read config.json of an OlmoHybridForCausalLM."""
     hidden = config.integer("hidden_size", 1, MAX_WIDTH)
     heads = config.integer("num_attention_heads", 1, MAX_HEADS)
     key_heads = config.integer("linear_num_key_heads", 1, MAX_HEADS, heads)
@@ -56,17 +50,11 @@ def config_from_hf(config: Fields) -> OlmoHybridSizes:
     assumed = {"num_key_heads": key_heads, "num_value_heads": heads}
     assumed |= {"key_head_dim": key_dim, "value_head_dim": 2 * key_dim}
     sizes = hf_hybrid(config.assuming(rope_theta=10_000.0), assumed)
-    if _turns_nothing(config):
+    rope = config.section("rope_parameters") or config
+    if "rope_theta" in rope.values and rope.get("rope_theta") is None:  # where absent, it is the class's
         sizes["rope"] = None
     scale = 2.0 if config.flag("linear_allow_neg_eigval", True) else 1.0
     return OlmoHybridSizes(**sizes, beta_scale=scale)
-
-
-def _turns_nothing(config: Fields) -> bool:
-    """Whether rope_theta is stated to be null; where it is absent, it has the class's value."""
-    rope = config.section("rope_parameters")
-    stated = rope.values if rope is not None else config.values
-    return "rope_theta" in stated and stated["rope_theta"] is None
 
 
 def layer(cfg: OlmoHybridSizes, i: int) -> tuple[LayerPart, ...]:

@@ -2,7 +2,6 @@
 
 The chosen experts' weights are not divided by their sum. Rotary pairs are halves in both file formats.
 Source: arXiv 2409.02060.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from __future__ import annotations
 from freehold.formats.fields import Fields
 from freehold.models.config.mixtures import gguf_mixture, hf_mixture
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
+from freehold.models.family import Family
+from freehold.models.parts import Attention, DecoderEnds
 from freehold.models.parts.moe import Moe
 
 CLIPS = "clipped queries, keys and values"
@@ -28,7 +26,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 
 def config_from_hf(config: Fields) -> Sizes:
-    """Read config.json of an OlmoeForCausalLM."""
     config.refuse("clip_qkv", CLIPS)
     config.refuse("attention_bias", "a bias on attention")
     sizes = hf_decoder(config, eps=1e-5)
@@ -38,17 +35,12 @@ def config_from_hf(config: Fields) -> Sizes:
     return Sizes(**sizes, mixture=mixture)
 
 
-def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts."""
-    return Attention.of(cfg, i, qk_norm="width"), Moe.of(cfg)
-
-
 FAMILY = Family(
     gguf_architecture="olmoe",
     hf_classes=("OlmoeForCausalLM",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, Moe),
-    layer=layer,
+    layer=lambda cfg, i: (Attention.of(cfg, i, qk_norm="width"), Moe.of(cfg)),
     ends=DecoderEnds.of,
 )

@@ -1,9 +1,8 @@
 """Phi-3, 3.5, 4 and 4-mini: a Llama block whose q, k and v are one matrix, and whose gate and up are another.
 
 Extended models have a longrope, of whose two sets of factors the context chooses one. Phi-3-mini of 4,096 tokens has a
-sliding window; a GGUF states 0 where there is none.
+sliding window, and Phi-3.5 one wider than its context; a GGUF states 0 where there is none.
 Source: arXiv 2404.14219, 2412.08905 (Phi-4), 2503.01743 (Phi-4-mini).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -12,11 +11,9 @@ from dataclasses import replace
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, Fields
-from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, window_within
+from freehold.models.family import Family
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
@@ -30,28 +27,12 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 
 def config_from_hf(config: Fields) -> Sizes:
-    """Read config.json of a Phi3ForCausalLM."""
     config.refuse("attention_bias", "a bias on attention")
-    cfg = Sizes(**hf_decoder(config, _windows, eps=1e-5))
-    if cfg.rope is not None and cfg.rope.scaling not in (
-        "default",
-        "longrope",
-    ):  # early files call longrope yarn
+    cfg = Sizes(**hf_decoder(config, window_within, eps=1e-5))
+    # Early files call longrope yarn.
+    if cfg.rope is not None and cfg.rope.scaling not in ("default", "longrope"):
         raise UnsupportedModel(f"rope_type is {cfg.rope.scaling!r}; a Phi-3 has default or longrope")
     return cfg
-
-
-def _windows(config: Fields, layers: int) -> tuple[int, ...]:
-    """A window, where there is one, holds on every layer; Phi-3.5's is wider than its context."""
-    window = config.integer("sliding_window", 0, MAX_CONTEXT, 0)
-    if window >= config.integer("max_position_embeddings", 1, MAX_CONTEXT):
-        window = 0
-    return sliding_windows(config, layers, window, lambda i: True)
-
-
-def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and an MLP."""
-    return Attention.of(cfg, i, fused=True), GatedMlp.of(cfg, i, fused=True)
 
 
 FAMILY = Family(
@@ -60,6 +41,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
-    layer=layer,
+    layer=lambda cfg, i: (Attention.of(cfg, i, fused=True), GatedMlp.of(cfg, i, fused=True)),
     ends=DecoderEnds.of,
 )

@@ -3,7 +3,6 @@
 The mixer's threshold is twice a jitter of 0.01, which a GGUF does not state. Nor does it state by how much the model's
 longrope multiplies cosine and sine, 1.243 on both sides: converters write the 1.19 of Phi-3.5's own rule.
 Sources: arXiv 2404.14219 (Phi-3.5-MoE), 2409.12136 (the sparse mixer).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -13,12 +12,10 @@ from typing import Any
 
 from freehold.formats.fields import MAX_CONTEXT, Fields
 from freehold.models.config.mixtures import gguf_mixture, hf_mixture
-from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder, sliding_windows
+from freehold.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder, window_within
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
+from freehold.models.parts import Attention, DecoderEnds, NormForm
 from freehold.models.parts.moe import MIXTRAL, Moe
-from freehold.models.parts.norms import NormForm
 
 ROUTING = Routing(scoring="sparsemixer", renormalise=False, jitter=0.01)
 NORM = NormForm(kind="layer", bias=True)
@@ -47,25 +44,15 @@ def config_from_gguf(meta: Fields, vocab: int) -> PhiMoeSizes:
 
 
 def config_from_hf(config: Fields) -> PhiMoeSizes:
-    """Read config.json of a PhimoeForCausalLM."""
-    sizes = hf_decoder(config, _windows, base=1e6, eps=1e-5)
+    sizes = hf_decoder(config, window_within, base=1e6, eps=1e-5)
     jitter = config.number("router_jitter_noise", 1e-6, 1.0, ROUTING.jitter)
-    mixture = hf_mixture(
-        config, "intermediate_size", len(sizes["heads"]), routing=replace(ROUTING, jitter=jitter)
-    )
+    routing = replace(ROUTING, jitter=jitter)
+    mixture = hf_mixture(config, "intermediate_size", len(sizes["heads"]), routing=routing)
     bias = "any" if config.flag("attention_bias", False) else "none"
     return PhiMoeSizes(**sizes, mixture=mixture, bias=bias, head_bias=config.flag("lm_head_bias", False))
 
 
-def _windows(config: Fields, layers: int) -> tuple[int, ...]:
-    """A window holds on every layer; one as long as the context hides nothing."""
-    window = config.integer("sliding_window", 0, MAX_CONTEXT, 0)
-    window = 0 if window >= config.integer("max_position_embeddings", 1, MAX_CONTEXT) else window
-    return sliding_windows(config, layers, window, lambda i: True)
-
-
 def layer(cfg: PhiMoeSizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts."""
     options: dict[str, Any] = {"bias": cfg.bias, "norm": NORM}
     return Attention.of(cfg, i, **options), Moe.of(cfg, MIXTRAL, norm=NORM)
 

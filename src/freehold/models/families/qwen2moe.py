@@ -3,7 +3,6 @@
 The shared expert's sum is weighed by a sigmoid of its own gate; the chosen experts' weights are not divided by their
 sum. Some layers of a safetensors model may have a dense MLP instead.
 Source: arXiv 2407.10671.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -11,10 +10,8 @@ from __future__ import annotations
 from freehold.formats.fields import MAX_WIDTH, Fields
 from freehold.models.config.mixtures import gguf_mixture, qwen_mixture
 from freehold.models.config.sizes import Routing, Sizes, gguf_sizes
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.family import Family
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 from freehold.models.parts.moe import Moe, mlp_or_experts
 
 
@@ -28,14 +25,8 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 
 def config_from_hf(config: Fields) -> Sizes:
-    """Read config.json of a Qwen2MoeForCausalLM."""
     shared = config.integer("shared_expert_intermediate_size", 1, MAX_WIDTH)
     return qwen_mixture(config, shared=shared, shared_gate=True)
-
-
-def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts, or an MLP."""
-    return Attention.of(cfg, i, bias="qkv"), mlp_or_experts(cfg, i)
 
 
 FAMILY = Family(
@@ -45,6 +36,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp, Moe),
-    layer=layer,
+    layer=lambda cfg, i: (Attention.of(cfg, i, bias="qkv"), mlp_or_experts(cfg, i)),
     ends=DecoderEnds.of,
 )

@@ -3,7 +3,6 @@
 A GGUF lays value heads in turns of the key heads, safetensors group them by key head. Positions have three sections,
 for pictures; of text all are the same. Published files are wrappers with a vision tower, which is left out.
 Sources: Qwen3.5's model cards of 2026, arXiv 2412.06464 (gated DeltaNet).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -12,35 +11,23 @@ from dataclasses import replace
 
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_WIDTH, Fields
-from freehold.models.config.hybrids import HybridSizes, gguf_hybrid, hf_hybrid
 from freehold.models.config.mixtures import gguf_mixture, hf_mixture
 from freehold.models.families.qwen3next import DRAFTS, NAMES, TURNED, ends, mixer, mlp
-from freehold.models.family import Cut, Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.deltanet import DeltaNet
-from freehold.models.parts.expert_layouts import ExpertSizes, Key, apart, fused
-from freehold.models.parts.mlp import GatedMlp
-from freehold.models.parts.moe import Moe
+from freehold.models.family import Family, LayerPart
+from freehold.models.parts import Attention, GatedMlp
+from freehold.models.parts.deltanet import DeltaNet, HybridSizes, gguf_hybrid, hf_hybrid
+from freehold.models.parts.moe import Moe, apart, either, fused
 
-_APART = apart("mlp.experts.{e}")
-_FUSED = fused("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-
-
-def _published(key: Key, sizes: ExpertSizes) -> tuple[str | Cut, ...]:
-    """As the Hub has them, fused, or apart as transformers writes them."""
-    return *_FUSED(key, sizes), *_APART(key, sizes)
-
-
-MIXED_NAMES = replace(NAMES, experts=_published)
+# Experts are fused as the Hub has them, or apart as transformers writes them.
+FUSED = fused("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+MIXED_NAMES = replace(NAMES, experts=either(FUSED, apart("mlp.experts.{e}")))
 
 
 def dense_from_gguf(meta: Fields, vocab: int) -> HybridSizes:
-    """Read the keys under `qwen35.`."""
     return HybridSizes(**gguf_hybrid(meta, vocab), tiled=True)
 
 
 def dense_from_hf(config: Fields) -> HybridSizes:
-    """Read config.json of a Qwen3_5ForCausalLM, or a wrapper's `text_config`."""
     return HybridSizes(**hf_hybrid(_checked(config), head_dim=256))
 
 
@@ -55,7 +42,6 @@ def mixed_from_gguf(meta: Fields, vocab: int) -> HybridSizes:
 
 
 def mixed_from_hf(config: Fields) -> HybridSizes:
-    """Read config.json of a Qwen3_5MoeForCausalLM, or a wrapper's `text_config`."""
     config = _checked(config)
     inner = config.integer("moe_intermediate_size", 1, MAX_WIDTH)
     sizes = hf_hybrid(config.assuming(intermediate_size=inner), head_dim=256)
@@ -77,29 +63,26 @@ def layer(cfg: HybridSizes, i: int) -> tuple[LayerPart, ...]:
     return mixer(cfg, i, "apart"), mlp(cfg, i, MIXED_NAMES)
 
 
-FAMILIES = (
-    Family(
-        gguf_architecture="qwen35",
-        hf_classes=("Qwen3_5ForCausalLM",),
-        wrappers=("Qwen3_5ForConditionalGeneration",),
-        model_types=("qwen3_5", "qwen3_5_text"),
-        config_from_gguf=dense_from_gguf,
-        config_from_hf=dense_from_hf,
-        parts=(Attention, DeltaNet, GatedMlp),
-        layer=layer,
-        ends=ends,
-        left_out=DRAFTS,
-    ),
-    Family(
-        gguf_architecture="qwen35moe",
-        hf_classes=("Qwen3_5MoeForCausalLM",),
-        wrappers=("Qwen3_5MoeForConditionalGeneration",),
-        model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
-        config_from_gguf=mixed_from_gguf,
-        config_from_hf=mixed_from_hf,
-        parts=(Attention, DeltaNet, Moe),
-        layer=layer,
-        ends=ends,
-        left_out=DRAFTS,
-    ),
+DENSE = Family(
+    gguf_architecture="qwen35",
+    hf_classes=("Qwen3_5ForCausalLM",),
+    wrappers=("Qwen3_5ForConditionalGeneration",),
+    model_types=("qwen3_5", "qwen3_5_text"),
+    config_from_gguf=dense_from_gguf,
+    config_from_hf=dense_from_hf,
+    parts=(Attention, DeltaNet, GatedMlp),
+    layer=layer,
+    ends=ends,
+    left_out=DRAFTS,
 )
+MIXED = replace(
+    DENSE,
+    gguf_architecture="qwen35moe",
+    hf_classes=("Qwen3_5MoeForCausalLM",),
+    wrappers=("Qwen3_5MoeForConditionalGeneration",),
+    model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
+    config_from_gguf=mixed_from_gguf,
+    config_from_hf=mixed_from_hf,
+    parts=(Attention, DeltaNet, Moe),
+)
+FAMILIES = (DENSE, MIXED)

@@ -3,7 +3,6 @@
 The chosen experts' weights are divided by their sum; a GGUF does not say so. Some layers of a safetensors model may
 have a dense MLP instead.
 Source: arXiv 2505.09388.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -11,28 +10,19 @@ from __future__ import annotations
 from freehold.formats.fields import Fields
 from freehold.models.config.mixtures import gguf_mixture, qwen_mixture
 from freehold.models.config.sizes import Sizes, gguf_sizes
-from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.family import Family
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 from freehold.models.parts.moe import Moe, mlp_or_experts
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
-    """Read the keys under `qwen3moe.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
     return Sizes(**sizes, mixture=gguf_mixture(meta, sizes))
 
 
 def config_from_hf(config: Fields) -> Sizes:
-    """Read config.json of a Qwen3MoeForCausalLM."""
     config.refuse("attention_bias", "a bias on attention")
     return qwen_mixture(config)
-
-
-def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
-    """Give a layer attention and experts, or an MLP."""
-    return Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i)
 
 
 FAMILY = Family(
@@ -42,6 +32,6 @@ FAMILY = Family(
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp, Moe),
-    layer=layer,
+    layer=lambda cfg, i: (Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i)),
     ends=DecoderEnds.of,
 )

@@ -4,7 +4,6 @@ Attention's queries and keys pass a norm of each head, a quarter of a head turns
 whose weights q_proj holds beside the queries'. Norms are stored around zero in safetensors, but for DeltaNet's heads'.
 The chosen experts' weights are divided by their sum; one more expert, weighed by a sigmoid, sees every token.
 Sources: Qwen3-Next's model card of 2025, arXiv 2412.06464 (gated DeltaNet).
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -12,16 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from freehold.formats.fields import MAX_WIDTH, Fields
-from freehold.models.config.hybrids import HybridSizes, gguf_hybrid, hf_hybrid
 from freehold.models.config.mixtures import gguf_mixture, hf_mixture, sparse_layers
 from freehold.models.config.sizes import Routing
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.deltanet import DeltaNet, ProjectionLayout
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp, NormForm
+from freehold.models.parts.deltanet import DeltaNet, HybridSizes, ProjectionLayout, gguf_hybrid, hf_hybrid
 from freehold.models.parts.moe import Moe, MoeNames
-from freehold.models.parts.norms import NormForm
 
 AROUND_ZERO = NormForm(offset=1.0)
 TURNED = 0.25  # share of a head, where a config does not say
@@ -30,7 +25,6 @@ DRAFTS = (("mtp.", "the layers that predict further tokens are left out"),)
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> HybridSizes:
-    """Read the keys under `qwen3next.`."""
     sizes = gguf_hybrid(meta, vocab)
     dense = sizes["intermediate"][0]
     shared = meta.integer("expert_shared_feed_forward_length", 1, MAX_WIDTH, dense)
@@ -38,7 +32,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> HybridSizes:
 
 
 def config_from_hf(config: Fields) -> HybridSizes:
-    """Read config.json of a Qwen3NextForCausalLM."""
     config = config.assuming(partial_rotary_factor=TURNED)
     sizes = hf_hybrid(config, intermediate_size=5632, head_dim=256)
     layers = len(sizes["heads"])
@@ -73,7 +66,6 @@ def layer(cfg: HybridSizes, i: int) -> tuple[LayerPart, ...]:
 
 
 def ends(cfg: HybridSizes) -> DecoderEnds:
-    """Give the embedding, the last norm and the head."""
     return DecoderEnds.of(cfg, norm=AROUND_ZERO)
 
 

@@ -2,7 +2,6 @@
 
 A GGUF does not say which layers those are; all published files have every fourth.
 Source: arXiv 2501.18795 (layers without rotation), Hugging Face's SmolLM3 page of 2025.
-Path: bind.read_source -> config -> layer
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from freehold.errors import BadModelFile
 from freehold.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from freehold.models.config.sizes import Sizes, gguf_sizes, hf_decoder, sliding_windows
 from freehold.models.family import Family, LayerPart
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.ends import DecoderEnds
-from freehold.models.parts.mlp import GatedMlp
+from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 
 INTERVAL = 4
 BASE = 2_000_000.0
@@ -29,13 +26,11 @@ class SmolSizes(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> SmolSizes:
-    """Read the keys under `smollm3.`."""
     sizes = gguf_sizes(meta, vocab, adjacent=True)
     return SmolSizes(**sizes, turns=_every(INTERVAL, len(sizes["heads"])))
 
 
 def config_from_hf(config: Fields) -> SmolSizes:
-    """Read config.json of a SmolLM3ForCausalLM."""
     config.refuse("mlp_bias", "a bias on the MLP")
     sizes = hf_decoder(config, _windows, base=BASE, tied=True)
     return SmolSizes(**sizes, turns=_turns(config, len(sizes["heads"])))

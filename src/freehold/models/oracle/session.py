@@ -8,21 +8,24 @@ Path: tests and benches -> Oracle.logits -> Network.forward(NumpyOps, ...)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.formats import ModelFile, open_model_file
+from freehold.formats import ModelFile, dequantize, open_model_file
 from freehold.layers import LayerSpec
 from freehold.models.binding.bind import Source, assemble, read_source
+from freehold.models.binding.stored import Stored
 from freehold.models.config.rope import RopeTable
-from freehold.models.family import Network, NetworkWeights
-from freehold.models.ops import Ops
+from freehold.models.family import Network, NetworkWeights, Ops
 from freehold.models.oracle.arithmetic import (
     ACTIVATIONS,
+    DeltaVerbs,
+    RecurrentVerbs,
     activated,
     gelu_tanh,
     layer_norm,
@@ -33,11 +36,13 @@ from freehold.models.oracle.arithmetic import (
     softmax_beside,
     visible,
 )
-from freehold.models.oracle.held import DenseMatrix, KvStore
-from freehold.models.oracle.recurrent import DeltaVerbs, RecurrentVerbs
+
+F32 = NDArray[np.float32]
 
 
-# The oracle's ops over residual streams that lie side by side, and over gates that are cut, in NumPy.
+# --- ops over residual streams that lie side by side, and over gates that are cut -------------------
+
+
 class StreamVerbs:
     """What NumpyOps computes with several streams; arXiv 2301.13310."""
 
@@ -91,25 +96,15 @@ def _sized(x: F32, others: F32, least: float) -> F32:
     return (parts * np.sqrt(size / np.maximum(own, least))).astype(np.float32)
 
 
-# What the ops of latent attention mean, in NumPy: products by head, the latents kept, attention over them.
+# --- ops of latent attention: products by head, the latents kept, attention over them ---------------
 # The golden vectors judge the same layers in their expanded form, in which keys and values of every head are
 # computed from each latent.
-class LatentStore(Protocol):
-    """Keeps a layer's keys and values; of latents, keys alone."""
-
-    def append(self, layer: int, k: F32, v: F32) -> None:
-        """Add the rows of one step."""
-        ...
-
-    def read(self, layer: int) -> tuple[F32, F32]:
-        """Return all rows so far."""
-        ...
 
 
 class LatentVerbs:
     """The verbs that latent attention alone uses."""
 
-    _kv: LatentStore
+    _kv: KvStore  # of latents it has keys alone
     _positions: NDArray[np.integer]
 
     def linear_heads(self, x: F32, weight: Any, heads: int, room: int = 0) -> F32:
@@ -142,13 +137,13 @@ class LatentVerbs:
         return np.einsum("hrk,kc->rhc", weights.astype(np.float32), keys[:, :latent]).reshape(len(q), -1)
 
 
-F32 = NDArray[np.float32]
+# --- all ops, a model, a sequence -------------------------------------------------------------------
 
 _ATTENTION_ROWS = 256  # query rows whose scores are in memory at once
 
 
 class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
-    """ops.Ops executed at once: buffers are float32 arrays [rows, width]."""
+    """family.Ops executed at once: buffers are float32 arrays [rows, width]."""
 
     def __init__(self, tokens: NDArray[np.integer], kv: KvStore, layers: Sequence[LayerSpec]) -> None:
         self.result: F32 | None = None
@@ -338,7 +333,8 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
         each = x.reshape(len(x), -1, group or x.shape[1])
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
         plain = layer_norm(each, one, zero, eps)
-        scale, shift = (v if v is None else _grouped(v, each) for v in (weight, bias))
+        # Vectors are as wide as a row, or as one group of it.
+        scale, shift = (v if v is None else v.reshape(-1, each.shape[-1]) for v in (weight, bias))
         scaled = plain if scale is None else plain * scale
         return (scaled if shift is None else scaled + shift).reshape(x.shape)
 
@@ -392,11 +388,6 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
 def _affine(x: F32, weight: DenseMatrix, bias: F32 | None) -> F32:
     y = weight.times(x)
     return y if bias is None else y + bias
-
-
-def _grouped(vector: F32, each: F32) -> F32:
-    """Lay a vector as wide as a row, or as one group of it, over groups [rows, groups, width]."""
-    return vector.reshape(-1, each.shape[-1])
 
 
 def _of_expert(x: F32, weight: DenseMatrix, bias: F32 | None, expert: int, rows: int) -> F32:
@@ -549,3 +540,71 @@ def _sparse_mixer(logits: F64, jitter: float) -> ChosenExperts:
         ids.append(best)
         margin = np.minimum(margin, gap)
     return ChosenExperts(np.concatenate(ids, -1), np.concatenate(weights, -1).astype(np.float32), margin)
+
+
+# --- what the oracle holds: decoded weight matrices, and the keys and values of a sequence ----------
+
+
+class DenseMatrix:
+    """A weight matrix decoded to float32: once, or anew at each use to save memory."""
+
+    def __init__(self, tensor: Stored, keep: bool) -> None:
+        self._tensor = tensor
+        self._dense = self._decoded() if keep else None
+
+    def dense(self) -> F32:
+        """Return the weights, float32 [rows, columns]; experts lie one below another."""
+        return self._decoded() if self._dense is None else self._dense
+
+    def times(self, x: F32) -> F32:
+        """Multiply rows [T, columns]: float32 [T, rows]."""
+        return x @ self.dense().T
+
+    def _decoded(self) -> F32:
+        return self._tensor.numpy().reshape(-1, self._tensor.shape[-1])
+
+    @property
+    def columns(self) -> int:
+        """Width of a row."""
+        return self._tensor.shape[-1]
+
+    @property
+    def height(self) -> int:
+        """Number of rows, of all experts together."""
+        return math.prod(self._tensor.shape[:-1])
+
+    def expert(self, number: int, rows: int) -> F32:
+        """Return one expert's matrix of this many rows."""
+        return self.take(np.arange(number * rows, (number + 1) * rows))
+
+    def take(self, rows: NDArray[np.integer]) -> F32:
+        """Return some rows, decoding no others."""
+        if self._dense is not None:
+            return self._dense[rows]
+        held = self._tensor
+        return dequantize(held.rows[rows], held.type, held.shape[-1], held.table)
+
+
+class KvStore:
+    """Keys and values of one sequence, every layer: float32 [positions, heads, width]; and states by layer and name."""
+
+    def __init__(self, layers: int, f16: bool) -> None:
+        self.length = 0
+        self._f16 = f16
+        self._pages: list[tuple[F32, F32] | None] = [None] * layers
+        self.states: dict[tuple[int, str], F32] = {}  # zeros where there is none yet
+
+    def append(self, layer: int, k: F32, v: F32) -> None:
+        """Add the rows of one step, rounded to f16 if the store is meant to hold that."""
+        if self._f16:
+            k, v = (a.astype(np.float16).astype(np.float32) for a in (k, v))
+        old = self._pages[layer]
+        self._pages[layer] = (
+            (k, v) if old is None else (np.concatenate([old[0], k]), np.concatenate([old[1], v]))
+        )
+
+    def read(self, layer: int) -> tuple[F32, F32]:
+        """Return a layer's keys and values so far."""
+        pages = self._pages[layer]
+        assert pages is not None, "a layer reads its cache after rope_store"
+        return pages

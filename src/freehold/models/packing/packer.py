@@ -1,6 +1,7 @@
-"""Lays a model's matrices into panels, one after another, and says beforehand how many bytes that takes.
+"""Lays a model's matrices into panels, one after another, rounded where that is asked for.
 
-Knows bound tensors and weight types; knows no architecture and no file of packs.
+Says beforehand how many bytes that takes, and how fast a model runs that memory does not hold. Knows bound tensors and
+weight types; knows no architecture and no file of packs.
 Path: load.load_model or opening -> Packer -> native.Matrix
 """
 
@@ -14,16 +15,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.formats import QuantType, has_codes, split_codes
+from freehold.errors import BadModelFile, UnsupportedModel
+from freehold.formats import QuantType, dequantize, has_codes, split_codes
 from freehold.machine import show_bytes
 from freehold.models.binding.bind import Source
-from freehold.models.binding.stored import Stored
-from freehold.models.packing.rounding import round_rows
+from freehold.models.binding.binder import FLOATS
+from freehold.models.binding.stored import Stored, Taken
 from freehold.platforms import forget_cached
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
@@ -177,3 +180,65 @@ def read_rate(paths: Sequence[Path], seconds: float = _SECONDS) -> float:
         finally:
             os.close(fd)
     return read / max(spent, 1e-9)
+
+
+# --- which weight type each float matrix is rounded to when it is packed ----------------------------
+# `freehold pull org/repo --quant q6`.
+# What is quantised in the file stays as it is, and so does what is computed in floats (routers). A matrix
+# whose rows do not divide into blocks of 256 takes Q8_0, whose blocks are of 32.
+
+Rounding: TypeAlias = Literal["q8", "q6", "q4"]
+ROUNDINGS: dict[Rounding, str] = {"q8": "Q8_0", "q6": "Q6_K", "q4": "Q4_K"}
+# Under q4 these take six bits, as in llama.cpp's Q4_K_M: errors of values and of an MLP's output go into the residual
+# stream at full size, and the head's move every logit.
+FINER = frozenset({"v", "down", "shared_down", "head", "embed"})
+FINER_TYPE = "Q6_K"
+WIDE_BLOCK, NARROW_BLOCK = 256, 32
+BITS = {"Q8_0": 8.5, "Q6_K": 6.5625, "Q4_K": 4.5}
+_SLAB = 1 << 24  # values decoded at once
+_GREATEST = 4_000_000  # Q4_K's minima are at most 63 float16s: beyond 63 * 65,504 a block becomes infinite
+
+
+def rounded_types(source: Source, rounding: Rounding) -> dict[str, str]:
+    """Return the type of each matrix that is rounded, by tensor name. Raises UnsupportedModel where there is none."""
+    if source.family.encoder:
+        raise UnsupportedModel(
+            f"{source.name} is an embedding model, which keeps its float weights", "leave out --quant"
+        )
+    rounded: dict[str, str] = {}
+    for key, (spec, tensor) in source.matrices_by_key():
+        if spec.floats or tensor.type not in FLOATS:
+            continue
+        type = FINER_TYPE if rounding == "q4" and key in FINER else ROUNDINGS[rounding]
+        type = type if tensor.shape[-1] % WIDE_BLOCK == 0 else ROUNDINGS["q8"]
+        if tensor.shape[-1] % NARROW_BLOCK == 0:
+            rounded[tensor.name] = max(type, rounded.get(tensor.name, type), key=BITS.__getitem__)
+    if not rounded:
+        raise UnsupportedModel(
+            f"{source.name} holds no float matrices; its weights are quantised", "leave out --quant"
+        )
+    return rounded
+
+
+def round_rows(tensor: Stored, type: str, threads: native.Threads) -> NDArray[np.uint8]:
+    """Return a matrix's rows as bytes of `type`, uint8 [N, row bytes]. Raises BadModelFile for what does not fit it."""
+    parts = []
+    for values in _slabs(tensor):
+        if not (np.abs(values) <= _GREATEST).all():  # False for NaN
+            raise BadModelFile(
+                f"tensor {tensor.name} holds NaN, infinity or a value beyond {_GREATEST:,}",
+                "it is damaged; fetch the model again",
+            )
+        parts.append(native.quantize_rows(values, type, threads))
+    return np.concatenate(parts)
+
+
+def _slabs(tensor: Stored) -> Iterator[NDArray[np.float32]]:
+    """Yield a matrix's values, some rows at a time, so that a large one takes little memory."""
+    k = tensor.shape[-1]
+    if isinstance(tensor, Taken):
+        yield tensor.numpy().reshape(-1, k)
+        return
+    rows, step = tensor.rows, max(_SLAB // k, 1)
+    for first in range(0, len(rows), step):
+        yield dequantize(rows[first : first + step], tensor.type, k)

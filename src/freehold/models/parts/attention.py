@@ -18,8 +18,7 @@ import numpy as np
 from freehold.layers import LayerSpec
 from freehold.models.config.rope import RopeSpec
 from freehold.models.config.sizes import Sizes
-from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
-from freehold.models.ops import Buffer, Ops
+from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
 from freehold.models.parts.norms import RMS, NormForm, Read
 
 QkNorm = Literal[
@@ -100,23 +99,20 @@ class Attention(LayerPart):
         own = self.norm.tensors("attn_norm", "attn_norm", "input_layernorm", self.hidden)
         if self.sinks:
             own["sinks"] = vector("attn_sinks.weight", "self_attn.sinks", self.heads)
-        return own | self._projections() | self._biases() | self._qk_norms() | self._post_norm()
+        specs = own | self._projections() | self._biases() | self._qk_norms()
+        if self.post_norm:
+            names = "post_attention_norm.weight", f"{self.post_norm}.weight"
+            specs["attn_post_norm"] = vector(*names, self.hidden, hf_offset=self.norm.offset)
+        return specs
 
     def _projections(self) -> dict[str, TensorSpec]:
         q, kv, hidden = self.q_width, self.kv_width, self.hidden
         turns = {"head": self.head_dim} if self.gguf_pairs else {}
         o = matrix("attn_output.weight", "self_attn.o_proj.weight", hidden, q)
         if self.fused:
-            first = {"q": 0, "k": q, "v": q + kv}
-            return {
-                key: matrix(
-                    self._part("attn_qkv.weight", at, n),
-                    self._part("self_attn.qkv_proj.weight", at, n),
-                    n,
-                    hidden,
-                )
-                for (key, at), n in zip(first.items(), (q, kv, kv), strict=True)
-            } | {"o": o}
+            parts = {"q": range(q), "k": range(q, q + kv), "v": range(q + kv, q + 2 * kv)}
+            names, whole = ("attn_qkv.weight", "self_attn.qkv_proj.weight"), (q + 2 * kv, hidden)
+            return {key: TensorSpec.of_rows(*names, whole, rows) for key, rows in parts.items()} | {"o": o}
         queries = {"q": matrix("attn_q.weight", "self_attn.q_proj.weight", q, hidden, **turns)}
         return (self._gated() if self.gated else queries) | {
             "k": matrix("attn_k.weight", "self_attn.k_proj.weight", kv, hidden, **turns),
@@ -125,15 +121,12 @@ class Attention(LayerPart):
         }
 
     def _gated(self) -> dict[str, TensorSpec]:
-        whole, pairs = (2 * self.q_width, self.hidden), np.arange(2 * self.q_width).reshape(self.heads, 2, -1)
-        specs = {}
-        for key, rows in (("q", pairs[:, 0].ravel()), ("q_gate", pairs[:, 1].ravel())):
-            gguf, hf = (Cut(name, whole, rows=rows) for name in ("attn_q.weight", "self_attn.q_proj.weight"))
-            specs[key] = matrix(gguf, hf, self.q_width, self.hidden)
-        return specs
-
-    def _part(self, name: str, first: int, rows: int) -> Cut:
-        return Cut(name, (self.q_width + 2 * self.kv_width, self.hidden), rows=range(first, first + rows))
+        names, whole = ("attn_q.weight", "self_attn.q_proj.weight"), (2 * self.q_width, self.hidden)
+        pairs = np.arange(2 * self.q_width).reshape(self.heads, 2, -1)
+        return {
+            key: TensorSpec.of_rows(*names, whole, pairs[:, i].ravel())
+            for i, key in enumerate(("q", "q_gate"))
+        }
 
     def _biases(self) -> dict[str, TensorSpec]:
         specs, maybe = {}, self.bias == "any"
@@ -160,12 +153,6 @@ class Attention(LayerPart):
                 width = width if self.qk_norm == "width" else self.head_dim
                 specs[f"{key}_norm"] = vector(gguf, hf, width, hf_offset=self.norm.offset, **maybe)
         return specs
-
-    def _post_norm(self) -> dict[str, TensorSpec]:
-        if not self.post_norm:
-            return {}
-        names = "post_attention_norm.weight", f"{self.post_norm}.weight"
-        return {"attn_post_norm": vector(*names, self.hidden, hf_offset=self.norm.offset)}
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, projections, rope and cache write, attention, output and residual."""

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats.fields import MAX_HEADS, MAX_WIDTH, Fields
+from freehold.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.layers import LayerSpec
-from freehold.models.config.sizes import check_width
-from freehold.models.family import Cut, LayerPart, TensorSpec, Turns, Values, matrix, vector
-from freehold.models.ops import Buffer, Ops
+from freehold.models.config.sizes import Sizes, check_width, gguf_sizes, gguf_ssm_heads, hf_decoder
+from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Turns, Values, matrix, vector
 from freehold.models.parts.norms import RMS, NormForm
 
 F32 = NDArray[np.float32]
@@ -93,17 +92,12 @@ class DeltaSizes:
 
 def gguf_delta(meta: Fields) -> DeltaSizes:
     """Read the keys under `ssm.`, whose names are a Mamba's."""
-    heads = meta.integer("ssm.time_step_rank", 1, MAX_HEADS)
-    inner = meta.integer("ssm.inner_size", 1, MAX_WIDTH)
-    if inner % heads:
-        raise BadModelFile(
-            f"{meta.name('ssm.inner_size')} is {inner}, which {heads} heads (ssm.time_step_rank) do not divide"
-        )
+    heads, width = gguf_ssm_heads(meta)
     return DeltaSizes(
         key_heads=meta.integer("ssm.group_count", 1, MAX_HEADS),
         value_heads=heads,
         key_dim=meta.integer("ssm.state_size", 1, MAX_WIDTH),
-        value_dim=inner // heads,
+        value_dim=width,
         kernel=meta.integer("ssm.conv_kernel", 2, MAX_KERNEL),
     )
 
@@ -151,11 +145,14 @@ class DeltaNet(LayerPart):
         s, hidden = self.sizes, self.hidden
         own = self.norm.tensors("attn_norm", "attn_norm", self.norm_name, hidden)
         single = self.stored == "single"
+        convolution: str | tuple[str, ...] = "linear_attn.conv1d.weight"
+        if single:
+            convolution = tuple(f"linear_attn.{key}_conv1d.weight" for key in "qkv")
         log = Cut("linear_attn.A_log", (s.value_heads,), take=lambda log: -np.exp(log))
         projections = {"apart": self._apart, "grouped": self._grouped, "single": self._single}
         return own | {
             **projections[self.stored](),
-            "conv": self._convolution(),
+            "conv": TensorSpec.of_convolution("ssm_conv1d.weight", convolution, s.mixed, s.kernel),
             "a": vector("ssm_a", log, s.value_heads),
             "dt": vector("ssm_dt.bias", "linear_attn.dt_bias", s.value_heads),
             "head_norm": vector(
@@ -204,12 +201,9 @@ class DeltaNet(LayerPart):
                 Cut(name, whole, rows=rows) for name in ("ssm_in.weight", "linear_attn.in_proj_qkvz.weight")
             )
             specs[key] = matrix((names[key], early), hf, len(rows), self.hidden)
+        both = "ssm_ba.weight", "linear_attn.in_proj_ba.weight"
         for key, rows in {"alpha": alpha, "beta": beta}.items():
-            whole = (2 * s.value_heads, self.hidden)
-            gguf, hf = (
-                Cut(name, whole, rows=rows) for name in ("ssm_ba.weight", "linear_attn.in_proj_ba.weight")
-            )
-            specs[key] = matrix(gguf, hf, s.value_heads, self.hidden)
+            specs[key] = TensorSpec.of_rows(*both, (2 * s.value_heads, self.hidden), rows)
         return specs
 
     def _single(self) -> dict[str, TensorSpec]:
@@ -222,17 +216,6 @@ class DeltaNet(LayerPart):
             for key, count in rows.items()
         }
 
-    def _convolution(self) -> TensorSpec:
-        channels, kernel = self.sizes.mixed, self.sizes.kernel
-        name: str | tuple[str, ...] = "linear_attn.conv1d.weight"
-        if self.stored == "single":
-            name = tuple(f"linear_attn.{key}_conv1d.weight" for key in "qkv")
-        return vector(
-            Cut("ssm_conv1d.weight", (channels, kernel), take=np.ravel),
-            Cut(name, (channels, 1, kernel), take=np.ravel),
-            channels * kernel,
-        )
-
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, projections, convolution, recurrence, gated norm, output and residual."""
         s = self.sizes
@@ -241,9 +224,12 @@ class DeltaNet(LayerPart):
         *qkv, z, alpha, beta = ops.linear(
             rows, (*mixed, w["z"], w["alpha"], w["beta"]), (None,) * (len(mixed) + 3), norm, self.eps
         )
+        # The convolution's weights are divided as the projections are.
+        ends = np.array([s.keys, 2 * s.keys]) if self.stored == "single" else np.array([], int)
+        weights = np.split(w["conv"], ends * s.kernel)
         y = ops.gated_delta(
             layer,
-            convolved(ops, layer, qkv, self._weights(w["conv"]), s.kernel),
+            convolved(ops, layer, qkv, weights, s.kernel),
             alpha,
             beta,
             w["a"],
@@ -256,12 +242,6 @@ class DeltaNet(LayerPart):
         ops.norm_gate(y, z, w["head_norm"], self.head_eps or self.eps, act="silu")
         ops.linear_add(y, w["out"], x)
 
-    def _weights(self, conv: F32) -> list[F32]:
-        """Divide the convolution's weights as the projections are."""
-        s = self.sizes
-        ends = np.array([s.keys, 2 * s.keys]) if self.stored == "single" else np.array([], int)
-        return np.split(conv, ends * s.kernel)
-
 
 def convolved(
     ops: Ops, layer: int, qkv: Sequence[Buffer], weights: Sequence[F32], kernel: int
@@ -272,3 +252,75 @@ def convolved(
         out.append(ops.short_conv(layer, x, weight, None, act="silu", at=at))
         at += len(weight) // kernel * (kernel - 1)
     return out
+
+
+# --- sizes of a decoder that mixes by DeltaNet in most layers, by attention in the others -----------
+
+INTERVAL = 4  # of layers, one attends
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HybridSizes(Sizes):
+    """A decoder's sizes, and its recurrent layers'."""
+
+    delta: DeltaSizes
+    recurrent: tuple[bool, ...]  # for each layer, whether it is a DeltaNet
+    tiled: bool = False  # the file's order of value heads: see DeltaNet
+
+
+def gguf_hybrid(meta: Fields, vocab: int) -> dict[str, Any]:
+    """Read a GGUF's keys as arguments for HybridSizes."""
+    sizes = gguf_sizes(meta, vocab, adjacent=False)
+    sections = meta.get("rope.dimension_sections")
+    if sections is not None:
+        check_sections(meta, "rope.dimension_sections", sections, sizes["rope"].width)
+    return sizes | {"delta": gguf_delta(meta), "recurrent": _gguf_layers(meta, len(sizes["heads"]))}
+
+
+def _gguf_layers(meta: Fields, layers: int) -> tuple[bool, ...]:
+    """Say which layers are recurrent; a file lists its drafts' layers too, which attend."""
+    listed = meta.get("attention.recurrent_layers")
+    if listed is None:
+        interval = meta.integer("full_attention_interval", 1, MAX_LAYERS, INTERVAL)
+        return tuple((i + 1) % interval != 0 for i in range(layers))
+    values = listed.tolist() if isinstance(listed, np.ndarray) else listed
+    flags = values if isinstance(values, list) else []
+    if len(flags) < layers or any(flag not in (0, 1) for flag in flags):
+        name = meta.name("attention.recurrent_layers")
+        raise BadModelFile(f"{name} is {str(values)[:60]}; expected true or false for each layer")
+    return tuple(bool(flag) for flag in flags[:layers])
+
+
+def hf_hybrid(config: Fields, linear: dict[str, int] | None = None, **assumed: Any) -> dict[str, Any]:
+    """Read a config.json as arguments for HybridSizes; the keywords are what the family's class assumes."""
+    config.refuse("attention_bias", "a bias on attention")
+    config.require("hidden_act", ("silu",), "silu")
+    sizes = hf_decoder(config, **assumed)
+    rope = config.section("rope_parameters") or config.section("rope_scaling")
+    sections = rope.get("mrope_section") if rope else None
+    if rope and sections is not None:
+        check_sections(rope, "mrope_section", sections, sizes["rope"].width)
+    layers = len(sizes["heads"])
+    recurrent = recurrent_types(config, layers)
+    if recurrent is None:
+        interval = config.integer("full_attention_interval", 1, MAX_LAYERS, INTERVAL)
+        recurrent = tuple((i + 1) % interval != 0 for i in range(layers))
+    return sizes | {"delta": hf_delta(config, **linear or {}), "recurrent": recurrent}
+
+
+def recurrent_types(config: Fields, layers: int) -> tuple[bool, ...] | None:
+    """Say which layers are recurrent by a config.json's `layer_types`, None where it has none."""
+    kinds = config.texts("layer_types", layers)
+    for kind in kinds or ():
+        if kind not in ("linear_attention", "full_attention"):
+            raise UnsupportedModel(f"layer_types names {kind!r}; supported: linear_attention, full_attention")
+    return None if kinds is None else tuple(kind == "linear_attention" for kind in kinds)
+
+
+def check_sections(fields: Fields, key: str, sections: object, width: int) -> None:
+    """Raise unless the sections of time, height and width cover what turns; for text all are the position."""
+    counts = sections.tolist() if isinstance(sections, np.ndarray) else sections
+    if not isinstance(counts, list) or any(type(n) is not int for n in counts):
+        raise BadModelFile(f"{fields.name(key)} is {str(sections)[:60]}; expected a list of numbers of pairs")
+    if 2 * sum(counts) != width:
+        raise BadModelFile(f"{fields.name(key)} is {str(counts)[:60]}; expected {width // 2} pairs together")

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from freehold.models.config.sizes import Sizes
-from freehold.models.family import Ends, TensorSpec, Values, matrix, vector
-from freehold.models.ops import Buffer, Ops
+from freehold.models.family import Buffer, Ends, Ops, TensorSpec, Values, matrix, vector
 from freehold.models.parts.norms import RMS, NormForm
 
 

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from freehold.layers import LayerSpec
 from freehold.models.config.latents import LatentSizes
 from freehold.models.config.rope import RopeSpec
-from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
-from freehold.models.ops import Buffer, Ops
+from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
 
 INNER_EPS = 1e-6  # of the norms inside, in all of these models, whatever the config says of the others
 
@@ -106,20 +105,16 @@ class LatentAttention(LayerPart):
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose projections, absorption, cache write, attention over latents, values and output."""
-        q, kv = self._project(ops, x, w)
+        first = w["q_a"] if self.query else w["q"]
+        q, kv = ops.linear(x, (first, w["kv_a"]), (None, None), w["attn_norm"], self.eps)
+        if self.query:
+            (q,) = ops.linear(q, (w["q"],), (None,), w["q_norm"], INNER_EPS)
         if self.temper:
             ops.temper(q, *self.temper)
         absorbed = ops.linear_heads(q, w["k_b"], self.heads, self.turned)
         ops.latent_store(layer, q, absorbed, kv, w["kv_norm"], INNER_EPS, w.get("rope"))
         sums = ops.latent_attention(layer, absorbed, self.latent, self.scale)
         ops.linear_add(ops.linear_heads(sums, w["v_b"], self.heads), w["o"], x)
-
-    def _project(self, ops: Ops, x: Buffer, w: Values) -> tuple[Buffer, Buffer]:
-        first = w["q_a"] if self.query else w["q"]
-        q, kv = ops.linear(x, (first, w["kv_a"]), (None, None), w["attn_norm"], self.eps)
-        if self.query:
-            (q,) = ops.linear(q, (w["q"],), (None,), w["q_norm"], INNER_EPS)
-        return q, kv
 
 
 def _hf(name: str) -> str:

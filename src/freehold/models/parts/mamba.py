@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_HEADS, MAX_WIDTH, Fields
 from freehold.layers import LayerSpec
-from freehold.models.config.sizes import check_width
-from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
-from freehold.models.ops import Buffer, Ops
+from freehold.models.config.sizes import check_width, gguf_ssm_heads
+from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
 from freehold.models.parts.norms import Read
 
 F32 = NDArray[np.float32]
@@ -75,15 +74,10 @@ class MambaKeys(NamedTuple):
 
 def gguf_mamba(meta: Fields) -> MambaSizes:
     """Read the keys under `ssm.`; `time_step_rank` holds the number of heads."""
-    heads = meta.integer("ssm.time_step_rank", 1, MAX_HEADS)
-    inner = meta.integer("ssm.inner_size", 1, MAX_WIDTH)
-    if inner % heads:
-        raise BadModelFile(
-            f"{meta.name('ssm.inner_size')} is {inner}, which {heads} heads (ssm.time_step_rank) do not divide"
-        )
+    heads, width = gguf_ssm_heads(meta)
     return MambaSizes(
         heads=heads,
-        head_dim=inner // heads,
+        head_dim=width,
         states=meta.integer("ssm.state_size", 1, MAX_STATES),
         groups=meta.integer("ssm.group_count", 1, MAX_HEADS),
         kernel=meta.integer("ssm.conv_kernel", 2, MAX_KERNEL),
@@ -165,11 +159,8 @@ class Mamba2(LayerPart):
     def _rows(self, first: int, rows: int) -> TensorSpec:
         """Declare rows of the one input projection."""
         whole = (self.sizes.inner + self.sizes.mixed + self.sizes.heads, self.hidden)
-        gguf, hf = (
-            Cut(name, whole, rows=range(first, first + rows))
-            for name in ("ssm_in.weight", "mamba.in_proj.weight")
-        )
-        return matrix(gguf, hf, rows, self.hidden, adaptable=False)
+        part = range(first, first + rows)
+        return TensorSpec.of_rows("ssm_in.weight", "mamba.in_proj.weight", whole, part, adaptable=False)
 
     def _head(self, name: str) -> Cut:
         """Give a GGUF's value of each head, a column there."""
@@ -177,11 +168,9 @@ class Mamba2(LayerPart):
 
     def _convolution(self) -> dict[str, TensorSpec]:
         channels, kernel = self.sizes.mixed, self.sizes.kernel
-        names = (
-            Cut("ssm_conv1d.weight", (channels, kernel), take=np.ravel),
-            Cut("mamba.conv1d.weight", (channels, 1, kernel), take=np.ravel),
-        )
-        specs = {"conv": vector(*names, channels * kernel)}
+        specs = {
+            "conv": TensorSpec.of_convolution("ssm_conv1d.weight", "mamba.conv1d.weight", channels, kernel)
+        }
         if self.conv_bias:
             specs["conv_bias"] = vector("ssm_conv1d.bias", "mamba.conv1d.bias", channels)
         return specs

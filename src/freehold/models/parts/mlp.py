@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from freehold.models.config.sizes import Sizes
-from freehold.models.family import Cut, LayerPart, TensorSpec, Values, matrix, vector
-from freehold.models.ops import Buffer, Ops
+from freehold.models.family import Buffer, LayerPart, Ops, TensorSpec, Values, matrix, vector
 from freehold.models.parts.norms import RMS, NormForm, Read
 
 
@@ -59,9 +58,7 @@ class GatedMlp(LayerPart):
         if not self.fused:
             return matrix(gguf, hf, wide, hidden)
         rows = range(first, first + wide)
-        names = "ffn_up.weight", f"{self.hf}.gate_up_proj.weight"
-        stored = tuple(Cut(name, (2 * wide, hidden), rows=rows) for name in names)
-        return matrix(stored[0], stored[1], wide, hidden)
+        return TensorSpec.of_rows("ffn_up.weight", f"{self.hf}.gate_up_proj.weight", (2 * wide, hidden), rows)
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, gate, up, down and residual."""

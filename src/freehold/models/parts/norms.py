@@ -13,12 +13,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.models.family import TensorSpec, Values, vector
-from freehold.models.ops import Buffer, Ops
+from freehold.models.family import Buffer, Ops, TensorSpec, Values, vector
 
-Read: TypeAlias = tuple[
-    Buffer, NDArray[np.float32] | None
-]  # rows, and the RMS weight that products of them apply first
+# Rows, and the RMS weight that products of them apply first.
+Read: TypeAlias = tuple[Buffer, NDArray[np.float32] | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

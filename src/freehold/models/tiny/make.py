@@ -2,7 +2,7 @@
 
 Knows how declared weights become stored tensors; knows no family's names or shapes. A configuration is data
 (configs/NAME.json, see TinyConfig). The GGUF is made from the safetensors, read as any model is: both hold one model.
-Path: cli/make_tiny.py -> write_safetensors, write_gguf -> declared tensors -> draw, containers
+Path: cli/make_tiny.py -> write_safetensors, write_gguf -> declared tensors -> safetensors_bytes, gguf_bytes
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from freehold.config import nearest
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats import QuantType, open_model_file
+from freehold.formats.gguf import DEFAULT_ALIGNMENT
+from freehold.formats.gguf_writer import TensorPlan, gguf_header
 from freehold.models.binding.bind import Source, family_of, gguf_family, read_source
 from freehold.models.family import Cut, Family, TensorSpec, renamed
-from freehold.models.tiny import containers
 
 F32 = NDArray[np.float32]
-Encode = Callable[
-    [str, F32], tuple[QuantType, bytes]
-]  # a GGUF tensor's name and values to its type and bytes
+# From a GGUF tensor's name and values to its type and bytes.
+Encode = Callable[[str, F32], tuple[QuantType, bytes]]
 _CONFIGS = files("freehold.models.tiny") / "configs"
 
 
@@ -44,16 +44,10 @@ class TinyConfig:
     gguf: dict[str, Any] = field(default_factory=dict)  # a GGUF's keys; empty: none can express it
     tensors: dict[str, list[float]] = field(default_factory=dict)  # what a GGUF holds beside weights
     optional: tuple[str, ...] = ()  # declared keys that it has although they may be missing
-    turns: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # keys whose heads a GGUF reorders: see _in_turns
-    names: dict[str, int] = field(
-        default_factory=dict
-    )  # which of a key's names its safetensors have; 0 if not stated
+    turns: dict[str, list[int]] = field(default_factory=dict)  # keys whose heads a GGUF reorders: _in_turns
+    names: dict[str, int] = field(default_factory=dict)  # which of a key's names safetensors have; else 0
     shapes: dict[str, list[int]] = field(default_factory=dict)  # of stored vectors with more dimensions
-    beside: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # shapes of stored tensors that no part declares
+    beside: dict[str, list[int]] = field(default_factory=dict)  # shapes of tensors that no part declares
 
     @property
     def architecture(self) -> str:
@@ -95,7 +89,7 @@ def write_safetensors(tiny: TinyConfig, folder: Path, *, dtype: str = "F32") -> 
     _write_json(folder / "generation_config.json", generation_config())
     _write_json(folder / "tokenizer.json", tokenizer_json())
     _write_json(folder / "tokenizer_config.json", tokenizer_config())
-    (folder / "model.safetensors").write_bytes(containers.safetensors_bytes(hf_tensors(tiny), dtype))
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(hf_tensors(tiny), dtype))
     return folder
 
 
@@ -161,7 +155,7 @@ def write_gguf(
         tensors[name] = kind, value.shape, raw
     about = {"general.name": f"tiny random {tiny.name}", "general.file_type": 0}
     written = tiny.gguf | about | gguf_keys() | dict(keys or {})
-    path.write_bytes(containers.gguf_bytes(written, tensors))
+    path.write_bytes(gguf_bytes(written, tensors))
     return path
 
 
@@ -237,7 +231,7 @@ def in_gguf_order(values: F32, head: int) -> F32:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
 
 
-# --- draws the weights of tiny models: the same bits on every machine, by seed, tensor name and shape
+# --- weights: the same bits on every machine, by seed, tensor name and shape ------------------------
 # A matrix element is an integer in [-127, 127] times a power of two, and the largest of each 32 along a row
 # is exactly 127, so the same values survive F32, F16, BF16 and Q8_0 without rounding; other elements have
 # eight bits. Only PCG64's raw words are drawn, whose stream NumPy guarantees across versions; the rest is
@@ -397,3 +391,32 @@ def gguf_keys() -> dict[str, Any]:
         "tokenizer.ggml.add_bos_token": False,
         "tokenizer.chat_template": CHAT_TEMPLATE,
     }
+
+
+# --- the containers: names, shapes and bytes, joined in memory --------------------------------------
+
+
+def safetensors_bytes(tensors: Mapping[str, NDArray[np.float32]], dtype: str = "F32") -> bytes:
+    """Join float tensors into a safetensors file of type F32, F16 or BF16 (cut off, so exact on BF16's grid)."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = bytearray()
+    for name, value in tensors.items():
+        if dtype == "BF16":
+            raw = (value.astype("<f4").view("<u4") >> np.uint32(16)).astype("<u2").tobytes()
+        else:
+            raw = value.astype({"F32": "<f4", "F16": "<f2"}[dtype]).tobytes()
+        offsets = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": offsets}
+        data += raw
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + bytes(data)
+
+
+def gguf_bytes(
+    keys: Mapping[str, Any], tensors: Mapping[str, tuple[QuantType, tuple[int, ...], bytes]]
+) -> bytes:
+    """Join keys and tensors, each its type, shape (rows first) and bytes, into a GGUF of version 3."""
+    plans = [TensorPlan(name, kind, shape) for name, (kind, shape, _) in tensors.items()]
+    padded = (raw + bytes(-len(raw) % DEFAULT_ALIGNMENT) for _, _, raw in tensors.values())
+    return gguf_header(keys, plans) + b"".join(padded)

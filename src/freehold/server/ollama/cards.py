@@ -23,14 +23,13 @@ import numpy as np
 from freehold import private
 from freehold.errors import FreeholdError
 from freehold.formats import GGUFFile, ModelFile, open_model_file
-from freehold.formats.filetype import quantization_of
+from freehold.formats.detect import quantization_of
 from freehold.store import Listed
 from freehold.store.manifest import write_json
 from freehold.store.sampling import sampling_defaults
 from freehold.tokenizer.directory import read_json
 from freehold.tokenizer.fill import SPELLINGS
-from freehold.tokenizer.template import ChatTemplate
-from freehold.tokenizer.template_files import templates_from_dir, templates_from_gguf
+from freehold.tokenizer.template import ChatTemplate, templates_from_dir, templates_from_gguf
 from freehold.version import __version__
 
 MAX_CARDS = 512

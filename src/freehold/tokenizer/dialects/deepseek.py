@@ -14,12 +14,12 @@ from freehold.tokenizer.dialects.contract import (
     Dialect,
     Offer,
     Opening,
-    arguments_text,
+    call_here,
     is_name,
     listed,
 )
 from freehold.tokenizer.dialects.grammar import CallForm
-from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
+from freehold.tokenizer.dialects.source import Reading, TextSource
 from freehold.types import Tool
 
 OPEN, CLOSE = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
@@ -54,15 +54,13 @@ def _call(source: TextSource) -> Reading[Call | None]:
         if not (yield from source.literal(_FENCE)):
             return None
         yield from source.space()
-    raw = yield from source.json("{")
-    arguments = loaded(raw)
-    name = name.strip()
-    if arguments is None or not is_name(name):
+    call = yield from call_here(source, name.strip())
+    if call is None or not is_name(call.name):
         return None
     if fenced:
         yield from source.optional(_FENCE_END)
     yield from source.optional(CALL_END)
-    return Call(name, arguments_text(arguments, raw))
+    return call
 
 
 def _preamble(kind: str, fence: str, fence_end: str):

@@ -5,10 +5,8 @@ Path: ChatTemplate.dialect -> dialect_of
 
 from __future__ import annotations
 
-from freehold.tokenizer.dialects import deepseek, gemma, harmony, kimi, listed, marked, mistral, pythonic, xml
+from freehold.tokenizer.dialects import deepseek, gemma, harmony, json_calls, kimi, marked, pythonic
 from freehold.tokenizer.dialects.contract import Dialect
-from freehold.tokenizer.dialects.hermes import HERMES, OPEN
-from freehold.tokenizer.dialects.llama import FUNCTION, FUNCTIONARY, LLAMA, LLAMA4, START, TAG
 
 # In this order; all texts of a row must occur. A later row's marks may occur in an earlier row's templates.
 _MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
@@ -17,16 +15,16 @@ _MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
     (marked.DSML_V4, ("｜DSML｜", "tool_calls>")),
     (deepseek.DEEPSEEK_V3, (deepseek.CALL, "```json")),
     (deepseek.DEEPSEEK_V31, (deepseek.CALL,)),
-    (mistral.MISTRAL, (mistral.OPEN, mistral.ARGS)),
-    (mistral.MISTRAL_V3, (mistral.OPEN,)),
-    (listed.NEMOTRON, ("<TOOLCALL>",)),
+    (json_calls.MISTRAL, (json_calls.MISTRAL_OPEN, json_calls.ARGS)),
+    (json_calls.MISTRAL_V3, (json_calls.MISTRAL_OPEN,)),
+    (json_calls.NEMOTRON, ("<TOOLCALL>",)),
     (pythonic.LFM2, (pythonic.OPEN,)),
     (pythonic.LFM2, ("List of tools: ",)),  # these write no calls into history
     (kimi.KIMI, (kimi.OPEN, kimi.ARGUMENTS)),
-    (listed.COHERE, ("<|START_ACTION|>", "tool_name")),
-    (listed.GRANITE, ("<|tool_call|>", "available_tools")),
-    (listed.PHI4, ("<|/tool|>",)),
-    (listed.TOOL_CALLS, ("<tool_calls>[",)),
+    (json_calls.COHERE, ("<|START_ACTION|>", "tool_name")),
+    (json_calls.GRANITE, ("<|tool_call|>", "available_tools")),
+    (json_calls.PHI4, ("<|/tool|>",)),
+    (json_calls.TOOL_CALLS, ("<tool_calls>[",)),
     (gemma.GEMMA4, (gemma.OPEN,)),
     (marked.MINIMAX, ("<minimax:tool_call>", "<invoke name=")),
     (marked.SEED, ("<seed:tool_call>", "<function=")),
@@ -34,12 +32,12 @@ _MARKS: tuple[tuple[Dialect, tuple[str, ...]], ...] = (
     (marked.HUNYUAN, ("<tool_sep", "<arg_key")),
     (marked.GLM_TIGHT, ("<tool_call>", "</arg_key><arg_value>")),
     (marked.GLM, ("<tool_call>", "<arg_key>")),
-    (xml.XML, (xml.OPEN, xml.FUNCTION)),
-    (HERMES, (OPEN, "arguments")),
-    (LLAMA4, (START, "parameters")),
-    (FUNCTIONARY, (FUNCTION,)),
-    (LLAMA, (TAG,)),
-    (LLAMA, ("ipython", "parameters")),
+    (marked.XML, (marked.OPEN, marked.FUNCTION)),
+    (json_calls.HERMES, (json_calls.OPEN, "arguments")),
+    (json_calls.LLAMA4, (json_calls.START, "parameters")),
+    (json_calls.FUNCTIONARY, (json_calls.FUNCTION,)),
+    (json_calls.LLAMA, (json_calls.TAG,)),
+    (json_calls.LLAMA, ("ipython", "parameters")),
     (gemma.GEMMA3, ("<start_of_turn>",)),
 )
 

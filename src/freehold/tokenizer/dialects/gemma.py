@@ -20,14 +20,12 @@ from freehold.tokenizer.dialects.contract import (
     listed,
 )
 from freehold.tokenizer.dialects.grammar import CallForm
-from freehold.tokenizer.dialects.hermes import BARE, read_bare
-from freehold.tokenizer.dialects.llama import FORM as LLAMA_FORM
+from freehold.tokenizer.dialects.json_calls import BARE, LLAMA_FORM, read_bare
 from freehold.tokenizer.dialects.notation import QUOTE, arguments
-from freehold.tokenizer.dialects.source import MAX_DEPTH, Reading, TextSource, loaded
+from freehold.tokenizer.dialects.source import BROKEN, MAX_DEPTH, Reading, TextSource, items, loaded
 from freehold.types import Tool
 
 OPEN, CLOSE = "<|tool_call>", "<tool_call|>"
-_BROKEN = object()
 _SCALAR = re.compile(r"[-+.\w]*")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _WORDS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
@@ -49,56 +47,35 @@ def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
 
 
 def _value(source: TextSource, depth: int) -> Reading[Any]:
-    """Read a value; _BROKEN if it is none."""
+    """Read a value; BROKEN if it is none."""
     yield from source.space()
     if depth > MAX_DEPTH:
-        return _BROKEN
+        return BROKEN
     if (yield from source.literal(QUOTE)):
         text, mark = yield from source.until(QUOTE)
-        return text if mark else _BROKEN
+        return text if mark else BROKEN
     char = yield from source.char()
     if char == "{":
-        return (yield from _object(source, depth))
+        pairs = yield from items(source, "}", lambda: _pair(source, depth))
+        return BROKEN if pairs is BROKEN else dict(pairs)
     if char == "[":
-        return (yield from _list(source, depth))
+        return (yield from items(source, "]", lambda: _value(source, depth + 1)))
     word = yield from source.word(_SCALAR)
     if word in _WORDS:
         return _WORDS[word]
-    return loaded(word) if _NUMBER.fullmatch(word) and len(word) < 400 else _BROKEN
+    return loaded(word) if _NUMBER.fullmatch(word) and len(word) < 400 else BROKEN
 
 
-def _object(source: TextSource, depth: int) -> Reading[Any]:
-    source.at += 1
-    out: dict[str, Any] = {}
-    yield from source.space()
-    while not (yield from source.literal("}")):
-        if (yield from source.literal(QUOTE)):
-            key, mark = yield from source.until(QUOTE)
-            mark = mark and (yield from source.literal(":"))
-        else:
-            key, mark = yield from source.until(":", "}", "\n")
-            key = key.strip()
-        value = (yield from _value(source, depth + 1)) if mark in (":", QUOTE) else _BROKEN
-        yield from source.space()
-        if value is _BROKEN or not ((yield from source.literal(",")) or (yield from source.char()) == "}"):
-            return _BROKEN
-        out[key] = value
-        yield from source.space()
-    return out
-
-
-def _list(source: TextSource, depth: int) -> Reading[Any]:
-    source.at += 1
-    out: list[Any] = []
-    yield from source.space()
-    while not (yield from source.literal("]")):
-        value = yield from _value(source, depth + 1)
-        yield from source.space()
-        if value is _BROKEN or not ((yield from source.literal(",")) or (yield from source.char()) == "]"):
-            return _BROKEN
-        out.append(value)
-        yield from source.space()
-    return out
+def _pair(source: TextSource, depth: int) -> Reading[Any]:
+    """Read a key, quoted or not, and its value."""
+    if (yield from source.literal(QUOTE)):
+        key, mark = yield from source.until(QUOTE)
+        mark = mark and (yield from source.literal(":"))
+    else:
+        key, mark = yield from source.until(":", "}", "\n")
+        key = key.strip()
+    value = (yield from _value(source, depth + 1)) if mark == ":" else BROKEN
+    return BROKEN if value is BROKEN else (key, value)
 
 
 def _preamble(tools: Sequence[Tool]) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, arguments_text, is_name
+from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, call_here, is_name
 from freehold.tokenizer.dialects.grammar import CallForm
-from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
+from freehold.tokenizer.dialects.source import Reading, TextSource
 from freehold.tokenizer.splitters import held_suffix
 
 START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
@@ -73,13 +73,12 @@ class HarmonyParser:
     def _call(self, name: str) -> Reading[None]:
         """Read a call's arguments; what is not a JSON object is text."""
         begin = self._source.at
-        raw = yield from self._source.json("{")
-        arguments = loaded(raw)
-        if arguments is None:
+        call = yield from call_here(self._source, name)
+        if call is None:
             self._source.at = begin
             yield from self._stream(str)
             return
-        self._out.append(Call(name, arguments_text(arguments, raw)))
+        self._out.append(call)
         yield from self._source.space()
         yield from self._source.literal(*_ENDS[:3])
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, arguments_text, is_name
+from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, call_here, is_name
 from freehold.tokenizer.dialects.grammar import CallForm
-from freehold.tokenizer.dialects.source import Reading, TextSource, loaded
+from freehold.tokenizer.dialects.source import Reading, TextSource
 
 OPEN, CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 CALL, ARGUMENTS, CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"
@@ -25,11 +25,10 @@ def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
         if mark != ARGUMENTS or not is_name(name):
             return None
         yield from source.space()
-        raw = yield from source.json("{")
-        arguments = loaded(raw)
-        if arguments is None:
+        call = yield from call_here(source, name)
+        if call is None:
             return None
-        calls.append(Call(name, arguments_text(arguments, raw)))
+        calls.append(call)
         yield from source.optional(CALL_END)
     if calls:
         yield from source.optional(CLOSE)

@@ -14,8 +14,17 @@ from functools import reduce
 from typing import Any
 
 from freehold.errors import UsageError
-from freehold.tokenizer.dialects.grammar import Spell, bounded, text_until, whole
-from freehold.tokenizer.dialects.schema import IMPLIED, apart, implied, is_of, target
+from freehold.tokenizer.dialects.grammar import (
+    IMPLIED,
+    Spell,
+    apart,
+    bounded,
+    implied,
+    is_of,
+    target,
+    text_until,
+    whole,
+)
 
 QUOTE = '<|"|>'
 MAX_DEPTH = 64  # as deep as values are read
@@ -52,12 +61,8 @@ class Rules:
         """Return `rule`, which is what `begin` returns, and those it needs. Raises UsageError for what none keeps."""
         try:
             return [f"{rule}: {begin()}", *self.lines]
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-            RecursionError,
-        ) as e:  # a keyword's value is not of the kind it must be
+        # A keyword's value is not of the kind it must be.
+        except (AttributeError, TypeError, ValueError, RecursionError) as e:
             raise UsageError(f"it is not a JSON schema: {e}") from e
 
     def value(self, schema: object, depth: int) -> str:
@@ -78,8 +83,7 @@ class Rules:
             return self._constants(schema)
         if not _KEPT & schema.keys():
             return self._any()
-        kinds = _kinds(schema)
-        return _either(self._of_kind(kind, schema, depth) for kind in kinds)
+        return _either(self._of_kind(kind, schema, depth) for kind in _kinds(schema))
 
     # --- choices -------------------------------------------------------------------------------------
 
@@ -133,7 +137,7 @@ class Rules:
 
     def _of_kind(self, kind: str, schema: Mapping[str, Any], depth: int) -> str:
         if kind == "object":
-            return self._object(schema, depth)
+            return f'"{{" {self._fields(schema, depth)} "}}"'
         if kind == "array":
             return self._list(schema, depth)
         if kind == "string":
@@ -146,9 +150,6 @@ class Rules:
         elif kind not in ("boolean", "null"):
             raise UsageError(f"there is no type {kind!r}")
         return self._rule(f"%json {json.dumps(scalar)}")
-
-    def _object(self, schema: Mapping[str, Any], depth: int) -> str:
-        return f'"{{" {self._fields(schema, depth)} "}}"'
 
     def _fields(self, schema: Mapping[str, Any], depth: int, *, named: bool = False) -> str:
         """Return what an object holds; `named`: as keyword arguments."""

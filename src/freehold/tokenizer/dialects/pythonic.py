@@ -14,13 +14,11 @@ from typing import Any
 
 from freehold.errors import UsageError
 from freehold.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, arguments_text, is_name
-from freehold.tokenizer.dialects.grammar import CallForm, Spell, whole
+from freehold.tokenizer.dialects.grammar import CallForm, Spell, members, whole
 from freehold.tokenizer.dialects.notation import Rules
-from freehold.tokenizer.dialects.rawvalues import members
-from freehold.tokenizer.dialects.source import MAX_DEPTH, Reading, TextSource, loaded
+from freehold.tokenizer.dialects.source import BROKEN, MAX_DEPTH, Reading, TextSource, items, loaded
 
 OPEN, CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
-BROKEN = object()
 _WORDS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
 _SCALAR = re.compile(r"[-+.\w]*")
 _NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
@@ -57,20 +55,15 @@ def read(source: TextSource, opening: str, offer: Offer) -> Reading[Calls]:
 
 def _keywords(source: TextSource) -> Reading[dict[str, Any] | None]:
     """Read a call's parentheses and the arguments in them."""
-    if not (yield from source.literal("(")):
-        return None
-    out: dict[str, Any] = {}
-    yield from source.space()
-    while not (yield from source.literal(")")):
+
+    def pair() -> Reading[Any]:
         key = yield from source.word(_KEY)
         yield from source.space()
         value = (yield from literal(source)) if key and (yield from source.literal("=")) else BROKEN
-        yield from source.space()
-        if value is BROKEN or not ((yield from source.literal(",")) or (yield from source.char()) == ")"):
-            return None
-        out[key] = value
-        yield from source.space()
-    return out
+        return BROKEN if value is BROKEN else (key, value)
+
+    pairs = (yield from items(source, ")", pair)) if (yield from source.char()) == "(" else BROKEN
+    return None if pairs is BROKEN else dict(pairs)
 
 
 def literal(source: TextSource, depth: int = 0) -> Reading[Any]:
@@ -82,9 +75,11 @@ def literal(source: TextSource, depth: int = 0) -> Reading[Any]:
     if char in "'\"":
         return (yield from _text(source, char))
     if char in "[(":
-        return (yield from _list(source, "]" if char == "[" else ")", depth))
+        close = "]" if char == "[" else ")"
+        return (yield from items(source, close, lambda: literal(source, depth + 1)))
     if char == "{":
-        return (yield from _dict(source, depth))
+        pairs = yield from items(source, "}", lambda: _pair(source, depth))
+        return BROKEN if pairs is BROKEN else dict(pairs)
     word = yield from source.word(_SCALAR)
     if word in _WORDS:
         return _WORDS[word]
@@ -105,11 +100,8 @@ def _text(source: TextSource, quote: str) -> Reading[Any]:
         if not char:
             return BROKEN
         source.at += 1
-        out.append((yield from _coded(source, char)) if char in _HEX else _ESCAPES.get(char, _plain(char)))
-
-
-def _plain(char: str) -> str:
-    return char if char in "\\'\"" else "\\" + char
+        plain = char if char in "\\'\"" else "\\" + char
+        out.append((yield from _coded(source, char)) if char in _HEX else _ESCAPES.get(char, plain))
 
 
 def _coded(source: TextSource, kind: str) -> Reading[str]:
@@ -132,35 +124,13 @@ def _paired(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _list(source: TextSource, close: str, depth: int) -> Reading[Any]:
-    source.at += 1
-    out: list[Any] = []
+def _pair(source: TextSource, depth: int) -> Reading[Any]:
+    """Read a key and a value of a dictionary."""
+    key = yield from literal(source, depth + 1)
     yield from source.space()
-    while not (yield from source.literal(close)):
-        value = yield from literal(source, depth + 1)
-        yield from source.space()
-        if value is BROKEN or not ((yield from source.literal(",")) or (yield from source.char()) == close):
-            return BROKEN
-        out.append(value)
-        yield from source.space()
-    return out
-
-
-def _dict(source: TextSource, depth: int) -> Reading[Any]:
-    source.at += 1
-    out: dict[str, Any] = {}
-    yield from source.space()
-    while not (yield from source.literal("}")):
-        key = yield from literal(source, depth + 1)
-        yield from source.space()
-        known = isinstance(key, str) and (yield from source.literal(":"))
-        value = (yield from literal(source, depth + 1)) if known else BROKEN
-        yield from source.space()
-        if value is BROKEN or not ((yield from source.literal(",")) or (yield from source.char()) == "}"):
-            return BROKEN
-        out[key] = value
-        yield from source.space()
-    return out
+    known = isinstance(key, str) and (yield from source.literal(":"))
+    value = (yield from literal(source, depth + 1)) if known else BROKEN
+    return BROKEN if value is BROKEN else (key, value)
 
 
 def value_of(text: str) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -178,6 +178,24 @@ class TextSource:
                 if not (yield from self.char()):
                     return False
                 self.at += 1
+
+
+BROKEN: Any = object()  # of a reader of values: it is none
+
+
+def items(source: TextSource, close: str, item: Callable[[], Reading[Any]]) -> Reading[Any]:
+    """Read what is between the bracket here and `close`, with commas between; BROKEN if it is not a list of `item`."""
+    source.at += 1
+    out: list[Any] = []
+    yield from source.space()
+    while not (yield from source.literal(close)):
+        value = yield from item()
+        yield from source.space()
+        if value is BROKEN or not ((yield from source.literal(",")) or (yield from source.char()) == close):
+            return BROKEN
+        out.append(value)
+        yield from source.space()
+    return out
 
 
 def loaded(raw: str | None) -> Any:
