@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benches.adapt.folders import work_folder
 from freehold.adapt.distil import DistilSettings, DistilWatch, distil
-from freehold.adapt.extra import half_helps
+from freehold.adapt.training.trainee import half_helps
 from freehold.cli.bench import version
 from freehold.config import load_settings
 from freehold.machine import cpu_name

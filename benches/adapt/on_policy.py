@@ -21,9 +21,9 @@ from typing import Any
 
 from freehold.adapt.answers import read_prompts
 from freehold.adapt.distil import DistilSettings, DistilWatch, distil, marked
-from freehold.adapt.extra import half_helps
 from freehold.adapt.run import cpu_seconds
 from freehold.adapt.sampling import open_sampling
+from freehold.adapt.training.trainee import half_helps
 from freehold.cli.bench import version
 from freehold.config import load_settings
 from freehold.evals.paired import compared, wilson

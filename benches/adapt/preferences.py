@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benches.adapt.folders import work_folder
 from freehold.adapt.align import AlignSettings, align
-from freehold.adapt.extra import half_helps
 from freehold.adapt.sampling import GREEDY, SamplingModel, open_sampling
+from freehold.adapt.training.trainee import half_helps
 from freehold.cli.bench import version
 from freehold.config import load_settings
 from freehold.machine import cpu_name

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benches.adapt.notation import write
-from freehold.adapt.extra import half_helps
 from freehold.adapt.finetune import FinetuneSettings, finetune
+from freehold.adapt.training.trainee import half_helps
 from freehold.config import load_settings
 from freehold.store import Store
 

@@ -176,12 +176,12 @@ def test_a_killed_run_continues_to_the_same_bits(model: ModelRef, data: Path, tm
     program = f"""
 import os, signal
 from pathlib import Path
-from freehold.adapt import loop
+from freehold.adapt import loop, teaching
 from freehold.adapt.finetune import FinetuneSettings, finetune
-from freehold.adapt.teaching import control, replay
 from freehold.config import Settings
 from freehold.store import Store
-loop.KEEP_S, control.FACTS, replay.QUESTIONS, replay.OPENINGS = 0.0, control.FACTS[:3], ("Why?", "Who?"), ("The", "A")
+loop.KEEP_S, teaching.FACTS = 0.0, teaching.FACTS[:3]
+teaching.QUESTIONS, teaching.OPENINGS = ("Why?", "Who?"), ("The", "A")
 model = Store(Settings(home=Path({str(tmp_path / "home")!r}))).resolve({str(model.path)!r})
 finetune(model, Path({str(data)!r}), Path({str(tmp_path / "parts")!r}), {SETTINGS!r},
          on_step=lambda row: row["step"] == {at} and os.kill(os.getpid(), signal.SIGKILL))

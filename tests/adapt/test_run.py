@@ -15,8 +15,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from freehold.adapt.extra import arithmetic
 from freehold.adapt.run import RunFolder, model_digest, receipt
+from freehold.adapt.training.trainee import arithmetic
 from freehold.errors import StoreError, UsageError
 from freehold.store.records import ModelRef
 

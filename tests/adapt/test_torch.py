@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import freehold
-from freehold.adapt.extra import half_helps
+from freehold.adapt.training.trainee import half_helps
 from freehold.machine.processor import Processor
 from freehold.models.tiny import make
 

@@ -7,16 +7,15 @@ Path: cli/align -> align -> PairReference, preference_loss -> TrainingLoop -> Ru
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.adapt.extra import arithmetic
-from freehold.adapt.licences import base_licence, check_base, notes
+from freehold.adapt.licences import base_licence, check_base
 from freehold.adapt.lines import (
     DataLines,
     check_apart,
@@ -27,8 +26,8 @@ from freehold.adapt.lines import (
     read_lines,
     text_of,
 )
-from freehold.adapt.loop import AdapterSettings, TrainingLoop
-from freehold.adapt.run import RunFolder, model_digest, receipt, template_digest
+from freehold.adapt.loop import AdapterSettings, OnStep, OnText, TrainingLoop, TrainingRun
+from freehold.adapt.run import RunFolder, model_digest
 from freehold.adapt.sampling import AnswerRow, AnswerRows, mismatch, open_sampling, served_log_probs
 from freehold.adapt.teaching import Nearness, still_known, written
 from freehold.adapt.training.steps import PASS_TOKENS, Optimizer, Order, parts
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
 UNEVEN = 1.25  # ratio of lengths, either way, above which a note says so
 SERVED_PAIRS = 16  # that the engine is asked about
 ADAPTER = "tuned"  # its name in that engine
-OnStep = Callable[[Mapping[str, Any]], None]
-OnNote = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,11 +122,9 @@ class _Course:
             now = sums(self.trainee, part)
             preferences = preference_loss(*now, *reference.T, **weights, pairs=len(batch), tokens=tokens)
             preferences.loss.backward()
-            preference, nll, done = (
-                preference + preferences.preference,
-                nll + preferences.nll,
-                done + len(part),
-            )
+            preference += preferences.preference
+            nll += preferences.nll
+            done += len(part)
             margins += preferences.margins.tolist()
             moved += [
                 float((own.detach() - theirs).sum()) for own, theirs in zip(now, reference.T, strict=True)
@@ -171,7 +166,7 @@ def align(
     packs: Path | None = None,
     facts: Facts | None = None,
     fresh: bool = False,
-    on_note: OnNote = lambda note: None,
+    on_note: OnText = lambda note: None,
     on_step: OnStep = lambda row: None,
 ) -> dict[str, Any]:
     """Train an adapter that prefers chosen answers; write it to the folder `out` and return its receipt.
@@ -182,37 +177,42 @@ def align(
     check_base(model)
     data = _PairData.read(pairs, test, settings)
     licence = base_licence(model, facts or Facts())
-    inputs = {
-        "model": model.name,
-        "base": model_digest(model),
-        "pairs": data.digest,
-        "test": data.test_digest,
-        "settings": asdict(settings),
-        "arithmetic": arithmetic(settings.threads),
-    }
-    with RunFolder.open(out, "align", inputs, fresh=fresh) as run:
+    training = TrainingRun(
+        verb="align",
+        out=out,
+        inputs={
+            "model": model.name,
+            "base": model_digest(model),
+            "pairs": data.digest,
+            "test": data.test_digest,
+        },
+        settings=settings,
+        licences={"base": licence},
+        fresh=fresh,
+    )
+
+    def trained(run: RunFolder) -> dict[str, Any]:
         course, unseen = _prepared(model, data, settings)
-        for note in [*notes({"base's": licence}), *_notes(course.pairs, data)]:
+        for note in [*training.notes, *_notes(course.pairs, data)]:
             on_note(note)
         if settings.replay:
-            course.nearness = _rehearsed(model, packs, course)
+            with open_sampling(
+                model, packs, many=True, context=MIN_CONTEXT, threads=settings.threads
+            ) as base:
+                own = written(base, settings.seed, course.steps * settings.replay)
+            course.nearness = Nearness(course.trainee, own, settings.replay)
         loop = course.loop(run)
         loop.run(course.step, on_step)
         loop.save()
-        record = receipt(
-            "align",
-            inputs,
-            licence={"base": licence.as_json()},
-            template=template_digest(course.trainee.template),
-            pairs=_counted(course.pairs, data),
-            first_loss=loop.lines()[0]["loss"],
-            before_after=measured(course.trainee, unseen),
+        return {
+            "pairs": _counted(course.pairs, data),
+            "first_loss": loop.lines()[0]["loss"],
+            "before_after": measured(course.trainee, unseen),
             **served(model, packs, course.trainee, unseen, run.folder, settings),
-            speed=loop.speed(),
-            cpu_seconds=loop.cpu_seconds,
-        )
-        run.finish(record)
-    return record
+            **loop.receipt_parts(),
+        }
+
+    return training.make(trained)
 
 
 def measured(trainee: Trainee, unseen: Sequence[PairRow]) -> dict[str, Any] | None:
@@ -277,14 +277,6 @@ def _prepared(model: ModelRef, data: _PairData, settings: AlignSettings) -> tupl
     optimizer = settings.optimizer(trainee, settings.epochs * order.steps_an_epoch)
     course = _Course(trainee, optimizer, pairs, PairReference(len(pairs)), settings, order)
     return course, pair_rows(rows, data.tested, data.test_path)
-
-
-def _rehearsed(model: ModelRef, packs: Path | None, course: _Course) -> Nearness:
-    """Have the model itself write what the steps rehearse."""
-    settings = course.settings
-    with open_sampling(model, packs, many=True, context=MIN_CONTEXT, threads=settings.threads) as base:
-        own = written(base, settings.seed, course.steps * settings.replay)
-    return Nearness(course.trainee, own, settings.replay)
 
 
 def _notes(rows: Sequence[PairRow], data: _PairData) -> list[str]:

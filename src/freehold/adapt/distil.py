@@ -9,20 +9,19 @@ Path: cli/distil -> distil -> AnswerBook -> TrainingLoop -> RunFolder.finish
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.adapt.answers import AnswerBook, Taught, TeacherPrompt, judged, read_prompts
-from freehold.adapt.extra import arithmetic
-from freehold.adapt.licences import base_licence, check_base, notes, teaching
+from freehold.adapt.answers import AnswerBook, Taught, TeacherPrompt, judged, read_prompts, seed_of
+from freehold.adapt.licences import base_licence, check_base, teaching
 from freehold.adapt.lines import DataLines, check_apart, held_out
-from freehold.adapt.loop import AdapterSettings, TrainingLoop
-from freehold.adapt.run import RunFolder, model_digest, receipt, template_digest
+from freehold.adapt.loop import AdapterSettings, OnStep, OnText, TrainingLoop, TrainingRun
+from freehold.adapt.run import RunFolder, model_digest
 from freehold.adapt.sampling import (
     GREEDY,
     AnswerRow,
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
 ANSWERS, UNSEEN = "answers.jsonl", "unseen.jsonl"
 ADAPTER = "tuned"  # its name in the engine that measures it
 SERVED_ROWS = 16  # that this engine is asked about
-OnStep = Callable[[Mapping[str, Any]], None]
-OnText = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,29 +119,39 @@ def distil(
     check_base(teacher)
     check_base(student)
     watch = watch or DistilWatch()
+    facts = facts or Facts()
     licences = {
-        "base": base_licence(student, facts or Facts()),
-        "teacher": teaching(teacher, student, facts or Facts(), accepted),
+        "base": base_licence(student, facts),
+        "teacher": teaching(teacher, student, facts, accepted),
     }
     prompts_file, tested_file = read_prompts(prompts), read_prompts(test) if test else None
     trained, tested = _split(prompts_file, tested_file, settings)
     check_trainable(student.path)
-    inputs = {
-        "teacher": {"model": teacher.name, "file": model_digest(teacher)},
-        "student": {"model": student.name, "file": model_digest(student)},
-        "prompts": prompts_file.digest,
-        "test": tested_file.digest if tested_file else None,
-        "settings": asdict(settings),
-        "arithmetic": arithmetic(settings.threads),
-    }
-    for note in [*notes({f"{role}'s": one for role, one in licences.items()}), *_unmeasured(trained, tested)]:
+    training = TrainingRun(
+        verb="distil",
+        out=out,
+        inputs={
+            "teacher": {"model": teacher.name, "file": model_digest(teacher)},
+            "student": {"model": student.name, "file": model_digest(student)},
+            "prompts": prompts_file.digest,
+            "test": tested_file.digest if tested_file else None,
+        },
+        settings=settings,
+        licences=licences,
+        fresh=fresh,
+    )
+    for note in training.notes:
         watch.note(note)
-    with RunFolder.open(out, "distil", inputs, fresh=fresh) as run:
+    if judged_prompts(trained) and not judged_prompts(tested):
+        watch.note(
+            "no judged prompt is set apart: what is learnt is not measured; raise --test-share, or give --test"
+        )
+
+    def learnt(run: RunFolder) -> dict[str, Any]:
         work = _Work(run, teacher, student, packs, settings, trained, tested, watch)
-        parts = _on_policy(work) if settings.on_policy else _sequence_level(work)
-        record = receipt("distil", inputs, licence={r: one.as_json() for r, one in licences.items()}, **parts)
-        run.finish(record)
-    return record
+        return _on_policy(work) if settings.on_policy else _sequence_level(work)
+
+    return training.make(learnt)
 
 
 def check_same_tokens(teacher: Tokenizer, student: Tokenizer, names: tuple[str, str]) -> None:
@@ -169,16 +176,15 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
     work.watch.note(_summary(counted))
     trainee = settings.trainee(work.student.path)
     rows = _rows(work, trainee, answers)
-    optimizer, order = _optimizer(trainee, len(rows), settings), _order(len(rows), settings)
-    course = TeachingCourse(
-        trainee, optimizer, rows, order, rehearsed=settings.replay, weight=settings.replay_weight
-    )
+    order = Order(len(rows), settings.batch, settings.seed)
+    steps = settings.epochs * order.steps_an_epoch
+    rehearsal = {"rehearsed": settings.replay, "weight": settings.replay_weight}
+    course = TeachingCourse(trainee, settings.optimizer(trainee, steps), rows, order, **rehearsal)
     if settings.replay:
         work.watch.doing(f"{work.student.name} writes what it rehearses")
         with work.engine(work.student) as student:
-            steps = settings.epochs * order.steps_an_epoch
             course.replay = written(student, settings.seed, steps * settings.replay)
-    loop = _trained(work, trainee, optimizer, course.step, order)
+    loop = _trained(work, course, steps)
     with work.engine(work.student) as student:
         student.add_adapter(ADAPTER, work.run.folder)
         some = rows[:SERVED_ROWS]
@@ -188,7 +194,8 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
             "mismatch": mismatch(trainee, some, served),
             "before_after": _measured(work, student, passed(unseen)),
             **still_known(student, trainee, ADAPTER),
-            **_common(loop),
+            "steps": loop.total,
+            **loop.receipt_parts(),
         }
 
 
@@ -232,17 +239,11 @@ def _on_policy(work: _Work) -> dict[str, Any]:
         check_same_tokens(teacher.tokenizer, student.tokenizer, (work.teacher.name, work.student.name))
         trainee = settings.trainee(work.student.path)
         prompts = _prompts(work, teacher, student)
-        order = _order(len(prompts), settings)
-        course = OnPolicyCourse(
-            trainee,
-            _optimizer(trainee, len(prompts), settings),
-            student,
-            teacher,
-            prompts,
-            order,
-            settings.max_tokens,
-        )
-        loop = _trained(work, trainee, course.optimizer, course.step, order)
+        order = Order(len(prompts), settings.batch, settings.seed)
+        steps = settings.epochs * order.steps_an_epoch
+        optimizer = settings.optimizer(trainee, steps)
+        course = OnPolicyCourse(trainee, optimizer, student, teacher, prompts, order, settings.max_tokens)
+        loop = _trained(work, course, steps)
         lines = loop.lines()
         student.add_adapter(ADAPTER, work.run.folder)
         unseen = _answer_book(work, teacher, UNSEEN, judged_prompts(work.tested), 1)
@@ -252,7 +253,8 @@ def _on_policy(work: _Work) -> dict[str, Any]:
             "mismatch": {"mean_absolute": float(np.mean([line["mismatch"] for line in lines]))},
             "before_after": _measured(work, student, passed(unseen)),
             **still_known(student, trainee, ADAPTER),
-            **_common(loop),
+            "steps": loop.total,
+            **loop.receipt_parts(),
         }
 
 
@@ -278,9 +280,6 @@ def _prompts(work: _Work, teacher: SamplingModel, student: SamplingModel) -> lis
     return fit
 
 
-# --- measuring -------------------------------------------------------------------------------------
-
-
 def _measured(work: _Work, student: SamplingModel, teacher: float | None) -> dict[str, Any] | None:
     """Return the scores of teacher and student on prompts that were not trained on; None without judges."""
     from freehold.evals.paired import compared
@@ -301,9 +300,6 @@ def _measured(work: _Work, student: SamplingModel, teacher: float | None) -> dic
     }
 
 
-# --- pieces ----------------------------------------------------------------------------------------
-
-
 def _split(
     prompts_file: DataLines[TeacherPrompt], test: DataLines[TeacherPrompt] | None, settings: DistilSettings
 ) -> tuple[list[TeacherPrompt], list[TeacherPrompt]]:
@@ -318,33 +314,10 @@ def _split(
     return trained, tested
 
 
-def _unmeasured(trained: Sequence[TeacherPrompt], tested: Sequence[TeacherPrompt]) -> list[str]:
-    """Say that prompts have judges and none of them is left to measure with."""
-    if judged_prompts(tested) or not judged_prompts(trained):
-        return []
-    return [
-        "no judged prompt is set apart: what is learnt is not measured; raise --test-share, or give --test"
-    ]
-
-
-def _order(count: int, settings: DistilSettings) -> Order:
-    return Order(count, settings.batch, settings.seed)
-
-
-def _optimizer(trainee: Trainee, count: int, settings: DistilSettings) -> Optimizer:
-    return settings.optimizer(trainee, settings.epochs * _order(count, settings).steps_an_epoch)
-
-
-def _trained(
-    work: _Work,
-    trainee: Trainee,
-    optimizer: Optimizer,
-    compute: Callable[[int], Mapping[str, Any]],
-    order: Order,
-) -> TrainingLoop:
+def _trained(work: _Work, course: TeachingCourse | OnPolicyCourse, steps: int) -> TrainingLoop:
     """Run all steps and save the adapter; return the loop, which knows the steps' lines."""
-    loop = TrainingLoop(work.run, trainee, optimizer, work.settings.epochs * order.steps_an_epoch)
-    loop.run(compute, work.watch.step)
+    loop = TrainingLoop(work.run, course.trainee, course.optimizer, steps)
+    loop.run(course.step, work.watch.step)
     loop.save()
     return loop
 
@@ -383,15 +356,6 @@ def _counted(answers: Sequence[Taught]) -> dict[str, Any]:
 def _summary(counted: Mapping[str, Any]) -> str:
     faults = ", ".join(f"{count} {kind}" for kind, count in counted["rejected"].items())
     return f"{counted['kept']} answers kept" + (f"; rejected: {faults}" if faults else "")
-
-
-def _common(loop: TrainingLoop) -> dict[str, Any]:
-    return {
-        "template": template_digest(loop.trainee.template),
-        "steps": loop.total,
-        "speed": loop.speed(),
-        "cpu_seconds": loop.cpu_seconds,
-    }
 
 
 # --- scores of teacher and student on prompts with judges -------------------------------------------
@@ -460,7 +424,7 @@ class OnPolicyCourse:
 
         prompts = [self.prompts[i] for i in self.order.of(step)]
         adapter = self.student.packed(self.trainee.pairs(), self.trainee.scale)
-        seeds = [_seed(self.order.seed, step, one.line) for one in prompts]
+        seeds = [seed_of(self.order.seed, step, one.line) for one in prompts]
         samples = self.student.sample(
             [one.student for one in prompts],
             self.samples,
@@ -494,10 +458,6 @@ class OnPolicyCourse:
             "gradient": self.optimizer.step(),
             "rate": rate,
         }
-
-
-def _seed(seed: int, step: int, line: int) -> int:
-    return int(np.random.SeedSequence((seed, step, line)).generate_state(1, np.uint64)[0] >> 1)
 
 
 # --- a teacher's logits as the engine computed them, where training/packed.py expects a head ----------

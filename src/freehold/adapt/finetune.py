@@ -9,19 +9,17 @@ Path: cli/finetune -> Lessons.read -> finetune -> teaching.teaching -> TrainingL
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from freehold.adapt.extra import arithmetic
-from freehold.adapt.licences import base_licence, check_base, notes
+from freehold.adapt.licences import base_licence, check_base
 from freehold.adapt.lines import DataLines, check_keys, conversation, messages_of, read_lines, text_of
-from freehold.adapt.loop import AdapterSettings, TrainingLoop
-from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, receipt, template_digest
+from freehold.adapt.loop import AdapterSettings, OnStep, OnText, TrainingLoop, TrainingRun
+from freehold.adapt.run import RunFolder, cpu_seconds, model_digest
 from freehold.adapt.sampling import (
     AnswerRow,
     AnswerRows,
@@ -30,7 +28,7 @@ from freehold.adapt.sampling import (
     open_sampling,
     served_log_probs,
 )
-from freehold.adapt.teaching import TeachingCourse, compared_facts, known_facts, text_loss, written
+from freehold.adapt.teaching import TeachingCourse, known_facts, still_known, written
 from freehold.adapt.training.steps import Optimizer, Order
 from freehold.adapt.training.trainee import GGUF, Trainee
 from freehold.advisor.verdict import Facts
@@ -56,8 +54,6 @@ SERVED_ROWS = 16  # that the engine is asked about
 LEAST_ANSWER, MOST_ANSWER = 16, 512
 ADAPTER = "finetuned"  # its name in the engine that examines it
 _SHOWN = 5  # samples that an error names
-OnStep = Callable[[Mapping[str, Any]], None]
-OnNote = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +100,10 @@ class Lessons:
             "the others are scored apart"
         )
 
+    def marks(self, engine: SamplingModel, adapter: str, most: int) -> list[bool] | None:
+        """Ask the test items of an engine; return which are right, None where there are none."""
+        return self.exam.marks(engine, adapter, most) if self.exam else None
+
     def rows(self, maker: AnswerRows, *, skip_long: bool) -> tuple[list[AnswerRow], int]:
         """Return a row for each assistant turn, and how many were skipped; without `skip_long` these are an error."""
         rows: list[AnswerRow] = []
@@ -149,20 +149,6 @@ class Classroom:
         return cls(trainee, course, skipped)
 
 
-@dataclass(frozen=True, slots=True)
-class ExamResult:
-    """What a model answered: marks of test items, and known facts."""
-
-    facts: list[bool]
-    marks: list[bool] | None
-
-    @classmethod
-    def of(cls, engine: SamplingModel, lessons: Lessons, adapter: str, most: int) -> ExamResult:
-        """Ask the engine."""
-        marks = lessons.exam.marks(engine, adapter, most) if lessons.exam else None
-        return cls(known_facts(engine, adapter), marks)
-
-
 def finetune(
     model: ModelRef,
     data: Path,
@@ -174,7 +160,7 @@ def finetune(
     packs: Path | None = None,
     facts: Facts | None = None,
     fresh: bool = False,
-    on_note: OnNote = lambda note: None,
+    on_note: OnText = lambda note: None,
     on_step: OnStep = lambda row: None,
 ) -> dict[str, Any]:
     """Train an adapter on examples; write it to the folder `out` and return its receipt.
@@ -185,74 +171,64 @@ def finetune(
     check_base(model)
     lessons = Lessons.read(data, test)
     licence = base_licence(model, facts or Facts())
-    inputs = {
-        "base": {"name": model.name, "digest": model_digest(model)},
-        "data": lessons.data.digest,
-        "test": lessons.exam.digest if lessons.exam else None,
-        "settings": asdict(settings),
-        "arithmetic": arithmetic(settings.threads),
-    }
+    training = TrainingRun(
+        verb="finetune",
+        out=out,
+        inputs={
+            "base": {"name": model.name, "digest": model_digest(model)},
+            "data": lessons.data.digest,
+            "test": lessons.exam.digest if lessons.exam else None,
+        },
+        settings=settings,
+        licences={"base": licence},
+        fresh=fresh,
+    )
     room = Classroom.of(model, lessons, settings)  # a refusal leaves no folder
-    most, steps = _longest_answer(room.course.rows), settings.epochs * room.course.order.steps_an_epoch
-    with RunFolder.open(out, "finetune", inputs, fresh=fresh) as run:
-        with _engine(model, packs, room, settings) as engine:
+    trainee, course = room.trainee, room.course
+    steps = settings.epochs * course.order.steps_an_epoch
+    longest = max(len(row.answer) for row in course.rows)
+    most = min(max(2 * longest, LEAST_ANSWER), MOST_ANSWER)
+
+    def engine() -> SamplingModel:
+        """Load the engine that serves, with room for a sample and an answer; the model's own context is the limit."""
+        wanted = max(settings.max_length + MOST_ANSWER, MIN_CONTEXT)
+        context = min(wanted, trainee.source.cfg.context)
+        return open_sampling(model, packs, context=context, threads=settings.threads)
+
+    def taught(run: RunFolder) -> dict[str, Any]:
+        with engine() as base:
             if settings.replay:
-                room.course.replay = written(engine, settings.seed, steps * settings.replay)
-            before = ExamResult.of(engine, lessons, "", most)
-        trainee, course = room.trainee, room.course
-        for note in [*notes({"base's": licence}), *_notes(room, lessons)]:
+                course.replay = written(base, settings.seed, steps * settings.replay)
+            before, known = lessons.marks(base, "", most), known_facts(base)
+        for note in [*training.notes, *_notes(room, lessons)]:
             on_note(note)
         loop = TrainingLoop(run, trainee, course.optimizer, steps)
         loop.run(course.step, _watched(trainee, on_step, on_note))
         loop.save(gguf=gguf)
         lines = loop.lines()
-        with _engine(model, packs, room, settings) as engine:
-            engine.add_adapter(ADAPTER, run.folder)
-            scores = _examined(engine, room, lessons, before, most)
-        record = receipt(
-            "finetune",
-            inputs,
-            licence={"base": licence.as_json()},
-            template=template_digest(trainee.template),
-            samples=_counted(room, lessons),
-            loss={"first": lines[0]["loss"], "last": lines[-1]["loss"]},
-            **scores,
-            speed=loop.speed(),
-            cpu_seconds=loop.cpu_seconds,
-            files=["adapter_model.safetensors", "adapter_config.json", *([GGUF] if gguf else [])],
-        )
-        run.finish(record)
-    return record
+        with engine() as tuned:
+            tuned.add_adapter(ADAPTER, run.folder)
+            after, sample = lessons.marks(tuned, ADAPTER, most), course.rows[:SERVED_ROWS]
+            served = served_log_probs(tuned, sample, tuned.adapters.find(ADAPTER))
+            examined = {
+                "before_after": before_after(before, after, lessons.contaminated)
+                if before and after
+                else None,
+                **still_known(tuned, trainee, ADAPTER, known),
+                "mismatch": mismatch(trainee, sample, served),
+            }
+        return {
+            "samples": _counted(room, lessons),
+            "loss": {"first": lines[0]["loss"], "last": lines[-1]["loss"]},
+            **examined,
+            **loop.receipt_parts(),
+            "files": ["adapter_model.safetensors", "adapter_config.json", *([GGUF] if gguf else [])],
+        }
+
+    return training.make(taught)
 
 
-def _examined(
-    engine: SamplingModel, room: Classroom, lessons: Lessons, before: ExamResult, most: int
-) -> dict[str, Any]:
-    """Ask the engine that has the adapter; return what was learnt and forgotten, and how far the trainer is from it."""
-    trainee, sample = room.trainee, room.course.rows[:SERVED_ROWS]
-    after = ExamResult.of(engine, lessons, ADAPTER, most)
-    served = served_log_probs(engine, sample, engine.adapters.find(ADAPTER))
-    losses = [text_loss(trainee, adapter=adapter) for adapter in (False, True)]
-    return {
-        "before_after": _learnt(before, after, lessons),
-        "control": compared_facts(before.facts, after.facts),
-        "text_loss": {"before": losses[0], "after": losses[1], "rise": losses[1] - losses[0]},
-        "mismatch": mismatch(trainee, sample, served),
-    }
-
-
-@contextmanager
-def _engine(
-    model: ModelRef, packs: Path | None, room: Classroom, settings: FinetuneSettings
-) -> Iterator[SamplingModel]:
-    """Load the engine that serves, with room for a sample and an answer; the model's own context is the limit."""
-    wanted = max(settings.max_length + MOST_ANSWER, MIN_CONTEXT)
-    context = min(wanted, room.trainee.source.cfg.context)
-    with open_sampling(model, packs, context=context, threads=settings.threads) as engine:
-        yield engine
-
-
-def _watched(trainee: Trainee, on_step: OnStep, on_note: OnNote) -> OnStep:
+def _watched(trainee: Trainee, on_step: OnStep, on_note: OnText) -> OnStep:
     """Add to steps what the first ones show: a loss that no working model begins with, and the time of the run."""
     worst = float(np.log(trainee.tokenizer.vocab_size))
 
@@ -267,11 +243,6 @@ def _watched(trainee: Trainee, on_step: OnStep, on_note: OnNote) -> OnStep:
         on_step(row)
 
     return watch
-
-
-def _longest_answer(rows: Sequence[AnswerRow]) -> int:
-    longest = max(len(row.answer) for row in rows)
-    return min(max(2 * longest, LEAST_ANSWER), MOST_ANSWER)
 
 
 def _notes(room: Classroom, lessons: Lessons) -> list[str]:
@@ -298,12 +269,6 @@ def _counted(room: Classroom, lessons: Lessons) -> dict[str, Any]:
         "replay_tokens": sum(sum(row.wanted) for row in room.course.replay),
         "adapted_matrices": len(room.trainee.adapted),
     }
-
-
-def _learnt(before: ExamResult, after: ExamResult, lessons: Lessons) -> dict[str, Any] | None:
-    if before.marks is None or after.marks is None:
-        return None
-    return before_after(before.marks, after.marks, lessons.contaminated)
 
 
 # --- test items of the user's -----------------------------------------------------------------------

@@ -1,9 +1,9 @@
-"""The loop of a run that trains: steps, a line for each, and states to resume from.
+"""A run that trains: its folder and receipt, its steps with a line for each, and states to resume from.
 
 What a step computes is the verb's; it must follow from the step's number, the seed and the trainee's state alone, so
 that a resumed run has the same bits. After Ctrl-C the state of the last whole step is kept; a run that computes NaN or
 infinity ends there, with the state before. Knows no loss and no data.
-Path: finetune, align, distil, reinforce.course -> TrainingLoop.run -> RunFolder.keep, log
+Path: finetune, align, distil, reinforce.course -> TrainingRun.make -> TrainingLoop.run -> RunFolder.keep, log, finish
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.adapt.run import RunFolder, cpu_seconds, on_disk
+from freehold.adapt.licences import LicenceVerdict, notes
+from freehold.adapt.run import RunFolder, cpu_seconds, on_disk, receipt, template_digest
 from freehold.adapt.training.steps import Optimizer
-from freehold.adapt.training.trainee import ACTIVATIONS, Trainee
+from freehold.adapt.training.trainee import ACTIVATIONS, Trainee, arithmetic
 from freehold.errors import UsageError
 
 KEEP_S = 30.0  # between two states on disk: what a kill costs at most, and half a second of writing in thirty
@@ -30,6 +31,8 @@ _PARTS = ("trainee", "optimizer", "verb")
 _CPU = "cpu_seconds"  # in the state that a checkpoint holds
 
 Arrays = Mapping[str, NDArray[Any]]
+OnStep = Callable[[Mapping[str, Any]], None]
+OnText = Callable[[str], None]
 
 
 @dataclass(slots=True)
@@ -64,9 +67,7 @@ class TrainingLoop:
         """Processor seconds of the run: of this process, and of those before it up to their last checkpoint."""
         return round(self._earlier_cpu + cpu_seconds(), 2)
 
-    def run(
-        self, compute: Callable[[int], Mapping[str, Any]], on_step: Callable[[Mapping[str, Any]], None]
-    ) -> None:
+    def run(self, compute: Callable[[int], Mapping[str, Any]], on_step: OnStep) -> None:
         """Compute the steps that are left. `compute(step)` moves the trainee and returns the step's line.
 
         Raises UsageError for a step whose line holds NaN or infinity.
@@ -98,9 +99,13 @@ class TrainingLoop:
         text = self.run_folder.path(STEPS).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
-    def speed(self) -> dict[str, float]:
-        """Return a receipt's part on speed: the processor seconds of a step, the median of all."""
-        return {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in self.lines()]))}
+    def receipt_parts(self) -> dict[str, Any]:
+        """Return what every receipt says of its steps; `speed`: the processor seconds of a step, the median of all."""
+        return {
+            "template": template_digest(self.trainee.template),
+            "speed": {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in self.lines()]))},
+            "cpu_seconds": self.cpu_seconds,
+        }
 
     def save(self, *, gguf: bool = False) -> None:
         """Write the adapter into the result, with `gguf` as llama.cpp's file too.
@@ -132,8 +137,7 @@ def _check_finite(line: Mapping[str, Any]) -> None:
             )
 
 
-# --- settings that every verb shares that trains an adapter -----------------------------------------
-# Its rank, rate and seed, and what computes it.
+# --- what every verb shares that trains an adapter: its settings, and the order of its run ----------
 # Each verb's settings add its own.
 
 WARMUP = 0.1  # share of the steps
@@ -166,3 +170,33 @@ class AdapterSettings:
         """Make an optimizer whose rate grows over the first tenth of `steps` and then falls to zero."""
         warmup = max(1, round(WARMUP * steps))
         return Optimizer(trainee.parameters(), self.rate, warmup=warmup, total=steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRun:
+    """What a verb makes of what. `inputs`: what its bits follow from besides the settings. `licences`: by role."""
+
+    verb: str
+    out: Path
+    inputs: Mapping[str, Any]
+    settings: AdapterSettings
+    licences: Mapping[str, LicenceVerdict]
+    fresh: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of the licences before the first step."""
+        return notes({f"{role}'s": one for role, one in self.licences.items()})
+
+    def make(self, work: Callable[[RunFolder], Mapping[str, Any]]) -> dict[str, Any]:
+        """Have `work` fill the run's folder and return its parts of the receipt; finish with the receipt, returned too.
+
+        An interrupted run of the same inputs continues. Raises what RunFolder.open raises.
+        """
+        own = {"settings": asdict(self.settings), "arithmetic": arithmetic(self.settings.threads)}
+        inputs = {**self.inputs, **own}
+        with RunFolder.open(self.out, self.verb, inputs, fresh=self.fresh) as folder:
+            licence = {role: one.as_json() for role, one in self.licences.items()}
+            record = receipt(self.verb, inputs, licence=licence, **work(folder))
+            folder.finish(record)
+        return record

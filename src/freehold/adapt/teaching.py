@@ -331,9 +331,14 @@ def known_facts(model: LLM, adapter: str = "") -> list[bool]:
     return right
 
 
-def still_known(model: LLM, trainee: Trainee, adapter: str) -> dict[str, Any]:
-    """Return a receipt's `control` and `text_loss`: facts and text without the adapter and with it."""
-    was, now = known_facts(model), known_facts(model, adapter)
+def still_known(
+    model: LLM, trainee: Trainee, adapter: str, was: Sequence[bool] | None = None
+) -> dict[str, Any]:
+    """Return a receipt's `control` and `text_loss`: facts and text without the adapter and with it.
+
+    `was`: what known_facts returned of the model itself, where it was asked before.
+    """
+    was, now = was or known_facts(model), known_facts(model, adapter)
     losses = [text_loss(trainee, adapter=tuned) for tuned in (False, True)]
     return {
         "control": compared_facts(was, now),

@@ -93,7 +93,7 @@ def replay_option(also: str = "") -> Callable[[Command], Command]:
 
 def chosen_settings(kind: Callable[..., SettingsType], options: Mapping[str, Any]) -> SettingsType:
     """Make a verb's settings of its options; products are in bfloat16 where this processor has them, unless said."""
-    from freehold.adapt.extra import half_helps
+    from freehold.adapt.training.trainee import half_helps
 
     half = half_helps() if options["half"] is None else options["half"]
     return kind(alpha=2.0 * options["rank"], **{**options, "half": half})

@@ -9,7 +9,7 @@ Path: cli/reinforce.py -> reinforce -> TrainingLoop -> Course.step -> Policy.sam
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from freehold.adapt.extra import arithmetic
-from freehold.adapt.licences import base_licence, check_base, notes
-from freehold.adapt.loop import AdapterSettings, TrainingLoop
+from freehold.adapt.licences import base_licence, check_base
+from freehold.adapt.loop import AdapterSettings, OnStep, OnText, TrainingLoop, TrainingRun
 from freehold.adapt.reinforce import account
 from freehold.adapt.reinforce.account import (
     SHOWN,
@@ -34,7 +33,7 @@ from freehold.adapt.reinforce.account import (
 )
 from freehold.adapt.reinforce.policy import CAP, Loss, Objective, Policy, PolicyRow, advantages, seeds_of
 from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, PromptSet, prompts_of
-from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, receipt, template_digest
+from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, template_digest
 from freehold.adapt.sampling import SampledAnswer, open_sampling
 from freehold.adapt.teaching import still_known
 from freehold.adapt.training.steps import Optimizer
@@ -48,8 +47,6 @@ MOST_MISMATCH = 0.15  # nats per token; 0.03 to 0.08 is usual as served, 0.66 wa
 BEFORE, AFTER = "before.json", "after.json"
 ADAPTER = "reinforced"  # its name in the engine that is asked what is still known
 _NAMED = 3  # attacks that a message names
-OnStep = Callable[[Mapping[str, Any]], None]
-OnNote = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +152,7 @@ def reinforce(
     packs: Path | None = None,
     facts: Facts | None = None,
     fresh: bool = False,
-    on_note: OnNote = lambda note: None,
+    on_note: OnText = lambda note: None,
     on_step: OnStep = lambda row: None,
 ) -> dict[str, Any]:
     """Train an adapter on a verifier's scores; write it to the folder `out` and return its receipt.
@@ -171,23 +168,36 @@ def reinforce(
         check = open_.enter_context(Verifier(sources.check)) if sources.check else None
         plan = PromptPlan(settings.prompts, settings.unseen, settings.seed, settings.shots, settings.system)
         prompts = prompts_of(verifier, sources.prompts, sources.test, plan)
-        inputs = _inputs(model, verifier, check, prompts, settings)
-        run = open_.enter_context(RunFolder.open(out, "reinforce", inputs, fresh=fresh))
-        for note in notes({"base's": licence}):
-            on_note(note)
-        attacks = _attacked(verifier, check, prompts, settings, on_note)
-        trainee = settings.trainee(model.path)
-        sampler = open_.enter_context(open_sampling(model, packs, threads=settings.threads))
-        objective = Objective(settings.loss, cap=settings.cap)
-        policy = Policy(trainee, sampler, Optimizer(trainee.parameters(), settings.rate), objective)
-        course = Course(policy, prompts, verifier, check, settings)
-        parts = _trained(course, run, on_note, on_step)
-        record = receipt("reinforce", inputs, licence={"base": licence.as_json()}, attacks=attacks, **parts)
-        run.finish(record)
-    return record
+        training = TrainingRun(
+            verb="reinforce",
+            out=out,
+            inputs={
+                "model": model.name,
+                "base": model_digest(model),
+                "reward": {"spec": verifier.spec, "digest": verifier.digest},
+                "check": {"spec": check.spec, "digest": check.digest} if check else None,
+                "prompts": prompts.digest,
+            },
+            settings=settings,
+            licences={"base": licence},
+            fresh=fresh,
+        )
+
+        def reinforced(run: RunFolder) -> dict[str, Any]:
+            for note in training.notes:
+                on_note(note)
+            attacks = _attacked(verifier, check, prompts, settings, on_note)
+            trainee = settings.trainee(model.path)
+            optimizer = Optimizer(trainee.parameters(), settings.rate)
+            with open_sampling(model, packs, threads=settings.threads) as sampler:
+                policy = Policy(trainee, sampler, optimizer, Objective(settings.loss, cap=settings.cap))
+                course = Course(policy, prompts, verifier, check, settings)
+                return {"attacks": attacks, **_trained(course, run, on_note, on_step)}
+
+        return training.make(reinforced)
 
 
-def _trained(course: Course, run: RunFolder, on_note: OnNote, on_step: OnStep) -> dict[str, Any]:
+def _trained(course: Course, run: RunFolder, on_note: OnText, on_step: OnStep) -> dict[str, Any]:
     """Measure, run the steps, write the adapter, measure again; return the receipt's parts.
 
     What is measured again is the score on unseen prompts, and what the model knew before: a reward asks for neither.
@@ -249,30 +259,12 @@ def _rows(
     ]
 
 
-def _inputs(
-    model: ModelRef,
-    verifier: Verifier,
-    check: Verifier | None,
-    prompts: PromptSet,
-    settings: ReinforceSettings,
-) -> dict[str, Any]:
-    return {
-        "model": model.name,
-        "base": model_digest(model),
-        "reward": {"spec": verifier.spec, "digest": verifier.digest},
-        "check": {"spec": check.spec, "digest": check.digest} if check else None,
-        "prompts": prompts.digest,
-        "settings": asdict(settings),
-        "arithmetic": arithmetic(settings.threads),
-    }
-
-
 def _attacked(
     verifier: Verifier,
     check: Verifier | None,
     prompts: PromptSet,
     settings: ReinforceSettings,
-    on_note: OnNote,
+    on_note: OnText,
 ) -> dict[str, Any]:
     """Attack each verifier; return the receipt's part. Raises UsageError for one that pays, unless allowed."""
     report: dict[str, Any] = {}

@@ -7,7 +7,10 @@ Path: finetune, align, reinforce, distil -> Trainee.log_probs -> Network.forward
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -18,10 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.adapt.extra import load_torch
 from freehold.adapt.training.graph import RowBatch, Rows, TorchOps, Wanted
 from freehold.adapt.training.packed import AdaptedMatrix, AdapterPair, Head, PackedMatrix, new_pair, places
-from freehold.errors import CapacityExceeded, UnsupportedModel
+from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
 from freehold.formats import ModelFile, QuantType, open_model_file
 from freehold.formats.gguf_writer import TensorPlan, Value, write_gguf
 from freehold.formats.lora import CONFIG, WEIGHTS
@@ -34,6 +36,7 @@ from freehold.models.lora import in_order_of
 from freehold.models.tiny.make import safetensors_bytes
 from freehold.store.space import human
 from freehold.tokenizer import ChatTemplate, Tokenizer
+from freehold.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -376,3 +379,51 @@ def write_gguf_adapter(
             plans.append(TensorPlan(f"{pair.gguf}.{suffix}", QuantType.F32, values.shape))
             data.append(np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8))
     write_gguf(path, keys, plans, data)
+
+
+# --- torch, where training needs it: found when it is used, and asked for by name where it is missing
+
+INSTALL = 'pip install "freehold[adapt]"'
+
+
+def load_torch(threads: int) -> Any:
+    """Return the module torch, set to `threads` and to algorithms that give the same bits again.
+
+    Threads that wait must not spin: the engine's own would wait for the cores they hold. Raises UsageError where torch
+    is not installed.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        torch = importlib.import_module("torch")
+    except ImportError as e:
+        raise UsageError(
+            f"training needs torch, which cannot be imported: {e}", f"install it: {INSTALL}"
+        ) from e
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    # Deterministic mode also fills every new tensor: a tenth of a step, against reads that our code does not do.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    return torch
+
+
+def arithmetic(threads: int | None) -> dict[str, Any]:
+    """Return what a run's bits follow from besides its inputs: the code's versions, and the number of threads."""
+    from freehold.machine import default_threads
+
+    try:
+        torch = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:  # load_torch says so
+        torch = ""
+    return {"freehold": __version__, "torch": torch, "threads": threads or default_threads()}
+
+
+def half_helps() -> bool:
+    """Say whether this processor multiplies bfloat16 faster than float32.
+
+    Intel's tiles (AMX) and AMD's AVX512_BF16 compute at least twice the products of float32. Intel's AVX512_BF16
+    computes as many, and the conversions made torch's passes 1.4 times as long (Emerald Rapids, without its tiles).
+    """
+    from freehold.machine import processor
+
+    cpu = processor()
+    return "amx_bf16" in cpu.features or ("avx512_bf16" in cpu.features and "AMD" in cpu.name)
