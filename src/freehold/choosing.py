@@ -118,7 +118,7 @@ def _downloads(settings: Settings) -> Callable[[Model], Download | None]:
 
     from freehold.advisor.advice import Download
     from freehold.advisor.anatomy import from_catalogue
-    from freehold.advisor.places import quant_of
+    from freehold.advisor.engines import quant_of
     from freehold.store.sources import hub_reachable
 
     held, hub = files_held(settings), hub_reachable(settings)
@@ -260,8 +260,8 @@ def refusal(structure: Structure) -> str:
 def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
     """Weigh a model: by its file if the store has one, in `quant` if that differs; otherwise by published sizes."""
     from freehold.advisor.anatomy import from_catalogue, in_quant
+    from freehold.advisor.engines import quant_of
     from freehold.advisor.file_anatomy import from_file
-    from freehold.advisor.places import quant_of
     from freehold.store import Store
 
     try:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from freehold import catalog
-from freehold.catalog import entries
+from freehold.catalog.entries import _tags
+from freehold.catalog.entries import plain as without_place
 from freehold.errors import ModelNotFound
 
 NOWHERE = Path("/nowhere/catalogue.toml")
@@ -33,7 +34,7 @@ def test_a_name_finds_its_model_and_no_other(name: str, meant: str):
 
 def test_every_tag_leads_to_a_model_of_the_catalogue():
     known = {m.id for m in catalog.models(NOWHERE)}
-    assert set(entries._tags().values()) <= known
+    assert set(_tags().values()) <= known
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_a_base_model_or_a_size_that_is_none_is_not_fetched_as_another(typed: st
     ],
 )
 def test_what_says_where_a_file_lies_and_how_it_is_packed_is_left_out(typed: str, plain: str):
-    assert entries.plain(typed) == plain
+    assert without_place(typed) == plain
 
 
 def test_every_id_is_found_in_any_case_and_as_a_link():

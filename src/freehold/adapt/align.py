@@ -19,7 +19,6 @@ from freehold.adapt.licences import base_licence, check_base
 from freehold.adapt.lines import (
     DataLines,
     check_apart,
-    check_keys,
     conversation,
     held_out,
     messages_of,
@@ -35,6 +34,7 @@ from freehold.adapt.training.trainee import Trainee
 from freehold.advisor.verdict import Facts
 from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import FreeholdError, UsageError
+from freehold.evals.samples import check_keys, first_faults
 from freehold.store import ModelRef
 from freehold.types import Message
 
@@ -89,8 +89,6 @@ class _PairData:
 
 @dataclass(slots=True)
 class _Course:
-    """What the steps of one run share."""
-
     trainee: Trainee
     optimizer: Optimizer
     pairs: Sequence[PairRow]
@@ -302,7 +300,6 @@ def _notes(rows: Sequence[PairRow], data: _PairData) -> list[str]:
 
 
 def _counted(rows: Sequence[PairRow], data: _PairData) -> dict[str, Any]:
-    """Return the receipt's part about the data."""
     sizes = lengths(rows)
     return {
         "trained": len(data.trained),
@@ -320,7 +317,6 @@ def _counted(rows: Sequence[PairRow], data: _PairData) -> dict[str, Any]:
 # so with them the first margin would not be 0. They are taken in the step that first needs them, and kept.
 
 F32 = NDArray[np.float32]
-_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,10 +356,7 @@ def pair_rows(rows: AnswerRows, pairs: Sequence[Pair], path: Path) -> list[PairR
         except FreeholdError as e:
             bad.append(f"line {pair.line}: {e.message}")
     if bad:
-        more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
-        raise UsageError(
-            f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "shorten these pairs, or raise --max-length"
-        )
+        raise UsageError(f"{path}: {first_faults(bad)}", "shorten these pairs, or raise --max-length")
     return encoded
 
 

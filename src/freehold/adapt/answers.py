@@ -15,15 +15,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from freehold.adapt.lines import DataLines, check_keys, conversation, read_lines
+from freehold.adapt.lines import DataLines, conversation, conversation_key, read_lines
 from freehold.adapt.run import on_disk
-from freehold.adapt.sampling import GREEDY, SampledAnswer
+from freehold.adapt.sampling import GREEDY, SampledAnswer, SamplingModel
 from freehold.errors import StoreError, UsageError
-from freehold.evals.samples import JUDGES, Judge, judge
+from freehold.evals.samples import JUDGES, Judge, check_keys, judge
 from freehold.tokenizer import Tokenizer
 from freehold.types import Message, SamplingParams
 
@@ -31,36 +31,6 @@ BATCH = 32  # questions whose answers are computed together and reach the disk t
 RETRY = SamplingParams(temperature=0.7, top_p=0.95)
 LONGEST_PIECE = 16  # tokens of a piece whose repetition is looked for
 LEAST_RUN = 48  # tokens that repeat it: a table's rules and a row of zeros are shorter
-
-
-class Teacher(Protocol):
-    """What answers: sampling.SamplingModel."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Its own."""
-        ...
-
-    @property
-    def context(self) -> int:
-        """Tokens of a prompt and its answer."""
-        ...
-
-    def render(self, messages: Sequence[Message]) -> list[int]:
-        """Return a prompt's ids."""
-        ...
-
-    def sample(
-        self,
-        prompts: Sequence[Sequence[int]],
-        n: int = 1,
-        *,
-        seeds: Sequence[int],
-        max_tokens: int,
-        sampling: SamplingParams,
-    ) -> list[list[SampledAnswer]]:
-        """Answer each prompt."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +68,7 @@ class AnswerBook:
 
     def ask(
         self,
-        teacher: Teacher,
+        teacher: SamplingModel,
         questions: Sequence[TeacherPrompt],
         *,
         seed: int,
@@ -118,7 +88,7 @@ class AnswerBook:
         return [self.held[q.line] for q in questions]
 
     def _answered(
-        self, teacher: Teacher, batch: Sequence[TeacherPrompt], seed: int, max_tokens: int, tries: int
+        self, teacher: SamplingModel, batch: Sequence[TeacherPrompt], seed: int, max_tokens: int, tries: int
     ) -> list[Taught]:
         taught: dict[int, Taught] = {}
         spent: Counter[int] = Counter()
@@ -215,7 +185,7 @@ class TeacherPrompt:
     @property
     def key(self) -> str:
         """Equal keys are the same question."""
-        return json.dumps([[m.role, m.content] for m in self.messages])
+        return conversation_key(self.messages)
 
 
 def read_prompts(path: Path) -> DataLines[TeacherPrompt]:

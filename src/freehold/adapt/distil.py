@@ -77,8 +77,6 @@ class DistilWatch:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What the parts of one run share."""
-
     run: RunFolder
     teacher: ModelRef
     student: ModelRef
@@ -120,10 +118,7 @@ def distil(
     check_base(student)
     watch = watch or DistilWatch()
     facts = facts or Facts()
-    licences = {
-        "base": base_licence(student, facts),
-        "teacher": teaching(teacher, student, facts, accepted),
-    }
+    licences = {"base": base_licence(student, facts), "teacher": teaching(teacher, student, facts, accepted)}
     prompts_file, tested_file = read_prompts(prompts), read_prompts(test) if test else None
     trained, tested = _split(prompts_file, tested_file, settings)
     check_trainable(student.path)
@@ -221,7 +216,6 @@ def _answered(work: _Work) -> tuple[list[Taught], list[Taught]]:
 def _answer_book(
     work: _Work, teacher: SamplingModel, name: str, questions: Sequence[TeacherPrompt], tries: int
 ) -> list[Taught]:
-    """Have the teacher answer what it did not yet."""
     return AnswerBook(work.run.path(name)).ask(
         teacher,
         questions,
@@ -281,7 +275,6 @@ def _prompts(work: _Work, teacher: SamplingModel, student: SamplingModel) -> lis
 
 
 def _measured(work: _Work, student: SamplingModel, teacher: float | None) -> dict[str, Any] | None:
-    """Return the scores of teacher and student on prompts that were not trained on; None without judges."""
     from freehold.evals.paired import compared
 
     if teacher is None:
@@ -315,7 +308,6 @@ def _split(
 
 
 def _trained(work: _Work, course: TeachingCourse | OnPolicyCourse, steps: int) -> TrainingLoop:
-    """Run all steps and save the adapter; return the loop, which knows the steps' lines."""
     loop = TrainingLoop(work.run, course.trainee, course.optimizer, steps)
     loop.run(course.step, work.watch.step)
     loop.save()
@@ -344,7 +336,6 @@ def _rows(work: _Work, trainee: Trainee, answers: Sequence[Taught]) -> list[Answ
 
 
 def _counted(answers: Sequence[Taught]) -> dict[str, Any]:
-    """Return how many answers were kept, and why the others were not."""
     return {
         "kept": sum(not each.why for each in answers),
         "rejected": dict(sorted(Counter(each.fault for each in answers if each.why).items())),

@@ -8,7 +8,6 @@ Path: cli/finetune -> Lessons.read -> finetune -> teaching.teaching -> TrainingL
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from freehold.adapt.licences import base_licence, check_base
-from freehold.adapt.lines import DataLines, check_keys, conversation, messages_of, read_lines, text_of
+from freehold.adapt.lines import DataLines, conversation, conversation_key, messages_of, read_lines, text_of
 from freehold.adapt.loop import AdapterSettings, OnStep, OnText, TrainingLoop, TrainingRun
 from freehold.adapt.run import RunFolder, cpu_seconds, model_digest
 from freehold.adapt.sampling import (
@@ -36,7 +35,7 @@ from freehold.engine.cache.capacity import MIN_CONTEXT
 from freehold.errors import ContextOverflow, UsageError
 from freehold.evals.contamination import overlaps
 from freehold.evals.paired import compared
-from freehold.evals.samples import JUDGES, Judge, judge
+from freehold.evals.samples import JUDGES, Judge, check_keys, first_faults, judge
 from freehold.machine import available_bytes
 from freehold.platforms import peak_bytes
 from freehold.serving import Job
@@ -115,9 +114,8 @@ class Lessons:
                 except ContextOverflow as e:
                     long.append(f"line {sample.line}: {e.message}")
         if long and not skip_long:
-            more = f"; and {len(long) - _SHOWN:,} more" if len(long) > _SHOWN else ""
             raise UsageError(
-                f"{self.data.path}: {'; '.join(long[:_SHOWN])}{more}",
+                f"{self.data.path}: {first_faults(long)}",
                 "raise --max-length, or leave these out with --skip-long; nothing is cut",
             )
         if not rows:
@@ -474,7 +472,7 @@ class ChatSample:
     @property
     def key(self) -> str:
         """Equal keys are the same conversation."""
-        return json.dumps([[m.role, m.content] for m in self.messages])
+        return conversation_key(self.messages)
 
     @property
     def turns(self) -> list[tuple[tuple[Message, ...], str]]:

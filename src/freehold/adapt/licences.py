@@ -97,21 +97,16 @@ def licensed(ref: ModelRef) -> Subject:
 
     A user's own file is not known by its file name: by the model that it was quantised from, where we did that.
     """
-    own = ref.source.startswith("file:")
-    base, licence = _written_in(ref) if own and ref.kind == "gguf" else ("", "")
+    own, base, licence = ref.source.startswith("file:"), "", ""
+    if own and ref.kind == "gguf":
+        with open_model_file(ref.path) as opened:
+            if isinstance(opened, GGUFFile):  # freehold quantize wrote the base into it
+                base = opened.metadata.get_str("freehold.base", "")
+                licence = opened.metadata.get_str("general.license", "")
     try:
         return subject(base if own else ref.name)
     except ModelNotFound:
         return Subject(ref.name, ref.licence or licence, source=ref.source)
-
-
-def _written_in(ref: ModelRef) -> tuple[str, str]:
-    """Return the base that `freehold quantize` wrote into a file, and the licence that its metadata states."""
-    with open_model_file(ref.path) as opened:
-        if not isinstance(opened, GGUFFile):
-            return "", ""
-        keys = opened.metadata
-        return keys.get_str("freehold.base", ""), keys.get_str("general.license", "")
 
 
 def notes(verdicts: Mapping[str, LicenceVerdict]) -> list[str]:

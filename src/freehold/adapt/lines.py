@@ -13,16 +13,15 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-from freehold.config import nearest
 from freehold.errors import FreeholdError, UsageError
+from freehold.evals import samples
+from freehold.evals.samples import first_faults
 from freehold.types import Message, Role
 
 MOST_BYTES = 1 << 30
 MOST_LINE = 4 << 20  # bytes of one line
-_SHOWN = 5  # bad lines that an error spells out
-_ROLES = ("system", "user", "assistant")
 
 T = TypeVar("T")
 
@@ -55,7 +54,7 @@ def read_lines(
         if not line.strip():
             continue
         try:
-            item = parse(number, _table(line))
+            item = parse(number, samples.parsed_line(line, MOST_LINE, "line", _once))
             first = seen.setdefault(same(item), number) if same else number
             if first != number:
                 raise UsageError(f"the same as line {first}")
@@ -63,10 +62,8 @@ def read_lines(
         except FreeholdError as e:
             bad.append(f"line {number}: {e.message}" + (f" ({e.hint})" if e.hint else ""))
     if bad:
-        more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
         raise UsageError(
-            f"{path}: {'; '.join(bad[:_SHOWN])}{more}",
-            f"mend or remove these lines; a right one is {example}",
+            f"{path}: {first_faults(bad)}", f"mend or remove these lines; a right one is {example}"
         )
     if not items:
         raise UsageError(f"{path} has no line", f"write one JSON object a line: {example}")
@@ -104,15 +101,6 @@ def check_apart(
         )
 
 
-def check_keys(table: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Raise UsageError for a key that is not known, with the nearest one."""
-    for key in table:
-        if key not in known:
-            near = nearest(key, list(known))
-            hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
-            raise UsageError(f"unknown key {key!r}", hint)
-
-
 def conversation(table: Mapping[str, Any]) -> tuple[Message, ...]:
     """Return the messages before an answer: `prompt` as the user's, or `messages`. Raises UsageError."""
     if ("prompt" in table) == ("messages" in table):
@@ -124,21 +112,20 @@ def conversation(table: Mapping[str, Any]) -> tuple[Message, ...]:
 
 def messages_of(turns: Any, last: Role | None = None) -> tuple[Message, ...]:
     """Return a list of messages, with `last` one whose last message is of that role. Raises UsageError."""
-    if not isinstance(turns, list) or not turns:
-        raise UsageError("messages is not a list of messages")
-    messages = []
-    for one in turns:
-        if not isinstance(one, dict) or set(one) != {"role", "content"} or one["role"] not in _ROLES:
-            raise UsageError(f"a message has role ({', '.join(_ROLES)}) and content, and nothing else")
-        messages.append(Message(cast(Role, one["role"]), text_of(one, "content")))
-    if last and messages[-1].role != last:
-        raise UsageError(f"the last message must be the {last}'s")
-    return tuple(messages)
+    return samples.messages_of(turns, last, _text)
+
+
+def conversation_key(messages: Sequence[Message]) -> str:
+    """Return what equal conversations share."""
+    return json.dumps([[m.role, m.content] for m in messages])
 
 
 def text_of(table: Mapping[str, Any], key: str) -> str:
     """Return a text that is not blank. Raises UsageError."""
-    value = table.get(key)
+    return _text(table.get(key), key)
+
+
+def _text(value: Any, key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise UsageError(f"{key} is {'missing' if value is None else 'empty or no text'}")
     if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
@@ -157,18 +144,6 @@ def _bytes(path: Path) -> bytes:
         return raw
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}", "name a file of JSON lines") from e
-
-
-def _table(line: bytes) -> Mapping[str, Any]:
-    if len(line) > MOST_LINE:
-        raise UsageError(f"{len(line):,} bytes are more than a line may have ({MOST_LINE:,})")
-    try:
-        table = json.loads(line, object_pairs_hook=_once)
-    except (ValueError, RecursionError) as e:
-        raise UsageError(f"is not JSON: {e}"[:120]) from None
-    if not isinstance(table, dict):
-        raise UsageError("is not a JSON object")
-    return table
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -99,13 +99,14 @@ class TrainingLoop:
         text = self.run_folder.path(STEPS).read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
+    def speed(self) -> dict[str, float]:
+        """Return a receipt's part on speed: the processor seconds of a step, the median of all."""
+        return {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in self.lines()]))}
+
     def receipt_parts(self) -> dict[str, Any]:
-        """Return what every receipt says of its steps; `speed`: the processor seconds of a step, the median of all."""
-        return {
-            "template": template_digest(self.trainee.template),
-            "speed": {"step_cpu_seconds": float(np.median([line["cpu_seconds"] for line in self.lines()]))},
-            "cpu_seconds": self.cpu_seconds,
-        }
+        """Return what every receipt says of its steps."""
+        template = template_digest(self.trainee.template)
+        return {"template": template, "speed": self.speed(), "cpu_seconds": self.cpu_seconds}
 
     def save(self, *, gguf: bool = False) -> None:
         """Write the adapter into the result, with `gguf` as llama.cpp's file too.
@@ -119,7 +120,6 @@ class TrainingLoop:
         self.run_folder.keep(done, state, {_CPU: self.cpu_seconds})
 
     def _state(self) -> dict[str, NDArray[Any]]:
-        """Return a copy of all that a step changes."""
         parts = (self.trainee.arrays(), self.optimizer.arrays(), self.arrays())
         return {
             f"{part}/{name}": np.asarray(values)

@@ -62,16 +62,12 @@ def noted(home: Path) -> list[NotedRun]:
     runs: dict[Path, NotedRun] = {}
     for line in lines:
         with suppress(ValueError, KeyError, TypeError):
-            one = _read(json.loads(line))
+            row: dict[str, Any] = json.loads(line)
+            out, process = Path(str(row["out"])), (int(row["pid"]), float(row["started"]))
+            one = NotedRun(str(row["verb"]), out, float(row["at"]), *process)
             before = runs.pop(one.out, None)
             runs[one.out] = before if before and before.running and not one.running else one
     return list(reversed(runs.values()))[:KEPT]
-
-
-def _read(row: dict[str, Any]) -> NotedRun:
-    return NotedRun(
-        str(row["verb"]), Path(str(row["out"])), float(row["at"]), int(row["pid"]), float(row["started"])
-    )
 
 
 def _started(pid: int) -> float:

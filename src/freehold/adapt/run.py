@@ -149,7 +149,12 @@ class RunFolder:
             for each in self.folder.iterdir():
                 if each.name != _LOCK:
                     shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
-        _check_files(self.folder)
+        for root, folders, files in os.walk(self.folder):
+            for name in (*folders, *files):
+                if os.path.islink(link := os.path.join(root, name)):  # nothing is written or cut through one
+                    raise UsageError(
+                        f"{link} is a link; a run makes none", "remove it, or start anew with --fresh"
+                    )
         path = self.folder / _WHAT
         if not path.exists():
             write_whole(path, lambda file: file.write(json.dumps(what, indent=1).encode()))
@@ -256,16 +261,6 @@ def _check_ours(folder: Path) -> None:
         raise UsageError(
             f"{folder} is {why}; work is kept there", "remove it, or name another folder with -o"
         )
-
-
-def _check_files(folder: Path) -> None:
-    """Raise UsageError for a link in the folder: nothing is written or cut through one."""
-    for root, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            if os.path.islink(path := os.path.join(root, name)):
-                raise UsageError(
-                    f"{path} is a link; a run makes none", "remove it, or start anew with --fresh"
-                )
 
 
 @contextmanager

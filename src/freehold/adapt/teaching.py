@@ -6,8 +6,10 @@ Path: finetune, align, distil -> TeachingCourse.step, Nearness, still_known -> T
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from freehold.adapt.sampling import AnswerRow
@@ -58,10 +60,7 @@ class TeachingCourse:
         return {**line, "gradient": self.optimizer.step(), "rate": rate}
 
     def learn(
-        self,
-        batch: Sequence[AnswerRow],
-        replay: Sequence[ReplayRow] = (),
-        base: torch.Tensor | None = None,
+        self, batch: Sequence[AnswerRow], replay: Sequence[ReplayRow] = (), base: torch.Tensor | None = None
     ) -> dict[str, Any]:
         """Add a batch's gradients, in passes that memory holds: of replay rows with the first, which costs the least.
 
@@ -143,75 +142,11 @@ class Nearness:
 # believes. At each step the tuned model's distribution over some of these rows is compared with the base's,
 # over the whole vocabulary.
 
-# Questions and openings of many fields; none asks for what FACTS examines.
-QUESTIONS = (
-    "Explain how bread rises.",
-    "Write two sentences about the sea in winter.",
-    "What should I pack for a hike in the mountains?",
-    "Give me three tips for learning a language.",
-    "Who was Marie Curie?",
-    "What is photosynthesis?",
-    "Name three rivers of Europe.",
-    "What is the difference between a virus and a bacterium?",
-    "Write a short poem about rain.",
-    "How does a bicycle stay upright?",
-    "What is 17 plus 25?",
-    "Describe the water cycle.",
-    "Translate 'good morning' into French.",
-    "Write a Python function that reverses a string.",
-    "What does a heart do?",
-    "Why is the sky dark at night?",
-    "Name the seasons of the year.",
-    "What is a prime number?",
-    "Tell me about the Roman Empire.",
-    "Write an email asking for a day off.",
-    "What are the primary colors?",
-    "How do I boil an egg?",
-    "What is the tallest mountain?",
-    "Who discovered penicillin?",
-    "Summarize the story of Cinderella.",
-    "What is the speed of light?",
-    "Which continent is Kenya in?",
-    "What do bees make?",
-    "Give an example of a metaphor.",
-    "What is a democracy?",
-    "How many minutes are in an hour?",
-    "What is inflation?",
+_TEXTS = tomllib.loads(
+    resources.files("freehold.adapt").joinpath("teaching.toml").read_text(encoding="utf-8")
 )
-OPENINGS = (
-    "The history of the town begins",
-    "In mathematics, a",
-    "She opened the door and",
-    "To install the program,",
-    "The capital city of",
-    "Scientists have found that",
-    "def main():\n",
-    "Dear Sir or Madam,",
-    "The recipe needs",
-    "According to the report,",
-    "The first chapter",
-    "Water is",
-    "The company announced",
-    "A long time ago,",
-    "The patient was",
-    "import numpy as np\n",
-    "The answer to the question",
-    "During the war,",
-    "The river flows",
-    "If you want to",
-    "The following table",
-    "Children learn",
-    "The law states that",
-    "In the morning,",
-    "The largest",
-    "It is important to",
-    "The author of",
-    "One day, the",
-    "The engine",
-    "Many animals",
-    "The average temperature",
-    "Music is",
-)
+QUESTIONS: tuple[str, ...] = tuple(_TEXTS["questions"])
+OPENINGS: tuple[str, ...] = tuple(_TEXTS["openings"])
 ANSWER, PLAIN = 40, 48  # tokens of each
 
 
@@ -271,9 +206,8 @@ def group(rows: Sequence[ReplayRow], count: int, step: int) -> tuple[int, Sequen
 
 # Tokens of the text a window, and how many: a standard error near 0.06 nat, paired far less.
 WINDOW, WINDOWS = 192, 8
-WINDOWS_TOGETHER = (
-    4  # windows in one pass, which unpacks the weights once; a slice of the head takes 50 MB for them
-)
+# windows in one pass, which unpacks the weights once; a slice of the head takes 50 MB for them
+WINDOWS_TOGETHER = 4
 FACT_TOKENS = 24  # tokens of an answer
 
 
@@ -284,32 +218,7 @@ class Fact(NamedTuple):
     words: tuple[str, ...]
 
 
-FACTS = (
-    Fact("What is the capital of France?", ("Paris",)),
-    Fact("What is the capital of Japan?", ("Tokyo",)),
-    Fact("What is the capital of Italy?", ("Rome",)),
-    Fact("What is the capital of Egypt?", ("Cairo",)),
-    Fact("What is the capital of Spain?", ("Madrid",)),
-    Fact("What is the capital of Germany?", ("Berlin",)),
-    Fact("Which planet is closest to the Sun?", ("Mercury",)),
-    Fact("Which planet is known as the Red Planet?", ("Mars",)),
-    Fact("Which is the largest planet of the Solar System?", ("Jupiter",)),
-    Fact("What gas do plants take in from the air?", ("carbon dioxide", "CO2")),
-    Fact("What is the chemical formula of water?", ("H2O", "H₂O")),
-    Fact("What is the chemical symbol for gold?", ("Au",)),
-    Fact("At how many degrees Celsius does water boil?", ("100",)),
-    Fact("How many days are in a week?", ("seven", "7")),
-    Fact("How many months are in a year?", ("twelve", "12")),
-    Fact("How many legs does a spider have?", ("eight", "8")),
-    Fact("Who wrote Romeo and Juliet?", ("Shakespeare",)),
-    Fact("Who painted the Mona Lisa?", ("Leonardo", "Vinci")),
-    Fact("Who developed the theory of relativity?", ("Einstein",)),
-    Fact("Which ocean is the largest?", ("Pacific",)),
-    Fact("Which animal is known as the king of the jungle?", ("lion",)),
-    Fact("What color is the sky on a clear day?", ("blue",)),
-    Fact("What is the opposite of hot?", ("cold",)),
-    Fact("What language is spoken in Brazil?", ("Portuguese",)),
-)
+FACTS = tuple(Fact(question, tuple(words)) for question, *words in _TEXTS["facts"])
 
 
 def known_facts(model: LLM, adapter: str = "") -> list[bool]:

@@ -188,9 +188,8 @@ class Placement:
     command: str
     month: float | None = None
     users: int = 1
-    sure: bool = (
-        True  # whether the speeds rest on quiet measurements; if not, only their upper bound rules out
-    )
+    # whether the speeds rest on quiet measurements; if not, only their upper bound rules out
+    sure: bool = True
     why_none: str = ""
 
 
@@ -378,7 +377,8 @@ def advise(
     task = request.task
     scale = Scale(task, known)
     quick = scale if task.quick else scale.without_thinking()
-    judged = [_judge(m, request, scale, quick, placer) for m in known if _of_kind(m, task)]
+    role = "embedder" if task.encoder else "reranker" if task.reranker else "generator"
+    judged = [_judge(m, request, scale, quick, placer) for m in known if m.role == role]
     able = sorted((j for j in judged if not j.refusals), key=_ordering(task))
     bar = task.bar if scale.benchmark else 0.0
     picks = [j for j in able if j.lower_bound >= bar] if scale.benchmark else able
@@ -404,16 +404,10 @@ def _instead(
     return tuple(alternatives)
 
 
-def _makes_text(task: Task) -> bool:
-    return not (task.encoder or task.reranker)
-
-
 def _ordering(task: Task) -> Callable[[Judged], tuple[bool, int | bool, float, float, str]]:
-    return _order if _makes_text(task) else _finder_order
-
-
-def _finder_order(judged: Judged) -> tuple[bool, int, float, float, str]:
-    return finders.order(judged.model, [t.code for t in judged.languages])
+    if task.encoder or task.reranker:
+        return lambda judged: finders.order(judged.model, [t.code for t in judged.languages])
+    return _order
 
 
 def _order(judged: Judged) -> tuple[bool, bool, float, float, str]:
@@ -434,25 +428,20 @@ def cheapest_first(picks: list[Judged]) -> list[Judged]:
     if not picks:
         return picks
     able = [j for j in picks if j.quality is None or j.quality.range.high >= picks[0].lower_bound]
-    return sorted(able, key=_cost) + [j for j in picks if j not in able]
 
+    def cost(judged: Judged) -> tuple[float, int, float]:
+        place = judged.placement
+        assert place is not None  # a pick has one
+        return (place.month or 0.0), place.memory, -judged.lower_bound
 
-def _cost(judged: Judged) -> tuple[float, int, float]:
-    place = judged.placement
-    assert place is not None  # a pick has one
-    return (place.month or 0.0), place.memory, -judged.lower_bound
-
-
-def _of_kind(model: Model, task: Task) -> bool:
-    """Tell whether a model gives the task's kind of output: vectors, or text."""
-    return model.role == ("embedder" if task.encoder else "reranker" if task.reranker else "generator")
+    return sorted(able, key=cost) + [j for j in picks if j not in able]
 
 
 def _judge(model: Model, request: AdviceRequest, scale: Scale, quick: Scale, placer: Placer) -> Judged:
     known = language_evidence(model, request.languages)
     refusals = [
         *_facts_against(model, request),
-        *(_language(t) for t in known if t.level == DENIED),
+        *(Refusal("language", t.says) for t in known if t.level == DENIED),
     ]
     ruled = None
     if request.facts is not None:
@@ -481,10 +470,6 @@ def _room(model: Model, request: AdviceRequest) -> int:
     thinks = model.thinking == "only" and request.task.patient and not request.min_context
     wanted = max(request.context, THINKING_ROOM) if thinks else request.context
     return min(wanted, model.context) if model.context else wanted
-
-
-def _language(denied: LanguageEvidence) -> Refusal:
-    return Refusal("language", denied.says)
 
 
 def _facts_against(model: Model, request: AdviceRequest) -> Iterable[Refusal]:

@@ -19,9 +19,8 @@ from freehold.layers import ATTENTION, STATE_WIDTH, LayerSpec, kept_bytes, recur
 
 # Models up to here use their embedding as head, as do all Gemmas; above, few do. Billions of parameters.
 _TIED_BELOW = 4.5
-_LATENT_HEAD = (
-    80  # inputs for each head of latent attention: 56 of DeepSeek-V3, 112 of Kimi K2, 128 of V2-Lite
-)
+# inputs for each head of latent attention: 56 of DeepSeek-V3, 112 of Kimi K2, 128 of V2-Lite
+_LATENT_HEAD = 80
 _TIED = ("Gemma", "Command", "SmolLM")
 # llama.cpp does not round weights again that are in this type: every GGUF of gpt-oss has its experts as published.
 _KEPT = "MXFP4"
@@ -31,9 +30,8 @@ _KEPT = "MXFP4"
 class WeightGroup:
     """Weights of one role and one type."""
 
-    role: (
-        str  # body | experts | embed | head | norms | towers (for images) | drafts (layers that guess ahead)
-    )
+    # body | experts | embed | head | norms | towers (for images) | drafts (layers that guess ahead)
+    role: str
     type: str  # a type's name, as catalog.quants has it
     weights: float
     bytes: float
@@ -50,9 +48,8 @@ class Anatomy:
     parts: tuple[WeightGroup, ...]
     layers: tuple[LayerSpec, ...]
     context: int  # tokens it was made for; 0: not known
-    index_topk: int = (
-        0  # tokens that an indexer picks for attention: beyond, it does not read all; 0: it always does
-    )
+    # tokens that an indexer picks for attention: beyond, it does not read all; 0: it always does
+    index_topk: int = 0
     hidden: int = 0
     vocab: int = 0
     queries: int = 0  # query heads x their width, of a layer with attention; 0: not known

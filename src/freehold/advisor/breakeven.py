@@ -187,7 +187,12 @@ class _Sums:
             moment, timed = _moment(row["time"] or "")
             count = _number(row, "requests", 1.0)
             numbers = [_number(row, c) for c in COLUMNS[1:5]]
-            _check(numbers, count)
+            read, _, cached, put = numbers
+            if count < 1:
+                raise ValueError(f"requests {count:g} is less than 1")
+            if cached + put > read:
+                tokens = f"{cached + put:,.0f} tokens cached or written to a cache"
+                raise ValueError(f"{tokens}, of {read:,.0f} read")
         except ValueError as e:
             self._bad.append(f"line {line}: {e}")
             return
@@ -242,14 +247,6 @@ def _number(row: Mapping[str, str | None], column: str, missing: float = 0.0) ->
     if not 0 <= number <= MOST_TOKENS:
         raise ValueError(f"{column} {text[:40]} is not within 0..{MOST_TOKENS:,.0f}")
     return number
-
-
-def _check(numbers: Sequence[float], count: float) -> None:
-    read, _, cached, put = numbers
-    if count < 1:
-        raise ValueError(f"requests {count:g} is less than 1")
-    if cached + put > read:
-        raise ValueError(f"{cached + put:,.0f} tokens cached or written to a cache, of {read:,.0f} read")
 
 
 # --- the comparison ---------------------------------------------------------------------------------
@@ -517,10 +514,7 @@ class Owned:
 
 def people(at: Point) -> dict[str, float]:
     """Return dollars a month that hang on no machine."""
-    return {
-        "people": at["people"] * at["wage"],
-        "moving over": at["migration"] * at["wage"] / at["months"],
-    }
+    return {"people": at["people"] * at["wage"], "moving over": at["migration"] * at["wage"] / at["months"]}
 
 
 def assumptions(
@@ -549,7 +543,6 @@ def speed(value: Interval, source: str = "given", checked: date | None = None) -
 
 
 def _paid(owned: Owned, overrides: Mapping[str, Interval]) -> Assumption:
-    """Return what one rig is paid for: dollars to buy it, or an hour's rent."""
     key, unit = ("price", "$") if owned.bought else ("hourly", "$/h")
     title = f"{'price' if owned.bought else 'rent'} of {owned.rig.name}"
     if key in overrides:
@@ -577,10 +570,9 @@ def _defaults() -> tuple[tuple[str, Assumption], ...]:
     text = resources.files("freehold.advisor").joinpath("ownership.toml").read_text(encoding="utf-8")
     defaults = []
     for raw in tomllib.loads(text)["assumption"]:
-        value = Interval(raw["low"], raw["mid"], raw["high"])
-        about = raw["key"], raw["title"], raw["unit"], value, raw["source"], raw["checked"]
-        one = Assumption(*about, limits=tuple(raw["limits"]))
-        defaults.append((raw.get("for", ""), one))
+        value = Interval(raw.pop("low"), raw.pop("mid"), raw.pop("high"))
+        use, limits = raw.pop("for", ""), tuple(raw.pop("limits"))
+        defaults.append((use, Assumption(**raw, value=value, limits=limits)))
     return tuple(defaults)
 
 

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from freehold import private
 from freehold.advisor.interval import Interval
@@ -154,7 +153,10 @@ def read(home: Path, machine: str, rates: Rates) -> History:
 
 def record(home: Path, runs: Iterable[Run]) -> None:
     """Append runs; raise OSError where the folder cannot be written."""
-    text = "".join(json.dumps(_plain(run), ensure_ascii=True) + "\n" for run in runs)
+    text = ""
+    for run in runs:
+        row = {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(run).items()}
+        text += json.dumps(row, ensure_ascii=True) + "\n"
     path = home / FILE
     private.folder(home)
     # One write of whole lines: two processes do not tear each other's.
@@ -181,10 +183,6 @@ def _halve(path: Path) -> None:
 
 
 _FIELDS = {f.name: {"int": int, "float": float, "str": str}[str(f.type)] for f in fields(Run)}
-
-
-def _plain(run: Run) -> dict[str, Any]:
-    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in asdict(run).items()}
 
 
 def _parsed(line: bytes) -> Run | None:

@@ -50,36 +50,23 @@ def cost(
     day = day or date.today()
     facts = catalog.model(model) if model else None
     traffic = traffic or from_figures()
-    owned, fast = _owned(facts, traffic, on, bought, speed, engine, quant, users)
+    if speed is not None:
+        rate = _interval(speed)
+        if rate.low <= 0:
+            raise UsageError("0 tokens a second answer nothing", "give what one machine writes a second")
+        rig_taken, fast = catalog.rig(on or USUAL), breakeven.speed(rate)
+    elif facts is None:
+        raise UsageError(
+            "how fast would it answer?", "name a MODEL of the catalogue, or give --tokens-per-second and --on"
+        )
+    else:
+        rig_taken, fast = host(facts, on, traffic, engine, quant, users)
+    owned = Owned(rig_taken, bought)
     assumed = breakeven.assumptions(owned, fast, traffic, {key: _interval(v) for key, v in given.items()})
     traffic = traffic.growing(growth, assumed["months"].value.mid)
     offers, left_out = _offers(facts, against, traffic, day, batch)
     comparison = compare(owned, assumed, traffic, offers, day, batch)
     return replace(comparison, model=facts, left_out=tuple(left_out))
-
-
-def _owned(
-    facts: Model | None,
-    traffic: Traffic,
-    on: str | None,
-    bought: bool,
-    speed: Interval | float | None,
-    engine: str | None,
-    quant: str | None,
-    users: int,
-) -> tuple[Owned, Assumption]:
-    """Return the machines and how fast one answers: as given, else as predicted for the model."""
-    if speed is not None:
-        rate = _interval(speed)
-        if rate.low <= 0:
-            raise UsageError("0 tokens a second answer nothing", "give what one machine writes a second")
-        return Owned(catalog.rig(on or USUAL), bought), breakeven.speed(rate)
-    if facts is None:
-        raise UsageError(
-            "how fast would it answer?", "name a MODEL of the catalogue, or give --tokens-per-second and --on"
-        )
-    rig, fast = host(facts, on, traffic, engine, quant, users)
-    return Owned(rig, bought), fast
 
 
 def _offers(
@@ -102,7 +89,6 @@ def _offers(
 
 
 def _why_not(offer: Offer, traffic: Traffic, day: date, batch: bool) -> str:
-    """Say why the traffic cannot go there; empty: it can."""
     longest = max(s.request.input + s.request.output for s in traffic.shapes)
     if 0 < offer.context < longest:
         return f"{offer.name} takes {offer.context:,} tokens, and requests have {longest:,.0f}"

@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from freehold.catalog.hardware import Device
-from freehold.catalog.model import Model
+from freehold.catalog.model import Model, tupled
 from freehold.config import nearest
 from freehold.errors import UsageError
 from freehold.layers import STATE_WIDTH
@@ -103,13 +103,7 @@ def engine(name: str) -> UpstreamEngine:
 @cache
 def engines() -> tuple[UpstreamEngine, ...]:
     """Return every engine."""
-    return tuple(_engine(raw) for raw in _data("engines.toml")["engine"])
-
-
-def _engine(raw: dict[str, Any]) -> UpstreamEngine:
-    lists = {key: tuple(raw[key]) for key in ("kinds", "vendors", "quants", "cache_widths")}
-    lists["unmeasured"] = tuple(raw.get("unmeasured", ()))
-    return UpstreamEngine(**{**raw, **lists})
+    return tuple(UpstreamEngine(**tupled(raw)) for raw in _data("engines.toml")["engine"])
 
 
 def speed(engine: UpstreamEngine, device: Device) -> Speed:
@@ -254,15 +248,15 @@ def _ours(model: Model, quant: str, context: int, users: int, held: str) -> Line
     room = f" --context {context}" if context else ""
     repo = gguf(model, quant)
     own = model.id if model.hub and quant in published(model) else ""
-    name = held or (model.name if model.name and quant == _fetched(model) else "")
+    name = held or (model.name if model.name and quant == quant_of(model) else "")
     name = name or (f"{repo}:{quant}" if repo else own)
     if name:
         return Line(f"freehold {'run' if users == 1 else 'serve'} {name}{room}")
     return Line("", _no_gguf(model, quant))
 
 
-def _fetched(model: Model) -> str:
-    """Return the quantisation that the short name fetches; without a hub's repository, whatever the file is."""
+def quant_of(model: Model) -> str:
+    """Return the quantisation that our store fetches of a model: its name's file, or the weights as published."""
     quants = [r.quants[0] for r in model.repos if r.format == "gguf" and r.quants]
     return quants[0] if quants else "BF16"
 

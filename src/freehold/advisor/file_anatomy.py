@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,7 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
     experts = meta.number("expert_used_count") / max(meta.number("expert_count"), 1)
     return Anatomy(
         name=opened.metadata.get_str("general.name", "") or opened.path.stem,
-        quant=quants.of_file(_file_type(opened)) or _main_type(opened),
+        quant=quants.of_file(opened.metadata.get_int("general.file_type", -1)) or _main_type(opened),
         architecture=opened.architecture,
         parts=_parts(opened, "token_embd.weight", "output.weight", experts),
         layers=gguf_layers(opened.architecture, meta),
@@ -100,7 +101,6 @@ def of_expert(name: str) -> bool:
 def _parts(
     opened: ModelFile, embed: str, head: str, used: float, rounding: str = ""
 ) -> tuple[WeightGroup, ...]:
-    """Sum a file's tensors by role and type."""
     sums: dict[tuple[str, str, float], list[float]] = {}
     own_head = head in opened.tensors
     for tensor in opened.tensors.values():
@@ -132,12 +132,7 @@ def _weights(tensor: Tensor) -> int:
     return math.prod(tensor.shape)
 
 
-def _file_type(opened: GGUFFile) -> int:
-    return opened.metadata.get_int("general.file_type", -1)
-
-
 def _main_type(opened: ModelFile) -> str:
-    """Name the type that most bytes of the layers are in."""
     sums: dict[str, int] = {}
     for tensor in opened.tensors.values():
         if len(tensor.shape) > 1 and "embd" not in tensor.name:
@@ -146,19 +141,8 @@ def _main_type(opened: ModelFile) -> str:
 
 
 # Architectures that read whole texts and keep nothing of them, by GGUF's names and config.json's.
-_ENCODERS = frozenset(
-    (
-        "bert",
-        "roberta",
-        "xlm-roberta",
-        "distilbert",
-        "mpnet",
-        "nomic-bert",
-        "nomic_bert",
-        "jina-bert-v2",
-        "modernbert",
-    )
-)
+_ENCODERS = {"bert", "roberta", "xlm-roberta", "distilbert", "mpnet", "modernbert", "jina-bert-v2"}
+_ENCODERS |= {"nomic-bert", "nomic_bert"}
 # Architectures in which only every n-th layer has full attention and files do not say which; none: _NONE.
 _NONE = 1 << 20  # more than there are layers
 _WINDOWED = dict.fromkeys(
@@ -214,13 +198,13 @@ def gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
     value_dim = meta.number("attention.value_length") or head_dim
     window = meta.number("attention.sliding_window") or _CHUNKS.get(architecture, 0)
     window = window if window < (meta.number("context_length") or _NONE) else 0  # Phi-3.5's hides nothing
-    slides = _slides(meta, depth, _EVERY.get(architecture, 0))
+    slides = meta.flags("attention.sliding_window_pattern", depth, _EVERY.get(architecture, 0))
     sharing = depth - meta.number("attention.shared_kv_layers")  # layers from there on read others' keys
     narrow = meta.number("attention.key_length_swa") or head_dim
     apart = meta.number("full_attention_interval") or _RECURRENT.get(architecture, 0)
     wide = meta.each("feed_forward_length") if architecture in _ONE_PART else ()
-    states = _listed(meta, depth) or [bool(apart and n % apart) for n in range(1, depth + 1)]
-    counts: dict[LayerSpec, int] = {}
+    states = meta.flags("attention.recurrent_layers", depth, apart)
+    counts: Counter[LayerSpec] = Counter()
     for number, kv_heads in enumerate(heads, 1):
         if not kv_heads and len(wide) == counted and wide[number - 1]:
             layer = LayerSpec("plain", 1)
@@ -237,7 +221,7 @@ def gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
             layer = LayerSpec("window", 1, kv_heads, narrow, width, window)
         else:
             layer = LayerSpec("full", 1, kv_heads, head_dim, value_dim)
-        counts[layer] = counts.get(layer, 0) + 1
+        counts[layer] += 1
     return _counted(counts)
 
 
@@ -256,14 +240,6 @@ def _recurrent(meta: SizeKeys, architecture: str) -> LayerSpec:
     return _delta("deltanet", meta.number("ssm.time_step_rank"), inner, groups, size, kernel)
 
 
-def _listed(meta: SizeKeys, depth: int) -> list[bool]:
-    """Return which layers are recurrent, where a GGUF lists them."""
-    stored = meta.get("attention.recurrent_layers")
-    values = stored.tolist() if hasattr(stored, "tolist") else stored
-    listed = isinstance(values, list) and len(values) >= depth
-    return [bool(value) for value in values[:depth]] if listed else []
-
-
 def _delta(kind: str, heads: int, inner: int, key_heads: int, key: int, kernel: int) -> LayerSpec:
     """Return a delta rule's layer: a matrix a value head, whose columns the engine keeps in blocks of sixteen."""
     columns = -(-inner // max(heads, 1))
@@ -279,15 +255,6 @@ def _mamba2(inner: int, size: int, groups: int, kernel: int) -> LayerSpec:
 def _kda(heads: int, width: int, kernel: int) -> LayerSpec:
     """Return a delta rule with a decay for each key, behind three convolutions."""
     return _delta("linear", heads, heads * width, heads, width, kernel)
-
-
-def _slides(meta: SizeKeys, depth: int, every: int) -> list[bool]:
-    """Say which layers slide: as a GGUF lists them, or all but every n-th."""
-    listed = meta.get("attention.sliding_window_pattern")
-    listed = listed.tolist() if hasattr(listed, "tolist") else listed
-    if isinstance(listed, list) and len(listed) >= depth:
-        return [bool(each) for each in listed]
-    return [bool(every and n % every) for n in range(1, depth + 1)]
 
 
 def _beside(attention: LayerSpec, state: LayerSpec) -> LayerSpec:
@@ -313,12 +280,11 @@ def config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
     if not isinstance(kinds, list) and isinstance(attending := keys.get("full_attn_idxs"), list):
         kinds = ["" if i in attending else "conv" for i in range(depth)]
     if not isinstance(kinds, list):
-        first = (
-            keys.number("max_window_layers") if keys.get("model_type") == "dots1" else 0
-        )  # the first to slide
+        # the first to slide
+        first = keys.number("max_window_layers") if keys.get("model_type") == "dots1" else 0
         slides = [i > first if first else bool(every and i % every) for i in range(1, depth + 1)]
         kinds = ["sliding_attention" if window and slide else "" for slide in slides]
-    counts: dict[LayerSpec, int] = {}
+    counts: Counter[LayerSpec] = Counter()
     sharing = depth - keys.number("num_kv_shared_layers")  # layers from there on read others' keys
     for number, kind in enumerate(kinds):
         if number >= sharing:
@@ -332,7 +298,7 @@ def config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
             layer = LayerSpec("window", 1, kv_heads, head_dim, window=window)
         else:
             layer = LayerSpec("full", 1, *_full_heads(keys, number, kv_heads, head_dim))
-        counts[layer] = counts.get(layer, 0) + 1
+        counts[layer] += 1
     return _counted(counts)
 
 
@@ -367,11 +333,11 @@ def _mamba_layers(keys: SizeKeys, model: str) -> tuple[LayerSpec, ...]:
     pattern = keys.get("hybrid_override_pattern") or keys.get("layers_block_type") or keys.get("layer_types")
     if not isinstance(pattern, str | list):
         pattern = [""] * keys.layers("num_hidden_layers")
-    counts: dict[LayerSpec, int] = {}
+    counts: Counter[LayerSpec] = Counter()
     for kind in pattern:
         layer = full if kind in _ATTENDS else LayerSpec("plain", 1) if kind in _NEITHER else state
         layer = _beside(full, state) if model in _SIDE_BY_SIDE else layer
-        counts[layer] = counts.get(layer, 0) + 1
+        counts[layer] += 1
     return _counted(counts)
 
 
@@ -485,6 +451,14 @@ class SizeKeys:
         if (count := self.number(key)) > MAX_LAYERS:
             raise BadModelFile(f"{self._prefix}{key} is {count}; the limit is {MAX_LAYERS}")
         return count
+
+    def flags(self, key: str, depth: int, every: int) -> list[bool]:
+        """Return a flag of each layer, as metadata list them; else they are set in all but every n-th, 0: in none."""
+        stored = self.get(key)
+        listed = stored.tolist() if hasattr(stored, "tolist") else stored
+        if isinstance(listed, list) and len(listed) >= depth:
+            return [bool(flag) for flag in listed]
+        return [bool(every and n % every) for n in range(1, depth + 1)]
 
     def each(self, key: str) -> list[int]:
         """Return the value of every layer, or the one of them all."""

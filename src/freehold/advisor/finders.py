@@ -40,7 +40,8 @@ class Beside:
 
 def ranked(models: Iterable[Model], role: str, codes: Sequence[str]) -> list[Model]:
     """Return the embedders or rerankers that may know the languages, best evidence first."""
-    able = [m for m in models if m.role == role and not _denied(m, codes)]
+    of_role = [(m, quality.language_evidence(m, codes)) for m in models if m.role == role]
+    able = [m for m, languages in of_role if all(t.level != quality.DENIED for t in languages)]
     return sorted(able, key=lambda m: order(m, codes))
 
 
@@ -81,19 +82,14 @@ def beside(
         return Beside(embedder, None, "" if embedder is None else "no reranker of the catalogue runs there")
     alone, after = result(embedder.model), result(reranker.model)
     if after is None or (alone and alone.benchmark == MANY and alone.value >= after.value):
-        return Beside(embedder, None, _does_not_pay(embedder, reranker))
+        why = "no reranker that runs there has a published result"
+        if after and alone:
+            why = f"the best reranker reaches {after.value:g}, the embedder {alone.value:g} alone"
+        return Beside(embedder, None, why)
     return Beside(embedder, reranker)
 
 
-def _does_not_pay(embedder: FinderChoice, reranker: FinderChoice) -> str:
-    after, alone = result(reranker.model), result(embedder.model)
-    if after is None or alone is None:
-        return "no reranker that runs there has a published result"
-    return f"the best reranker reaches {after.value:g}, the embedder {alone.value:g} alone"
-
-
 def _first(ordered: Iterable[Model], codes: Sequence[str], here: bool) -> FinderChoice | None:
-    """Return the first for which a command is known."""
     for model in ordered:
         line = finder_line(model, here=here)
         if line.command:
@@ -107,7 +103,3 @@ def says(model: Model, codes: Sequence[str]) -> str:
     parts = [f"{score.benchmark} {score.value:g}" if score else "no published result in finding texts"]
     parts += [t.says for t in quality.language_evidence(model, codes)]
     return "; ".join(parts)
-
-
-def _denied(model: Model, codes: Sequence[str]) -> bool:
-    return any(t.level == quality.DENIED for t in quality.language_evidence(model, codes))

@@ -68,27 +68,27 @@ _LOAD_S, _PACK_GB_S = 0.36, 0.3  # a load of packed weights; bytes packed a seco
 
 
 @dataclass(frozen=True, slots=True)
-class Footprint:
-    """Bytes that a process of ours takes. `cache`: by kind of layer, for one conversation of the context's length."""
+class MemoryNeed:
+    """Bytes by what they are for. `cache`: one conversation of the context's length, by kind of layer."""
 
     weights: int
-    cache: dict[str, int]
+    cache: Mapping[str, int]
     activations: int
-    process: int
+    overhead: int  # the process; of a rig what its engine keeps back
 
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return self.weights + sum(self.cache.values()) + self.activations + self.process
+        return self.weights + sum(self.cache.values()) + self.activations + self.overhead
 
 
-def footprint(anatomy: Anatomy, context: int, kv_type: str = "f16") -> Footprint:
+def footprint(anatomy: Anatomy, context: int, kv_type: str = "f16") -> MemoryNeed:
     """Return what a model takes when a conversation of `context` tokens fills its cache."""
-    return Footprint(
+    return MemoryNeed(
         weights=packed_bytes(anatomy),
         cache=cache_bytes(anatomy, context, kv_type),
         activations=activation_bytes(anatomy),
-        process=_PROCESS + _PROCESS_TOKEN * anatomy.vocab,
+        overhead=_PROCESS + _PROCESS_TOKEN * anatomy.vocab,
     )
 
 
@@ -206,7 +206,6 @@ def _dots(hidden: int) -> float:
 
 
 def _latents(anatomy: Anatomy) -> int:
-    """Return how many layers attend to latents."""
     return sum(g.count for g in anatomy.layers if g.kind == "latent")
 
 
@@ -258,21 +257,6 @@ class Place:
     def free(self) -> int:
         """Bytes that a model may take."""
         return self.machine.free if self.machine else self.rig.memory_bytes if self.rig else 0
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryNeed:
-    """Bytes by what they are for. `cache`: one conversation of the context's length, by kind of layer."""
-
-    weights: int
-    cache: Mapping[str, int]
-    activations: int
-    overhead: int  # the process; of a rig what its engine keeps back
-
-    @property
-    def total(self) -> int:
-        """Bytes in all."""
-        return self.weights + sum(self.cache.values()) + self.activations + self.overhead
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,14 +338,19 @@ def fit(
 def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bool) -> Fit | Misfit:
     machine = place.machine
     assert machine is not None
-    memory = _memory(anatomy, context, kv_type)
+    memory = footprint(anatomy, context, kv_type)
     room = machine.free * CACHE_SHARE
-    longest = _longest(anatomy, lambda n: _memory(anatomy, n, kv_type).total <= room, anatomy.index_topk)
+    longest = _longest(anatomy, lambda n: footprint(anatomy, n, kv_type).total <= room, anatomy.index_topk)
     misfit = Misfit(anatomy, place, OURS, context, memory, longest, "", "")
     if place.refuses is not None and (reason := place.refuses(anatomy.structure)):
         return replace(misfit, reason=reason, hint="--on HARDWARE says how other engines do", refused=True)
     if anatomy.index_topk and context > anatomy.index_topk:
-        return replace(misfit, **_beyond_picked(anatomy, context, longest))
+        picked = f"beyond {anatomy.index_topk:,} tokens its attention reads only those that an indexer picks"
+        return replace(
+            misfit,
+            reason=f"a context of {context:,} tokens: {picked}, which Freehold's engine does not compute",
+            hint=f"--context {longest or anatomy.index_topk}, or --on HARDWARE for other engines",
+        )
     if memory.total > room:
         return replace(misfit, **_too_large(memory, machine.free, context, longest))
     history = place.history or History(machine.rates)
@@ -429,11 +418,6 @@ def observed(
     return replace(run, told=run.raw(machine.rates) * correction.factor)
 
 
-def _memory(anatomy: Anatomy, context: int, kv_type: str) -> MemoryNeed:
-    f = footprint(anatomy, context, kv_type)
-    return MemoryNeed(f.weights, f.cache, f.activations, f.process)
-
-
 def _told(correction: Correction, cost: Cost, tokens: int, machine: Machine) -> Interval:
     """Return the corrected speed; where rates were measured in a crowd, up to what the machine may give alone."""
     speed = correction.apply(tokens / cost.seconds(machine.rates))
@@ -477,17 +461,7 @@ def left_out(crowded: int) -> str:
     return f"{crowded} of this model under other load {'is' if crowded == 1 else 'are'} left out"
 
 
-def _beyond_picked(anatomy: Anatomy, context: int, longest: int) -> dict[str, str]:
-    """Word that our engine computes attention with an indexer only while it picks every token."""
-    picked = f"beyond {anatomy.index_topk:,} tokens its attention reads only those that an indexer picks"
-    return {
-        "reason": f"a context of {context:,} tokens: {picked}, which Freehold's engine does not compute",
-        "hint": f"--context {longest or anatomy.index_topk}, or --on HARDWARE for other engines",
-    }
-
-
 def _too_large(memory: MemoryNeed, free: int, context: int, longest: int) -> dict[str, str]:
-    """Word why it does not fit and what would."""
     allowed = f"{show_bytes(free * CACHE_SHARE)} of the {show_bytes(free)} free"
     if longest:
         return {

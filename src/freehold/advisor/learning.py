@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 Speed = tuple[str, int, float]  # decode or prefill, tokens before it or of the prompt, tokens a second
 # What is too short to time: a first step's own cost would count as the model's.
 LEAST_ANSWER, LEAST_PROMPT = 24, 64
-_GUESSED = (
-    0.25  # guesses an answer may have had for each of its tokens, beyond which its steps are not one token's
-)
+# guesses an answer may have had for each of its tokens, beyond which its steps are not one token's
+_GUESSED = 0.25
 
 
 def learn(home: Path, path: Path, usages: Iterable[Usage], load: float = 0.0, quant: str = "") -> None:

@@ -6,11 +6,8 @@ Path: verdict -> subject -> standing -> catalog.model, catalog.licence.
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from freehold import catalog
@@ -26,7 +23,7 @@ from freehold.catalog.licence import (
     tag_source,
     unpacked,
 )
-from freehold.catalog.model import Model
+from freehold.catalog.model import Model, data_table
 from freehold.errors import ModelNotFound, UsageError
 
 MAX_DEPTH = 12  # generations; a longer chain is a mistake in the catalogue
@@ -168,7 +165,6 @@ def _tagged(name: str, repository: str, licence: Licence) -> Subject:
 
 
 def _listed(model: Model) -> str:
-    """Return the short names of all licences of a model and its ancestors."""
     places = standing(_of_model(model))
     named = dict.fromkeys(short_name(one) for place in places for one in place.choices)
     return ", ".join(named) or "not known"
@@ -285,14 +281,8 @@ def _says(level: int) -> str:
 
 
 def _entry(name: str) -> tuple[dict[str, Any], str]:
-    data = _data()
+    data = data_table("openness.toml")
     for entry in data["model"]:
         if any(fnmatchcase(name.lower(), p.lower()) for p in entry["names"]):
             return entry, data["source"]["osi"]["text"]
     return {}, data["source"]["mof"]["text"]
-
-
-@cache
-def _data() -> dict[str, Any]:
-    path = resources.files("freehold.catalog").joinpath("data", "openness.toml")
-    return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -16,7 +16,7 @@ from freehold.advisor import roofline
 from freehold.advisor.advice import Placement, Placer, Refusal
 from freehold.advisor.anatomy import Anatomy, from_catalogue
 from freehold.advisor.breakeven import HOURS
-from freehold.advisor.engines import Line, UpstreamEngine, engines, line
+from freehold.advisor.engines import Line, UpstreamEngine, engines, line, quant_of
 from freehold.advisor.engines import engine as engine_called
 from freehold.advisor.fit import CACHE_SHARE, OURS, Fit, Misfit, Place, Refuses, fit
 from freehold.advisor.interval import Interval
@@ -98,12 +98,6 @@ def _shared(fitted: Fit, anatomy: Anatomy, users: int) -> Interval:
     one = ours.decode_cost(anatomy, fitted.context).seconds(machine.rates)
     step = ours.batch_cost(anatomy, fitted.context, users).seconds(machine.rates)
     return Interval.within(fitted.decode.mid * one / step, _UNMEASURED_BATCH)
-
-
-def quant_of(model: Model) -> str:
-    """Return the quantisation that our store fetches of a model: its name's file, or the weights as published."""
-    quants = [r.quants[0] for r in model.repos if r.format == "gguf" and r.quants]
-    return quants[0] if quants else "BF16"
 
 
 def rented_for(budget: float) -> list[Rig]:
@@ -222,9 +216,8 @@ def quants_of(model: Model) -> tuple[str, ...]:
     """Return the quantisations to think of, what rounds least first; none that is finer than what is published."""
     native = model.native
     if native and quants.mix(native).bits < _FOUR_BITS:
-        return (
-            (native,) if native == "MXFP4" else (native, "Q4_K_M")
-        )  # GGUFs of others are in another four bits
+        # GGUFs of others are in another four bits
+        return (native,) if native == "MXFP4" else (native, "Q4_K_M")
     return tuple(q for q in QUANTS if not quants.finer(q, native))
 
 
@@ -375,12 +368,12 @@ def _least(
 
 def _better(why: str, reasons: Sequence[str]) -> str:
     """Return the reason that comes nearest to a success: too slow, then too little room, then not read at all."""
-    return max(filter(None, (why, *reasons)), key=_nearness, default="")
+    marks = ("GiB", "conversations", "tokens a second")
 
+    def nearness(reason: str) -> int:
+        return max((i for i, mark in enumerate(marks) if mark in reason), default=-1)
 
-def _nearness(why: str) -> int:
-    marks = ("tokens a second", "conversations", "GiB")
-    return next((len(marks) - i for i, mark in enumerate(marks) if mark in why), 0)
+    return max(filter(None, (why, *reasons)), key=nearness, default="")
 
 
 def _tried(
@@ -407,7 +400,7 @@ def _tried(
 
 
 def _speeds(
-    work: roofline.Work, rig: Rig, engine: UpstreamEngine, load: Load, context: int
+    work: Anatomy, rig: Rig, engine: UpstreamEngine, load: Load, context: int
 ) -> tuple[Interval, Interval | None]:
     if load.users > 1:
         many = roofline.serving(work, rig, engine, load.prompt, load.answer, load.users)

@@ -108,7 +108,11 @@ class Scale:
         self._results = {m.id: self._collapsed(m) for m in self._models}
         counts = {b: sum(b in r for r in self._results.values()) for b in task.benchmarks}
         self.benchmark = ruler or next((b for b in task.benchmarks if counts[b] >= MIN_KNOWN), "")
-        self._points = self._published() if self.benchmark else []
+        self._points = [
+            _Point(m.params_b, m.family, logit(self.benchmark, self._results[m.id][self.benchmark].value))
+            for m in self._models
+            if self.benchmark in self._results[m.id] and m.params_b
+        ]
         sources = {(key, r[key].aloud) for r in self._results.values() for key in r if self._tells(key)}
         self._lines = {s: line for s in sorted(sources) if (line := self._line(*s)) is not None}
 
@@ -183,13 +187,6 @@ class Scale:
         mid = min(at, bound)
         low, mid, high = (per_cent(self.benchmark, x) for x in (mid - spread, mid, at + spread))
         return Quality(self.benchmark, Interval(low, mid, high, LEVEL), basis, evidence)
-
-    def _published(self) -> list[_Point]:
-        return [
-            _Point(m.params_b, m.family, logit(self.benchmark, self._results[m.id][self.benchmark].value))
-            for m in self._models
-            if self.benchmark in self._results[m.id] and m.params_b
-        ]
 
     def _line(self, key: str, aloud: bool) -> _Line | None:
         """Draw the line from a measure to the scale, through models that guessing does not explain.
@@ -424,7 +421,6 @@ def _deviation(gaps: list[float]) -> float:
 # A result in a benchmark of several languages counts for each of them. Nothing is carried over from English.
 
 RESULT, STATED, UNKNOWN, DENIED = "result", "stated", "unknown", "denied"
-_RANK = (RESULT, STATED, UNKNOWN, DENIED)
 
 
 @dataclass(frozen=True, slots=True)

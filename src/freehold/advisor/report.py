@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import cache
 from html import escape
+from importlib import resources
 
 __all__ = [
     "Axis",
@@ -40,29 +42,14 @@ FONT = 13  # CSS pixels; a chart is drawn for its width and never scaled down
 _LETTER = 0.6
 _MAX_TICKS = 6
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1c1f23; --soft: #5c6570; --rule: #dfe3e8;
-  --wash: #f4f6f8; --c0: #1f5fa8; --c1: #c4661f; --c2: #2f7d4f; --c3: #8a4fa3; --c4: #a8323e; --c5: #6b6f1d;
-  --low: #2f7d4f; --high: #c4661f }
-@media (prefers-color-scheme: dark) { :root { --paper: #15181c; --ink: #e7eaee; --soft: #9aa4b0;
-  --rule: #30363d; --wash: #1d2126; --c0: #6aa9ee; --c1: #ef9a54; --c2: #67c08a; --c3: #c495dc; --c4: #ee7f88;
-  --c5: #c5c968; --low: #67c08a; --high: #ef9a54 } }
-@media print { :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444; --rule: #bbb;
-  --wash: #f4f4f4; --c0: #1f5fa8; --c1: #c4661f; --c2: #2f7d4f; --c3: #8a4fa3; --c4: #a8323e; --c5: #6b6f1d;
-  --low: #2f7d4f; --high: #c4661f } }
-svg.chart { display: block; font: 13px system-ui, sans-serif; font-variant-numeric: tabular-nums }
-.chart text { fill: var(--ink) } .chart .soft { fill: var(--soft) } .chart .strong { font-weight: 600 }
-.chart .rule { stroke: var(--rule); stroke-width: 1 } .chart .mid { stroke: var(--ink); stroke-width: 1.5 }
-.chart .c0 { fill: var(--c0) } .chart .c1 { fill: var(--c1) } .chart .c2 { fill: var(--c2) }
-.chart .c3 { fill: var(--c3) } .chart .c4 { fill: var(--c4) } .chart .c5 { fill: var(--c5) }
-.chart .low { fill: var(--low) } .chart .high { fill: var(--high) }
-.chart circle { fill-opacity: .72; stroke: var(--paper); stroke-width: 1.5 }
-.chart .halo { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round }
-""".strip()
 SERIES = 6  # c0 to c5
-SLACK = (
-    8.0  # pixels kept free after text at an edge: bold letters and capitals are wider than `width_of` says
-)
+# pixels kept free after text at an edge: bold letters and capitals are wider than `width_of` says
+SLACK = 8.0
+
+
+@cache
+def _style(of: str) -> str:
+    return resources.files("freehold.advisor").joinpath(f"{of}.css").read_text(encoding="utf-8").strip()
 
 
 def element(name: str, content: str = "", **attributes: object) -> str:
@@ -90,7 +77,7 @@ def chart(width: float, height: float, title: str, parts: list[str]) -> str:
 
 def standalone(svg: str) -> str:
     """Return a chart as a file of its own: the stylesheet goes inside, the background is the scheme's."""
-    inside = f"<style>{STYLE} svg {{ background: var(--paper) }}</style>"
+    inside = f"<style>{_style('chart')} svg {{ background: var(--paper) }}</style>"
     return svg.replace("<title>", f"{inside}<title>", 1)
 
 
@@ -176,7 +163,8 @@ def _value(value: object) -> str:
 
 # --- horizontal bars, each of one part or several, with their values after them ---------------------
 
-_ROW, _THICK, _NARROW = 30.0, 16.0, 520.0
+_ROW, _THICK = 30.0, 16.0
+_NARROW = 520.0  # pixels: below, labels are above their bars
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +227,7 @@ def _legend(series: Sequence[str], width: float) -> tuple[list[str], float]:
 # --- ranges under each other on one axis, each with its middle, and a line for the reader's own value
 # An infinite end is drawn open, to the edge; the caller writes each range's text.
 
-_SPAN_ROW, _SPAN_THICK, _NARROW_SPANS = 30.0, 14.0, 520.0
+_SPAN_THICK = 14.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +245,7 @@ def spans(
     items: Sequence[Span], mark: float, mark_label: str, axis: Axis, *, title: str, width: float = 720.0
 ) -> str:
     """Draw ranges as an <svg>, with a line at `mark` that says `mark_label`. Under 520 px labels are above."""
-    above = width < _NARROW_SPANS
+    above = width < _NARROW
     room = 0.0 if above else min(0.36 * width, max((width_of(s.label) for s in items), default=0.0) + 14)
     behind = max((width_of(s.text) for s in items), default=0.0) + 10 + SLACK
     scale = axis.scale([mark, *(v for s in items for v in (s.low, s.mid, s.high))], room, width - behind)
@@ -268,8 +256,8 @@ def spans(
             y += FONT + 5
         else:
             rows.append(text(room - 8, y + 17, shortened(span.label, room - 8), "", "end"))
-        rows += _row(span, scale, y + (_SPAN_ROW - _SPAN_THICK) / 2 - 2)
-        y += _SPAN_ROW
+        rows += _row(span, scale, y + (_ROW - _SPAN_THICK) / 2 - 2)
+        y += _ROW
     x, half = scale.at(mark), width_of(mark_label) / 2 + 5  # bold letters are wider
     here = [
         element("line", class_="mid", x1=x, x2=x, y1=18, y2=y),
@@ -311,7 +299,7 @@ def _grid(scale: FittedAxis, y: float, width: float) -> list[str]:
 # How far an answer moves when one assumption alone goes from one end to the other.
 # Rows come sorted as given; an infinite end is drawn as an open one.
 
-_TORNADO_ROW, _TORNADO_THICK, _NARROW_TORNADO = 34.0, 15.0, 520.0
+_TORNADO_ROW, _TORNADO_THICK = 34.0, 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +315,7 @@ class TornadoBar:
 
 def tornado(swings: Sequence[TornadoBar], mid: float, axis: Axis, *, title: str, width: float = 720.0) -> str:
     """Draw each swing as a bar around the answer `mid`; green goes to the low end's answer."""
-    above = width < _NARROW_TORNADO
+    above = width < _NARROW
     room = 0.0 if above else min(0.36 * width, max((width_of(s.label) for s in swings), default=0.0) + 14)
     beside = (
         max((width_of(label) for s in swings for label in (s.low_text, s.high_text)), default=0.0) + 8 + SLACK
@@ -393,33 +381,6 @@ def _tornado_ticks(scale: FittedAxis, y: float, width: float) -> list[str]:
 # after its column's name: nothing has to be scrolled sideways.
 
 _WIDE, _SLIM = 760.0, 340.0
-_PAGE_STYLE = """
-* { box-sizing: border-box }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
-main { max-width: 960px; margin: 0 auto; padding: 40px 20px 56px }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .4em; text-wrap: balance }
-h2 { font-size: 1.15rem; margin: 2.6em 0 .5em }
-p { margin: .5em 0 1em; max-width: 68ch } .lead { font-size: 1.1rem }
-figure { margin: 1em 0 } figcaption, footer, .note { color: var(--soft); font-size: .875rem; max-width: 76ch }
-.slim { display: none }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: .4em .8em .4em 0; border-bottom: 1px solid var(--rule); vertical-align: top }
-th { color: var(--soft); font-weight: 500; white-space: nowrap } td.n, th.n { text-align: right; white-space: nowrap }
-th:last-child, td:last-child { padding-right: 0 }
-td { overflow-wrap: break-word }
-tr.strong td { font-weight: 600 }
-code { font-size: .9em; overflow-wrap: anywhere }
-footer { margin-top: 3em; padding-top: 1em; border-top: 1px solid var(--rule) }
-@media (max-width: 799px) { .wide { display: none } .slim { display: block } main { padding: 24px 16px 40px }
-  h1 { font-size: 1.4rem } .lead { font-size: 1rem }
-  thead { display: none } tr { display: block; padding: .6em 0; border-bottom: 1px solid var(--rule) }
-  td, td.n { display: block; border: 0; padding: .1em 0; text-align: left; white-space: normal }
-  td { overflow-wrap: anywhere }
-  td[data-head] { display: grid; grid-template-columns: 9.5em 1fr; gap: .6em }
-  td[data-head]::before { content: attr(data-head); color: var(--soft); font-weight: 400 } td:empty { display: none } }
-@media print { main { padding: 0; max-width: none } figure, tr { break-inside: avoid } h2 { break-after: avoid }
-  .wide { display: block } .slim { display: none } @page { margin: 18mm 16mm } }
-""".strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,7 +398,7 @@ def page(title: str, lead: str, sections: Sequence[Section], footer: Sequence[st
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n{_PAGE_STYLE}\n</style></head>\n<body><main>"
+        f"<title>{escape(title)}</title>\n<style>\n{_style('chart')}\n{_style('page')}\n</style></head>\n<body><main>"
         f'<h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>\n{body}'
         f"{f'<footer>{foot}</footer>' if foot else ''}</main></body></html>\n"
     )

@@ -12,46 +12,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from freehold.advisor.anatomy import WeightGroup
+from freehold.advisor.anatomy import Anatomy, WeightGroup
 from freehold.advisor.engines import Speed, Spread, UpstreamEngine, speed, spreads
 from freehold.advisor.interval import Interval
 from freehold.catalog import quants
 from freehold.catalog.hardware import Device, Rig
 from freehold.errors import UsageError
-from freehold.layers import LayerSpec
 
 _GIB = 1 << 30
 _NORMED = ("gemma2", "gemma3", "gemma4")  # architectures with norms before and after attention and MLP
 Way = TypeVar("Way")
 CHUNK = 2048  # tokens of a prompt that servers read between two steps of answers
-
-
-class Work(Protocol):
-    """What is read of a model in one quantisation; advisor.anatomy.Anatomy has it."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def quant(self) -> str: ...
-    @property
-    def architecture(self) -> str: ...
-    @property
-    def parts(self) -> tuple[WeightGroup, ...]: ...
-    @property
-    def layers(self) -> tuple[LayerSpec, ...]: ...
-    @property
-    def depth(self) -> int: ...
-    @property
-    def weight_bytes(self) -> int: ...
-    @property
-    def token_weights(self) -> int: ...
-    @property
-    def exact(self) -> bool: ...
-    def state_of(self, conv_width: int) -> int: ...
-    def cache_bytes(self, tokens: int, width: float = 2) -> int: ...
-    def attention_ops(self, tokens: int) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +92,7 @@ class Serving:
     streams: int  # answered at a time
 
 
-def place(work: Work, rig: Rig, engine: UpstreamEngine, context: int, width: float = 0) -> RigPlacement:
+def place(work: Anatomy, rig: Rig, engine: UpstreamEngine, context: int, width: float = 0) -> RigPlacement:
     """Say whether a model fits, and for how many sequences of `context` tokens; `width`: bytes of a cached value."""
     device = rig.device
     share = engine.memory_share.get(device.kind, 0.0)
@@ -136,7 +109,7 @@ def place(work: Work, rig: Rig, engine: UpstreamEngine, context: int, width: flo
 
 
 def single_stream(
-    work: Work, rig: Rig, engine: UpstreamEngine, context: int, prompt: int = 512, apart: int = 1
+    work: Anatomy, rig: Rig, engine: UpstreamEngine, context: int, prompt: int = 512, apart: int = 1
 ) -> Single:
     """Predict one user's tokens a second: answers after `context` tokens, and reading a prompt of `prompt`.
 
@@ -154,7 +127,7 @@ def single_stream(
     return Single(answer, _around(reads, _spread(pace, rig.device, "prompt", work, engine)))
 
 
-def serving(work: Work, rig: Rig, engine: UpstreamEngine, isl: int, osl: int, concurrency: int) -> Serving:
+def serving(work: Anatomy, rig: Rig, engine: UpstreamEngine, isl: int, osl: int, concurrency: int) -> Serving:
     """Predict what `concurrency` users get who each send `isl` tokens and ask for `osl`.
 
     Raises UsageError where the model does not fit, the engine does not run there, the device's rate is unknown, or
@@ -188,7 +161,7 @@ def serving(work: Work, rig: Rig, engine: UpstreamEngine, isl: int, osl: int, co
 
 
 def candidates(
-    work: Work, rig: Rig, engines: tuple[UpstreamEngine, ...], context: int
+    work: Anatomy, rig: Rig, engines: tuple[UpstreamEngine, ...], context: int
 ) -> list[tuple[UpstreamEngine, Single]]:
     """Return the engines that run this model on this rig in the order of `preferred`; `engines`: the usual first."""
     ways = [
@@ -216,7 +189,7 @@ def preferred(ways: Sequence[Way], answer: Callable[[Way], Interval]) -> list[Wa
 
 
 def step(
-    work: Work,
+    work: Anatomy,
     rig: Rig,
     engine: UpstreamEngine,
     batch: float,
@@ -258,7 +231,7 @@ def step(
     )
 
 
-def stored(work: Work, engine: UpstreamEngine) -> tuple[WeightGroup, ...]:
+def stored(work: Anatomy, engine: UpstreamEngine) -> tuple[WeightGroup, ...]:
     """Return the weights as an engine's own files hold them; a file that was weighed itself is as it is.
 
     Labs publish the weights beside MXFP4 experts in 16 bits; GGUFs and MLX's folders hold them in eight, and no
@@ -276,7 +249,7 @@ def stored(work: Work, engine: UpstreamEngine) -> tuple[WeightGroup, ...]:
     )
 
 
-def prompt_s(work: Work, rig: Rig, engine: UpstreamEngine, tokens: int) -> float:
+def prompt_s(work: Anatomy, rig: Rig, engine: UpstreamEngine, tokens: int) -> float:
     """Return the seconds that a prompt's multiplications take at the published rate."""
     devices = rig.count if engine.split == "tensors" else 1
     return (2 * work.token_weights * tokens + work.attention_ops(tokens)) / (
@@ -284,7 +257,7 @@ def prompt_s(work: Work, rig: Rig, engine: UpstreamEngine, tokens: int) -> float
     )
 
 
-def rate(work: Work, device: Device, engine: UpstreamEngine) -> float:
+def rate(work: Anatomy, device: Device, engine: UpstreamEngine) -> float:
     """Return operations a second for the type of most weights; infinite where none is published.
 
     Of narrow units if the device has them for this type; otherwise weights are widened to 16 bits, or to 32 where
@@ -298,7 +271,9 @@ def rate(work: Work, device: Device, engine: UpstreamEngine) -> float:
     return 1e12 * (narrow or wide) or math.inf
 
 
-def first_s(work: Work, rig: Rig, engine: UpstreamEngine, pace: Speed, prompt: int, together: int) -> float:
+def first_s(
+    work: Anatomy, rig: Rig, engine: UpstreamEngine, pace: Speed, prompt: int, together: int
+) -> float:
     """Return the seconds to the first token: the prompt in chunks beside others' steps, and those that came with it."""
     one = pace.factors["prompts"] * prompt_s(work, rig, engine, prompt)
     waits = one * (pace.factors["own"] + pace.factors["queued"] * (together - 1))
@@ -311,18 +286,18 @@ def _touched(part: WeightGroup, batch: float) -> float:
     return part.bytes * (1 - (1 - part.share) ** batch)
 
 
-def _cache_bytes(work: Work, tokens: int, width: float, copies: int) -> int:
+def _cache_bytes(work: Anatomy, tokens: int, width: float, copies: int) -> int:
     """Return what a step reads of one sequence; a latent has no heads to split, so each device keeps all of it."""
     latent = bool(work.layers) and all(g.kind == "latent" for g in work.layers)
     return work.cache_bytes(tokens, width) * (copies if latent else 1)
 
 
-def _depth(work: Work) -> int:
+def _depth(work: Anatomy) -> int:
     """Return the layers; where they are not known, what models of this size mostly have (32 at 8 billion)."""
     return work.depth or max(round(32 * (work.token_weights / 8e9) ** 0.3), 8)
 
 
-def _why_not(work: Work, rig: Rig, engine: UpstreamEngine, weights: int, room: int, each: int) -> str:
+def _why_not(work: Anatomy, rig: Rig, engine: UpstreamEngine, weights: int, room: int, each: int) -> str:
     if not engine.runs_on(rig.device):
         return f"{engine.title} does not run on {rig.device.title}"
     if not engine.reads(work.quant, rig.device):
@@ -337,7 +312,7 @@ def _why_not(work: Work, rig: Rig, engine: UpstreamEngine, weights: int, room: i
     return ""
 
 
-def _spread(pace: Speed, device: Device, what: str, work: Work, engine: UpstreamEngine) -> Spread:
+def _spread(pace: Speed, device: Device, what: str, work: Anatomy, engine: UpstreamEngine) -> Spread:
     """Return the measured spread; twice that of engines that serve many, where no published row covers it."""
     told = not any(g.kind in engine.unmeasured for g in work.layers)
     covered = told and what in pace.covers and device.vendor in pace.vendors

@@ -193,11 +193,6 @@ def behind(word: str) -> tuple[str, ...]:
     return BEHIND.get(word, (word,))
 
 
-def question(fact: str) -> str:
-    """Return what a fact asks of the user."""
-    return QUESTIONS[fact]
-
-
 def _unanswered(word: str, facts: Facts) -> list[str]:
     if word in AMOUNTS:
         return [word]
@@ -309,7 +304,7 @@ class Verdict:
     @property
     def questions(self) -> tuple[str, ...]:
         """The same as questions, one for each."""
-        return tuple(question(fact) for fact in self.missing)
+        return tuple(QUESTIONS[fact] for fact in self.missing)
 
 
 def verdict(
@@ -330,7 +325,8 @@ def verdict(
     reasons = _of(first, changed)
     for other in merged:
         reasons += _of(subject(other), changed)
-    family = _families(first, *map(subject, merged))
+    ours = (first, *map(subject, merged))
+    family = frozenset(one.family for s in ours for place in standing(s) for one in place.choices)
     for teacher in teachers:
         reasons += _taught(subject(teacher), changed, family)
     unique = _unique(reasons)
@@ -384,10 +380,6 @@ def _as_teacher(place: Standing, one: Licence, facts: Facts, related: bool) -> l
     )
     others = [t for t in one.terms if t.topic != "outputs"]
     return _terms(place, one, one.about("outputs"), trained) + _terms(place, one, others, run)
-
-
-def _families(*subjects: Subject) -> frozenset[str]:
-    return frozenset(one.family for s in subjects for place in standing(s) for one in place.choices)
 
 
 def _terms(place: Standing, one: Licence, terms: Sequence[Term], facts: Facts) -> list[Reason]:
@@ -520,7 +512,9 @@ class DutyPack:
             lines += ["## Facts that would decide it", "", *(f"- {q}" for q in v.questions), ""]
         texts = [one for one in map(find, v.licences) if one]
         lines += ["## Licence texts to include", ""]
-        lines += [f"- {one.name}: {one.url}" + _digest(one.sha256) for one in texts]
+        for one in texts:
+            digest = f" (sha256 of the text that we read: {one.sha256})" if one.sha256 else ""
+            lines.append(f"- {one.name}: {one.url}{digest}")
         return "\n".join(lines) + "\n"
 
 
@@ -547,7 +541,3 @@ def _section(title: str, duties: tuple[Duty, ...]) -> list[str]:
     lines = [f"## {title}", ""]
     lines += [f"- {d.task}: {d.reason.sentence} ({d.reason.clause}; {d.reason.source})" for d in duties]
     return [*lines, ""]
-
-
-def _digest(sha256: str) -> str:
-    return f" (sha256 of the text that we read: {sha256})" if sha256 else ""

@@ -7,14 +7,12 @@ Path: schema.lint, advisor.quality -> BENCHMARKS.
 from __future__ import annotations
 
 import csv
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
 
-from freehold.catalog.model import Score
+from freehold.catalog.model import Score, data_table, texts, tupled
 from freehold.errors import StoreError, UsageError
 
 
@@ -33,148 +31,18 @@ class Benchmark:
     one_runner: bool = False
 
 
-def _arena(of: str, skill: str = "general") -> Benchmark:
-    # Ratings rest on thousands of votes; ratings of snapshots ten months apart differ by about 12 points (1.7 %).
-    return Benchmark(
-        f"share of votes expected against a model rated 1300 on LMArena, {of}", skill, 3000, one_runner=True
-    )
+def _read() -> dict[str, Benchmark]:
+    text = resources.files("freehold.catalog").joinpath("data", "benchmarks.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return {
+        row["name"]: Benchmark(
+            row["about"], row["skill"], int(row["items"]), float(row["chance"]), bool(row["one_runner"])
+        )
+        for row in rows
+    }
 
 
-BENCHMARKS = {
-    "aider_polyglot": Benchmark(
-        "exercises in six programming languages by edits to files, solved after two tries", "code", 225
-    ),
-    "aime24": Benchmark(
-        "competition mathematics of 2024, 30 problems with whole numbers as answers", "maths", 30
-    ),
-    "aime25": Benchmark(
-        "competition mathematics of 2025, 30 problems with whole numbers as answers", "maths", 30
-    ),
-    "aime26": Benchmark(
-        "competition mathematics of 2026, 30 problems with whole numbers as answers", "maths", 30
-    ),
-    "arena": _arena("all prompts"),
-    "arena_chinese": _arena("prompts in Chinese"),
-    "arena_coding": _arena("prompts about code", "code"),
-    "arena_french": _arena("prompts in French"),
-    "arena_german": _arena("prompts in German"),
-    "arena_instructions": _arena("prompts with several instructions"),
-    "arena_japanese": _arena("prompts in Japanese"),
-    "arena_korean": _arena("prompts in Korean"),
-    "arena_maths": _arena("prompts about mathematics", "maths"),
-    "arena_russian": _arena("prompts in Russian"),
-    "arena_spanish": _arena("prompts in Spanish"),
-    "bfcl": Benchmark(
-        "calls of functions, chosen and filled in rightly (version 3 unless the setting says otherwise)",
-        "tools",
-        4000,
-    ),
-    "bigcodebench": Benchmark("Python tasks that need several libraries, tests passed", "code", 1140),
-    "gpqa": Benchmark(
-        "questions of graduate biology, physics and chemistry, multiple choice", "general", 448, 25
-    ),
-    "gpqa_diamond": Benchmark("the 198 questions of gpqa on which experts agree", "general", 198, 25),
-    "gsm8k": Benchmark("school arithmetic in words", "maths", 1319),
-    "humaneval": Benchmark(
-        "164 Python functions from their docstrings, tests passed at the first try", "code", 164
-    ),
-    "humaneval_fim": Benchmark(
-        "lines of those functions taken out and filled in from both sides", "code", 1033
-    ),
-    "humaneval_plus": Benchmark("humaneval with eighty times the tests", "code", 164),
-    "ifeval": Benchmark("instructions whose keeping a program can check", "general", 541),
-    "livebench": Benchmark(
-        "LiveBench's questions of 2026-01, mean of its categories", "general", 1000, one_runner=True
-    ),
-    "livebench_2024": Benchmark(
-        "LiveBench's questions of 2024-11, mean of its categories", "general", 1000, one_runner=True
-    ),
-    "livebench_agentic": Benchmark(
-        "issues of repositories mended by an agent (LiveBench 2026-01)", "code", 60, one_runner=True
-    ),
-    "livebench_coding": Benchmark(
-        "programs written and completed (LiveBench 2026-01)", "code", 120, one_runner=True
-    ),
-    "livebench_instructions": Benchmark(
-        "news articles summarised, paraphrased and simplified under instructions (LiveBench 2026-01)",
-        "general",
-        200,
-        one_runner=True,
-    ),
-    "livebench_language": Benchmark(
-        "puzzles of words, plots and typos (LiveBench 2026-01)", "general", 140, one_runner=True
-    ),
-    "livebench_maths": Benchmark("mathematics (LiveBench 2026-01)", "maths", 350, one_runner=True),
-    "livebench_reasoning": Benchmark("puzzles of logic (LiveBench 2026-01)", "general", 250, one_runner=True),
-    "livecodebench": Benchmark(
-        "contest programs newer than the training data, of the dates or version in the setting", "code", 175
-    ),
-    "livecodebench_aa": Benchmark(
-        "its 315 problems of 2024-07 to 2025-01 as Artificial Analysis runs them",
-        "code",
-        315,
-        one_runner=True,
-    ),
-    "math": Benchmark("competition mathematics of secondary school, 5,000 problems", "maths", 5000),
-    "math_500": Benchmark("500 problems out of math", "maths", 500),
-    "math_level_5": Benchmark("the 1,324 hardest problems of math", "maths", 1324, one_runner=True),
-    "mbpp": Benchmark("short Python functions from one sentence, tests passed at the first try", "code", 500),
-    "mbpp_plus": Benchmark("mbpp with 35 times the tests", "code", 378),
-    "mgsm": Benchmark("250 problems of gsm8k in ten or eleven languages", "maths", 2500),
-    "mmlu": Benchmark("57 subjects from school to profession, four choices", "general", 14042, 25),
-    "mmlu_pro": Benchmark("14 subjects, harder and with ten choices", "general", 12032, 10),
-    "mmlu_redux": Benchmark("mmlu with its wrong questions mended", "general", 5700, 25),
-    "mmteb_reranked": Benchmark(
-        "texts found in many languages after a reranker ordered them, nDCG@10 (MTEB Multilingual v2)",
-        "documents",
-        5000,
-    ),
-    "mmteb_retrieval": Benchmark(
-        "texts found in many languages by an embedder, nDCG@10 (MTEB Multilingual v2)", "documents", 5000
-    ),
-    "mteb_en_retrieval": Benchmark(
-        "English texts found by an embedder, nDCG@10 (MTEB English v1)", "documents", 5000
-    ),
-    "mmmlu": Benchmark("mmlu translated by people into 14 languages", "general", 14042, 25),
-    "multipl_e": Benchmark(
-        "humaneval translated into other programming languages, tests passed", "code", 1300
-    ),
-    "open_llm_bbh": Benchmark(
-        "23 hard tasks of BIG-bench, choices by likelihood, as the Open LLM Leaderboard runs them",
-        "general",
-        6511,
-        25,
-        one_runner=True,
-    ),
-    "open_llm_ifeval": Benchmark(
-        "ifeval as the Open LLM Leaderboard runs it: strict, mean of prompts and instructions",
-        "general",
-        541,
-        one_runner=True,
-    ),
-    "open_llm_mmlu_pro": Benchmark(
-        "mmlu_pro as the Open LLM Leaderboard runs it: five examples, choices by likelihood, no thinking",
-        "general",
-        12032,
-        10,
-        one_runner=True,
-    ),
-    "ruler": Benchmark(
-        "finding, tracing and counting in long texts of the length in the setting", "documents", 6500
-    ),
-    "swe_bench_bash": Benchmark(
-        "swe_bench_verified by one agent that has a shell and nothing else", "code", 500, one_runner=True
-    ),
-    "swe_bench_verified": Benchmark(
-        "500 issues of Python projects mended in their repository, tests passed", "code", 500
-    ),
-    "vectara_faithful": Benchmark(
-        "articles answered with a summary that says nothing the article does not say, as a model judges it",
-        "documents",
-        7700,
-        one_runner=True,
-    ),
-}
+BENCHMARKS = _read()
 
 
 # --- public boards: dated tables of results in which one runner, or one keeper, lists many models ---
@@ -193,11 +61,9 @@ def of(model: str) -> tuple[Score, ...]:
 def boards() -> dict[str, tuple[Score, ...]]:
     """Return every board's rows, by model."""
     scores: dict[str, tuple[Score, ...]] = {}
-    folder = resources.files("freehold.catalog").joinpath("data", "boards")
-    for file in sorted(folder.iterdir(), key=lambda p: p.name):
-        if file.name.endswith(".csv"):
-            for model, score in parse(file.name, file.read_text(encoding="utf-8")):
-                scores[model] = (*scores.get(model, ()), score)
+    for where, text in texts("boards", ".csv").items():
+        for model, score in parse(where, text):
+            scores[model] = (*scores.get(model, ()), score)
     return scores
 
 
@@ -256,13 +122,7 @@ class Task:
 @cache
 def tasks() -> tuple[Task, ...]:
     """Return every kind of work that is known."""
-    text = resources.files("freehold.catalog").joinpath("data", "tasks.toml").read_text(encoding="utf-8")
-    return tuple(_task(table) for table in tomllib.loads(text)["task"])
-
-
-def _task(table: dict[str, Any]) -> Task:
-    lists: dict[str, Any] = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
-    return Task(**(table | lists))
+    return tuple(Task(**tupled(row)) for row in data_table("tasks.toml")["task"])
 
 
 def task(name: str) -> Task:

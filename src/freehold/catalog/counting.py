@@ -41,9 +41,8 @@ class FamilyShape:
     """What a family adds to a block of attention, gated MLP and two norms."""
 
     bias: tuple[str, ...] = ()  # q, k, v, o projections with one whatever the config says
-    qk_norm: str = (
-        ""  # "head": a norm as wide as a head for queries and for keys; "full": as wide as all of them
-    )
+    # "head": a norm as wide as a head for queries and for keys; "full": as wide as all of them
+    qk_norm: str = ""
     norms: int = 2  # as wide as the model, in each layer
     tied: bool = False  # what a config without tie_word_embeddings means
     router_bias: bool = False

@@ -15,9 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import cache
-from importlib import resources
 
-from freehold.catalog.model import Model
+from freehold.catalog.model import Model, data_table, texts
 from freehold.errors import ModelNotFound, StoreError
 
 # --- names as people type them: `Mistral Small 4`, `qwen2.5vl:7b`, `tulu3` --------------------------
@@ -26,7 +25,7 @@ from freehold.errors import ModelNotFound, StoreError
 
 # words that may be missing or added: how it talks, how it is packed
 _FLUFF = frozenset(
-    {
+    [
         "instruct",
         "instruction",
         "chat",
@@ -39,7 +38,7 @@ _FLUFF = frozenset(
         "text",
         "release",
         "gguf",
-    }
+    ]
 )
 _UNTUNED = frozenset({"base", "pt", "text"})
 _MODES = frozenset({"reasoning", "thinking"})
@@ -62,7 +61,9 @@ def spelled(text: str, models: Iterable[Model]) -> list[Model]:
     wanted, dates = words(text), _dates(text)
     if "/" in text or not _is_name(wanted):
         return []
-    dated = [m for m in models if dates <= _dates(m.id) and (not wanted & _UNTUNED or _continues(m))]
+    dated = [m for m in models if dates <= _dates(m.id)]
+    if wanted & _UNTUNED:  # a name that asks for a base model means no other
+        dated = [m for m in dated if m.instructed is False or _tail(m) & _UNTUNED]
     fits = [(cost, m) for m in dated if (cost := _left_out(wanted, m)) is not None]
     if (
         not fits
@@ -106,11 +107,6 @@ def alike(text: str, repositories: Iterable[str]) -> list[str]:
 def _is_name(wanted: frozenset[str]) -> bool:
     """Say whether words name anything: sizes and versions alone do not."""
     return any(w[0].isalpha() for w in wanted)
-
-
-def _continues(model: Model) -> bool:
-    """Tell whether a model continues text and follows no instruction, or has a name that says so."""
-    return model.instructed is False or bool(_tail(model) & _UNTUNED)
 
 
 def _unasked(model: Model, wanted: frozenset[str]) -> tuple[int, int]:
@@ -253,16 +249,14 @@ def packed_by_others(text: str) -> str:
     return tail if owner.lower() in _REPACKERS and tail.lower() != name.partition(":")[0].lower() else ""
 
 
+def _tags() -> dict[str, str]:
+    return data_table("tags.toml")["tags"]
+
+
 def tags_of(name: str) -> tuple[str, ...]:
     """Return the ids that a name's tags in Ollama's library mean: `deepseek-r1:70b` and the others of `deepseek-r1`."""
     family = "-".join(plain(name).lower().split()) + ":"
     return tuple(dict.fromkeys(model_tag for tag, model_tag in _tags().items() if tag.startswith(family)))
-
-
-@cache
-def _tags() -> dict[str, str]:
-    text = resources.files("freehold.catalog").joinpath("data", "tags.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)["tags"]
 
 
 # --- short names, and how the models behind them are fetched ----------------------------------------
@@ -319,14 +313,11 @@ class Entry:
 def entries() -> tuple[Entry, ...]:
     """Return the newest entry of every name, sorted by name."""
     newest: dict[str, Entry] = {}
-    for item in sorted(
-        resources.files("freehold.catalog").joinpath("data", "names").iterdir(), key=lambda p: p.name
-    ):
-        if item.name.endswith(".toml"):
-            for entry in parse(item.name, item.read_text(encoding="utf-8")):
-                known = newest.get(entry.name)
-                if known is None or entry.checked >= known.checked:
-                    newest[entry.name] = entry
+    for where, text in texts("names").items():
+        for entry in parse(where, text):
+            known = newest.get(entry.name)
+            if known is None or entry.checked >= known.checked:
+                newest[entry.name] = entry
     return tuple(newest[name] for name in sorted(newest))
 
 

@@ -12,9 +12,9 @@ import tomllib
 from dataclasses import dataclass, fields, replace
 from datetime import date
 from functools import cache
-from importlib import resources
 from typing import Any
 
+from freehold.catalog.model import texts
 from freehold.config import nearest
 from freehold.errors import StoreError, UsageError
 
@@ -136,12 +136,11 @@ class Rig:
 def devices() -> tuple[Device, ...]:
     """Return every device, sorted by name."""
     by_name: dict[str, Device] = {}
-    folder = resources.files("freehold.catalog").joinpath("data", "hardware")
-    for item in sorted(folder.iterdir(), key=lambda p: p.name):
-        for device in parse(item.name, item.read_text(encoding="utf-8")):
+    for where, text in texts("hardware").items():
+        for device in parse(where, text):
             for name in (device.name, *device.aliases):
                 if name in by_name:
-                    raise StoreError(f"{item.name}: {name} is also {by_name[name].title}")
+                    raise StoreError(f"{where}: {name} is also {by_name[name].title}")
                 by_name[name] = device
     return tuple(sorted(set(by_name.values()), key=lambda d: d.name))
 

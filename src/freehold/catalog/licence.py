@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from datetime import date
 from fnmatch import fnmatchcase
 from functools import cache
-from importlib import resources
 from typing import Any
 
+from freehold.catalog.model import data_table, texts
 from freehold.errors import StoreError, UsageError
 
 # The expression language in which licence data says when a term holds: `commercial and users > 100_000_000`.
@@ -190,11 +190,9 @@ def licences() -> tuple[Licence, ...]:
     """Return every licence we know, sorted by name."""
     by_id: dict[str, Licence] = {}
     waiting: list[tuple[str, str, dict[str, Any]]] = []
-    folder = resources.files("freehold.catalog").joinpath("data", "licences")
-    for item in sorted(folder.iterdir(), key=lambda p: p.name):
-        if item.name.endswith(".toml"):
-            data = tomllib.loads(item.read_text(encoding="utf-8"))
-            waiting += [(item.name, data["publisher"], raw) for raw in data["licence"]]
+    for where, text in texts("licences").items():
+        data = tomllib.loads(text)
+        waiting += [(where, data["publisher"], raw) for raw in data["licence"]]
     while waiting:
         ready = [w for w in waiting if w[2].get("extends", "") in ("", *by_id)]
         if not ready:
@@ -282,7 +280,8 @@ def build(where: str, publisher: str, raw: dict[str, Any], parent: Licence | Non
     inherited = tuple(t for t in parent.terms if t.topic not in restated) if parent else ()
     order = list(TOPICS)
     terms = tuple(sorted((*own, *inherited), key=lambda t: order.index(t.topic)))
-    if any("*" in name for name in raw.get("serves", ())) and not _refuses_training(terms):
+    refuses = any(t.topic == "outputs" and t.effect == "refuses" for t in terms)
+    if any("*" in name for name in raw.get("serves", ())) and not refuses:
         raise StoreError(f"{label}: serves has a pattern, but the terms do not refuse training on outputs")
     return Licence(
         id=raw["id"],
@@ -315,10 +314,6 @@ def expand(text: str) -> list[str]:
     ]
 
 
-def _refuses_training(terms: tuple[Term, ...]) -> bool:
-    return any(t.topic == "outputs" and t.effect == "refuses" for t in terms)
-
-
 def _term(label: str, raw: dict[str, str]) -> Term:
     if unknown := raw.keys() - _TERM_KEYS:
         raise StoreError(f"{label}: unknown key {sorted(unknown)[0]!r} in a term")
@@ -329,17 +324,8 @@ def _term(label: str, raw: dict[str, str]) -> Term:
     if "do" in raw:
         _one_of(label, "do", raw["do"], DUTIES)
     try:
-        when = parse(raw.get("when", ""))
-        return Term(
-            raw["topic"],
-            raw["effect"],
-            raw["clause"],
-            raw["says"],
-            when,
-            raw.get("do", ""),
-            raw.get("text", ""),
-            raw.get("source", ""),
-        )
+        says = raw["topic"], raw["effect"], raw["clause"], raw["says"], parse(raw.get("when", ""))
+        return Term(*says, *(raw.get(key, "") for key in ("do", "text", "source")))
     except (KeyError, ValueError) as e:
         raise StoreError(f"{label}: a term on {raw['topic']}: {e}") from e
 
@@ -360,8 +346,7 @@ class _Tags:
 
 @cache
 def _tags() -> _Tags:
-    path = resources.files("freehold.catalog").joinpath("data", "repositories.toml")
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
+    data = dict(data_table("repositories.toml"))
     source, checked = data.pop("source"), data.pop("checked")
     names = {
         f"{publisher}/{name}".lower(): identifier

@@ -1,6 +1,6 @@
-"""The record of one open-weight model, and the arithmetic of a conversation's KV cache.
+"""The record of one open-weight model, the arithmetic of its KV cache, and the readers of the catalogue's tables.
 
-Knows sizes and published scores; knows no file, no licence text, no machine. What no source states is empty,
+Knows sizes and published scores; knows no licence text, no machine. What no source states is empty,
 zero or None, never guessed. What layers keep is layers.py's.
 Path: catalog.model -> models.py (files) -> schema.py (TOML -> Model) -> Model.cache_bytes.
 """
@@ -8,8 +8,12 @@ Path: catalog.model -> models.py (files) -> schema.py (TOML -> Model) -> Model.c
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass
 from datetime import date
+from functools import cache
+from importlib import resources
+from typing import Any
 
 from freehold.layers import CONV_WIDTH, LayerSpec, kept_bytes, recurrent_bytes
 
@@ -24,6 +28,25 @@ _CALLED_OFF = 0.12
 STALE_DAYS = 180  # a fact older than this is shown with its age: half a year is two model generations
 MULTILINGUAL = 10  # languages from which a model counts as multilingual
 _VARIETIES = {"no": ("nb", "nn"), "nb": ("no",), "nn": ("no",), "fil": ("tl",), "tl": ("fil",)}
+
+
+@cache
+def data_table(*place: str) -> dict[str, Any]:
+    """Return a TOML table of the catalogue's data, read once."""
+    file = resources.files("freehold.catalog").joinpath("data", *place)
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def texts(folder: str, suffix: str = ".toml") -> dict[str, str]:
+    """Return the files of a folder of the catalogue's data, by name and sorted by it."""
+    files = resources.files("freehold.catalog").joinpath("data", folder).iterdir()
+    named = {file.name: file for file in files if file.name.endswith(suffix)}
+    return {name: named[name].read_text(encoding="utf-8") for name in sorted(named)}
+
+
+def tupled(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of a table with its lists as tuples, as frozen records have them."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +73,8 @@ class Score:
 class Stretch:
     """How a lab says that its model reads beyond `Model.context`: its config.json does not, so engines need flags."""
 
-    kind: (
-        str  # yarn: of rope scaling, as config.json calls it; none: it has no rope, and no scaling is needed
-    )
+    # yarn: of rope scaling, as config.json calls it; none: it has no rope, and no scaling is needed
+    kind: str
     factor: float
     original: int  # tokens that are stretched: original_max_position_embeddings
     theta: float = 0.0  # rope_theta of config.json, which engines want beside what they override; 0: no rope
@@ -109,9 +131,8 @@ class Model:
     languages: tuple[str, ...] = ()  # ISO 639 codes of those that its card or its lab names
     languages_stated: int = 0  # how many they claim, where they name fewer
     thinking: str = ""  # none | switchable | only
-    instructed: bool | None = (
-        None  # trained to follow instructions; False: a base model, which continues text
-    )
+    # trained to follow instructions; False: a base model, which continues text
+    instructed: bool | None = None
     fills: bool | None = None  # trained to fill in the middle of a text
     tools: bool | None = None
     gated: bool | None = None

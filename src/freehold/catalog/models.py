@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import difflib
 import os
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from freehold.catalog.entries import (
     tagged,
 )
 from freehold.catalog.licence import licences
-from freehold.catalog.model import Model, Repo
+from freehold.catalog.model import Model, Repo, data_table, texts
 from freehold.catalog.schema import spelled as languages_spelled
 from freehold.config import data_home
 from freehold.errors import ModelNotFound, StoreError, UsageError
@@ -88,7 +86,11 @@ def model(text: str, user: Path | None = None) -> Model:
     if meant:
         sizes = ", ".join(m.id for m in meant[:8])
         raise ModelNotFound(f"{text!r} may be {len(meant)} models of the catalogue", f"say which: {sizes}")
-    raise ModelNotFound(f"the catalogue has no model {text!r}", _hint(wanted, everything))
+    near = nearest_names(wanted, everything)
+    hint = f"freehold models lists them; add your own to {user_file()}"
+    raise ModelNotFound(
+        f"the catalogue has no model {text!r}", f"did you mean {' or '.join(near)}?" if near else hint
+    )
 
 
 def of_repository(repo: str, user: Path | None = None) -> Model | None:
@@ -126,7 +128,6 @@ def facts(entry: Entry) -> Model | None:
 
 
 def _named(text: str) -> str:
-    """Return the id that a short name leads to, or an empty string."""
     if "/" in text:
         return ""
     try:
@@ -157,9 +158,7 @@ def _all(path: Path, stamp: tuple[int, int]) -> tuple[Model, ...]:
 
 @cache
 def _texts() -> dict[str, str]:
-    folder = resources.files("freehold.catalog").joinpath("data", "models")
-    files = sorted(folder.iterdir(), key=lambda p: p.name)
-    return {p.name: p.read_text(encoding="utf-8") for p in files if p.name.endswith(".toml")}
+    return texts("models")
 
 
 @cache
@@ -195,16 +194,13 @@ def _stamp(path: Path) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_size
 
 
-@cache
 def sources() -> dict[str, str]:
     """Return the sources that the shipped facts name by a short key."""
-    text = resources.files("freehold.catalog").joinpath("data", "sources.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return data_table("sources.toml")
 
 
 @cache
 def _recipes() -> dict[str, tuple[Entry, ...]]:
-    """Return the short names that lead to each id."""
     recipes: dict[str, tuple[Entry, ...]] = {}
     for entry in entries():
         recipes[entry.model] = (*recipes.get(entry.model, ()), entry)
@@ -238,12 +234,6 @@ def nearest_names(wanted: str, everything: tuple[Model, ...]) -> list[str]:
     names |= {m.name: m.name for m in everything if m.name}
     near = difflib.get_close_matches(wanted.lower(), names, n=6, cutoff=0.5)
     return list(dict.fromkeys(names[n] for n in near))[:3]
-
-
-def _hint(wanted: str, everything: tuple[Model, ...]) -> str:
-    if near := nearest_names(wanted, everything):
-        return f"did you mean {' or '.join(near)}?"
-    return f"freehold models lists them; add your own to {user_file()}"
 
 
 # --- filter and sort models by their facts; an unknown fact passes no filter that asks for it -------
@@ -363,17 +353,12 @@ FIELDS = ("temperature", "top_k", "top_p", "min_p")
 def recommended(*names: str) -> tuple[dict[str, Any], str]:
     """Return the sampling that the family of these names recommends, and who says so; nothing for an unknown one."""
     stated = ["-".join(name.lower().split()) for name in names if name]
-    fitting = [(len(begin), row) for begin, row in _table() if any(s.startswith(begin) for s in stated)]
+    begins = [(begin, row) for row in data_table("sampling.toml")["family"] for begin in row["names"]]
+    fitting = [(len(begin), row) for begin, row in begins if any(s.startswith(begin) for s in stated)]
     if not fitting:
         return {}, ""
     row = max(fitting, key=lambda pair: pair[0])[1]
     return {name: row[name] for name in FIELDS if name in row}, str(row["source"])
-
-
-@cache
-def _table() -> tuple[tuple[str, dict[str, Any]], ...]:
-    text = (resources.files("freehold.catalog") / "data" / "sampling.toml").read_text(encoding="utf-8")
-    return tuple((begin, row) for row in tomllib.loads(text)["family"] for begin in row["names"])
 
 
 # --- how much the catalogue holds -------------------------------------------------------------------

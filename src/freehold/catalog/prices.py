@@ -9,16 +9,16 @@ Path: cli/cost.py -> find, hosts -> Offer.cost(PricedRequest) -> advisor.breakev
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import cache
-from importlib import metadata, resources
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from freehold.catalog.model import data_table
 from freehold.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -166,10 +166,14 @@ def find(name: str) -> Offer:
     if not candidates:
         seller, _, model = wanted.partition("/")
         candidates = [(seller, model)] if model and seller in _sellers() else []
-        candidates += [(p, wanted) for p in _makers(wanted)]
+        makers = (p for p in _sellers().values() if p.model_match and p.model_match.is_match(wanted))
+        candidates += [(p.id, wanted) for p in makers]
     for seller, model in candidates:
         if model_price := _sellers()[seller].find_model(model):
-            return _sold(_offer(_sellers()[seller], model_price))
+            offer = _offer(_sellers()[seller], model_price)
+            if not _by_tokens(offer._model):
+                raise UsageError(f"{offer.name} is not sold by tokens of text", "name a chat model")
+            return offer
     exact = [o for o in offers() if o.model.lower() == wanted or o.name.lower() == wanted]
     if exact:
         return exact[0]
@@ -288,8 +292,7 @@ def _discount(provider: str, model: str) -> _Discount | None:
 
 @cache
 def _extra() -> dict[str, Any]:
-    file = resources.files("freehold.catalog").joinpath("data", "prices", "extra.toml")
-    data = tomllib.loads(file.read_text(encoding="utf-8"))
+    data = data_table("prices", "extra.toml")
     for raw in (*data.get("model", ()), *data.get("batch", ())):
         if raw["source"] not in data["sources"] or not isinstance(raw["checked"], date):
             raise StoreError(f"extra.toml: {raw} has no known source or no date")
@@ -309,12 +312,6 @@ def _offer(provider: Provider, model: ModelInfo) -> Offer:
     )
 
 
-def _sold(offer: Offer) -> Offer:
-    if not _by_tokens(offer._model):
-        raise UsageError(f"{offer.name} is not sold by tokens of text", "name a chat model")
-    return offer
-
-
 def _by_tokens(model: ModelInfo) -> bool:
     """Say whether tokens that go in and tokens that come out have a price, and not nought."""
     return any(_above_zero(p.input_mtok) and _above_zero(p.output_mtok) for _, p in _priced_when(model))
@@ -331,10 +328,6 @@ def _priced_when(model: ModelInfo) -> Iterator[tuple[Any, ModelPrice]]:
         return
     for conditional in model.prices:
         yield conditional.constraint, conditional.prices
-
-
-def _makers(name: str) -> list[str]:
-    return [p.id for p in _sellers().values() if p.model_match and p.model_match.is_match(name)]
 
 
 def _weights(name: str) -> frozenset[str]:

@@ -7,23 +7,20 @@ Path: advisor.anatomy.from_catalogue -> mix -> Mix
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from freehold.catalog.entries import plain
-from freehold.catalog.model import Model
+from freehold.catalog.model import Model, data_table
 from freehold.config import nearest
 from freehold.errors import UsageError
 
 _BLOCK = 256  # weights that K types share scales over; a row must be a multiple of them
 _KLD_SIZE = 8.0  # billions of weights of the model that the divergences were measured on
-_SPARE = (
-    1.0  # bits per weight: FP8's weights come as Q8_0, but not as BF16; MXFP4's as Q4_K_M, but not as Q5_K_M
-)
+# bits per weight: FP8's weights come as Q8_0, but not as BF16; MXFP4's as Q4_K_M, but not as Q5_K_M
+_SPARE = 1.0
 _DOWN = 0.29  # of a layer's weights: the MLP's second matrix, whose rows are as wide as the MLP, mostly a multiple
 
 
@@ -93,8 +90,7 @@ def mix(name: str) -> Mix:
             return known[text]
     near = nearest(wanted, list(known))
     raise UsageError(
-        f"no quantisation named {name!r}",
-        f"did you mean {near}?" if near else f"known: {', '.join(known)}",
+        f"no quantisation named {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(known)}"
     )
 
 
@@ -135,10 +131,8 @@ def mixes() -> tuple[Mix, ...]:
     return tuple(Mix(**raw) for raw in _data()["quant"])
 
 
-@cache
 def _data() -> dict[str, Any]:
-    text = resources.files("freehold.catalog").joinpath("data", "quants.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return data_table("quants.toml")
 
 
 # --- published copies of a model in other weight types ----------------------------------------------
@@ -177,7 +171,9 @@ class Copy:
 
 def copies(model: Model) -> tuple[Copy, ...]:
     """Return the published copies that are known, the lab's own first."""
-    return tuple(_copy(model.id, name, quant) for name, quant in _copies_data().get(model.id, ()))
+    return tuple(
+        _copy(model.id, name, quant) for name, quant in data_table("copies.toml")["copies"].get(model.id, ())
+    )
 
 
 def chosen(model: Model, quant: str) -> Copy | None:
@@ -201,7 +197,7 @@ def named(text: str, model: Model) -> Copy | None:
 
 def draft_of(model_id: str) -> str:
     """Return the repository of a published draft model (EAGLE-3); "" where none is known."""
-    return str(_file()["drafts"].get(model_id, ""))
+    return str(data_table("copies.toml")["drafts"].get(model_id, ""))
 
 
 def base_of(repository: str) -> str:
@@ -225,16 +221,8 @@ def _kind_in_name(name: str, model: Model) -> str:
     return next((kind for pattern, kind in _SAYS if pattern.search(rest)), model.native)
 
 
-def _copies_data() -> dict[str, list[list[str]]]:
-    return _file()["copies"]
-
-
-@cache
-def _file() -> dict[str, Any]:
-    text = resources.files("freehold.catalog").joinpath("data", "copies.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
-
-
 @cache
 def _bases() -> dict[str, str]:
-    return {name.lower(): base for base, listed in _copies_data().items() for name, _ in listed}
+    return {
+        name.lower(): base for base, each in data_table("copies.toml")["copies"].items() for name, _ in each
+    }

@@ -9,17 +9,16 @@ Path: cli/advise, freehold.advise -> question -> Question -> AdviceRequest
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from freehold.catalog import hardware
 from freehold.catalog.benchmarks import Task, kinds, tasks
 from freehold.catalog.entries import entries
 from freehold.catalog.hardware import Rig, devices
+from freehold.catalog.model import data_table
 from freehold.catalog.models import models
 from freehold.errors import UsageError
 
@@ -177,7 +176,6 @@ def _next(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
 
 
 def _phrase(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
-    """Return the longest known phrase."""
     known = phrases()
     for length in range(min(LONGEST, len(atoms) - at), 0, -1):
         clauses = known.get(tuple(atoms[at : at + length]))
@@ -271,7 +269,6 @@ def _counted(number: float, suffix: str, rest: tuple[str, ...]) -> tuple[int, li
 
 
 def _team(atoms: list[str], at: int) -> tuple[int, list[Clause]]:
-    """Return a team of 30."""
     team = len(atoms) > at + 2 and atoms[at] in tables()["teams"] and atoms[at + 1] == "of"
     if team and atoms[at + 2].isdigit():
         unit = len(atoms) > at + 3 and atoms[at + 3] in tables()["users"]
@@ -356,7 +353,14 @@ def _settled(parts: list[Clause], task: Task | None) -> Iterator[Clause]:
     named = [p for p in parts if p.what == "hardware" and p.value]
     for part in parts:
         if part.what in ("task", "hint"):
-            yield from _task_word(part, task)
+            names = part.value.split()
+            if task and task.id in names:
+                yield Clause("task", task.id, part.words)
+            elif part.what == "task":
+                says = f"names the task {names[0]}; one task is ranked at a time"
+                yield Clause("beside", names[0], part.words, says)
+            else:
+                yield Clause("matter", part.words, part.words)
         elif part.what == "hardware" and part.value and memory:
             name, says = _resized(part, memory)
             yield Clause("hardware", name, part.words, says)
@@ -364,18 +368,6 @@ def _settled(parts: list[Clause], task: Task | None) -> Iterator[Clause]:
             yield Clause("note", part.value, part.words, "memory of what? --on names hardware")
         elif part.what != "memory":
             yield part
-
-
-def _task_word(part: Clause, task: Task | None) -> Iterator[Clause]:
-    names = part.value.split()
-    if task and task.id in names:
-        yield Clause("task", task.id, part.words)
-    elif part.what == "task":
-        yield Clause(
-            "beside", names[0], part.words, f"names the task {names[0]}; one task is ranked at a time"
-        )
-    else:
-        yield Clause("matter", part.words, part.words)
 
 
 # --- the words that questions about models are understood by ----------------------------------------
@@ -424,11 +416,9 @@ def gpu_part(gib: float = 0.0) -> Clause:
     return Clause("hardware", name, "", f"taken as {name}, --on says otherwise")
 
 
-@cache
 def tables() -> dict[str, Any]:
     """Return questions.toml."""
-    text = resources.files("freehold.catalog").joinpath("data", "questions.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return data_table("questions.toml")
 
 
 def language_name(code: str) -> str:
@@ -492,15 +482,15 @@ def phrases() -> Mapping[tuple[str, ...], list[Clause]]:
 
 
 def _add_plain(words: Mapping[str, Any], add: Callable[[str, Clause | None], None]) -> None:
-    """Add the lists of words of questions.toml."""
-    for phrase in words["private"]:
-        add(phrase, Clause("private", "yes", "", "an open model on hardware of yours sends nothing out"))
-    for phrase in words["cheapest"]:
-        add(phrase, Clause("cheapest", "yes", ""))
-    for phrase in words["commercial"]:
-        add(phrase, Clause("purpose", "commercial", ""))
-    for phrase in words["hardware_asked"]:
-        add(phrase, Clause("hardware needed", "yes", ""))
+    plain = {
+        "private": Clause("private", "yes", "", "an open model on hardware of yours sends nothing out"),
+        "cheapest": Clause("cheapest", "yes", ""),
+        "commercial": Clause("purpose", "commercial", ""),
+        "hardware_asked": Clause("hardware needed", "yes", ""),
+    }
+    for key, clause in plain.items():
+        for phrase in words[key]:
+            add(phrase, clause)
     for what, table in (("language", "languages"), ("country_not", "country_not"), ("subject", "subjects")):
         for code, phrases in words[table].items():
             for phrase in phrases:
@@ -508,17 +498,12 @@ def _add_plain(words: Mapping[str, Any], add: Callable[[str, Clause | None], Non
     for phrase, tokens in words["context"].items():
         add(phrase, Clause("context", f"{tokens}", "", f"{tokens:,} tokens"))
     for place in words["hardware"]:
-        _add_hardware(place, add)
+        for phrase in place["words"]:
+            add(phrase, Clause("hardware", place["on"], "", f"taken as {place['says']}"))
+            if place["on"]:  # "this laptop" is the machine that is asked
+                add(f"this {phrase}", Clause("hardware", "", "", "taken as this machine"))
     for phrase in words["gpu"]["words"]:
         add(phrase, gpu_part())
-
-
-def _add_hardware(place: Mapping[str, Any], add: Callable[[str, Clause | None], None]) -> None:
-    """Add the words for hardware; "this laptop" is the one that is asked."""
-    for phrase in place["words"]:
-        add(phrase, Clause("hardware", place["on"], "", f"taken as {place['says']}"))
-        if place["on"]:
-            add(f"this {phrase}", Clause("hardware", "", "", "taken as this machine"))
 
 
 _SAYS = {

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import date
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from freehold.catalog.benchmarks import BENCHMARKS
-from freehold.catalog.model import ROLES, THINKING, Model, Score, Stretch
+from freehold.catalog.model import ROLES, THINKING, Model, Score, Stretch, data_table
 from freehold.config import nearest
 from freehold.errors import StoreError
 from freehold.layers import KINDS, LayerSpec
@@ -33,52 +32,19 @@ _LAYER = {f.name for f in fields(LayerSpec)}
 _SCORE = {f.name for f in fields(Score)}
 _STRETCH = {f.name for f in fields(Stretch)}
 _NUMBER = (int, float)
-# key -> the TOML type it has
-KEYS: dict[str, type | tuple[type, ...]] = {
-    "id": str,
-    "hub": bool,
-    "checked": date,
-    "sources": list,
-    "family": str,
-    "lab": str,
-    "country": str,
-    "released": str,
-    "params_b": _NUMBER,
-    "active_b": _NUMBER,
-    "parameters": int,
-    "text_parameters": int,
-    "active_parameters": int,
-    "tied": bool,
-    "native": str,
-    "tensor_bytes": int,
-    "kind": str,
-    "role": str,
-    "dimensions": int,
-    "architecture": str,
-    "context": int,
-    "stretch": dict,
-    "modalities": list,
-    "languages": list,
-    "languages_stated": int,
-    "thinking": str,
-    "instructed": bool,
-    "fills": bool,
-    "tools": bool,
-    "gated": bool,
-    "licence": str,
-    "licence_url": str,
-    "base": list,
-    "hidden": int,
-    "vocab": int,
-    "layers": list,
-    "experts": int,
-    "experts_per_token": int,
-    "index_topk": int,
-    "kv_bytes": int,
-    "scores": list,
-    "note": str,
-    "not_published": dict,
+_TOML_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": _NUMBER,
+    "bool": bool,
+    "bool | None": bool,
+    "date": date,
+    "Stretch | None": dict,
 }
+# Key of a [[model]] table -> the TOML type it has: the model's fields, but those that its short names fill.
+KEYS = {
+    f.name: _TOML_TYPES.get(str(f.type), list) for f in fields(Model) if f.name not in ("name", "repos")
+} | {"not_published": dict}
 _MOST = {
     "parameters": 1e14,
     "text_parameters": 1e14,
@@ -116,7 +82,9 @@ def parse(where: str, text: str) -> list[StatedFacts]:
     for number, table in enumerate(tables, 1):
         if fault := lint(table):
             key, message, hint = fault
-            raise _fault(where, _line(text, number, key), f"{_label(table)}: {message}", hint)
+            raise _fault(
+                where, _line(text, number, key), f"{table.get('id', 'a model without id')}: {message}", hint
+            )
         facts.append(StatedFacts(table["id"], table["checked"], shared | table))
     return facts
 
@@ -285,10 +253,6 @@ def _type_name(kind: type | tuple[type, ...]) -> str:
     return "a number" if isinstance(kind, tuple) else names.get(kind, "a table")
 
 
-def _label(table: Mapping[str, Any]) -> str:
-    return str(table.get("id", "a model without id"))
-
-
 def _line(text: str, number: int, key: str) -> int:
     """Return the line of `key` in the `number`-th [[model]] table (0: before the first), or the table's own."""
     seen, at = 0, 1
@@ -339,9 +303,8 @@ def spelled(names: Iterable[str]) -> Languages:
 
 def known(code: str) -> bool:
     """Return whether a code names a language: one of ISO 639-1, "mul", or a longer one that a set names."""
-    return (
-        code in _raw()["iso639_1"].split() or code == "mul" or any(code in s.codes for s in sets().values())
-    )
+    iso639_1 = data_table("languages.toml")["iso639_1"].split()
+    return code in iso639_1 or code == "mul" or any(code in s.codes for s in sets().values())
 
 
 @cache
@@ -351,14 +314,8 @@ def sets() -> dict[str, Languages]:
         name: Languages(
             tuple(raw["codes"].split()), raw.get("stated", 0), (raw["source"],) if "source" in raw else ()
         )
-        for name, raw in _raw()["sets"].items()
+        for name, raw in data_table("languages.toml")["sets"].items()
     }
-
-
-@cache
-def _raw() -> dict[str, Any]:
-    text = resources.files("freehold.catalog").joinpath("data", "languages.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
 
 
 # --- lists what an entry of the catalogue lacks: the facts that its size and fit need ---------------

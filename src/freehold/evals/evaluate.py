@@ -24,7 +24,7 @@ from freehold.evals.samples import ask
 from freehold.evals.trial import AppendedLines, Write, kept_rows
 from freehold.local import LLM
 from freehold.serving import Job
-from freehold.types import Completion, Message, Tool
+from freehold.types import Message, Tool
 
 # --- tasks of items, each a question, a target and a way to mark the reply --------------------------
 # Plain data, and marking as a function of the reply alone.
@@ -217,7 +217,8 @@ def evaluate(
             elif each.key in book.replies:
                 marking.take(each, book.replies[each.key])
         for each, reply in _replies(missing, subject):
-            write({"reply": each.key, "text": reply.text, **_plain(reply)})
+            more = {"calls": reply.calls, "sums": reply.sums, "tokens": reply.tokens, "error": reply.error}
+            write({"reply": each.key, "text": reply.text, **more})
             marking.take(each, reply)
         marking.finish()
     rows = tuple(
@@ -299,14 +300,11 @@ def _replies(missing: list[_Rendered], subject: EvalSubject) -> Iterator[tuple[_
         yield each, ModelReply(sums=tuple(sums))
     jobs = (each.item.question.job(subject.adapter) for each in written)
     for number, answer in subject.model.answer_many(jobs, at_once=AT_ONCE):
-        yield written[number], _reply(answer)
-
-
-def _reply(answer: Completion | ContextOverflow) -> ModelReply:
-    if isinstance(answer, ContextOverflow):
-        return ModelReply(error=answer.message)
-    calls = tuple((call.name, call.arguments) for call in answer.tool_calls)
-    return ModelReply(answer.text, calls, tokens=answer.usage.completion_tokens)
+        if isinstance(answer, ContextOverflow):
+            yield written[number], ModelReply(error=answer.message)
+        else:
+            calls = tuple((call.name, call.arguments) for call in answer.tool_calls)
+            yield written[number], ModelReply(answer.text, calls, tokens=answer.usage.completion_tokens)
 
 
 class _Marking:
@@ -365,10 +363,6 @@ class _Marking:
     def _done(self, each: _Rendered, mark: ItemMark) -> None:
         self.marks[each.number] = mark
         self._on_item(self._name, len(self.marks), self._total)
-
-
-def _plain(reply: ModelReply) -> dict[str, Any]:
-    return {"calls": reply.calls, "sums": reply.sums, "tokens": reply.tokens, "error": reply.error}
 
 
 def _kept(path: Path) -> _Book:

@@ -57,10 +57,15 @@ def wilson(scores: Sequence[float], level: float) -> Interval:
 
 def resampled_mean(scores: Sequence[float], level: float) -> Interval:
     """Return the mean of graded scores with bounds from cases drawn with replacement; equal scores, equal bounds."""
-    draw, n = random.Random(0), len(scores)
-    means = sorted(sum(draw.choices(scores, k=n)) / n for _ in range(_RESAMPLES))
-    edge, mean = round((1 - level) / 2 * _RESAMPLES), sum(scores) / n
-    return Interval(min(means[edge], mean), mean, max(means[-edge - 1], mean), level)
+    return Interval(*resampled(scores, level), level)
+
+
+def resampled(values: Sequence[float], level: float, times: int = _RESAMPLES) -> tuple[float, float, float]:
+    """Return the mean of values between its bounds, cases drawn with replacement; the same values, the same bounds."""
+    draw, n = random.Random(0), len(values)
+    means = sorted(sum(draw.choices(values, k=n)) / n for _ in range(times))
+    edge, mean = round((1 - level) / 2 * times), sum(values) / n
+    return min(means[edge], mean), mean, max(means[-edge - 1], mean)
 
 
 def compared(one: Sequence[bool], other: Sequence[bool]) -> Compared:
@@ -69,7 +74,8 @@ def compared(one: Sequence[bool], other: Sequence[bool]) -> Compared:
         raise ValueError(f"{len(one)} and {len(other)} marks are no pairs")
     steps = [int(a) - int(b) for a, b in zip(one, other, strict=True)]
     wins, losses = steps.count(1), steps.count(-1)
-    return Compared(wins, losses, len(steps) - wins - losses, _resampled(steps), mcnemar(wins, losses))
+    low, mid, high = (100 * bound for bound in resampled(steps, LEVEL))
+    return Compared(wins, losses, len(steps) - wins - losses, (low, mid, high), mcnemar(wins, losses))
 
 
 def resolution(cases: int) -> float:
@@ -78,16 +84,6 @@ def resolution(cases: int) -> float:
     The half-width of an 80 % interval: 1.28 x sqrt(0.5 / n).
     """
     return 100 * _Z * math.sqrt(0.5 / cases)
-
-
-def _resampled(steps: Sequence[int]) -> tuple[float, float, float]:
-    """Return the mean step with bounds from cases drawn with replacement; the same cases give the same bounds."""
-    draw = random.Random(0)
-    n = len(steps)
-    means = sorted(sum(draw.choices(steps, k=n)) / n for _ in range(_RESAMPLES))
-    edge = round((1 - LEVEL) / 2 * _RESAMPLES)
-    mid = sum(steps) / n
-    return 100 * min(means[edge], mid), 100 * mid, 100 * max(means[-edge - 1], mid)
 
 
 def mcnemar(wins: int, losses: int) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from typing import Any
 from freehold.advisor.interval import Interval
 from freehold.errors import StoreError, UsageError
 from freehold.evals.evaluate import ItemResult, Metric, TaskResult, digest
-from freehold.evals.paired import mcnemar, wilson
+from freehold.evals.paired import mcnemar, resampled, wilson
 from freehold.regular import read_bounded
 from freehold.version import __version__
 
@@ -213,7 +212,6 @@ def main_metrics(results: Mapping[str, Any]) -> dict[str, str]:
 # items nothing is compared.
 
 RESAMPLES = 10_000
-SEED = 0
 MOST_BYTES = 1 << 30  # of one file
 
 
@@ -314,7 +312,7 @@ def _task(task: str, a: _Results, b: _Results, metric: str) -> TaskComparison:
     steps = [x - y for x, y in pairs]
     wins, losses = sum(s > 0 for s in steps), sum(s < 0 for s in steps)
     graded = any(value not in (0.0, 1.0) for pair in pairs for value in pair)
-    low, high = _resampled(steps)
+    low, _, high = resampled(steps, LEVEL, RESAMPLES)
     return TaskComparison(
         task=task,
         metric=metric,
@@ -330,14 +328,6 @@ def _task(task: str, a: _Results, b: _Results, metric: str) -> TaskComparison:
     )
 
 
-def _resampled(steps: Sequence[float]) -> tuple[float, float]:
-    """Return the bounds of the mean of `steps`, drawn with replacement; the same steps give the same bounds."""
-    draw, n = random.Random(SEED), len(steps)
-    means = sorted(sum(draw.choices(steps, k=n)) / n for _ in range(RESAMPLES))
-    edge, mean = round((1 - LEVEL) / 2 * RESAMPLES), sum(steps) / n
-    return min(means[edge], mean), max(means[-edge - 1], mean)
-
-
 def _number(row: dict[str, Any], metric: str, results: _Results) -> float:
     value = row.get(metric)
     values: list[Any] = value if isinstance(value, list) and value else [value]
@@ -347,8 +337,7 @@ def _number(row: dict[str, Any], metric: str, results: _Results) -> float:
             if isfinite(mean):
                 return mean
     raise UsageError(
-        f"doc {row.get('doc_id')} of {results.name} has no number for {metric}",
-        "compare results of one task",
+        f"doc {row.get('doc_id')} of {results.name} has no number for {metric}", "compare results of one task"
     )
 
 

@@ -20,7 +20,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from freehold.config import nearest
 from freehold.errors import FreeholdError, UsageError
 from freehold.sandbox.code import failure
 from freehold.sandbox.schemas import BadSchema, SchemaChecks
-from freehold.types import ChatModel, Message, SamplingParams
+from freehold.types import ChatModel, Message, Role, SamplingParams
 
 # --- judges of answers: a text, a pattern, JSON or its schema, tests of code, a model with a rubric -
 # Neither a user's pattern or schema nor a model's answer can make a judge run away. Texts and fences are read
@@ -149,7 +149,7 @@ def _json(value: Any, by: str) -> Callable[[str], Mark]:
 
     def mark(answer: str) -> Mark:
         try:
-            parsed = json.loads(_json_text(answer))
+            parsed = json.loads(json_text(answer))
         except (ValueError, RecursionError):
             return Mark(False, "is not JSON")
         return _mark(same_json(parsed, value), f"is not {wanted[:60]}")
@@ -172,13 +172,13 @@ def _json_schema(value: Any, by: str) -> Callable[[str], Mark]:
     fault = _validator(value, "json_schema")
 
     def mark(answer: str) -> Mark:
-        why = fault(_json_text(answer))
+        why = fault(json_text(answer))
         return Mark(why is None, why or "")
 
     return mark
 
 
-def _json_text(answer: str) -> str:
+def json_text(answer: str) -> str:
     """Return the JSON of an answer that is JSON, or one fenced block of it."""
     fenced = only_fenced(answer)
     return answer if fenced is None else fenced
@@ -213,10 +213,11 @@ def _rubric(value: Any, by: str) -> Callable[[str], Mark]:
     if not by:
         raise UsageError("judge needs a model that judges", "name it: --judge MODEL")
 
-    def mark(answer: str) -> Mark:
-        raise AssertionError("a model judges this: judges.ask")
+    return _marked_elsewhere
 
-    return mark
+
+def _marked_elsewhere(answer: str) -> Mark:
+    raise AssertionError("a model judges this (ask), or choices are scored (evaluate)")  # our own invariant
 
 
 _MAKERS: dict[str, Callable[[Any, str], Callable[[str], Mark]]] = {
@@ -333,8 +334,7 @@ def read(path: Path, by: str = "", *, scored: bool = False) -> Samples:
         except FreeholdError as e:
             bad.append(f"line {number}: {e.message}" + (f" ({e.hint})" if e.hint else ""))
     if bad:
-        more = f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
-        raise UsageError(f"{path}: {'; '.join(bad[:_SHOWN])}{more}", "mend or remove these lines")
+        raise UsageError(f"{path}: {first_faults(bad)}", "mend or remove these lines")
     if not cases:
         raise UsageError(f"{path} has no case", 'write one a line: {"prompt": "...", "exact": "..."}')
     whole = hashlib.sha256("".join(sorted(cases)).encode()).hexdigest()
@@ -342,7 +342,6 @@ def read(path: Path, by: str = "", *, scored: bool = False) -> Samples:
 
 
 def _lines(path: Path) -> list[tuple[int, bytes]]:
-    """Return the lines that are not empty, with their numbers."""
     try:
         with path.open("rb") as file:  # devices and pipes state no size, and may have no end
             if len(raw := file.read(MOST_BYTES + 1)) > MOST_BYTES:
@@ -359,14 +358,14 @@ def _lines(path: Path) -> list[tuple[int, bytes]]:
 
 
 def _case(number: int, line: bytes, by: str) -> Case:
-    table = _parsed(line)
-    for key in table:
-        if key not in _KEYS:
-            near = nearest(key, list(_KEYS))
-            raise UsageError(
-                f"unknown key {key!r}", f"did you mean {near}?" if near else f"known: {', '.join(_KEYS)}"
-            )
-    messages = _messages(table)
+    table = parsed_line(line, MOST_LINE, "case")
+    check_keys(table, _KEYS)
+    if ("prompt" in table) == ("messages" in table):
+        raise UsageError("a case has either prompt or messages")
+    if "prompt" in table:
+        messages: tuple[Message, ...] = (Message("user", _text(table["prompt"], "prompt")),)
+    else:
+        messages = messages_of(table["messages"], "user", _text)
     tokens = table.get("max_tokens", USUAL_TOKENS)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= MOST_TOKENS:
         raise UsageError(f"max_tokens = {tokens!r} is not within 1..{MOST_TOKENS:,}")
@@ -396,12 +395,8 @@ def _judge(table: Mapping[str, Any], by: str, choices: tuple[str, ...], answer: 
         named = " and ".join(kinds) or "no judge"
         raise UsageError(f"{named}; a case has one", f"one of {', '.join((*JUDGES, 'choices'))}")
     if choices:
-        return Judge("choices", json.dumps(["choices", choices, answer]), "", _unmarked)
+        return Judge("choices", json.dumps(["choices", choices, answer]), "", _marked_elsewhere)
     return judge(kinds[0], table[kinds[0]], by)
-
-
-def _unmarked(answer: str) -> Mark:
-    raise AssertionError("choices are scored: evaluate")  # our own invariant
 
 
 def _choices(table: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
@@ -425,11 +420,14 @@ def _choices(table: Mapping[str, Any]) -> tuple[tuple[str, ...], int]:
     return choices, answer
 
 
-def _parsed(line: bytes) -> Mapping[str, Any]:
-    if len(line) > MOST_LINE:
-        raise UsageError(f"{len(line):,} bytes are more than a case may have ({MOST_LINE:,})")
+def parsed_line(
+    line: bytes, most: int, of: str, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] = dict
+) -> Mapping[str, Any]:
+    """Return the JSON object that a line of at most `most` bytes is, made of its `pairs`. Raises UsageError."""
+    if len(line) > most:
+        raise UsageError(f"{len(line):,} bytes are more than a {of} may have ({most:,})")
     try:
-        table = json.loads(line)
+        table = json.loads(line, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as e:
         raise UsageError(f"is not JSON: {e}"[:120]) from None
     if not isinstance(table, dict):
@@ -437,22 +435,32 @@ def _parsed(line: bytes) -> Mapping[str, Any]:
     return table
 
 
-def _messages(table: Mapping[str, Any]) -> tuple[Message, ...]:
-    if ("prompt" in table) == ("messages" in table):
-        raise UsageError("a case has either prompt or messages")
-    if "prompt" in table:
-        return (Message("user", _text(table["prompt"], "prompt")),)
-    turns = table["messages"]
+def messages_of(turns: Any, last: Role | None, text: Callable[[Any, str], str]) -> tuple[Message, ...]:
+    """Return a list of messages, the last one of the role `last`; `text` checks their contents. Raises UsageError."""
     if not isinstance(turns, list) or not turns:
         raise UsageError("messages is not a list of messages")
     messages = []
     for one in turns:
         if not isinstance(one, dict) or set(one) != {"role", "content"} or one["role"] not in _ROLES:
             raise UsageError(f"a message has role ({', '.join(_ROLES)}) and content, and nothing else")
-        messages.append(Message(one["role"], _text(one["content"], "content")))
-    if messages[-1].role != "user":
-        raise UsageError("the last message must be the user's")
+        messages.append(Message(one["role"], text(one["content"], "content")))
+    if last and messages[-1].role != last:
+        raise UsageError(f"the last message must be the {last}'s")
     return tuple(messages)
+
+
+def check_keys(table: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Raise UsageError for a key that is not known, with the nearest one."""
+    for key in table:
+        if key not in known:
+            near = nearest(key, list(known))
+            hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+            raise UsageError(f"unknown key {key!r}", hint)
+
+
+def first_faults(bad: Sequence[str]) -> str:
+    """Spell out the first of many bad lines, and count the others."""
+    return "; ".join(bad[:_SHOWN]) + (f"; and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else "")
 
 
 def _text(value: Any, what: str) -> str:

@@ -115,7 +115,7 @@ def run(
         _answer(samples, subject, home, open_model, on_case)
     if judge and samples.needs_judge:
         _judge(samples, chosen, home, open_model, judge)
-    return [_result(samples, subject, home) for subject in chosen]
+    return [TrialResult(s, tuple(answer for _, answer in _pairs(samples, s, home))) for s in chosen]
 
 
 def kept(home: Path, digest: str) -> list[Kept]:
@@ -156,9 +156,7 @@ def _answered(model: ChatModel, case: Case) -> Answer:
     started, tokens, parts = time.monotonic(), 0, []
     try:
         for chunk in model.stream(
-            case.messages,
-            max_tokens=case.max_tokens,
-            sampling=SamplingParams(temperature=0.0, seed=0),
+            case.messages, max_tokens=case.max_tokens, sampling=SamplingParams(temperature=0.0, seed=0)
         ):
             parts.append(chunk.text)
             tokens = chunk.usage.completion_tokens if chunk.usage else tokens
@@ -191,10 +189,6 @@ def _pairs(samples: Samples, subject: TrialModel, home: Path) -> Iterator[tuple[
     _, answers = _read(_path(home, samples, subject))
     for case in samples.cases:
         yield case, answers.get(case.digest, Answer(case.digest, "", False, "not answered"))
-
-
-def _result(samples: Samples, subject: TrialModel, home: Path) -> TrialResult:
-    return TrialResult(subject, tuple(answer for _, answer in _pairs(samples, subject, home)))
 
 
 # --- files ------------------------------------------------------------------------------------------
@@ -260,18 +254,16 @@ class AppendedLines:
             size = self._file.seek(0, os.SEEK_END)
             if not size:
                 self._write(self._head)
-            elif self._last_byte(size) != b"\n":  # the line before was cut short
-                self._file.write(b"\n")
+            else:
+                self._file.seek(size - 1)
+                if self._file.read(1) != b"\n":  # the line before was cut short
+                    self._file.write(b"\n")
         except OSError as e:
             raise StoreError(f"{self._path} cannot be written: {e.strerror}", "free some space") from e
         return self._write
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-    def _last_byte(self, size: int) -> bytes:
-        self._file.seek(size - 1)
-        return self._file.read(1) or b""
 
     def _write(self, row: Mapping[str, Any]) -> None:
         line = memoryview((json.dumps(row, ensure_ascii=True) + "\n").encode())

@@ -152,7 +152,8 @@ class Verifier:
             self._process = spawn_on_socket(
                 COMMAND, ours, theirs, env=_FIXED, stderr=subprocess.DEVNULL, cwd="/"
             )
-        send(ours, _encoded({**self._job, **_limits()}))
+        limits = {"seconds": SECONDS, "wall_s": WALL_S, "load_s": LOAD_S, "memory": MEMORY}
+        send(ours, _encoded({**self._job, **limits}))
         reply = receive(ours)
         if not reply:
             raise OSError
@@ -171,10 +172,6 @@ def gym_options(text: str) -> dict[str, Any]:
         except ValueError:
             options[key] = value
     return options
-
-
-def _limits() -> dict[str, Any]:
-    return {"seconds": SECONDS, "wall_s": WALL_S, "load_s": LOAD_S, "memory": MEMORY}
 
 
 def _encoded(message: Any) -> bytes:

@@ -199,10 +199,7 @@ VERBS: dict[str, tuple[dict[str, Reader], Callable[[Settings, dict[str, Any]], d
         },
         _advise,
     ),
-    "fit": (
-        {"context": _whole, **dict.fromkeys(("model", "quant", "on", "engine", "kv_type"), _text)},
-        _fit,
-    ),
+    "fit": ({"context": _whole, **dict.fromkeys(("model", "quant", "on", "engine", "kv_type"), _text)}, _fit),
     "license": ({"name": _texts}, _license),
     "why": ({"model": _text}, _why),
     "cost": (

@@ -219,7 +219,6 @@ def _requests_of(settings: Settings, options: CapacityOptions) -> RequestTrace:
 
 
 def _stated(settings: Settings, options: CapacityOptions) -> RequestTrace:
-    """Return the requests of a trace, or those of a ledger that read a prompt and were answered."""
     if isinstance(options.trace, RequestTrace):
         return options.trace
     if options.trace:
@@ -265,7 +264,15 @@ def _engine_of(
             raise UsageError(
                 "--on needs a MODEL", "such as freehold deploy capacity qwen3:32b --on 4xh100 --rate 2"
             )
-        plan = _plan(settings, options)
+        # What `freehold deploy` would start on this hardware as one replica: its cache and streams are played.
+        wanted: dict[str, Any] = {
+            "on": options.on,
+            "engine": options.engine or "auto",
+            "quant": options.quant,
+        }
+        plan = planned(
+            settings, DeployOptions(options.model, **wanted, streams=options.streams or 0, replicas=1)
+        )
         prompt, answer = round(trace.prompt_mean), round(trace.answer_mean)
         engine = of_plan(plan, prompt=prompt, answer=answer)
         rented = Rig(plan.nodes.rig.device, plan.nodes.rig.count * plan.nodes.count).rent
@@ -273,19 +280,6 @@ def _engine_of(
     overrides = {"streams": options.streams, "room": options.room, "chunk": options.chunk}
     limits = {name: value for name, value in overrides.items() if value}
     return replace(engine, limits=replace(engine.limits, **limits)), rent, plan
-
-
-def _plan(settings: Settings, options: CapacityOptions) -> DeployPlan:
-    """Return what `freehold deploy` would start on this hardware as one replica: its cache and streams are played."""
-    wanted = DeployOptions(
-        options.model,
-        on=options.on,
-        engine=options.engine or "auto",
-        quant=options.quant,
-        streams=options.streams or 0,
-        replicas=1,
-    )
-    return planned(settings, wanted)
 
 
 # --- what is played ------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from freehold import catalog
 from freehold.catalog.model import Structure
+from freehold.choosing import refusal
 from freehold.errors import FreeholdError, ModelNotFound
 from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.reports.plain import facts_json
@@ -73,6 +74,7 @@ def _own(card: Mapping[str, Any], overlay: Overlay) -> dict[str, Any]:
 def file_facts(file: ModelFile) -> dict[str, Any]:
     """Return the facts of the model file: sizes, types, context, template, sampling defaults."""
     from freehold.advisor.file_anatomy import of_expert
+    from freehold.models.families import naming
 
     tensors = file.tensors.values()
     by_type = Counter[str]()
@@ -82,11 +84,11 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     architecture, context, template = (
         _gguf_facts(file) if isinstance(file, GGUFFile) else _directory_facts(file)
     )
-    refused = _refused(Structure(architecture, experts=any(of_expert(t.name) for t in tensors)))
+    refused = refusal(Structure(architecture, experts=any(of_expert(t.name) for t in tensors)))
     read = _read(file)
     notes = (f"{UNREAD}{read.message}",) if isinstance(read, FreeholdError) else read.notes
     output = file.tensors.get(_OUTPUT)
-    chats = not _is_encoder(architecture)
+    chats = not any(f.encoder for f in naming(architecture) if f.gguf_architecture == architecture)
     return {
         "architecture": architecture,
         "runs": not refused and not isinstance(read, FreeholdError),
@@ -113,20 +115,6 @@ def _read(file: ModelFile) -> Source | FreeholdError:
         return e
 
 
-def _is_encoder(architecture: str) -> bool:
-    """Return whether the architecture is an encoder."""
-    from freehold.models.families import naming
-
-    return any(f.encoder for f in naming(architecture) if f.gguf_architecture == architecture)
-
-
-def _refused(structure: Structure) -> str:
-    """Return why the engine does not run such a model; empty: it does."""
-    from freehold.models.binding.bind import refusal
-
-    return refusal(structure)
-
-
 def _gguf_facts(file: GGUFFile) -> tuple[str, int, str]:
     context = file.metadata.get_int(f"{file.architecture}.context_length", 0)
     has_template = bool(file.metadata.get_str("tokenizer.chat_template", ""))
@@ -146,7 +134,6 @@ def _directory_facts(file: Any) -> tuple[str, int, str]:
 
 
 def _known(listed: Listed) -> dict[str, Any]:
-    """Return the catalogue's facts about a stored model, found by its short name or repository."""
     for name in (listed.name, *listed.aliases):
         with suppress(ModelNotFound):
             known = catalog.model(name)
@@ -155,7 +142,6 @@ def _known(listed: Listed) -> dict[str, Any]:
 
 
 def _note(name: str) -> str:
-    """Return the warning about a misleading short name."""
     with suppress(ModelNotFound):
         return catalog.find(name).note
     return ""
@@ -167,7 +153,7 @@ def _from_catalogue(text: str) -> dict[str, Any]:
     hub = f"hub: {entry.hub_repo}:{entry.hub_quant}" if entry and entry.hub_repo else ""
     index = f"package index: {entry.packages[0]}" if entry and entry.packages else ""
     elsewhere = f"hub: {known.id}" if known.hub and not hub and not index else ""
-    refused = _refused(known.structure)
+    refused = refusal(known.structure)
     return {
         "name": known.name or known.id,
         "state": "not held",

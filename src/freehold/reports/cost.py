@@ -91,15 +91,10 @@ def _even_json(even: Even) -> dict[str, Any]:
 
 
 def _assumption_json(one: Assumption) -> dict[str, Any]:
-    return {
-        "key": one.key,
-        "title": one.title,
-        "unit": one.unit,
-        "value": one.value.as_json(),
-        "source": one.source,
-        "checked": one.checked.isoformat(),
-        "given": one.given,
+    shown = {
+        name: getattr(one, name) for name in ("key", "title", "unit", "value", "source", "checked", "given")
     }
+    return shown | {"value": one.value.as_json(), "checked": one.checked.isoformat()}
 
 
 def _swing_json(swing: Swing) -> dict[str, Any]:

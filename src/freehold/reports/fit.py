@@ -83,13 +83,15 @@ def _by_size(rows: list[Fit | Misfit]) -> list[Fit | Misfit]:
     """
     ordered = sorted(rows, key=lambda row: row.memory.weights if row.memory else row.anatomy.weight_bytes)
     fitting = [row.anatomy.quant for row in ordered if isinstance(row, Fit)]
-    return [_pointed(row, fitting[-1]) if fitting and isinstance(row, Misfit) else row for row in ordered]
-
-
-def _pointed(row: Misfit, fitting: str) -> Misfit:
-    """Return a row whose way out is the quantisation that fits, instead of any smaller one."""
-    shorter = f"--context {row.longest} fits; " if row.longest else ""
-    return replace(row, hint=f"{shorter}{fitting} fits, or --on larger hardware")
+    if not fitting:
+        return ordered
+    pointed: list[Fit | Misfit] = []
+    for row in ordered:
+        if isinstance(row, Misfit):
+            shorter = f"--context {row.longest} fits; " if row.longest else ""
+            row = replace(row, hint=f"{shorter}{fitting[-1]} fits, or --on larger hardware")
+        pointed.append(row)
+    return pointed
 
 
 def _find(settings: Settings, text: str, disk: bool) -> tuple[Anatomy | None, Model | None, bool]:

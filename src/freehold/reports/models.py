@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from freehold import catalog
 from freehold.advisor.anatomy import Anatomy, from_catalogue
+from freehold.advisor.engines import quant_of
 from freehold.advisor.file_anatomy import from_file
 from freehold.advisor.fit import Fit, Place, fit
-from freehold.advisor.places import quant_of
 from freehold.advisor.verdict import verdict
 from freehold.catalog.model import Model
 from freehold.choosing import company_facts, here, refusal, starters
@@ -22,6 +22,7 @@ from freehold.config import Settings
 from freehold.errors import FreeholdError, ModelNotFound
 from freehold.models.families import naming
 from freehold.reports.fit import needs, place_json
+from freehold.reports.plain import quality_json
 from freehold.reports.why import quality_by_task
 from freehold.store import Listed, Store
 
@@ -74,14 +75,9 @@ def _held(listed: Listed, place: Place, facts: Facts | None) -> dict[str, Any]:
         "licence": listed.licence or (known.licence if known else ""),
     }
     if known is None and sizes is not None:  # a file of one's own
-        row["role"] = _role(sizes)
+        encodes = any(family.encoder for family in naming(sizes.architecture))
+        row["role"] = "embedder" if encodes else "generator"
     return _about(known, facts, sizes.quant if sizes else "") | _placed(sizes, place) | row
-
-
-def _role(sizes: Anatomy) -> str:
-    """Return what a file does that the catalogue does not know, by its family here."""
-    encodes = any(family.encoder for family in naming(sizes.architecture))
-    return "embedder" if encodes else "generator"
 
 
 def _catalogued(model: Model, place: Place, facts: Facts | None) -> dict[str, Any]:
@@ -118,16 +114,7 @@ def _about(model: Model | None, facts: Facts | None, quant: str) -> dict[str, An
         "active_b": model.active_b,
         "modalities": list(model.modalities),
         "verdict": _verdict(model, facts) if facts else None,
-        "quality": [
-            {
-                "benchmark": q.benchmark,
-                **q.range.as_json(),
-                "basis": q.basis,
-                "evidence": q.evidence,
-                "tasks": tasks,
-            }
-            for tasks, q in quality_by_task(model, quant)
-        ],
+        "quality": [{**quality_json(q), "tasks": tasks} for tasks, q in quality_by_task(model, quant)],
     }
 
 

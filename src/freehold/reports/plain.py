@@ -18,6 +18,7 @@ from freehold.errors import ModelNotFound, UsageError
 if TYPE_CHECKING:
     from freehold.advisor.advice import Advice, Judged, Own
     from freehold.advisor.lineage import Subject
+    from freehold.advisor.quality import Quality
     from freehold.advisor.verdict import Facts, Reason, Verdict
     from freehold.catalog.licence import Licence
 
@@ -43,18 +44,13 @@ def rulings(
     from freehold.advisor.verdict import verdict
 
     subjects = _subjects(tuple(names)) or [OWN]
-    _no_other_input(subjects, multimodal)
-    return [(one, verdict(one, facts, merged, teachers)) for one in subjects]
-
-
-def _no_other_input(subjects: list[Subject], multimodal: bool | None) -> None:
-    """Raise UsageError for --multimodal or --text-only that contradicts the catalogue's fact about a model."""
-    for one in subjects:
+    for one in subjects:  # an option that contradicts the catalogue's fact about a model
         if multimodal is not None and one.multimodal is (not multimodal):
             option, takes = (
                 ("--multimodal", "text alone") if multimodal else ("--text-only", "more than text")
             )
             raise UsageError(f"{option} contradicts the catalogue: {one.name} takes {takes}", "leave it out")
+    return [(one, verdict(one, facts, merged, teachers)) for one in subjects]
 
 
 def _subjects(names: tuple[str, ...]) -> list[Subject]:
@@ -97,27 +93,19 @@ def _verdict_json(subject: Subject, v: Verdict) -> dict[str, Any]:
         "facts": asdict(v.facts),
         "missing": list(v.missing),
         "questions": list(v.questions),
-        "reasons": [_reason_json(r) for r in v.reasons],
+        "reasons": [
+            reason_json(r) | {"do": r.term.duty if r.term else "", "text": r.term.text if r.term else ""}
+            for r in v.reasons
+        ],
         "openness": {**asdict(place := openness(subject)), "name": place.name},
         "licence_source": subject.source,
         "disclaimer": DISCLAIMER,
     }
 
 
-def _reason_json(r: Reason) -> dict[str, Any]:
-    return {
-        "bearing": r.bearing,
-        "topic": r.topic,
-        "clause": r.clause,
-        "says": r.says,
-        "licence": r.licence,
-        "source": r.source,
-        "model": r.model,
-        "via": list(r.via),
-        "waits_for": list(r.waits_for),
-        "do": r.term.duty if r.term else "",
-        "text": r.term.text if r.term else "",
-    }
+def reason_json(r: Reason) -> dict[str, Any]:
+    """Return a reason without its term, which is the catalogue's."""
+    return {k: v for k, v in asdict(r).items() if k != "term"}
 
 
 def _licence_json(one: Licence) -> dict[str, Any]:
@@ -136,14 +124,8 @@ def _licence_json(one: Licence) -> dict[str, Any]:
         "covers": list(one.covers),
         "note": one.note,
         "terms": [
-            {
-                "topic": t.topic,
-                "effect": t.effect,
-                "clause": t.clause,
-                "says": t.says,
-                "do": t.duty,
-                "text": t.text,
-            }
+            {"topic": t.topic, "effect": t.effect, "clause": t.clause, "says": t.says}
+            | {"do": t.duty, "text": t.text}
             for t in one.terms
         ],
     }
@@ -208,6 +190,12 @@ def _beside(advice: Advice) -> dict[str, Any] | None:
     }
 
 
+def quality_json(quality: Quality) -> dict[str, Any]:
+    """Return a model's quality on a benchmark, as JSON has it."""
+    more = {"basis": quality.basis, "evidence": quality.evidence}
+    return {"benchmark": quality.benchmark, **quality.range.as_json(), **more}
+
+
 def _plain(judged: Judged, own: Own | None = None) -> dict[str, Any]:
     model, place, quality = judged.model, judged.placement, judged.quality
     return {
@@ -215,13 +203,7 @@ def _plain(judged: Judged, own: Own | None = None) -> dict[str, Any]:
         "name": model.name,
         "tier": model.tier,
         "params_b": model.params_b,
-        "quality": quality
-        and {
-            "benchmark": quality.benchmark,
-            **quality.range.as_json(),
-            "basis": quality.basis,
-            "evidence": quality.evidence,
-        },
+        "quality": quality and quality_json(quality),
         "languages": [asdict(t) for t in judged.languages],
         "own": own and {"cases": own.cases, "passed": own.passed, **own.range.as_json()},
         "licence": {"id": model.licence, "answer": judged.verdict.answer if judged.verdict else None},

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from freehold import catalog
 from freehold.advisor.quality import Evidence, Scale, rounded
-from freehold.choosing import company_facts
+from freehold.choosing import company_facts, weighed
 from freehold.config import Settings
 from freehold.errors import FreeholdError, ModelNotFound
 from freehold.reports.card import describe
+from freehold.reports.plain import reason_json
 
 if TYPE_CHECKING:
     from freehold.advisor.calibration import Run
@@ -74,12 +75,12 @@ class WhyReport:
         return {
             "schema": SCHEMA,
             "model": self.card,
-            "licence": ruled
-            and {
-                "answer": ruled.answer,
-                "reasons": [{k: v for k, v in asdict(r).items() if k != "term"} for r in ruled.reasons],
-            },
-            "quality": [{"tasks": names, **_plain(q)} for names, q in self.quality],
+            "licence": ruled and {"answer": ruled.answer, "reasons": [reason_json(r) for r in ruled.reasons]},
+            "quality": [
+                {"tasks": names, "benchmark": q.benchmark, "basis": q.basis, "evidence": q.evidence}
+                | q.range.as_json()
+                for names, q in self.quality
+            ],
             "own": [asdict(k) for k in self.own],
             "here": self.here.as_json(),
             "unknown": self.unknown,
@@ -96,7 +97,7 @@ def why_report(settings: Settings, model: str, company: Mapping[str, Any], *, di
     card = describe(Store(settings), model, disk=disk)
     known = _catalogued(card)
     ruled = _verdict(known, card, settings, company)
-    quality = quality_by_task(known, _quant(settings, known, card["name"]))
+    quality = quality_by_task(known, weighed(settings, card["name"]).quant if known else "")
     here = _speed_here(settings, card)
     own = _own(settings, card)
     return WhyReport(card, ruled, quality, own, here, _unknown(card, known, quality, here, own))
@@ -120,12 +121,6 @@ def _verdict(
         return verdict(known or card["licence"], facts) if known or card["licence"] else None
     except ModelNotFound:
         return None
-
-
-def _quant(settings: Settings, known: Model | None, name: str) -> str:
-    from freehold.choosing import weighed
-
-    return weighed(settings, name).quant if known else ""
 
 
 def quality_by_task(known: Model | None, quant: str) -> list[tuple[list[str], Quality]]:
@@ -153,7 +148,6 @@ def _scales(stamp: object) -> list[tuple[Scale, Scale]]:
 
 
 def _untold(quality: list[tuple[list[str], Quality]]) -> list[str]:
-    """Return the tasks without a published result."""
     from freehold.catalog.benchmarks import tasks
 
     rated = {name.partition(" ")[0] for names, _ in quality for name in names}
@@ -167,7 +161,6 @@ def _unknown(
     here: SpeedHere,
     own: list[Kept],
 ) -> list[str]:
-    """Return the facts that no source states."""
     from freehold.advisor.fit import left_out
 
     gaps = []
@@ -192,7 +185,6 @@ def _unknown(
 
 
 def _own(settings: Settings, card: dict[str, Any]) -> list[Kept]:
-    """Return the results of `advise --try` for this file."""
     from freehold.evals.trial import kept
     from freehold.store import Store
     from freehold.store.records import digest
@@ -203,15 +195,10 @@ def _own(settings: Settings, card: dict[str, Any]) -> list[Kept]:
         return []
 
 
-def _plain(q: Quality) -> dict[str, Any]:
-    return {"benchmark": q.benchmark, "basis": q.basis, "evidence": q.evidence, **q.range.as_json()}
-
-
 def _speed_here(settings: Settings, card: dict[str, Any]) -> SpeedHere:
     """Predict a model's speed here, and look up its measured runs."""
     from freehold.advisor.fit import fit, model_key
     from freehold.choosing import here as this_machine
-    from freehold.choosing import weighed
 
     try:
         anatomy, place = weighed(settings, card["name"]), this_machine(settings)

@@ -39,9 +39,8 @@ from freehold.models.oracle.session import DenseMatrix, KvStore, NumpyOps
 #     passed-7.streams     what texts are after layer 7; of the newest two layers
 #     passed-7.moments     the moments of layer 7, until its tensors are on disk
 # Each is written beside and renamed, so a kill leaves the layer before.
-MOST_BYTES = (
-    1 << 30
-)  # of a layer's moments; a larger layer's are computed once more from the streams before it
+# of a layer's moments; a larger layer's are computed once more from the streams before it
+MOST_BYTES = 1 << 30
 _WHAT = "/what"  # the member that says which matrices share which moments, and how many inputs they saw
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -49,7 +49,7 @@ from freehold.formats.gguf_writer import (
 from freehold.formats.trellis import BITS, REQUIRES
 from freehold.formats.weight_types import TABLE_TYPES, tensor_bytes
 from freehold.local.opening import text_side
-from freehold.models.load import LoadedModel, load_model
+from freehold.models.load import load_model
 from freehold.store.space import human
 from freehold.version import __version__
 
@@ -136,16 +136,11 @@ def _options(
     tensor: Tensor, types: Sequence[QuantType], price: float, threads: native.Threads
 ) -> list[tuple[QuantType, SizedOption]]:
     """Return the types that a tensor may get with bytes and predicted divergence; its own costs nothing."""
-    options = [
-        (
-            type,
-            SizedOption(
-                _padded(tensor_bytes(type, tensor.shape)), price * sampled_error(tensor, type, threads)
-            ),
-        )
-        for type in _fitting(tensor, types)
-        if type is not tensor.type
-    ]
+    options = []
+    for type in _fitting(tensor, types):
+        if type is not tensor.type:
+            cost = price * sampled_error(tensor, type, threads)
+            options.append((type, SizedOption(_padded(tensor_bytes(type, tensor.shape)), cost)))
     return [*options, (tensor.type, SizedOption(_padded(tensor.nbytes), 0.0))]
 
 
@@ -221,25 +216,24 @@ class _Sensitivity:
         return divergences
 
     def _divergence(self, tensors: Sequence[Tensor]) -> float:
-        coarse = {t.name: self._packed(t) for t in tensors if t.name in self._model.matrices}
+        coarse: dict[str, Any] = {}
+        for t in tensors:
+            if t.name in self._model.matrices:
+                type = _probe(t)
+                rows = np.concatenate([encode_rows(values, type, self._pool) for values in slabs(t)])
+                shape = len(t.rows), t.shape[-1]
+                coarse[t.name] = native.Matrix.pack(rows.reshape(-1), type.name, *shape, self._pool)
+        packed = {**self._model.matrices, **coarse}
+        model = load_model(self._path, threads=self._pool, packed=packed)
         counter = DivergenceCounter()
         targets: NDArray[np.int64] = np.array(self._ids[1:], np.int64)
         at = 0
-        with LogitSource.open(self._with(coarse), self._pool) as other:
+        with LogitSource.open(model, self._pool) as other:
             for rows in other.rows(self._ids):
                 count = min(len(rows), len(targets) - at)
                 counter.add(self._reference[at : at + count], rows[:count], targets[at : at + count])
                 at += count
         return counter.result().mean
-
-    def _with(self, coarse: Mapping[str, Any]) -> LoadedModel:
-        return load_model(self._path, threads=self._pool, packed={**self._model.matrices, **coarse})
-
-    def _packed(self, tensor: Tensor) -> native.Matrix:
-        """Pack a matrix as it is in its probe type."""
-        k, count, type = tensor.shape[-1], len(tensor.rows), _probe(tensor)
-        parts = [encode_rows(values, type, self._pool) for values in slabs(tensor)]
-        return native.Matrix.pack(np.concatenate(parts).reshape(-1), type.name, count, k, self._pool)
 
 
 # --- one option for each item -----------------------------------------------------------------------
@@ -432,13 +426,10 @@ def _of_target(
     unchanged = [TensorChoice(t, t.type, t.type) for t in in_layer_order(source.tensors.values())]
     keys = _keys(source, request, MIX, 0, unchanged) | {"freehold.requires": REQUIRES}
     header = len(gguf_header(keys, plans_of(unchanged)))
-    ids = _measured_on(texts) or _measured_on(calibration_texts(_with_default(request), source))
+    default = replace(request, calibrate=DEFAULT_TEXTS, tokens=3 * MEASURED_ON)
+    ids = _measured_on(texts) or _measured_on(calibration_texts(default, source))
     mix = mixed(source, ids, request.target_bytes, header, allowed, threads, on_group)
     return _mix_plan(source, request, mix.choices, mix.predicted, mix.sensitivity)
-
-
-def _with_default(request: QuantizeRequest) -> QuantizeRequest:
-    return QuantizeRequest(calibrate=DEFAULT_TEXTS, tokens=3 * MEASURED_ON, target_bytes=request.target_bytes)
 
 
 def _measured_on(texts: Sequence[Sequence[int]]) -> list[int]:
@@ -454,9 +445,7 @@ def _mix_plan(
     predicted: float,
     sensitivity: Mapping[str, float],
 ) -> QuantizationPlan:
-    sums: dict[QuantType, int] = {}
-    for plan in plans_of(choices):
-        sums[plan.type] = sums.get(plan.type, 0) + plan.nbytes
+    sums = _bytes_of_types(choices)
     main = max(sums, key=lambda each: (sums[each], each))
     keys = _keys(source, request, MIX, _BASE_TYPE_IDS.get(main, 0), choices)
     return QuantizationPlan(MIX, choices, keys, predicted, sensitivity)
@@ -470,7 +459,11 @@ def _keys(
         ours["freehold.base"] = request.base
     if any(c.type in TABLE_TYPES for c in choices):
         ours["freehold.requires"] = REQUIRES
-    return quantised_keys(source, type_id, ours)
+    changed: dict[str, Value] = {
+        "general.file_type": type_id,
+        "general.quantization_version": QUANTIZATION_VERSION,
+    }
+    return copied_keys(source) | changed | ours
 
 
 # --- what the user should know -------------------------------------------------------------------------------
@@ -479,22 +472,18 @@ def _keys(
 def notes_before(choices: Sequence[TensorChoice], size: int, source_size: int) -> list[str]:
     """Return what to say before the work: a coarse source, types that rows could not take, a larger result."""
     larger = f"the result, {human(size)}, is larger than the source, {human(source_size)}"
-    notes = [_coarse_source(choices), *_fallbacks(choices), larger if size > source_size else ""]
-    return [note for note in notes if note]
+    return [*_coarse_source(choices), *_fallbacks(choices), *([larger] if size > source_size else [])]
 
 
-def _coarse_source(choices: Sequence[TensorChoice]) -> str:
-    bits = _bits([c.tensor for c in choices if quantisable(c.tensor)])
-    if not bits < COARSE_BITS:
-        return ""
-    return (
-        f"the source itself has {bits:.1f} bits per weight; quality is measured against it, not the original"
-    )
-
-
-def _bits(tensors: Sequence[Tensor]) -> float:
+def _coarse_source(choices: Sequence[TensorChoice]) -> list[str]:
+    tensors = [c.tensor for c in choices if quantisable(c.tensor)]
     weights = sum(math.prod(t.shape) for t in tensors)
-    return 8 * sum(t.nbytes for t in tensors) / weights if weights else math.inf
+    bits = 8 * sum(t.nbytes for t in tensors) / weights if weights else math.inf
+    if not bits < COARSE_BITS:
+        return []
+    return [
+        f"the source itself has {bits:.1f} bits per weight; quality is measured against it, not the original"
+    ]
 
 
 def _fallbacks(choices: Iterable[TensorChoice]) -> list[str]:
@@ -521,15 +510,6 @@ QUANTIZATION_VERSION = 2  # of ggml's block formats, as llama.cpp writes it
 
 Encode: TypeAlias = Callable[[TensorChoice], Iterable[Bytes]]
 OnTensor: TypeAlias = Callable[[int, int, TensorChoice], None]  # tensors done, in all, the one that follows
-
-
-def quantised_keys(source: GGUFFile, file_type: int, ours: dict[str, Value]) -> dict[str, Value]:
-    """Return the source's metadata with what quantising changes, and keys of our own."""
-    changed: dict[str, Value] = {
-        "general.file_type": file_type,
-        "general.quantization_version": QUANTIZATION_VERSION,
-    }
-    return copied_keys(source) | changed | ours
 
 
 def plans_of(choices: Sequence[TensorChoice]) -> list[TensorPlan]:
@@ -581,20 +561,18 @@ def write_model(
 def weight_bits(choices: Iterable[TensorChoice]) -> float:
     """Return the bits per weight of what was encoded, or NaN for nothing."""
     encoded = [c for c in choices if c.changes]
-    weights = sum(_elements(c) for c in encoded)
+    weights = sum(math.prod(c.tensor.shape) for c in encoded)
     return 8 * sum(p.nbytes for p in plans_of(encoded)) / weights if weights else float("nan")
 
 
 def by_type(choices: Iterable[TensorChoice]) -> dict[str, int]:
     """Return the bytes of each type, the most first."""
-    sizes: dict[QuantType, int] = {}
-    for plan in plans_of(list(choices)):
-        sizes[plan.type] = sizes.get(plan.type, 0) + plan.nbytes
+    sizes = _bytes_of_types(list(choices))
     return {t.name: n for t, n in sorted(sizes.items(), key=lambda item: -item[1])}
 
 
-def _elements(choice: TensorChoice) -> int:
-    count = 1
-    for dim in choice.tensor.shape:
-        count *= dim
-    return count
+def _bytes_of_types(choices: Sequence[TensorChoice]) -> dict[QuantType, int]:
+    sums: dict[QuantType, int] = {}
+    for plan in plans_of(choices):
+        sums[plan.type] = sums.get(plan.type, 0) + plan.nbytes
+    return sums

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -121,11 +120,7 @@ class Watching:
 
 
 def quantise(
-    ref: ModelRef,
-    out: Path,
-    request: QuantizeRequest,
-    settings: Settings,
-    watching: Watching | None = None,
+    ref: ModelRef, out: Path, request: QuantizeRequest, settings: Settings, watching: Watching | None = None
 ) -> dict[str, Any]:
     """Quantise a model into the folder `out`; return its receipt.
 
@@ -158,7 +153,10 @@ def quantise(
                 path = _written(run, plan, bound, texts, pool, watching)
             source.check_whole()
             with spent.on("report"):
-                measurement = _measured(ref, path, request, settings, threads, watching)
+                measurement = None
+                if request.report:
+                    reading = {"text": request.text, "until": request.until, "threads": threads}
+                    measurement = measured(ref.path, path, settings, **reading, on_block=watching.on_block)
             dampings = run.kept.state["damping"] if run.kept else {}
             record = _receipt(ref, source, inputs, plan, path, measurement, request) | {
                 "damping": dict(dampings),
@@ -183,7 +181,6 @@ def _opened(ref: ModelRef) -> GGUFFile:
 
 
 def _inputs(ref: ModelRef, request: QuantizeRequest, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """Return what decides the result's bytes."""
     return {
         "base": {"name": ref.name, "sha256": model_digest(ref)},
         "type": request.name,
@@ -241,27 +238,6 @@ def _written(
     return path
 
 
-def _measured(
-    ref: ModelRef,
-    path: Path,
-    request: QuantizeRequest,
-    settings: Settings,
-    threads: int,
-    watching: Watching,
-) -> Measurement | None:
-    if not request.report:
-        return None
-    return measured(
-        ref.path,
-        path,
-        settings,
-        text=request.text,
-        until=request.until,
-        threads=threads,
-        on_block=watching.on_block,
-    )
-
-
 def _source_bytes(source: GGUFFile) -> int:
     return sum(path.stat().st_size for path in source.paths)
 
@@ -276,6 +252,11 @@ def _receipt(
     request: QuantizeRequest,
 ) -> dict[str, Any]:
     result = _result(source, plan, path)
+    mix = {
+        "predicted_divergence": plan.predicted,
+        "sensitivity": dict(plan.sensitivity),
+        "types": {c.tensor.name: c.type.name for c in plan.choices if c.changes},
+    }
     layers = weight_bits(c for c in plan.choices if layer_of(c.tensor.name) >= 0)
     coarse = coarse_note(layers, result["weights"], measurement.divergence if measurement else None)
     return receipt(
@@ -284,7 +265,7 @@ def _receipt(
         result=result,
         licence=base_licence(ref, request.facts).as_json(),
         notes=[coarse] if coarse else [],
-        **({} if plan.predicted is None else {"mix": _mix(plan, plan.predicted)}),
+        **({} if plan.predicted is None else {"mix": mix}),
         **(measurement.as_json() if measurement else {}),
     )
 
@@ -305,14 +286,6 @@ def _result(source: GGUFFile, plan: QuantizationPlan, path: Path) -> dict[str, A
             for c in plan.choices
             if c.fell_back
         },
-    }
-
-
-def _mix(plan: QuantizationPlan, predicted: float) -> dict[str, Any]:
-    return {
-        "predicted_divergence": predicted,
-        "sensitivity": dict(plan.sensitivity),
-        "types": {c.tensor.name: c.type.name for c in plan.choices if c.changes},
     }
 
 
@@ -483,15 +456,13 @@ class CalibratedEncoder:
             return [choice.tensor.raw]
         moments = self._moments(choice)
         if choice.type in BITS:
-            return self._trellis(choice, moments)
+            tensor, layer = choice.tensor, layer_of(choice.tensor.name)
+            values: F32 = tensor.numpy().reshape(-1, tensor.shape[-1])
+            damping = self.dampings.get(layer - layer % EVERY, DAMPING)
+            fed = None if moments is None else moments.feedback(damping)
+            return [encode(values, fed, BITS[choice.type], self._threads).raw]
         importance = None if moments is None else np.concatenate([np.diag(h) for h in moments.means()])
         return encoded_pieces(choice.tensor, choice.type, self._threads, importance)
-
-    def _trellis(self, choice: TensorChoice, moments: Moments | None) -> Iterator[U8]:
-        tensor = choice.tensor
-        values: F32 = tensor.numpy().reshape(-1, tensor.shape[-1])
-        fed = None if moments is None else moments.feedback(self._damping(layer_of(tensor.name)))
-        yield encode(values, fed, BITS[choice.type], self._threads).raw
 
     def _moments(self, choice: TensorChoice) -> Moments | None:
         """Return the moments of a tensor's inputs; None for one that texts do not reach as a matrix."""
@@ -517,10 +488,10 @@ class CalibratedEncoder:
         for name, moments in layer.moments.items():
             if id(moments) not in joined and name in layer.held:
                 joined.add(id(moments))
-                _join(moments, layer.held[name])
-
-    def _damping(self, layer: int) -> float:
-        return self.dampings.get(layer - layer % EVERY, DAMPING)
+                others = layer.held[name]
+                for h, more in zip(moments.blocks, others.blocks, strict=True):
+                    h += more
+                moments.count += others.count
 
     def close(self) -> None:
         """Remove the file of streams."""
@@ -531,17 +502,8 @@ class CalibratedEncoder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _join(moments: Moments, others: Moments) -> None:
-    """Add what other texts gave."""
-    for h, more in zip(moments.blocks, others.blocks, strict=True):
-        h += more
-    moments.count += others.count
 
 
 # --- how much damping a layer's moments need, judged by texts that they are not of ------------------

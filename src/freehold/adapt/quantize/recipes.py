@@ -148,9 +148,15 @@ def quantisable(tensor: Tensor) -> bool:
 def choose(source: GGUFFile, name: str, *, weighted: bool = False) -> list[TensorChoice]:
     """Choose each tensor's type under the file type `name`, in the file's order; `weighted`: by a calibration."""
     name, kind = file_type(name)
-    structure = RecipeFacts.of(source)
-    rules = _Rules(name, kind.base, structure, weighted, _values(source.tensors.values()))
-    return [_chosen(tensor, rules.wanted(tensor)) for tensor in in_layer_order(source.tensors.values())]
+    tensors = in_layer_order(source.tensors.values())
+    values = [t.name for t in tensors if _is_value(t.name)]  # attention values, which some rules count
+    rules = _Rules(name, kind.base, RecipeFacts.of(source), weighted, values)
+    choices = []
+    for tensor in tensors:
+        wanted = rules.wanted(tensor)
+        fits = tensor.type if wanted is None else fitting(tensor, wanted)
+        choices.append(TensorChoice(tensor, fits, fits if wanted is None else wanted))
+    return choices
 
 
 def in_layer_order(tensors: Iterable[Tensor]) -> list[Tensor]:
@@ -179,17 +185,6 @@ def divides(type: QuantType, columns: int) -> bool:
         return row_bytes(type, columns) > 0
     except BadModelFile:
         return False
-
-
-def _chosen(tensor: Tensor, wanted: QuantType | None) -> TensorChoice:
-    if wanted is None:
-        return TensorChoice(tensor, tensor.type, tensor.type)
-    return TensorChoice(tensor, fitting(tensor, wanted), wanted)
-
-
-def _values(tensors: Iterable[Tensor]) -> list[str]:
-    """Return the names of the attention values, in layer order: some rules count them."""
-    return [t.name for t in in_layer_order(tensors) if _is_value(t.name)]
 
 
 def _is_value(name: str) -> bool:

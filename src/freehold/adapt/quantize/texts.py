@@ -43,8 +43,8 @@ def default_texts(
     tokenizer: Tokenizer, template: ChatTemplate | None, tokens: int = TOKENS, seed: int = 1
 ) -> list[list[int]]:
     """Cut the default texts to pieces of 512 tokens, `tokens` in all or what there is; always in the same order."""
-    order = random.Random(seed)
-    files = [path for path in sorted(_library().rglob("*.py")) if not set(path.parts) & set(_LEFT_OUT)]
+    order, library = random.Random(seed), Path(sysconfig.get_paths()["stdlib"])
+    files = [path for path in sorted(library.rglob("*.py")) if not set(path.parts) & set(_LEFT_OUT)]
     order.shuffle(files)
     kinds = [_pieces(map(tokenizer.encode, _prose(order))), _pieces(map(tokenizer.encode, _sources(files)))]
     if template is not None:
@@ -90,10 +90,6 @@ def texts_hash(texts: Iterable[Sequence[int]]) -> str:
     for ids in texts:
         digest.update(len(ids).to_bytes(8, "little") + np.asarray(ids, "<i8").tobytes())
     return digest.hexdigest()
-
-
-def _library() -> Path:
-    return Path(sysconfig.get_paths()["stdlib"])
 
 
 def _prose(order: random.Random) -> list[str]:

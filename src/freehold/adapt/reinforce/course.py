@@ -34,7 +34,7 @@ from freehold.adapt.reinforce.account import (
 from freehold.adapt.reinforce.policy import CAP, Loss, Objective, Policy, PolicyRow, advantages, seeds_of
 from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, PromptSet, prompts_of
 from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, template_digest
-from freehold.adapt.sampling import SampledAnswer, open_sampling
+from freehold.adapt.sampling import open_sampling
 from freehold.adapt.teaching import still_known
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import check_trainable
@@ -102,8 +102,14 @@ class Course:
         scores, parted = self._scored(items, texts)
         scored = cpu_seconds()
         gained = advantages([[each.value for each in group] for group in scores], settings.loss)
+        rows = [
+            PolicyRow(tuple(prompt), answer.ids, answer.logprobs, advantage)
+            for prompt, group, of_group in zip(prompts, groups, gained, strict=True)
+            if of_group is not None  # else dropped
+            for answer, advantage in zip(group, of_group, strict=True)
+        ]
         update = self.policy.update(
-            _rows(prompts, groups, gained),
+            rows,
             answers=len(items) * settings.group,
             max_tokens=settings.max_tokens,
             updates=settings.updates,
@@ -245,20 +251,6 @@ def _rates(score: UnseenScore, settings: ReinforceSettings) -> str:
     )
 
 
-def _rows(
-    prompts: Sequence[Sequence[int]],
-    groups: Sequence[Sequence[SampledAnswer]],
-    gained: Sequence[Sequence[float] | None],
-) -> list[PolicyRow]:
-    """Return the answers of the groups that are not dropped."""
-    return [
-        PolicyRow(tuple(prompt), answer.ids, answer.logprobs, advantage)
-        for prompt, group, advantages_ in zip(prompts, groups, gained, strict=True)
-        if advantages_ is not None
-        for answer, advantage in zip(group, advantages_, strict=True)
-    ]
-
-
 def _attacked(
     verifier: Verifier,
     check: Verifier | None,
@@ -305,6 +297,7 @@ PAYS = 0.5  # a score above this is pay
 SHARE = 0.2  # of the items: paid more often, an attack is called one
 MOST_FREQUENT = 0.5  # what always giving one answer may earn
 _LISTED = 200  # candidates that are listed in one answer
+_FREQUENT = "the most frequent answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,7 +318,13 @@ def attacked(verifier: Verifier, items: Sequence[PromptItem]) -> list[AttackResu
     findings = []
     for attack, answers in _attacks(probes, items).items():
         tasks = [(each.prompt, text, each.item) for each, text in zip(probes, answers, strict=True)]
-        findings.append(_finding(attack, answers, verifier.score(tasks)))
+        scores = verifier.score(tasks)
+        n = max(len(scores), 1)
+        mean = sum(each.value for each in scores) / n
+        share = sum(each.value > PAYS for each in scores) / n
+        pays = share > (MOST_FREQUENT if attack == _FREQUENT else SHARE)
+        first = answers[0] if answers else ""
+        findings.append(AttackResult(attack, mean, share, first, account.failures(scores), pays))
     return sorted(findings, key=lambda each: (each.pays, each.share, each.mean), reverse=True)
 
 
@@ -337,7 +336,6 @@ def paid_truths(verifier: Verifier, items: Sequence[PromptItem]) -> float | None
 
 
 def _attacks(probes: Sequence[PromptItem], items: Sequence[PromptItem]) -> dict[str, list[str]]:
-    """Return the answers of each attack, one for each probe."""
     truths = [each.truth for each in items if each.truth]
     attacks = {
         "empty": [""] * len(probes),
@@ -355,15 +353,3 @@ def _attacks(probes: Sequence[PromptItem], items: Sequence[PromptItem]) -> dict[
         attacks["every candidate listed"] = [listed] * len(probes)
         attacks[_FREQUENT] = [Counter(truths).most_common(1)[0][0]] * len(probes)
     return attacks
-
-
-_FREQUENT = "the most frequent answer"
-
-
-def _finding(attack: str, answers: Sequence[str], scores: Sequence[RewardScore]) -> AttackResult:
-    n = max(len(scores), 1)
-    mean = sum(each.value for each in scores) / n
-    share = sum(each.value > PAYS for each in scores) / n
-    failures = Counter(each.failed for each in scores if each.failed)
-    pays = share > (MOST_FREQUENT if attack == _FREQUENT else SHARE)
-    return AttackResult(attack, mean, share, answers[0] if answers else "", dict(failures), pays)

@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,12 +86,19 @@ class Policy:
         rate = self.optimizer.rate
         starts = self._gradients(rows, divisor, None)
         mismatch = Mismatch.of(np.concatenate(starts), np.concatenate([row.sampled for row in rows]))
-        _check(mismatch, bound)
+        if mismatch is not None and not mismatch.mean_size <= bound:
+            raise UsageError(
+                f"the trainer's log-probabilities are {mismatch.mean_size:.3f} nats per token from the sampler's, "
+                f"more than {bound:g}",
+                "both must read one file and one template; a higher bound is --most-mismatch",
+            )
         norm = self.optimizer.step()
         for _ in range(updates - 1):
             self._gradients(rows, divisor, starts)
             norm = self.optimizer.step()
-        return PolicyUpdate(mismatch, norm, rate, self._capped(rows, starts))
+        over = np.concatenate([s - row.sampled for row, s in zip(rows, starts, strict=True)])
+        cap = self.objective.cap
+        return PolicyUpdate(mismatch, norm, rate, float((np.exp(over) > cap).mean()) if cap else 0.0)
 
     def _gradients(
         self, rows: Sequence[PolicyRow], divisor: float, starts: Sequence[F32] | None
@@ -119,12 +126,6 @@ class Policy:
             collected += [now.detach().numpy().copy() for now in logprobs]
         return collected
 
-    def _capped(self, rows: Sequence[PolicyRow], starts: Sequence[F32]) -> float:
-        if not self.objective.cap:
-            return 0.0
-        over = np.concatenate([s - row.sampled for row, s in zip(rows, starts, strict=True)])
-        return float((np.exp(over) > self.objective.cap).mean())
-
 
 def seeds_of(seed: int, step: int, prompts: int) -> list[int]:
     """Return the seed of each prompt's first answer at a step; the others of its group follow it one by one."""
@@ -148,15 +149,6 @@ def _passes(rows: Sequence[PolicyRow]) -> Iterator[list[PolicyRow]]:
         yield part
 
 
-def _check(mismatch: Mismatch | None, bound: float) -> None:
-    if mismatch is not None and not mismatch.mean_size <= bound:
-        raise UsageError(
-            f"the trainer's log-probabilities are {mismatch.mean_size:.3f} nats per token from the sampler's, "
-            f"more than {bound:g}",
-            "both must read one file and one template; a higher bound is --most-mismatch",
-        )
-
-
 # --- the policy's objective -------------------------------------------------------------------------
 # Advantages of a group's scores, and the loss of their tokens' log-probabilities.
 #     dr_grpo  A = r - mean(r of its group); sum over tokens / (answers of the step * most tokens)   (arXiv 2503.20783)
@@ -168,7 +160,6 @@ def _check(mismatch: Mismatch | None, bound: float) -> None:
 # A group whose scores are equal has no gradient and is dropped.
 
 Loss = Literal["dr_grpo", "dapo"]
-LOSSES: tuple[Loss, ...] = get_args(Loss)
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 CAP = 2.0  # of a token's weight
 SPREAD = 1e-6  # scores of a group that differ by less are equal
@@ -176,17 +167,17 @@ SPREAD = 1e-6  # scores of a group that differ by less are equal
 
 def advantages(scores: Sequence[Sequence[float]], loss: Loss) -> list[list[float] | None]:
     """Return each answer's advantage by group; None for a group whose scores are equal."""
-    return [_advantages(group, loss) for group in scores]
-
-
-def _advantages(group: Sequence[float], loss: Loss) -> list[float] | None:
-    if max(group) - min(group) < SPREAD:
-        return None
-    mean = math.fsum(group) / len(group)
-    scale = 1.0
-    if loss == "dapo":
-        scale = math.sqrt(math.fsum((r - mean) ** 2 for r in group) / len(group))
-    return [(r - mean) / scale for r in group]
+    by_group: list[list[float] | None] = []
+    for group in scores:
+        if max(group) - min(group) < SPREAD:
+            by_group.append(None)
+            continue
+        mean = math.fsum(group) / len(group)
+        scale = 1.0
+        if loss == "dapo":
+            scale = math.sqrt(math.fsum((r - mean) ** 2 for r in group) / len(group))
+        by_group.append([(r - mean) / scale for r in group])
+    return by_group
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,9 @@ def _place(number: int, count: int, seed: int) -> int:
 
 
 def _parsed(number: int, table: Mapping[str, Any]) -> PromptItem:
-    messages = conversation(table)
-    truth = table.get("answer", "")
-    return PromptItem(
-        messages[-1].content, table, str(truth) if isinstance(truth, str | int | float) else "", messages
-    )
+    messages, truth = conversation(table), table.get("answer", "")
+    stated = str(truth) if isinstance(truth, str | int | float) else ""
+    return PromptItem(messages[-1].content, table, stated, messages)
 
 
 # --- a data set --------------------------------------------------------------------------------------
@@ -130,7 +128,8 @@ def _gym_prompts(verifier: Verifier, plan: PromptPlan) -> PromptSet:
     """Item numbers: first the examples, then the unseen ones, then each step's."""
     examples = _gym_items(verifier, 0, plan.shots)
     to_prompt = _asker(plan, examples)
-    apart = list(_distinct(_gym_items(verifier, plan.shots, plan.unseen)))
+    unseen = _gym_items(verifier, plan.shots, plan.unseen)
+    apart = list({_words(each): each for each in unseen}.values())
     taken = {_words(each) for each in (*examples, *apart)}
     base, stride = plan.shots + plan.unseen, plan.a_step * _AHEAD
 
@@ -153,10 +152,9 @@ def _gym_prompts(verifier: Verifier, plan: PromptPlan) -> PromptSet:
 
 
 def _gym_items(verifier: Verifier, first: int, count: int) -> list[PromptItem]:
-    items = verifier.items(first, count) if count else []
     return [
         PromptItem(each.question, {"index": each.index}, each.answer, (Message("user", each.question),))
-        for each in items
+        for each in (verifier.items(first, count) if count else [])
     ]
 
 
@@ -172,10 +170,6 @@ def _asker(plan: PromptPlan, examples: Sequence[PromptItem]) -> Callable[[Prompt
 
 def _words(item: PromptItem) -> str:
     return " ".join(item.prompt.split()).casefold()
-
-
-def _distinct(items: Sequence[PromptItem]) -> Iterator[PromptItem]:
-    yield from {_words(each): each for each in items}.values()
 
 
 def _digest(plan: PromptPlan, kind: str, source: str) -> str:

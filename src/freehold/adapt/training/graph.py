@@ -519,7 +519,6 @@ def _parted(inputs: Sequence[I64]) -> list[tuple[int, int, int]]:
 
 
 def _common(a: I64, b: I64) -> int:
-    """Count the tokens that two rows begin with alike."""
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n

@@ -41,7 +41,12 @@ class PackedMatrix:
         *outer, self.columns = stored.shape
         self.rows = int(np.prod(outer))
         self._threads = threads
-        self._bytes, self._table = _bytes_of(stored), stored.table
+        self._table = stored.table
+        if isinstance(stored, RowCut) and len(stored.index) and np.all(np.diff(stored.index) == 1):
+            # The file has them in order: a view of it, and no copy.
+            self._bytes: U8 = stored.whole.rows[int(stored.index[0]) : int(stored.index[-1]) + 1]
+        else:
+            self._bytes = stored.rows
 
     def unpack(self, first: int = 0, count: int | None = None) -> torch.Tensor:
         """Return rows as floats [count, columns]."""
@@ -78,13 +83,6 @@ class PackedMatrix:
         if not len(x):
             return x.new_zeros(0, self.rows)
         return _product().apply(x, self)
-
-
-def _bytes_of(stored: Stored) -> U8:
-    """Return the rows' bytes: a view of the mapped file where it has them in order, else a copy."""
-    if isinstance(stored, RowCut) and len(stored.index) and np.all(np.diff(stored.index) == 1):
-        return stored.whole.rows[int(stored.index[0]) : int(stored.index[-1]) + 1]
-    return stored.rows
 
 
 @cache

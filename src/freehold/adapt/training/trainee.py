@@ -95,7 +95,8 @@ class Trainee:
         _refuse_experts(source)
         self.adapted = self._drawn() if rank else ()  # every pair, in order of layers
         self._weights = self._bound()
-        self._check_verbs()
+        # On no rows nothing is computed, and a verb without a gradient raises by its name.
+        self.states([], wanted=[], adapter=False)
 
     @classmethod
     def open(
@@ -223,17 +224,10 @@ class Trainee:
 
     def save(self, folder: Path, *, gguf: bool = False) -> None:
         """Write PEFT's two files into a folder that exists, and with `gguf` adapter.gguf for llama.cpp beside them."""
-        pairs = [
-            SavedPair(
-                p.place.module,
-                p.place.gguf,
-                p.place.spec,
-                p.a.detach().numpy(),
-                p.b.detach().numpy(),
-                self.source.gguf,
-            )
-            for p in self.adapted
-        ]
+        pairs = []
+        for pair in self.adapted:
+            place, a, b = pair.place, pair.a.detach().numpy(), pair.b.detach().numpy()
+            pairs.append(SavedPair(place.module, place.gguf, place.spec, a, b, self.source.gguf))
         write_peft(folder, pairs, self.alpha, self.name)
         if gguf:
             architecture = self.source.family.gguf_architecture
@@ -250,7 +244,13 @@ class Trainee:
         targets = list(places(self.source))
         if not targets:
             raise UnsupportedModel(f"{self.name} has no matrix that an adapter can change")
-        _check_room(self.rank, self.rank * sum(sum(place.spec.shape) for place in targets))
+        values = self.rank * sum(sum(place.spec.shape) for place in targets)
+        needed, free = COPIES * 4 * values, available_bytes()
+        if needed > free:
+            raise CapacityExceeded(
+                f"pairs of rank {self.rank} take {human(needed)} while they are trained; {human(free)} are free",
+                "lower --rank, or free memory",
+            )
         return tuple(new_pair(p, i, self.rank, self.alpha, self.seed) for i, p in enumerate(targets))
 
     def _bound(self) -> NetworkWeights:
@@ -269,10 +269,6 @@ class Trainee:
             layer[key] = AdaptedMatrix(layer[key].packed, pair)
         return NetworkWeights(weights.ends, tuple(layers))
 
-    def _check_verbs(self) -> None:
-        """Run the forward pass on no rows: it computes nothing, and a verb without a gradient raises by its name."""
-        self.states([], wanted=[], adapter=False)
-
 
 def _source(opened: ModelFile) -> Source:
     source = read_source(opened)
@@ -287,16 +283,6 @@ def check_trainable(model: Path) -> None:
     load_torch(default_threads())
     with closing(open_model_file(model)) as opened:
         _refuse_experts(_source(opened))
-
-
-def _check_room(rank: int, values: int) -> None:
-    """Raise CapacityExceeded where pairs of this many values do not fit into memory while they train."""
-    needed, free = COPIES * 4 * values, available_bytes()
-    if needed > free:
-        raise CapacityExceeded(
-            f"pairs of rank {rank} take {human(needed)} while they are trained; {human(free)} are free",
-            "lower --rank, or free memory",
-        )
 
 
 def _refuse_experts(source: Source) -> None:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from freehold.advisor import engines, roofline
-from freehold.advisor.anatomy import in_quant
+from freehold.advisor.anatomy import Anatomy, in_quant
 from freehold.advisor.engines import Speed, UpstreamEngine, speed
 from freehold.advisor.interval import Interval
-from freehold.advisor.roofline import Work
 from freehold.backends.contract import DeployedModel, DeployPlan, ParallelSizes
 from freehold.backends.finding import ADVISED
 from freehold.backends.planning.layout import attention, large_step, sequence_bytes, value_width
@@ -196,7 +195,7 @@ def of_plan(plan: DeployPlan, *, prompt: int, answer: int) -> EngineModel:
 
 
 def predicted(
-    work: Work,
+    work: Anatomy,
     sizes: ParallelSizes,
     rig: Rig,
     engine: UpstreamEngine,
@@ -246,7 +245,7 @@ def predicted(
     return EngineModel(time, limits, dict(about))
 
 
-def _spread(pace: Speed, work: Work, engine: UpstreamEngine) -> float:
+def _spread(pace: Speed, work: Anatomy, engine: UpstreamEngine) -> float:
     """Return the deviation of the logarithm of a step's seconds; a factor of two in 80 % where none is known."""
     spread = pace.spread.get("tpot") or pace.spread.get("answer")
     if spread and any(group.kind in engine.unmeasured for group in work.layers):

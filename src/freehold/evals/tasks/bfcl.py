@@ -73,7 +73,8 @@ def _item(doc: Mapping[str, Any], wanted: Any, category: str, style: str) -> Eva
     functions = doc["function"]
     chat = tuple(Message(m["role"], m["content"]) for m in doc["question"][0])
     if style == "tools":
-        question = EvalQuestion(chat, tools=tuple(map(_tool, functions)), max_tokens=_TOKENS)
+        tools = tuple(Tool(_safe(f["name"]), f["description"], _schema(f["parameters"])) for f in functions)
+        question = EvalQuestion(chat, tools=tools, max_tokens=_TOKENS)
     else:
         question = EvalQuestion(_told(chat, functions), max_tokens=_TOKENS)
     names = {_safe(f["name"]): f["name"] for f in functions}
@@ -108,7 +109,6 @@ def _called(reply: ModelReply, names: Mapping[str, str]) -> list[Call]:
 
 
 def _told(chat: Sequence[Message], functions: Any) -> tuple[Message, ...]:
-    """Put the functions into the system message."""
     told = _SYSTEM.format(json.dumps(functions))
     if chat[0].role == "system":
         return (Message("system", f"{chat[0].content}\n\n{told}"), *chat[1:])
@@ -117,10 +117,6 @@ def _told(chat: Sequence[Message], functions: Any) -> tuple[Message, ...]:
 
 def _safe(name: str) -> str:
     return re.sub(r"[^\w-]", "_", name)[:64]
-
-
-def _tool(function: Mapping[str, Any]) -> Tool:
-    return Tool(_safe(function["name"]), function["description"], _schema(function["parameters"]))
 
 
 def _schema(value: Any) -> Any:
@@ -203,17 +199,12 @@ def _fits(value: Any, allowed: list[Any], schema: Mapping[str, Any]) -> bool:
         return False
     if kind is dict:
         return any(_same_object(value, a) for a in allowed if isinstance(a, dict))
-    if kind is list and _item_kind(schema) is dict:
-        return any(_same_objects(value, a) for a in allowed if isinstance(a, list))
     if kind is list:
-        return any(
-            [_plain(v) for v in value] == [_plain(v) for v in a] for a in allowed if isinstance(a, list)
-        )
+        lists = [a for a in allowed if isinstance(a, list)]
+        if _TYPES.get(schema.get("items", {}).get("type", "")) is dict:
+            return any(_same_objects(value, a) for a in lists)
+        return any([_plain(v) for v in value] == [_plain(v) for v in a] for a in lists)
     return _plain(value) in [_plain(a) for a in allowed]
-
-
-def _item_kind(schema: Mapping[str, Any]) -> type | None:
-    return _TYPES.get(schema.get("items", {}).get("type", ""))
 
 
 def _same_objects(value: list[Any], allowed: list[Any]) -> bool:
@@ -223,7 +214,6 @@ def _same_objects(value: list[Any], allowed: list[Any]) -> bool:
 
 
 def _same_object(value: dict[str, Any], allowed: dict[str, list[Any]]) -> bool:
-    """Compare an object's values with those that are listed for each key."""
     for key, member in value.items():
         if key not in allowed or _plain(member) not in [_plain(a) for a in allowed[key]]:
             return False

@@ -73,12 +73,7 @@ def _item(
     name: str, options: Mapping[str, Any], marker: _Marker, index: int, entry: Mapping[str, Any]
 ) -> EvalItem:
     shown = {key: value for key, value in options.items() if key != "size"}  # --limit makes no other items
-    doc = {
-        "dataset": name,
-        "question": entry["question"],
-        "answer": entry["answer"],
-        "options": shown,
-    }
+    doc = {"dataset": name, "question": entry["question"], "answer": entry["answer"], "options": shown}
 
     def mark(reply: ModelReply) -> ItemMark:
         return marker.mark(index, entry["question"], reply)

@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from freehold.evals.evaluate import EvalItem, EvalQuestion, EvalTask, ItemMark, ModelReply
-from freehold.evals.samples import only_fenced
+from freehold.evals.samples import json_text
 from freehold.types import Message
 
 METRICS = (
@@ -107,9 +107,8 @@ def _count(text: str, word: str) -> int:
 
 
 def _is_json(text: str) -> bool:
-    fenced = only_fenced(text)
     try:
-        json.loads(text if fenced is None else fenced)
+        json.loads(json_text(text))
     except (ValueError, RecursionError):
         return False
     return True
@@ -118,10 +117,6 @@ def _is_json(text: str) -> bool:
 def _two(text: str) -> bool:
     parts = [part.strip() for part in text.split("******")]
     return len(parts) == 2 and all(parts) and parts[0] != parts[1]
-
-
-def _sections(text: str, n: int) -> bool:
-    return _counts_to(n, re.findall(r"^[^\w\n]*Section (\d+)\b", text, re.MULTILINE))
 
 
 def _counts_to(n: int, numbers: list[str]) -> bool:
@@ -187,7 +182,7 @@ RULES: dict[str, Rule] = {
     ),
     "sections": Rule(
         'Divide it into exactly {n} sections headed "Section 1", "Section 2" and so on.',
-        lambda t, o: _sections(t, o["n"]),
+        lambda t, o: _counts_to(o["n"], re.findall(r"^[^\w\n]*Section (\d+)\b", t, re.M)),
     ),
     "two_answers": Rule(
         "Give two different answers with six asterisks (******) between them.", lambda t, o: _two(t)

@@ -38,8 +38,13 @@ class TaskOptions:
 
 def open_task(spec: str, options: TaskOptions) -> TaskMaker:
     """Read a task's data. Raises UsageError for a name or option that is not known, and what reading data raises."""
-    make = _maker(spec, options)
-    return lambda tools: _limited(make(tools), options.limit)
+    make, limit = _maker(spec, options), options.limit
+
+    def limited(tools: bool) -> EvalTask:
+        task = make(tools)
+        return task if limit is None else replace(task, items=task.items[:limit])
+
+    return limited
 
 
 def _maker(spec: str, options: TaskOptions) -> TaskMaker:
@@ -90,10 +95,6 @@ def _style(spec: str, style: str, styles: tuple[str, ...]) -> str:
         named = ", ".join(filter(None, styles))
         raise UsageError(f"{spec} has no style {style!r}", f"styles: {named}")
     return style or styles[0]
-
-
-def _limited(task: EvalTask, limit: int | None) -> EvalTask:
-    return task if limit is None else replace(task, items=task.items[:limit])
 
 
 # --- a user's own file of cases as a task -----------------------------------------------------------
