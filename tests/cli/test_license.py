@@ -154,7 +154,7 @@ def test_facts_may_stand_in_the_settings_and_options_win(run: Run, home: Path):
         (("qwen", "--seat", "Germany"), 2, "not a country code"),
         (("qwen", "--seat", "XX"), 2, "not a country code"),
         (("mistral", "small", "4"), 2, "quote it: freehold license 'mistral small 4'"),
-        (("4",), 1, "neither a model nor a licence"),
+        (("4",), 1, "no model or licence named"),
         (("qwen3:8b", "--no-modifies", "--taught-by", "qwen3:32b"), 2, "--no-modifies contradicts"),
         (("mrl", "--for", "commercial", "--pack", "-"), 2, "no pack for"),
         (("llama3.2:3b", "--multimodal"), 2, "--multimodal contradicts"),
