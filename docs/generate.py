@@ -223,9 +223,10 @@ def http_page() -> str:
     from freehold.server import app
     from freehold.server.anthropic import fields as anthropic
     from freehold.server.core.limits import ServerLimits
-    from freehold.server.ollama import create, manage, models, pull
     from freehold.server.ollama import fields as native
-    from freehold.server.openai import batches, completions, embeddings, rerank, tokens
+    from freehold.server.ollama import models, store
+    from freehold.server.openai import completions, embeddings, files
+    from freehold.server.openai import models as tokens
     from freehold.server.openai.fields import chat
     from freehold.server.openai.responses import fields as responses
 
@@ -237,19 +238,19 @@ def http_page() -> str:
         anthropic.MessagesRequest,
         anthropic.CountRequest,
         embeddings.EmbeddingRequest,
-        rerank.RerankRequest,
-        rerank.ScoreRequest,
+        embeddings.RerankRequest,
+        embeddings.ScoreRequest,
         responses.ResponseRequest,
-        batches.BatchRequest,
+        files.BatchRequest,
         tokens.TokenizeRequest,
         tokens.DetokenizeRequest,
         native.OllamaChatRequest,
         native.GenerateRequest,
         models.ShowRequest,
-        pull.PullRequest,
-        create.CreateRequest,
-        manage.CopyRequest,
-        manage.DeleteRequest,
+        store.PullRequest,
+        store.CreateRequest,
+        store.CopyRequest,
+        store.DeleteRequest,
     ):
         title, text = inspect.cleandoc(struct.__doc__ or "").split(":", 1)
         parts += [f"\n## {title}\n", text.strip() + "\n", *_fields(struct)]

@@ -112,7 +112,7 @@ SEES: dict[str, set[str]] = {
     "system": {"core"},
     "console": {"core"},
 }
-COMPOSED = ["__init__", "app", "serve", "openapi", "inside"]  # the files that see all of them
+COMPOSED = ["__init__", "app", "serve", "inside"]  # the files that see all of them
 
 
 def imported_folders(path: Path) -> set[str]:
@@ -248,7 +248,7 @@ make_app(Doors(None, ServerSettings(home=Path(sys.argv[1]))).server)
 print(*(name for name in sys.modules if name.startswith("freehold.")))
 """
 # Of the page, what a server needs before anything is asked of it: sessions, the page's files, counts of runs.
-AT_START = ("page", "sessions", "login", "me", "questions", "runs", "runs.registry")
+AT_START = ("page", "login", "choose", "runs", "runs.run")
 
 
 def test_a_server_starts_without_the_routes_of_its_page_its_chats_and_tools(tmp_path: Path):

@@ -13,8 +13,8 @@ from freehold.advisor import calibration
 from freehold.config import Settings
 from freehold.server.batches.desk import Desk
 from freehold.server.core.accounts import Accounts
+from freehold.server.core.auth import owner_token
 from freehold.server.core.keys import KeyFile, made
-from freehold.server.core.owner import owner_token
 from freehold.server.core.sockets import bind_unix
 from freehold.store import Store
 from freehold.store.create import copy

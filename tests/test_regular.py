@@ -19,7 +19,7 @@ from freehold.errors import CapacityExceeded, FreeholdError, UsageError
 from freehold.evals import results, verifier
 from freehold.formats import lora
 from freehold.regular import bounded_lines, open_regular, read_bounded, read_regular
-from freehold.server.core import tls
+from freehold.server.core import sockets
 from freehold.server.core.keys import KeyFile
 from freehold.store import home_files, overlays
 from freehold.tokenizer.directory import read_json
@@ -112,7 +112,7 @@ VERBS: dict[str, Callable[[Path], object]] = {
     "deploy capacity --trace": trace.from_file,
     "deploy capacity --steps": EngineModel.load,
     "quantize --text": lambda path: texts.plain_text(path, "replace"),
-    "serve --tls-cert": lambda path: tls.checked(path, path),
+    "serve --tls-cert": lambda path: sockets.checked(path, path),
 }
 
 

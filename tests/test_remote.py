@@ -35,8 +35,8 @@ from freehold.errors import (
 )
 from freehold.remote.http import Api
 from freehold.remote.openai import HttpModel
-from freehold.server.core.sse import PREFILL
-from freehold.server.openai.fields.structured import Structured, format_of
+from freehold.server.core.answering import PREFILL
+from freehold.server.openai.fields.generating import Structured, format_of
 from freehold.serving import ModelInfo
 from freehold.types import (
     ChatModel,

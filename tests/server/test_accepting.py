@@ -12,11 +12,10 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from freehold.server.core import accepting
-from freehold.server.core.accepting import Acceptor
+from freehold.server.core import sockets
 from freehold.server.core.connections import full
 from freehold.server.core.limits import ServerLimits
-from freehold.server.core.tls import checked
+from freehold.server.core.sockets import Acceptor, checked
 from tests.server.test_door import make
 
 
@@ -50,7 +49,7 @@ def come(sock: socket.socket, source: str) -> socket.socket:
 
 
 def test_an_address_waits_behind_its_own_connections_and_not_behind_another_s(monkeypatch):
-    monkeypatch.setattr(accepting, "STARTED", 2)
+    monkeypatch.setattr(sockets, "STARTED", 2)
     seen: list[str] = []
 
     async def main() -> None:
@@ -84,7 +83,7 @@ def test_of_too_many_that_wait_the_oldest_of_the_address_with_most_go():
 
 
 def test_a_process_without_room_for_files_rests_before_it_accepts_again(monkeypatch, caplog):
-    monkeypatch.setattr(accepting, "PAUSE_S", 0.05)
+    monkeypatch.setattr(sockets, "PAUSE_S", 0.05)
     seen: list[str] = []
     tries: list[float] = []
 
@@ -110,7 +109,7 @@ def test_a_process_without_room_for_files_rests_before_it_accepts_again(monkeypa
 
 
 def test_clients_that_begin_no_handshake_hold_nobody_up(serving, tmp_path, monkeypatch):
-    monkeypatch.setattr(accepting, "HANDSHAKES", 2)
+    monkeypatch.setattr(sockets, "HANDSHAKES", 2)
     tls = checked(*make(tmp_path))
     assert tls is not None
     server = serving(tls=tls, limits=ServerLimits(header_s=0.5))

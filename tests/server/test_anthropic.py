@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from freehold import errors
-from freehold.server.anthropic.chat import BILLING, read_chat
-from freehold.server.anthropic.errors import anthropic_error
 from freehold.server.anthropic.fields import Block, InputMessage
-from freehold.server.core.pictures import Pictures
+from freehold.server.anthropic.job import BILLING, read_chat
+from freehold.server.anthropic.shape import anthropic_error
+from freehold.server.core.fields import Pictures
 from freehold.server.core.problems import problem
 from freehold.types import Format, Message, Tool, ToolCall
 from tests.server.conftest import JSON, Running

@@ -27,8 +27,7 @@ from freehold.server.batches import filestore
 from freehold.server.batches import record as linefiles
 from freehold.server.batches.desk import Desk, NewBatch
 from freehold.server.batches.filestore import FileBounds
-from freehold.server.batches.journal import ERRORS, OUTPUT, Journal
-from freehold.server.batches.record import check_lines
+from freehold.server.batches.record import ERRORS, OUTPUT, Journal, check_lines
 from freehold.server.core.keys import LOOK_S, KeyFile, Ring, key_of, made
 from freehold.server.core.problems import Refused
 from tests.server.conftest import Running

@@ -15,13 +15,13 @@ import pytest
 
 from freehold.server.app import routes
 from freehold.server.console.chats import IMPORTED
-from freehold.server.core import bodies, structure
+from freehold.server.core import bodies, longjson
 from freehold.server.core.bodies import Bodies, Holding, body_pieces
 from freehold.server.core.call import endpoint_of
 from freehold.server.core.keys import Ring
 from freehold.server.core.limits import ServerLimits
+from freehold.server.core.longjson import BodyStructure, structure_of, weight
 from freehold.server.core.problems import Refused
-from freehold.server.core.structure import BodyStructure, structure_of, weight
 from tests.server.conftest import JSON
 from tests.server.fakes import Script
 from tests.server.test_chat import CHAT
@@ -116,10 +116,10 @@ def made(rng: random.Random, depth: int) -> Any:
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("ascii", [True, False])
 def test_an_exact_count_is_that_of_what_is_parsed(monkeypatch, seed, ascii):
-    monkeypatch.setattr("freehold.server.core.structure.PIECE", 2 + seed)
+    monkeypatch.setattr("freehold.server.core.longjson.COUNTED_PIECE", 2 + seed)
     value = made(random.Random(seed), 5)
     body = json.dumps(value, ensure_ascii=ascii).encode()
-    assert structure.exact_structure(body, BodyStructure(1 << 30, 1 << 30, 1 << 30)) == true_structure(value)
+    assert longjson.exact_structure(body, BodyStructure(1 << 30, 1 << 30, 1 << 30)) == true_structure(value)
 
 
 @pytest.mark.parametrize("body", [b'"', b'{"a', b'"' * 1001, b'"\\' * 500, b"\\" * 99, b'["a",\xff"', b""])

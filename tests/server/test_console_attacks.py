@@ -21,8 +21,8 @@ from freehold.chats.folder import ChatFolder
 from freehold.chats.lines import replay
 from freehold.chats.types import AttachedFile
 from freehold.errors import StoreError
-from freehold.server.console.runs.bits import Bits, compared
-from freehold.server.console.runs.registry import CALLER_RUNS, Runs
+from freehold.server.console.runs.again import Bits, compared
+from freehold.server.console.runs.run import CALLER_RUNS, Runs
 from freehold.server.core.keys import KeyFile, Ring, made
 from freehold.server.core.limits import ServerLimits
 from tests.server.conftest import Running

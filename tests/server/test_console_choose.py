@@ -17,8 +17,7 @@ from click.testing import CliRunner
 
 from freehold import catalog
 from freehold.config import load_settings
-from freehold.server.console.choose import _pathless
-from freehold.server.console.questions import Questions
+from freehold.server.console.choose import Questions, _pathless
 from freehold.server.core.keys import Ring
 from tests.server.test_door import key, secret
 from tests.vectors.files import write_gguf

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from freehold.server.app import routes
-from freehold.server.console.sessions import IDLE_S
+from freehold.server.console.login import IDLE_S
 from freehold.server.core.auth import CONSOLE, OPEN
 from freehold.server.core.call import endpoint_of
 from freehold.server.core.keys import KeyFile, Ring, key_of, made

@@ -27,10 +27,10 @@ from freehold.chats.types import (
 from freehold.chats.writer import ChatWriter
 from freehold.errors import CapacityExceeded, EngineLost
 from freehold.providers.demands import NEVER_DROPS
-from freehold.server.console.runs import chatrun, handlers, registry, saver
+from freehold.server.console.runs import chatrun, handlers
 from freehold.server.console.runs import run as console_run
-from freehold.server.console.runs.bits import Bits, compared
-from freehold.server.console.runs.events import EventLog
+from freehold.server.console.runs.again import Bits, compared
+from freehold.server.console.runs.run import EventLog
 from freehold.types import Tool, ToolCall
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
@@ -223,8 +223,8 @@ def test_an_engine_that_is_started_again_is_noted(chats):
 
 
 def test_a_full_disk_costs_nothing_and_the_answer_is_saved_once_there_is_room(chats, monkeypatch):
-    monkeypatch.setattr(saver, "AGAIN_S", 0.05)
-    monkeypatch.setattr(saver, "SAVE_S", 0.02)
+    monkeypatch.setattr(chatrun, "AGAIN_S", 0.05)
+    monkeypatch.setattr(chatrun, "SAVE_S", 0.02)
     full, append = threading.Event(), ChatWriter._append
 
     def appended(self: ChatWriter, *args: Any, **kwargs: Any) -> None:
@@ -390,7 +390,7 @@ def test_a_wrong_number_of_an_event_is_refused(chats, after):
 
 
 def test_a_caller_has_so_many_runs_at_a_time(chats, monkeypatch):
-    monkeypatch.setattr(registry, "CALLER_RUNS", 2)
+    monkeypatch.setattr(console_run, "CALLER_RUNS", 2)
     gate = threading.Event()
     mine = chats(Script(gate=gate))
     runs = [mine.run()["run"] for _ in range(2)]
@@ -406,9 +406,9 @@ def test_ended_runs_are_forgotten_after_their_time(chats, monkeypatch):
     mine = chats()
     run = mine.run()["run"]
     mine.follow(run)
-    runs = mine.server.doors.server.part(registry.Runs)
+    runs = mine.server.doors.server.part(console_run.Runs)
     assert eventually(lambda: not runs.of(mine.folder, mine.id))
-    monkeypatch.setattr(registry, "KEPT_S", 0.0)
+    monkeypatch.setattr(console_run, "KEPT_S", 0.0)
     mine.server.loop.call_soon_threadsafe(runs._sweep)
     assert eventually(lambda: mine.client.get(f"/console/api/runs/{run}/events").status_code == 404)
 

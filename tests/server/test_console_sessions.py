@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from freehold.server.console import login, sessions
-from freehold.server.console.sessions import PageSessions
+from freehold.server.console import login
+from freehold.server.console.login import PageSessions
 from freehold.server.core.auth import Guard
 from freehold.server.core.keys import KeyFile, Ring, hashed, key_of, made
 from tests.server.fakes import Script
@@ -145,7 +145,7 @@ def test_session_ends_when_idle_and_when_old():
     clock = Clock()
     kept = PageSessions(None, KEYS, now=clock)
     idle, used = (kept.begin(key_of("ann", ANN)).partition(b";")[0] for _ in range(2))
-    for _ in range(int(sessions.LIFE_S // 3600)):
+    for _ in range(int(login.LIFE_S // 3600)):
         clock.at += 3600
         assert kept.find(used) is not None
     assert kept.find(idle) is None
@@ -158,7 +158,7 @@ def test_login_beyond_twenty_ends_the_one_unused_for_longest():
     kept = PageSessions(None, KEYS, now=clock)
     bob = kept.begin(key_of("bob", BOB)).partition(b";")[0]
     cookies = []
-    for _ in range(sessions.PER_KEY):
+    for _ in range(login.PER_KEY):
         clock.at += 61
         cookies.append(kept.begin(key_of("ann", ANN)).partition(b";")[0])
     clock.at += 61
@@ -364,7 +364,7 @@ def test_a_stream_that_brings_nothing_does_not_keep_its_session_from_being_idle(
     clock = Clock()
     kept = PageSessions(None, KEYS, now=clock)
     cookie = kept.begin(key_of("ann", ANN)).partition(b";")[0]
-    clock.at += sessions.IDLE_S - 1
+    clock.at += login.IDLE_S - 1
     assert kept.find(cookie, used=False) is not None
     clock.at += 2
     assert kept.find(cookie, used=False) is None
@@ -376,9 +376,9 @@ def test_what_a_stream_brings_keeps_its_session_from_being_idle():
     cookie = kept.begin(ann).partition(b";")[0]
     guard = Guard(KEYS, sessions=kept.find)
     headers = {b"cookie": cookie, b"sec-fetch-site": b"same-origin"}
-    clock.at += sessions.IDLE_S - 1
+    clock.at += login.IDLE_S - 1
     assert guard.admits(headers, ann, owner=False, used=True)
-    clock.at += sessions.IDLE_S - 1
+    clock.at += login.IDLE_S - 1
     assert guard.admits(headers, ann, owner=False)
     clock.at += 2
     assert not guard.admits(headers, ann, owner=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from freehold.chats.types import ChatChange
-from freehold.server.console.runs.titles import MOST_CHARS, cleaned
+from freehold.server.console.runs.chatrun import MOST_CHARS, cleaned
 from tests.server.conftest import Running
 from tests.server.fakes import Script
 from tests.server.test_console_runs import Chats, eventually

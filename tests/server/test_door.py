@@ -19,7 +19,7 @@ from freehold.formats.adapter_names import unknown_adapter
 from freehold.server.core.accounts import Accounts
 from freehold.server.core.keys import Key, Ring, hashed
 from freehold.server.core.problems import Refused, hint_for, problem
-from freehold.server.core.tls import checked
+from freehold.server.core.sockets import checked
 from tests.server.fakes import Script, failing
 from tests.server.test_chat import CHAT
 from tests.server.test_streams import eventually
@@ -375,17 +375,8 @@ def test_protocols_ask_models_through_the_key_s_view_of_them():
     # an engine retires; the paths of a gateway's files;
     # the look at the engines, one for all viewers, of which each key is shown its part (Look.seen_by); and whether
     # the model that answered a run is still in memory, for its title.
-    owners = {
-        "call.py",
-        "admin.py",
-        "health.py",
-        "metrics.py",
-        "serve.py",
-        "manage.py",
-        "generating.py",
-        "create.py",
-    }
-    behind = owners | {"usage.py", "live.py", "titles.py"}
+    owners = {"call.py", "admin.py", "health.py", "metrics.py", "serve.py", "generating.py", "store.py"}
+    behind = owners | {"usage.py", "live.py", "chatrun.py"}
     for path in server.rglob("*.py"):
         assert path.name in behind or "server.models" not in path.read_text(), f"{path.name}: say call.models"
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from freehold.server.batches.desk import Desk
 from freehold.server.batches.filestore import FileBounds, Files
-from freehold.server.core import uploads
+from freehold.server.core import bodies
 from freehold.server.core.keys import Ring, key_of
 from freehold.server.core.limits import ServerLimits
 from freehold.server.core.problems import Refused
@@ -249,7 +249,7 @@ def test_an_upload_that_would_touch_the_disk_s_reserve_is_refused_before_it_is_w
 
 def test_an_upload_ends_where_others_take_the_disk_meanwhile(serving, monkeypatch):
     server = serving()
-    monkeypatch.setattr(uploads, "EVERY", 10_000)
+    monkeypatch.setattr(bodies, "EVERY", 10_000)
     with_free(monkeypatch, 50_000, 0)  # all may come in one piece
     body = b'--b\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n' + b"x" * 90_000
     sent = (body[i : i + 1000] for i in range(0, len(body), 1000))  # of no stated length
@@ -263,7 +263,7 @@ def test_an_upload_ends_where_others_take_the_disk_meanwhile(serving, monkeypatc
 
 def test_uploads_at_once_fit_the_disk_together(tmp_path, monkeypatch):
     with_free(monkeypatch, 100)
-    both, half = uploads.Uploads(), {b"content-length": b"60"}
+    both, half = bodies.Uploads(), {b"content-length": b"60"}
     with both.into(tmp_path, half) as first:
         with pytest.raises(Refused, match="in progress announced"), both.into(tmp_path, half):
             pass

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from freehold.server.batches import desk as desks
-from freehold.server.batches import journal as journals
+from freehold.server.batches import record as journals
 from freehold.server.core import accounts as ledger
 from freehold.server.core.accounts import Accounts
 from freehold.server.core.keys import Ring

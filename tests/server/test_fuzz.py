@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.openai.completions import CompletionRequest
 from freehold.server.openai.fields.chat import ChatRequest
+from freehold.server.openai.models import DetokenizeRequest, TokenizeRequest
 from freehold.server.openai.responses.fields import ResponseRequest
-from freehold.server.openai.tokens import DetokenizeRequest, TokenizeRequest
 from tests.server.conftest import JSON
 from tests.server.fakes import Script
 from tests.server.test_streams import eventually

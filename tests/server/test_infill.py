@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from freehold.server.openai.infill import AnswerEnd
+from freehold.server.openai.completions import AnswerEnd
 from freehold.types import Chunk
 from tests.server.fakes import Script
 

@@ -8,8 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from freehold.errors import ContextOverflow, EngineLost, Overloaded, SlowReader
-from freehold.server.core.health import Health
-from freehold.server.core.metrics import Histogram
+from freehold.server.core.metrics import Health, Histogram
 from freehold.serving import CounterTable, EngineStats
 from tests.server.conftest import JSON
 from tests.server.fakes import FakeModels, Script, failing

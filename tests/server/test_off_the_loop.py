@@ -19,24 +19,23 @@ from freehold.errors import UsageError
 from freehold.server import app
 from freehold.server.anthropic import messages as anthropic
 from freehold.server.batches.record import BatchLine
-from freehold.server.core import bodies, limits, numbers
+from freehold.server.core import bodies, limits, longjson
 from freehold.server.core.answering import Answering
-from freehold.server.core.bodies import LOOP_BYTES
+from freehold.server.core.bodies import LOOP_BYTES, LoopTurns
 from freehold.server.core.call import APART
+from freehold.server.core.fields import Pictures
 from freehold.server.core.limits import ServerLimits
 from freehold.server.core.longjson import in_pieces, long_list
-from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
-from freehold.server.core.turns import LoopTurns
-from freehold.server.ollama import cards
 from freehold.server.ollama import generating as ollama
+from freehold.server.ollama import models
 from freehold.server.ollama import models as ollama_models
 from freehold.server.ollama.fields import MAX_UNANSWERED, CallIds
 from freehold.server.openai import chat as openai
-from freehold.server.openai import completions, embeddings, tokens
-from freehold.server.openai.fields import structured
-from freehold.server.openai.fields.chat import ChatRequest
-from freehold.server.openai.fields.messages import ChatMessage
+from freehold.server.openai import completions, embeddings
+from freehold.server.openai import models as tokens
+from freehold.server.openai.fields import generating
+from freehold.server.openai.fields.chat import ChatMessage, ChatRequest
 from freehold.server.openai.responses.fields import LOGPROBS, read_items
 from freehold.server.openai.responses.output import Output
 from freehold.server.openai.responses.store import Keeping
@@ -260,7 +259,7 @@ def test_calls_of_a_turn_of_a_response_are_counted_before_they_are_joined():
 
 
 def test_too_many_choices_are_refused_before_they_are_encoded(serving, monkeypatch):
-    encoded = in_thread(monkeypatch, structured, "bounded")
+    encoded = in_thread(monkeypatch, generating, "bounded")
     body = {"model": MODEL, "prompt": "a", "guided_choice": ["a"] * (MAX_CHOICES + 1)}
     answer = serving().client.post("/v1/completions", json=body)
     assert answer.status_code == 400 and f"{MAX_CHOICES}" in answer.text and not encoded
@@ -313,9 +312,9 @@ def test_token_ids_are_parsed_in_pieces_and_are_the_same(monkeypatch):
         return real(text, **more)
 
     assert bodies.weigh(body, MOST) > len(body)
-    monkeypatch.setattr(numbers.msgspec.json, "decode", decode)
-    assert numbers.decoded(body) == {"prompt": ids, "model": "m,[x", "floats": [0.5] * 100_000}
-    assert len(calls) > 50 and max(calls) < 2 * numbers.PIECE
+    monkeypatch.setattr(longjson.msgspec.json, "decode", decode)
+    assert longjson.decoded(body) == {"prompt": ids, "model": "m,[x", "floats": [0.5] * 100_000}
+    assert len(calls) > 50 and max(calls) < 2 * longjson.NUMBERS_PIECE
 
 
 @pytest.mark.parametrize(
@@ -324,21 +323,23 @@ def test_token_ids_are_parsed_in_pieces_and_are_the_same(monkeypatch):
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_a_long_text_beyond_ascii_is_parsed_in_pieces_and_is_the_same(monkeypatch, part, in_parts):
     """One call for 16 MB held the interpreter for 26 ms."""
-    text = part * (numbers.LONG // len(part) * 3)
+    text = part * (longjson.LONG // len(part) * 3)
     content = [{"type": "text", "text": text}] if in_parts else text
     value = {"messages": [{"role": "user", "content": content}], "model": "m"}
     body = msgspec.json.encode(value)
     calls: list[int] = []
     real = msgspec.json.decode
-    monkeypatch.setattr(numbers.msgspec.json, "decode", lambda text: (calls.append(len(text)), real(text))[1])
-    assert numbers.decoded(body) == value
-    assert len(calls) > 10 and max(calls) < 2 * numbers.PIECE
+    monkeypatch.setattr(
+        longjson.msgspec.json, "decode", lambda text: (calls.append(len(text)), real(text))[1]
+    )
+    assert longjson.decoded(body) == value
+    assert len(calls) > 10 and max(calls) < 2 * longjson.NUMBERS_PIECE
 
 
 def test_a_text_of_halves_of_characters_is_cut_between_them():
     """Two escapes are one character here."""
-    body = b'{"a": "' + b"\\ud83d\\ude00" * numbers.LONG + "\u0436".encode() * numbers.LONG + b'"}'
-    assert numbers.decoded(body) == {"a": "\U0001f600" * numbers.LONG + "\u0436" * numbers.LONG}
+    body = b'{"a": "' + b"\\ud83d\\ude00" * longjson.LONG + "\u0436".encode() * longjson.LONG + b'"}'
+    assert longjson.decoded(body) == {"a": "\U0001f600" * longjson.LONG + "\u0436" * longjson.LONG}
 
 
 BLOCKS = [{"type": "text", "text": "[a, {b"}] * 500
@@ -347,13 +348,15 @@ TURNS = [{"role": "user", "content": BLOCKS}] * 60
 
 def test_long_lists_of_objects_are_parsed_in_pieces_and_are_the_same(monkeypatch):
     """One call for 60,000 parts of messages held the interpreter for 20 ms."""
-    value = {"messages": TURNS, "model": "m", "long": ["x" * numbers.LONG, *BLOCKS], "deep": [[TURNS]]}
+    value = {"messages": TURNS, "model": "m", "long": ["x" * longjson.LONG, *BLOCKS], "deep": [[TURNS]]}
     body = msgspec.json.encode(value)
     calls: list[int] = []
     real = msgspec.json.decode
-    monkeypatch.setattr(numbers.msgspec.json, "decode", lambda text: (calls.append(len(text)), real(text))[1])
-    assert numbers.decoded(body) == value
-    assert len(calls) > 20 and sorted(calls)[-2] < 2 * numbers.PIECE, "but for one text"
+    monkeypatch.setattr(
+        longjson.msgspec.json, "decode", lambda text: (calls.append(len(text)), real(text))[1]
+    )
+    assert longjson.decoded(body) == value
+    assert len(calls) > 20 and sorted(calls)[-2] < 2 * longjson.NUMBERS_PIECE, "but for one text"
 
 
 @given(
@@ -369,11 +372,11 @@ def test_long_lists_of_objects_are_parsed_in_pieces_and_are_the_same(monkeypatch
 )
 def test_any_body_in_pieces_is_the_same_and_so_is_its_error(value, indent, escaped, at, junk):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numbers, "LONG", 20)
-        patch.setattr(numbers, "PIECE", 10)
+        patch.setattr(longjson, "LONG", 20)
+        patch.setattr(longjson, "NUMBERS_PIECE", 10)
         text = json.dumps(value, indent=indent, ensure_ascii=escaped).encode()
         for body in (text, text[:at] + junk + text[at + 1 :]):
-            assert outcome(numbers.decoded, body) == outcome(msgspec.json.decode, body)
+            assert outcome(longjson.decoded, body) == outcome(msgspec.json.decode, body)
 
 
 def outcome(decode: Any, body: bytes) -> str:
@@ -403,7 +406,7 @@ def test_long_lists_become_structs_an_item_at_a_time_with_the_same_errors(monkey
 
 @pytest.mark.parametrize("end", [b",]", b",,1]", b" 1 2]", b"]]"])
 def test_a_list_of_numbers_that_is_not_json_is_refused(end):
-    body = b'{"a": [' + b"1," * numbers.LONG + b"1" + end + b"}"
+    body = b'{"a": [' + b"1," * longjson.LONG + b"1" + end + b"}"
     with pytest.raises(Refused, match="not JSON"):
         limits.parse(body)
 
@@ -436,7 +439,7 @@ def test_lists_and_show_do_not_wait_for_a_template_that_does_not_end(serving, mo
     keys = {"tokenizer.chat_template": template}
     server.store.pull(str(write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0", keys=keys)))
     monkeypatch.setattr(ollama_models, "CHECK_S", 0.05)
-    monkeypatch.setattr(cards, "_read_abilities", endless)
+    monkeypatch.setattr(models, "_read_abilities", endless)
     said = "tiny is being checked"
     try:
         show = server.client.post("/api/show", json={"model": "tiny"}).json()
@@ -470,7 +473,7 @@ def test_a_server_that_ends_waits_for_no_template_that_was_not_begun(serving, mo
         keys = {"tokenizer.chat_template": template}
         server.store.pull(str(write_gguf("llama", tmp_path / f"{name}.gguf", dtype="Q8_0", keys=keys)))
     monkeypatch.setattr(ollama_models, "CHECK_S", 0.05)
-    monkeypatch.setattr(cards, "_read_abilities", endless)
+    monkeypatch.setattr(models, "_read_abilities", endless)
     try:
         asyncio.run_coroutine_threadsafe(ollama_models._cards_of(server.store), server.loop).result(60)
         assert len(ollama_models._checking) == 3

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from freehold.formats import open_model_file
-from freehold.server.ollama import cards
-from freehold.server.ollama.cards import Card, read_card
+from freehold.server.ollama import models
+from freehold.server.ollama.models import Card, read_card
 from freehold.store import Listed
 from tests.local.test_constraints import TEMPLATE
 from tests.vectors.encoders import write_encoder
@@ -43,7 +43,7 @@ def test_a_card_without_time_for_its_template_is_not_kept(tmp_path: Path):
     path = write_gguf("qwen2", tmp_path / "tiny.gguf", dtype="Q8_0", keys=keys)
     size = path.stat().st_size
     listed = Listed("tiny", "ready", "you", "file", size, size, 0, "", path, "", "", "", "")
-    known = cards.Cards()
+    known = models.Cards()
     assert known.of(listed, tmp_path, until=0.0).capabilities == ("completion",)
     assert known.of(listed, tmp_path).capabilities == ("completion", "tools", "thinking")
-    assert cards.Cards().of(listed, tmp_path, until=0.0).capabilities == ("completion", "tools", "thinking")
+    assert models.Cards().of(listed, tmp_path, until=0.0).capabilities == ("completion", "tools", "thinking")

@@ -8,11 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.server.ollama.create import CreateRequest
 from freehold.server.ollama.fields import GenerateRequest, OllamaChatRequest
-from freehold.server.ollama.manage import CopyRequest, DeleteRequest
 from freehold.server.ollama.models import ShowRequest
-from freehold.server.ollama.pull import PullRequest
+from freehold.server.ollama.store import CopyRequest, CreateRequest, DeleteRequest, PullRequest
 from freehold.store.parameters import HONOURED
 from tests.server.conftest import JSON
 from tests.server.test_fuzz import few, values

@@ -14,8 +14,8 @@ import pytest
 from freehold.formats import open_lora
 from freehold.formats.filemap import cannot_read
 from freehold.server.core.keys import Ring
-from freehold.server.ollama import create as creating
-from freehold.server.ollama.blobs import STALE_S, model_of
+from freehold.server.ollama import store as creating
+from freehold.server.ollama.store import STALE_S, model_of
 from freehold.store.modelfile import parse
 from freehold.store.parameters import HONOURED
 from tests.server.conftest import TOKEN
@@ -330,7 +330,7 @@ def test_a_blob_that_the_system_did_not_let_be_read_stays(stocked, monkeypatch):
         raise cannot_read(path, OSError(errno.EMFILE, "Too many open files")) from OSError()
 
     digest = sent(stocked, b"what it is remains unknown")
-    monkeypatch.setattr("freehold.server.ollama.blobs.open_model_file", no_files_left)
+    monkeypatch.setattr("freehold.server.ollama.store.open_model_file", no_files_left)
     assert "Too many" in refused(stocked, "/api/create", model="x", files={"x.gguf": digest})
     assert blobs(stocked) == [digest]
 

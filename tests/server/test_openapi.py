@@ -10,9 +10,8 @@ import msgspec
 import pytest
 from starlette.routing import Route
 
-from freehold.server.app import routes
+from freehold.server.app import document, routes
 from freehold.server.core.call import endpoint_of
-from freehold.server.openapi import document
 from tests.server.fakes import Script
 from tests.server.ollama_rig import with_tiny
 from tests.server.test_chat import CHAT

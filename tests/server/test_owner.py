@@ -8,8 +8,8 @@ import pytest
 
 from freehold.errors import UsageError
 from freehold.server.app import routes
+from freehold.server.core.auth import PREFIX, owner_token
 from freehold.server.core.call import endpoint_of
-from freehold.server.core.owner import PREFIX, owner_token
 from tests.server.conftest import JSON, TOKEN
 from tests.server.ollama_rig import error_of, with_tiny
 from tests.server.test_auth import KEYS

@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from freehold.server.core.pictures import MAX_PICTURE_BYTES, MAX_PICTURES
+from freehold.server.core.fields import MAX_PICTURE_BYTES, MAX_PICTURES
 from freehold.types import Image
 from tests.server.fakes import Script
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from freehold.server.core.call import RequestWork
 from freehold.server.core.keys import Ring
 from freehold.server.core.requestlog import RequestLine, _plain
-from freehold.server.core.work import RequestWork
 from tests.server.fakes import Script, failing
 from tests.server.test_door import bearer, key
 from tests.server.test_streams import connect, eventually, request

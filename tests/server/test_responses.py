@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from freehold.errors import BadTemplate, ContextOverflow, EngineLost, Overloaded
+from freehold.server.core.fields import Pictures
 from freehold.server.core.limits import ServerLimits
-from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused
 from freehold.server.openai.responses import routes
 from freehold.server.openai.responses.fields import read_items

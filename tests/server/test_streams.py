@@ -15,10 +15,10 @@ from typing import cast
 import pytest
 
 from freehold.errors import CapacityExceeded
-from freehold.server.core import sse
+from freehold.server.core import answering
+from freehold.server.core.answering import COMMENT, CONTENT_TYPE, EventStream
 from freehold.server.core.call import HttpCall
 from freehold.server.core.limits import ServerLimits
-from freehold.server.core.sse import COMMENT, CONTENT_TYPE, EventStream
 from freehold.server.openai.shape import DONE
 from tests.server.conftest import Running
 from tests.server.fakes import Script
@@ -79,7 +79,7 @@ def test_a_comment_that_waited_for_the_last_event_is_not_sent():
 def test_comments_tell_how_much_of_the_prompt_is_read(
     monkeypatch: pytest.MonkeyPatch, kind: bytes, told: bool
 ):
-    monkeypatch.setattr(sse, "PREFILL_S", 0.001)
+    monkeypatch.setattr(answering, "PREFILL_S", 0.001)
     sent: list[bytes] = []
     reads = iter([(10, 100), (90, 100)])
     asked = asyncio.Event()

@@ -160,7 +160,7 @@ def owner(settings: Settings, as_json: bool) -> None:
     With this token, a program may pull, create, copy and delete models, as over the owner's socket. For Ollama's
     clients: OLLAMA_API_KEY=$(freehold keys owner). It is stored in owner.token of the data folder.
     """
-    from freehold.server.core.owner import owner_token
+    from freehold.server.core.auth import owner_token
 
     token = owner_token(settings.owner_token)
     if as_json:

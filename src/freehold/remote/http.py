@@ -35,7 +35,7 @@ SILENCE_S = 600.0  # over a network; a local socket closes when its server dies
 MAX_ANSWER = 64 << 20  # bytes of a whole JSON answer, or of one event
 MAX_ERROR_CHARS = 2000  # characters of a foreign server's error that are passed on
 
-PREFILL = re.compile(r"^: prefill (\d{1,9}) (\d{1,9})$", re.MULTILINE)  # server/core/sse.py writes it
+PREFILL = re.compile(r"^: prefill (\d{1,9}) (\d{1,9})$", re.MULTILINE)  # server/core/answering.py writes it
 
 _BY_STATUS: Mapping[int, type[FreeholdError]] = {
     **dict.fromkeys((400, 422), UsageError),

@@ -6,7 +6,11 @@ Knows every handler and no protocol. Path: serve.py -> make_app -> Gate -> Starl
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
+from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -18,46 +22,28 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route, Router
 from starlette.types import Receive, Scope, Send
 
-from freehold.server.anthropic import models as anthropic_models
-from freehold.server.anthropic.errors import anthropic_error, speaks
+from freehold.server.anthropic import messages as anthropic_models
 from freehold.server.anthropic.fields import CountRequest, MessagesRequest
 from freehold.server.anthropic.messages import count_tokens, messages
+from freehold.server.anthropic.shape import anthropic_error, speaks
 from freehold.server.console.page import asset, page
 from freehold.server.core.auth import ASSETS, CONSOLE, Headers
 from freehold.server.core.call import Endpoint, HttpCall, Server, endpoint_of, route
 from freehold.server.core.gate import Gate
 from freehold.server.core.problems import Refused, Wording, openai_error
 from freehold.server.ollama import routes as ollama
-from freehold.server.openai import batches, files
+from freehold.server.ollama.shape import greeting, is_ours, ollama_error
+from freehold.server.openai import embeddings, files
 from freehold.server.openai import models as openai_models
 from freehold.server.openai.chat import chat
-from freehold.server.openai.completions import CompletionRequest, completions
-from freehold.server.openai.embeddings import EmbeddingRequest, embeddings
+from freehold.server.openai.completions import CompletionRequest, InfillRequest, completions, infill
 from freehold.server.openai.fields.chat import ChatRequest
-from freehold.server.openai.infill import InfillRequest, infill
-from freehold.server.openai.replies import ChatCompletion, EmbeddingList, ModelCard, ModelList, TextCompletion
-from freehold.server.openai.rerank import RerankRequest, ScoreRequest, rerank, score
 from freehold.server.openai.responses import routes as responses
 from freehold.server.openai.responses.fields import ResponseRequest
-from freehold.server.openai.tokens import (
-    DetokenizeRequest,
-    TokenizeRequest,
-    detokenize,
-    tokenize,
-    tokenizer_info,
-)
-from freehold.server.openapi import document
-from freehold.server.system.admin import admin_routes
+from freehold.server.openai.shape import ChatCompletion, EmbeddingList, ModelCard, ModelList, TextCompletion
+from freehold.server.system import admin
 from freehold.server.system.deployments import deployment_routes
-from freehold.server.system.probes import (
-    HealthReply,
-    ReadyReply,
-    VersionReply,
-    health,
-    metrics,
-    ready,
-    version,
-)
+from freehold.version import __version__
 
 _ASSETS = ("text/javascript", "text/css", "text/plain")
 _STREAMED = ("application/json", "text/event-stream")
@@ -129,18 +115,16 @@ def _routes(*, store: bool, page: bool) -> list[Route]:
     return [
         route("POST", "/v1/chat/completions", chat, ChatRequest, answer=_STREAMED, reply=ChatCompletion),
         route(
-            "POST",
-            "/v1/completions",
-            completions,
-            CompletionRequest,
-            answer=_STREAMED,
-            reply=TextCompletion,
+            "POST", "/v1/completions", completions, CompletionRequest, answer=_STREAMED, reply=TextCompletion
         ),
         route("POST", "/v1/messages", messages, MessagesRequest, answer=_STREAMED),
         route("POST", "/v1/messages/count_tokens", count_tokens, CountRequest),
-        route("POST", "/v1/embeddings", embeddings, EmbeddingRequest, reply=EmbeddingList),
-        *(route("POST", path, rerank, RerankRequest) for path in ("/v1/rerank", "/v2/rerank", "/rerank")),
-        *(route("POST", path, score, ScoreRequest) for path in ("/v1/score", "/score")),
+        route("POST", "/v1/embeddings", embeddings.embed, embeddings.EmbeddingRequest, reply=EmbeddingList),
+        *(
+            route("POST", f"{at}/rerank", embeddings.rerank, embeddings.RerankRequest)
+            for at in ("/v1", "/v2", "")
+        ),
+        *(route("POST", f"{at}/score", embeddings.score, embeddings.ScoreRequest) for at in ("/v1", "")),
         route("POST", "/v1/responses", responses.create, ResponseRequest, answer=_STREAMED),
         route("GET", "/v1/responses/{id}", responses.retrieve),
         route("DELETE", "/v1/responses/{id}", responses.delete),
@@ -151,25 +135,25 @@ def _routes(*, store: bool, page: bool) -> list[Route]:
         route("GET", "/v1/files/{id}", files.file),
         route("GET", "/v1/files/{id}/content", files.content, answer=["application/octet-stream"]),
         route("DELETE", "/v1/files/{id}", files.delete),
-        route("POST", "/v1/batches", batches.create, batches.BatchRequest),
-        route("GET", "/v1/batches", batches.batches, query=_PAGE),
-        route("GET", "/v1/batches/{id}", batches.batch),
-        route("POST", "/v1/batches/{id}/cancel", batches.cancel),
+        route("POST", "/v1/batches", files.create, files.BatchRequest),
+        route("GET", "/v1/batches", files.batches, query=_PAGE),
+        route("GET", "/v1/batches/{id}", files.batch),
+        route("POST", "/v1/batches/{id}/cancel", files.cancel),
         route("GET", "/v1/models", models, audience="any", reply=ModelList),
         route("GET", "/v1/models/{id:path}", model, audience="any", reply=ModelCard),
         route("POST", "/infill", infill, InfillRequest, answer=_STREAMED),
-        route("POST", "/tokenize", tokenize, TokenizeRequest),
-        route("POST", "/detokenize", detokenize, DetokenizeRequest),
-        route("GET", "/tokenizer_info", tokenizer_info, query=["model"]),
-        route("GET", "/health", health, audience="all", reply=HealthReply),
-        route("GET", "/ready", ready, audience="any", reply=ReadyReply),
-        route("GET", "/metrics", metrics, audience="operator", answer=["text/plain"]),
-        route("GET", "/version", version, audience="any", reply=VersionReply),
+        route("POST", "/tokenize", openai_models.tokenize, openai_models.TokenizeRequest),
+        route("POST", "/detokenize", openai_models.detokenize, openai_models.DetokenizeRequest),
+        route("GET", "/tokenizer_info", openai_models.tokenizer_info, query=["model"]),
+        route("GET", "/health", admin.health, audience="all", reply=admin.HealthReply),
+        route("GET", "/ready", admin.ready, audience="any", reply=admin.ReadyReply),
+        route("GET", "/metrics", admin.metrics, audience="operator", answer=["text/plain"]),
+        route("GET", "/version", admin.version, audience="any", reply=admin.VersionReply),
         route("GET", "/openapi.json", openapi, audience="any"),
         route("GET", "/", root, audience="page", answer=["text/plain", "text/html"]),
         *ollama.routes(),
         *(ollama.store_routes() if store else ()),
-        *admin_routes(),
+        *admin.admin_routes(),
         *deployment_routes(),
         *([route("GET", "/assets/{name}", asset, audience="page", answer=_ASSETS)] if page else ()),
     ]
@@ -177,13 +161,13 @@ def _routes(*, store: bool, page: bool) -> list[Route]:
 
 def endpoints() -> dict[str, Endpoint]:
     """Return the endpoints that a batch may ask, by path."""
-    return {r.path: endpoint_of(r) for r in routes(console=False) if r.path in batches.ENDPOINTS}
+    return {r.path: endpoint_of(r) for r in routes(console=False) if r.path in files.ENDPOINTS}
 
 
 def wording(path: str, headers: Headers) -> Wording:
     """Return how errors of this path and these headers are worded."""
-    if ollama.is_ours(path):
-        return ollama.ollama_error
+    if is_ours(path):
+        return ollama_error
     return anthropic_error if speaks(path, headers) else openai_error
 
 
@@ -202,7 +186,10 @@ async def model(call: HttpCall) -> None:
 async def root(call: HttpCall) -> None:
     """Answer a browser with a page, and other clients with the sentence that Ollama's clients expect."""
     browser = call.scope["method"] == "GET" and b"text/html" in call.headers.get(b"accept", b"")
-    await (page if browser and call.server.console else ollama.greeting)(call)
+    if browser and call.server.console:
+        await page(call)
+    else:
+        await greeting(call)
 
 
 async def openapi(call: HttpCall) -> None:
@@ -220,10 +207,101 @@ async def _http_error(request: Request, e: Exception) -> Response:
     """Hand the router's own refusals to the Gate, which answers in our shape."""
     if isinstance(e, HTTPException) and e.status_code == 405:
         allow = (e.headers or {}).get("Allow", "")
-        raise Refused(
-            405,
-            f"{request.method} is not a method of this route",
-            code="method_not_allowed",
-            headers=((b"allow", allow.encode()),),
-        )
+        message = f"{request.method} is not a method of this route"
+        raise Refused(405, message, code="method_not_allowed", headers=((b"allow", allow.encode()),))
     raise Refused(404, f"no route {request.url.path[:200]!r}", code="no_route")
+
+
+# --- the OpenAPI document, made from the route table and the structs of requests, so that it matches them
+# Answers without a struct of theirs, and all streams, are described by their media type alone.
+
+VERSION = "3.1.0"
+_REFUSALS = {
+    "400": "Malformed: what, where, and what was expected.",
+    "401": "No key, or none of this server's.",
+    "403": "Not for this key, or not for this page.",
+    "404": "No such model, or no such thing.",
+    "413": "The body is too long.",
+    "429": "The key's rate or budget is spent, or too many wait; Retry-After says for how long.",
+    "503": "The server has no room, or is stopping.",
+}
+_PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
+
+
+def document(routes: Iterable[Route]) -> dict[str, Any]:
+    """Return the whole document."""
+    table = [(method, each, endpoint_of(each)) for each in routes for method in _methods(each)]
+    named = {each for _, _, e in table for each in (e.request, e.reply) if each is not None}
+    structs = sorted(named, key=lambda s: s.__name__)
+    schemas = msgspec.json.schema_components(structs, ref_template="#/components/schemas/{name}")
+    refs = dict(zip(structs, schemas[0], strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for method, each, endpoint in table:
+        path = _PARAMETER.sub(r"{\1}", each.path)
+        paths.setdefault(path, {})[method.lower()] = _operation(method, each, endpoint, refs)
+    return {
+        "openapi": VERSION,
+        "info": {
+            "title": "Freehold",
+            "version": __version__,
+            "description": "Local language models. Errors have the form of the request's protocol.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas[1],
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+            },
+        },
+    }
+
+
+def _methods(route: Route) -> list[str]:
+    return sorted((route.methods or set()) - {"HEAD"} or {"HEAD"})
+
+
+def _operation(method: str, route: Route, endpoint: Endpoint, refs: dict[Any, Any]) -> dict[str, Any]:
+    doc = inspect.getdoc(endpoint.handle) or ""
+    name = re.sub(r"\W+", "_", _PARAMETER.sub(r"\1", route.path)).strip("_")
+    operation: dict[str, Any] = {
+        "operationId": f"{method.lower()}_{name}",
+        "summary": doc.splitlines()[0] if doc else "",
+        "tags": [endpoint.audience],
+        "responses": _responses(endpoint, refs),
+        "security": [] if endpoint.audience in ("all", "page") else [{"bearer": []}, {"header": []}],
+    }
+    parameters = [_parameter(p, "path") for p in _PARAMETER.findall(route.path)]
+    parameters += [_parameter(q, "query") for q in endpoint.query]
+    if parameters:
+        operation["parameters"] = parameters
+    if endpoint.request is not None:
+        content = {"application/json": {"schema": refs[endpoint.request]}}
+        operation["requestBody"] = {"required": True, "content": content}
+    if endpoint.form:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": _form(endpoint)}},
+        }
+    return operation
+
+
+def _form(endpoint: Endpoint) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: {"type": "string"} for name in endpoint.form}
+    fields[endpoint.form[0]] = {"type": "string", "contentMediaType": "application/octet-stream"}
+    return {"type": "object", "properties": fields, "required": list(endpoint.form)}
+
+
+def _parameter(name: str, where: str) -> dict[str, Any]:
+    return {"name": name, "in": where, "required": where == "path", "schema": {"type": "string"}}
+
+
+def _responses(endpoint: Endpoint, refs: dict[Any, Any]) -> dict[str, Any]:
+    content: dict[str, Any] = {media: {} for media in endpoint.answer}
+    if endpoint.reply is not None:
+        content["application/json"] = {"schema": refs[endpoint.reply]}
+    ok = {"description": "The answer.", "content": content}
+    error = {"application/json": {"schema": {"type": "object"}}}
+    refusals = {status: {"description": text, "content": error} for status, text in _REFUSALS.items()}
+    answers = dict.fromkeys(map(str, endpoint.status), ok)
+    return {**answers, **({} if endpoint.audience in ("all", "page") else refusals)}

@@ -25,24 +25,19 @@ from freehold.errors import FreeholdError, UsageError
 from freehold.garbage import OldObjects, visit_young_only
 from freehold.platforms import open_files
 from freehold.server.app import endpoints, make_app, wording
-from freehold.server.batches.client import Asker
-from freehold.server.batches.desk import Desk
-from freehold.server.console.login import Login
-from freehold.server.console.questions import Questions
-from freehold.server.console.runs.registry import Runs
-from freehold.server.console.sessions import PageSessions
-from freehold.server.core.accepting import Acceptor
+from freehold.server.batches.desk import Asker, Desk
+from freehold.server.console.choose import Questions
+from freehold.server.console.login import Login, PageSessions
+from freehold.server.console.runs.run import Runs
 from freehold.server.core.accounts import Accounts
 from freehold.server.core.auth import Guard
 from freehold.server.core.call import Server
 from freehold.server.core.connections import Connections, Guarded, full
-from freehold.server.core.health import Health
 from freehold.server.core.keys import Ring, hashed
 from freehold.server.core.limits import ServerLimits
-from freehold.server.core.metrics import Metrics
+from freehold.server.core.metrics import Health, Metrics
 from freehold.server.core.problems import without_paths
-from freehold.server.core.sockets import url_of
-from freehold.server.core.tls import Tls
+from freehold.server.core.sockets import Acceptor, Tls, url_of
 from freehold.server.ollama.models import drop_checks
 from freehold.server.openai.responses.store import Responses
 from freehold.serving import ModelManager
@@ -51,9 +46,8 @@ from freehold.store import Store
 LOOK_S = 1.0  # between looks at whether garbage is to be collected
 STOP_S = 5.0  # from the end of the drain to the end of the process
 OTHER_FILES = 256  # that a server opens besides connections: engines, models, uploads, the accounts
-SWITCH_S = (
-    0.001  # that a thread which parses a body runs before the loop continues; Python's default is 0.005
-)
+# That a thread which parses a body runs before the loop continues; Python's default is 0.005.
+SWITCH_S = 0.001
 FEWEST = 8  # connections worth serving
 _log = logging.getLogger("freehold.server")
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go
@@ -275,9 +269,8 @@ def run(
     settings = replace(settings, limits=fitted(settings.limits))
     sys.setswitchinterval(SWITCH_S)
     visit_young_only()
-    logging.getLogger("uvicorn.error").setLevel(
-        logging.ERROR
-    )  # each line of garbage sent to us is a warning there
+    # Each line of garbage sent to us is a warning there.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
     async def main() -> bool:
         doors = Doors(await open_models(), settings, preload=preload, store=store)

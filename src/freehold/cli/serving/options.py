@@ -23,7 +23,7 @@ from freehold.reports.gateway_file import gateway_path
 if TYPE_CHECKING:
     from freehold.server.core.keys import Key, Ring
     from freehold.server.core.limits import ServerLimits
-    from freehold.server.core.tls import Tls
+    from freehold.server.core.sockets import Tls
     from freehold.types import ServedModelOptions
     from freehold.worker.options import EngineOptions
 
@@ -118,7 +118,7 @@ def read_options(settings: Settings, values: dict[str, Any]) -> ServeOptions:
     """Check the options, and fill in from the settings what was not given. Raises UsageError."""
     from freehold.server.core.auth import check_bind
     from freehold.server.core.limits import ServerLimits
-    from freehold.server.core.tls import checked
+    from freehold.server.core.sockets import checked
 
     host = values["host"] or settings.host
     keys = ring(settings, values["key_file"], insecure=values["insecure"])

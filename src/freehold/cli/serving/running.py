@@ -137,7 +137,7 @@ def _run(
 
 def _server_settings(settings: Settings, options: ServeOptions) -> ServerSettings:
     """Return what a server takes of its options and of this home, whose owner's token is made where there is none."""
-    from freehold.server.core.owner import owner_token
+    from freehold.server.core.auth import owner_token
     from freehold.server.serve import ServerSettings
 
     return ServerSettings(
@@ -369,7 +369,7 @@ class Announcer:
 
     def _first_chat(self, names: list[str]) -> str:
         """Return the first model that was not made for vectors, or "" if all were."""
-        from freehold.server.ollama.cards import Cards
+        from freehold.server.ollama.models import Cards
 
         cards = Cards()
         for name in names:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from freehold.server.core.fields import FORCED, MAX_SEED, Name, Share
+from freehold.server.core.fields import FORCED, MAX_SEED, Name, Share, doc
 from freehold.serving import MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOOLS
 from freehold.types import Overflow, Priority
 
@@ -134,7 +134,7 @@ class OutputConfig(Struct, kw_only=True):
 class CountRequest(Struct, kw_only=True):
     """POST /v1/messages/count_tokens: a chat to count. The other fields of /v1/messages change nothing here."""
 
-    model: Annotated[Name, Meta(description="The model's name; it is loaded if it is not in memory.")]
+    model: Annotated[Name, doc("The model's name; it is loaded if it is not in memory.")]
     messages: Annotated[
         Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(
@@ -146,7 +146,7 @@ class CountRequest(Struct, kw_only=True):
     ]
     system: Annotated[
         str | Annotated[list[TextBlock], Meta(max_length=MAX_BLOCKS)] | None,
-        Meta(description="The system prompt. A line `x-anthropic-billing-header:` before it is left out."),
+        doc("The system prompt. A line `x-anthropic-billing-header:` before it is left out."),
     ] = None
     tools: Annotated[
         Annotated[list[ToolParam], Meta(max_length=MAX_TOOLS)] | None,
@@ -155,9 +155,7 @@ class CountRequest(Struct, kw_only=True):
             "runs are ignored, with a warning."
         ),
     ] = None
-    tool_choice: Annotated[
-        ToolChoice | None, Meta(description="auto (default), any, none, or tool with its name.")
-    ] = None
+    tool_choice: Annotated[ToolChoice | None, doc("auto (default), any, none, or tool with its name.")] = None
     thinking: Annotated[
         Thinking | None,
         Meta(
@@ -166,11 +164,9 @@ class CountRequest(Struct, kw_only=True):
     ] = None
     output_config: Annotated[
         OutputConfig | None,
-        Meta(description="`effort` (above high is high), and `format`: a JSON schema of the text."),
+        doc("`effort` (above high is high), and `format`: a JSON schema of the text."),
     ] = None
-    output_format: Annotated[
-        OutputFormat | None, Meta(description="The older name of output_config.format.")
-    ] = None
+    output_format: Annotated[OutputFormat | None, doc("The older name of output_config.format.")] = None
     cache_control: Annotated[
         CacheControl | None,
         Meta(
@@ -183,36 +179,31 @@ class CountRequest(Struct, kw_only=True):
 class MessagesRequest(CountRequest, kw_only=True):
     """POST /v1/messages: a chat to answer."""
 
-    max_tokens: Annotated[Tokens, Meta(description="Most tokens of the answer, thinking included.")]
-    stream: Annotated[bool | None, Meta(description="Send the answer as server-sent events.")] = None
+    max_tokens: Annotated[Tokens, doc("Most tokens of the answer, thinking included.")]
+    stream: Annotated[bool | None, doc("Send the answer as server-sent events.")] = None
     stop_sequences: Annotated[
         Annotated[
             list[Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]], Meta(max_length=MAX_STOPS)
         ]
         | None,
-        Meta(description="Texts that end the answer; `stop_sequence` tells which one came."),
+        doc("Texts that end the answer; `stop_sequence` tells which one came."),
     ] = None
     temperature: Annotated[
-        Annotated[float, Meta(ge=0, le=1)] | None,
-        Meta(description="0 is greedy. Default: the model's own."),
+        Annotated[float, Meta(ge=0, le=1)] | None, doc("0 is greedy. Default: the model's own.")
     ] = None
-    top_p: Annotated[
-        Share | None, Meta(description="Sample from the most probable tokens whose sum reaches this.")
-    ] = None
+    top_p: Annotated[Share | None, doc("Sample from the most probable tokens whose sum reaches this.")] = None
     top_k: Annotated[
         Annotated[int, Meta(ge=0, le=FORCED)] | None,
-        Meta(description="Sample from this many tokens; 0: all."),
+        doc("Sample from this many tokens; 0: all."),
     ] = None
-    metadata: Annotated[Object | None, Meta(description="Accepted and not used.")] = None
-    service_tier: Annotated[
-        Literal["auto", "standard_only"] | None, Meta(description="Accepted: there is one tier.")
-    ] = None
-    min_p: Annotated[
-        Share | None, Meta(description="Ours: drop tokens below this times the highest probability.")
-    ] = None
+    metadata: Annotated[Object | None, doc("Accepted and not used.")] = None
+    service_tier: Annotated[Literal["auto", "standard_only"] | None, doc("Accepted: there is one tier.")] = (
+        None
+    )
+    min_p: Annotated[Share | None, doc("Ours: drop tokens below this times the highest probability.")] = None
     seed: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
-        Meta(description="Ours: the same seed gives the same answer. Default: random."),
+        doc("Ours: the same seed gives the same answer. Default: random."),
     ] = None
     overflow: Annotated[
         Overflow | None,
@@ -220,12 +211,10 @@ class MessagesRequest(CountRequest, kw_only=True):
             description="Ours: a chat longer than the context: `error` (default) or `drop-oldest`, which is counted."
         ),
     ] = None
-    priority: Annotated[
-        Priority | None, Meta(description="Ours: `batch` takes what interactive requests leave.")
-    ] = None
+    priority: Annotated[Priority | None, doc("Ours: `batch` takes what interactive requests leave.")] = None
     timeout: Annotated[
         Annotated[float, Meta(gt=0, le=86400)] | None,
-        Meta(description="Ours: seconds the whole answer may take."),
+        doc("Ours: seconds the whole answer may take."),
     ] = None
     keep_alive: Annotated[
         float | str | None,

@@ -1,26 +1,26 @@
-"""Anthropic's message, whole and as events with names.
+"""Anthropic's message, whole and as events with names, cut into content blocks; and its errors.
 
-Knows JSON and server-sent events; blocks.py knows what is in an answer. A message has a field `freehold`
-besides Anthropic's: clients ignore fields that they do not know.
-Path: Answering -> MessageShape -> bytes
+Knows JSON and server-sent events. A message has a field `freehold` besides Anthropic's: clients ignore fields that they
+do not know. Path: Answering -> MessageShape -> Blocks -> bytes
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import base64
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from freehold.server.anthropic.blocks import Blocks, Event, folded
-from freehold.server.anthropic.errors import anthropic_error
-from freehold.server.core import sse
-from freehold.server.core.answering import Choice
-from freehold.server.core.problems import Problem
+from freehold.server.core.answering import CONTENT_TYPE, Choice
+from freehold.server.core.auth import Headers
+from freehold.server.core.problems import INVALID, Problem
 from freehold.server.core.receipt import Tally, context
 from freehold.serving import Begin, ModelHandle
-from freehold.types import Chunk
+from freehold.types import Chunk, SignedThinking, ToolPiece
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 _REASONS = {
@@ -33,9 +33,9 @@ _CUT_SHOWN = 200  # characters of arguments that are no JSON
 
 
 class MessageShape:
-    """Implements answering.Shape for the one answer that a request has. `prompt_room`: its max_tokens."""
+    """Implements AnswerShape for the one answer that a request has. `prompt_room`: its max_tokens."""
 
-    content_type = sse.CONTENT_TYPE
+    content_type = CONTENT_TYPE
     keep = None
 
     def __init__(self, request_id: bytes, prompt_room: int, *, show_thinking: bool) -> None:
@@ -148,3 +148,169 @@ def _event(event: Event) -> bytes:
 
 def _events(events: Iterable[Event]) -> bytes:
     return b"".join(map(_event, events))
+
+
+# --- content blocks: thinking, text, and a block for each call of a tool ----------------------------
+# A stream sends the events as they come, and a whole answer is folded from the same ones, so the two cannot differ.
+
+Event = dict[str, Any]
+_CARRIED = "text-"
+
+
+class Blocks:
+    """One answer's blocks. `show_thinking` False: the text of thinking is in its block's signature only."""
+
+    def __init__(self, *, show_thinking: bool = True) -> None:
+        self._show = show_thinking
+        self._index = -1  # of the block that is open or was last
+        self._open = ""  # its type, or nothing
+        self._call = -1  # index of the call that was last
+        self._thought: list[str] = []
+
+    def push(self, chunk: Chunk) -> Iterator[Event]:
+        """Return what a chunk opens, adds and closes."""
+        if chunk.thinking:
+            yield from self._in("thinking", {"thinking": "", "signature": ""})
+            self._thought.append(chunk.thinking)
+            if self._show:
+                yield self._delta("thinking_delta", thinking=chunk.thinking)
+        for block in chunk.signed:
+            yield from self._signed(block)
+        if text := chunk.text + chunk.refusal:
+            yield from self._in("text", {"text": ""})
+            yield self._delta("text_delta", text=text)
+        for piece in chunk.tool_calls:
+            yield from self._called(piece)
+
+    def close(self) -> Iterator[Event]:
+        """End the block that is open."""
+        if self._open == "thinking":
+            yield self._delta("signature_delta", signature=_signature("".join(self._thought), self._show))
+            self._thought = []
+        yield from self._stopped()
+
+    def _stopped(self) -> Iterator[Event]:
+        if self._open:
+            yield {"type": "content_block_stop", "index": self._index}
+        self._open = ""
+
+    def _signed(self, block: SignedThinking) -> Iterator[Event]:
+        """End a block of thinking with its provider's own signature; a redacted one is a block of its own."""
+        if block.redacted:
+            yield from self._in("redacted_thinking", {"data": block.redacted})
+            yield from self.close()
+            return
+        if self._open != "thinking":
+            yield from self._in("thinking", {"thinking": "", "signature": ""})
+            if block.text and self._show:
+                yield self._delta("thinking_delta", thinking=block.text)
+        yield self._delta("signature_delta", signature=block.signature)
+        self._thought = []
+        yield from self._stopped()
+
+    def _called(self, piece: ToolPiece) -> Iterator[Event]:
+        if piece.index != self._call:
+            yield from self.close()
+            self._call = piece.index
+            yield from self._in("tool_use", {"id": piece.id, "name": piece.name, "input": {}})
+        if piece.arguments:
+            yield self._delta("input_json_delta", partial_json=piece.arguments)
+
+    def _in(self, kind: str, begun: dict[str, Any]) -> Iterator[Event]:
+        if self._open == kind:
+            return
+        yield from self.close()
+        self._open, self._index = kind, self._index + 1
+        yield {"type": "content_block_start", "index": self._index, "content_block": {"type": kind, **begun}}
+
+    def _delta(self, kind: str, **gained: str) -> Event:
+        return {"type": "content_block_delta", "index": self._index, "delta": {"type": kind, **gained}}
+
+
+def _signature(thought: str, shown: bool) -> str:
+    """Return a signature for clients that require one; it is not checked. A thought that is not shown is inside it."""
+    if shown:
+        return "sha256-" + hashlib.sha256(thought.encode()).hexdigest()[:32]
+    return _CARRIED + base64.urlsafe_b64encode(thought.encode()).decode()
+
+
+def thought_in(signature: str) -> str:
+    """Return the thought inside a signature, or "": a model continues from its reasoning before a call."""
+    if not signature.startswith(_CARRIED):
+        return ""
+    try:
+        return base64.urlsafe_b64decode(signature[len(_CARRIED) :].encode()).decode()
+    except ValueError:
+        return ""
+
+
+def folded(events: Iterable[Event]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the blocks that events describe, and the arguments of calls that were cut off before they were JSON."""
+    blocks: list[dict[str, Any]] = []
+    gained: list[dict[str, list[str]]] = []
+    for event in events:
+        if event["type"] == "content_block_start":
+            blocks.append(dict(event["content_block"]))
+            gained.append({})
+        elif event["type"] == "content_block_delta":
+            for name, text in event["delta"].items():
+                if name != "type":
+                    gained[-1].setdefault(name, []).append(text)
+    cut: list[str] = []
+    for block, parts in zip(blocks, gained, strict=True):
+        texts = {name: "".join(pieces) for name, pieces in parts.items()}
+        if block["type"] == "tool_use":
+            block["input"] = _input(texts.get("partial_json", ""), cut)
+        else:
+            block.update(texts)
+    return blocks, cut
+
+
+def _input(arguments: str, cut: list[str]) -> dict[str, Any]:
+    """Return a call's arguments; {} for those that are not an object, which are added to `cut`."""
+    try:
+        return msgspec.json.decode(arguments or "{}", type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        cut.append(arguments)
+        return {}
+
+
+# --- errors as Anthropic words them, also those that come before any route is found -----------------
+
+VERSION = b"anthropic-version"  # the header that every client of Anthropic's sends
+# A server that is full or on its way out: Anthropic's clients know that as 529.
+STATUSES = {503: 529}
+_KINDS = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+# Clients find the two numbers in Anthropic's own sentence, and shorten the chat by them.
+_TOO_LONG = re.compile(r"prompt has ([\d,]+) tokens; .* with a context of ([\d,]+)", re.S)
+
+
+def speaks(path: str, headers: Headers) -> bool:
+    """Return whether a request is in Anthropic's protocol."""
+    return VERSION in headers or path.startswith("/v1/messages")
+
+
+def anthropic_error(p: Problem) -> bytes:
+    """Word a problem as Anthropic does; what it has no place for is in `freehold`."""
+    kind = _KINDS.get(p.status, INVALID if p.status < 500 else "api_error")
+    more = {"code": p.code, "param": p.param, **p.extra}
+    error = {"type": kind, "message": _message(p)}
+    body = {"type": "error", "error": error, "request_id": p.request_id or None, "freehold": more}
+    return msgspec.json.encode(body)
+
+
+def _message(p: Problem) -> str:
+    if p.code != "context_length_exceeded":
+        return p.message
+    match = _TOO_LONG.search(p.message)
+    numbers = f"{match[1]} tokens > {match[2]} maximum; ".replace(",", "") if match else ""
+    return f"prompt is too long: {numbers}{p.message}"

@@ -2,7 +2,7 @@
 
 A few batches at a time, a few lines abreast in all, as jobs of priority "batch", which an engine computes with what
 interactive ones leave. A batch's folder says what it is and how far it came, so a restarted server continues it.
-Knows order, folders and the clock; knows no field of a request. Path: Doors -> Desk.run; batches.py -> Desk
+Knows order, folders and the clock; knows no field of a request. Path: Doors -> Desk.run; files.py -> Desk
 """
 
 from __future__ import annotations
@@ -13,34 +13,37 @@ import secrets
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from freehold.server.batches.client import Asker, LineAnswer
-from freehold.server.batches.filestore import Files, link, private_folder, tenant_folder
-from freehold.server.batches.journal import ERRORS, OUTPUT, Journal
+from freehold import private
+from freehold.server.batches.filestore import Files, link, tenant_folder
 from freehold.server.batches.record import (
+    ERRORS,
     INPUT,
+    OUTPUT,
     Batch,
     BatchLine,
+    Journal,
     Status,
     Wrong,
     check_lines,
     load,
-    new_batch_id,
     read_lines,
 )
+from freehold.server.core.call import JSON, LABEL_HEADER, Endpoint, HttpCall, Server
+from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused
 
 RUNNING = 4  # batches that are worked on at a time
-ABREAST = (
-    8  # lines, of all of them: enough to fill a step, few enough that their prompts do not fill the queue
-)
+# Lines, of all of them: enough to fill a step, few enough that their prompts do not fill the queue.
+ABREAST = 8
 MAX_OPEN = 100  # batches of a tenant that are not over
 MAX_KEPT = 1000  # and those that are over, of which the oldest go
 PATIENCE = 20  # times that a line is asked again while there is no room for its model
@@ -70,7 +73,7 @@ class Desk:
 
     def __init__(self, root: Path, now: Callable[[], float] = time.time) -> None:
         self.files = Files(root / "files", now=now, beside=self._open_files)
-        self._root, self._now = private_folder(root / "batches"), now
+        self._root, self._now = private.folder(root / "batches"), now
         self.files.sweep()
         self._batches = {batch.id: batch for batch in self._left()}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -123,7 +126,7 @@ class Desk:
         now = int(self._now())
         file = await asyncio.to_thread(self.files.get, tenant, request.input_file_id)
         batch = Batch(
-            new_batch_id(),
+            f"batch_{secrets.token_hex(12)}",
             tenant,
             request.endpoint,
             request.input_file_id,
@@ -274,11 +277,7 @@ class Desk:
                 break
             refusals += 1
             await asyncio.sleep(pause)
-
-        def response() -> object:
-            return {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body}
-
-        await self._note(batch, journal, line, answer.status != 200, response=response)
+        await self._note(batch, journal, line, answer)
 
     async def _expire(self, batch: Batch, journal: Journal) -> None:
         """Write an error for each line that is left."""
@@ -286,24 +285,27 @@ class Desk:
         error = {"code": "batch_expired", "message": "this line was not answered in the batch's time"}
         lines = self._unfinished(batch, journal)
         while (line := await _following(lines)) is not None:
-            await self._note(batch, journal, line, True, error=error)
+            await self._note(batch, journal, line, None, error)
 
     async def _note(
         self,
         batch: Batch,
         journal: Journal,
         line: BatchLine,
-        failed: bool,
-        *,
-        response: Callable[[], object] = lambda: None,
+        answer: LineAnswer | None,
         error: object = None,
     ) -> None:
+        """Write a line's result: the answer that it got, or an error."""
         id = f"batch_req_{secrets.token_hex(12)}"
 
         def result() -> object:
-            return {"id": id, "custom_id": line.custom_id, "response": response(), "error": error}
+            row = {"id": id, "custom_id": line.custom_id, "response": None, "error": error}
+            if answer is None:
+                return row
+            response = {"status_code": answer.status, "request_id": answer.request_id, "body": answer.body}
+            return {**row, "response": response}
 
-        await journal.add(line.custom_id, result, failed=failed)
+        await journal.add(line.custom_id, result, failed=answer is None or answer.status != 200)
         self._count(batch, journal)
 
     async def _publish(self, batch: Batch, end: Status) -> None:
@@ -342,7 +344,7 @@ class Desk:
     def _place(self, batch: Batch) -> None:
         """Make a batch's folder. Its input is linked, so that it outlives the file it came from."""
         source = self.files.path(batch.tenant, batch.input_file_id)
-        folder = private_folder(private_folder(self._root / tenant_folder(batch.tenant)) / batch.id)
+        folder = private.folder(self._folder(batch), self._root)
         link(source, folder / INPUT)
         batch.save(folder)
 
@@ -404,3 +406,79 @@ def _pause(answer: LineAnswer, refusals: int) -> float | None:
 def _retry_after(headers: Mapping[bytes, bytes]) -> float:
     after = headers.get(b"retry-after", b"")
     return min(float(after), 3600.0) if after.isdigit() else 0.0
+
+
+# --- one line of a batch through the server's own routes, without a connection ----------------------
+# The route handles the body as it handles a client's, so a line has the answer that a client would get.
+
+
+@dataclass(frozen=True, slots=True)
+class LineAnswer:
+    """The answer to a line."""
+
+    status: int
+    parts: tuple[bytes, ...]  # of its body, JSON of one line
+    request_id: str
+    headers: Mapping[bytes, bytes]
+
+    @property
+    def body(self) -> msgspec.Raw:
+        """The answer's JSON as it came; joined here, so ask for it in a thread."""
+        return msgspec.Raw(b"".join(self.parts))
+
+
+class Asker:
+    """The routes a batch may ask, by their paths."""
+
+    def __init__(self, server: Server, endpoints: Mapping[str, Endpoint]) -> None:
+        self.server, self._endpoints = server, endpoints
+
+    async def ask(self, tenant: str, path: str, line: BatchLine, labels: Sequence[str] = ()) -> LineAnswer:
+        """Request `path` for a tenant, with priority `batch` and the labels of its batch."""
+        body, streams = await asyncio.to_thread(line.request)
+        exchange = _Exchange(body)
+        headers = [JSON, (LABEL_HEADER, ",".join(labels).encode("latin-1"))] if labels else [JSON]
+        scope: dict[str, Any] = {"type": "http", "path": path, "headers": headers, "query_string": b""}
+        call = scope["freehold.call"] = HttpCall(self.server, scope, exchange.receive, exchange.send)
+        call.door = "batch"
+        try:
+            call.key = self._key(tenant)
+            if streams:
+                raise Refused(400, "stream is true; a batch has no reader for it", param="stream")
+            await self._endpoints[path](scope, exchange.receive, exchange.send)
+        except Exception as e:
+            await call.refuse(call.problem(e))
+        finally:
+            call.close()
+            del scope["freehold.call"]  # as in Gate: together they would wait for the garbage collector
+            self.server.metrics.answered(call.route, call.status or 499)
+        return exchange.answer(call)
+
+    def _key(self, tenant: str) -> Key | None:
+        """Return the key that the batch was created with; its scope and budget apply to the lines."""
+        key = self.server.guard.keys.named(tenant) if tenant else None
+        if tenant and key is None:
+            raise Refused(401, f"the key {tenant} was revoked", code="invalid_api_key")
+        return key
+
+
+class _Exchange:
+    """ASGI's two functions over a given body; collects the answer."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body: bytes | None = body
+        self._sent: list[bytes] = []
+        self._headers: dict[bytes, bytes] = {}
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        body, self._body = self._body, None
+        if body is None:
+            await asyncio.Event().wait()  # there is no client that could disconnect
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        self._headers |= dict(message.get("headers", ()))
+        self._sent.append(message.get("body", b""))
+
+    def answer(self, call: HttpCall) -> LineAnswer:
+        return LineAnswer(call.status, tuple(self._sent), call.request_id.decode(), self._headers)

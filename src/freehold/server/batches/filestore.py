@@ -79,7 +79,7 @@ class Files:
         self._root, self._bounds, self._now, self._beside = root, bounds or FileBounds(), now, beside
         self._adding = threading.Lock()  # taken while a file's bytes are reserved
         self._coming: dict[Path, _Coming] = {}  # what is being written, by its path
-        private_folder(root)
+        private.folder(root)
 
     def sweep(self) -> None:
         """Remove what a crash left: data without a record, and parts of uploads."""
@@ -172,12 +172,8 @@ class Files:
         """Return one; 404 if this tenant has none by this id."""
         record = self._read(tenant, id) if _ID.fullmatch(id) else None
         if record is None:
-            raise Refused(
-                404,
-                f"there is no file {id[:80]!r}; GET /v1/files lists them",
-                param="file_id",
-                code="no_file",
-            )
+            message = f"there is no file {id[:80]!r}; GET /v1/files lists them"
+            raise Refused(404, message, param="file_id", code="no_file")
         return record
 
     def path(self, tenant: str, id: str) -> Path:
@@ -250,7 +246,7 @@ class Files:
                 (self._folder(tenant) / f"{id}{suffix}").unlink()
 
     def _folder(self, tenant: str) -> Path:
-        return private_folder(self._root / tenant_folder(tenant))
+        return private.folder(self._root / tenant_folder(tenant))
 
 
 def new_id() -> str:
@@ -261,11 +257,6 @@ def new_id() -> str:
 def tenant_folder(tenant: str) -> str:
     """Return a folder's name for a tenant, whatever characters its own has."""
     return hashlib.sha256(tenant.encode()).hexdigest()[:32]
-
-
-def private_folder(path: Path) -> Path:
-    """Make a folder that only this user enters."""
-    return private.folder(path)
 
 
 def write_private(path: Path, record: Struct) -> None:

@@ -1,19 +1,30 @@
 """What the Models page shows, and every question of choosing: answers are those that the command line prints.
 
-Knows who may ask about what; knows no figure. Path: route -> models, choose -> questions.Questions
+Knows who may ask about what; knows no figure. Path: route -> models, choose -> choose.Questions
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection
+import os
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
 
-from freehold.server.console.questions import Questions
+from freehold import errors
+from freehold.errors import FreeholdError
+from freehold.sandbox.children import spawn
 from freehold.server.core.call import HttpCall
 from freehold.server.core.keys import Key
 from freehold.server.core.problems import Refused, without_paths
@@ -135,3 +146,180 @@ def words_of(call: HttpCall, known: Collection[str] | None = None) -> dict[str, 
             400, f"unknown parameter {strange[:40]!r}; expected {', '.join(known)}", code="invalid_value"
         )
     return words
+
+
+# --- questions, answered by a process that knows the engine's families; this one imports no engine --
+# A process is started at the first question, answers one after the other, and ends when none came for a while
+# or when the caller of the question that it works on leaves. The list of all models, which takes 20 seconds
+# on a busy machine, has a process of its own: a model's details do not wait for it. Answers are kept by their
+# words for as long as the store, config.toml, the catalogue, the measurements and the day stay as they are: a
+# short time where they speak of this machine's free memory. What takes long is shown older than that while it
+# is computed again.
+
+COMMAND = (sys.executable, "-P", "-m", "freehold.reports")
+IDLE_S = 120.0  # after which the process ends; a new one takes half a second to begin
+HERE_S, ELSEWHERE_S = 10.0, 3600.0  # that an answer holds: about this machine, about named hardware
+KEPT = 128  # answers
+WAITING = 16  # questions; beyond, 429
+LONG = "models"  # the verb that has a process of its own
+
+TRUE_BY = ("config.toml", "catalogue.toml", "models", "overlays")  # files of the home that answers hang on
+NEW_BY = ("machine.json", "runs.jsonl")  # what was measured: an answer from before is only an older one
+
+Words = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class _HeldAnswer:
+    """An answer, and what it holds by."""
+
+    until: float
+    true_by: str
+    new_by: str
+    text: str
+
+
+class _Process:
+    """The process that answers some verbs: one question after the other."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self.turn = asyncio.Lock()
+        self.child: subprocess.Popen[bytes] | None = None
+        self._ends = 0  # processes that close() ended
+        self._idle: asyncio.TimerHandle | None = None
+
+    async def answered(self, verb: str, words: Words) -> str:
+        """Return its answer; only one caller at a time, which holds `turn`."""
+        if self._idle is not None:
+            self._idle.cancel()
+        line = json.dumps([verb, words]).encode() + b"\n"
+        try:
+            line_read = await asyncio.to_thread(self._exchange, line, self._ends)
+        except asyncio.CancelledError:  # its caller left: what it works on is wanted no more
+            self.close()
+            raise
+        if not line_read.endswith(b"\n"):
+            self.close()
+            raise Refused(503, "the process that answers this ended; ask again", code="no_answer")
+        self._idle = asyncio.get_running_loop().call_later(IDLE_S, self.close)
+        kind, text, *hint = json.loads(line_read)
+        if not kind:
+            return text
+        raise getattr(errors, kind, FreeholdError)(text, *hint)
+
+    def close(self) -> None:
+        """End it, or the one that a question is starting."""
+        self._ends += 1
+        if self._idle is not None:
+            self._idle.cancel()
+        if self.child is not None:
+            self.child.kill()
+            _left(self.child)
+            self.child = None
+
+    def _exchange(self, line: bytes, ends: int) -> bytes:
+        """Give the process a line and wait for its own; b"" where it was ended meanwhile."""
+        child = self.child
+        if child is None or child.poll() is not None:
+            if child is not None:
+                _left(child)
+            env = {**os.environ, "FREEHOLD_HOME": str(self._home)}
+            child = spawn(
+                COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
+            )
+            if ends != self._ends:  # its caller left while it was started
+                child.kill()
+                child.communicate()
+                return b""
+            self.child = child
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(line)
+            child.stdin.flush()
+            return child.stdout.readline()
+        except (OSError, ValueError):
+            return b""
+
+
+def _left(child: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that ends, and close its pipes."""
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+
+
+class Questions:
+    """The processes and the answers of one server."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._processes = {True: _Process(home), False: _Process(home)}  # for LONG, and for all other verbs
+        self._waiting = 0
+        self._again: dict[str, asyncio.Task[str]] = {}  # answers that are shown meanwhile as they were
+        self._kept: OrderedDict[str, _HeldAnswer] = OrderedDict()
+
+    async def shown(self, verb: str, words: Words) -> tuple[str, bool]:
+        """Return an answer at once where one is kept, whatever its age, and whether it is being computed again."""
+        key = _key(verb, words)
+        kept = self._kept.get(key)
+        if kept is None or kept.true_by != self._stamp(TRUE_BY) or self._known(key) is not None:
+            return await self.ask(verb, words), False
+        if key not in self._again:
+            task = self._again[key] = asyncio.create_task(self.ask(verb, words))
+            task.add_done_callback(lambda done: (self._again.pop(key), done.cancelled() or done.exception()))
+        return kept.text, True
+
+    async def ask(self, verb: str, words: Words) -> str:
+        """Return the text that `freehold VERB --json` prints. Raises what the verb does, and Refused (429, 503)."""
+        key = _key(verb, words)
+        if (answer := self._known(key)) is not None:
+            return answer
+        if self._waiting >= WAITING:
+            raise Refused(429, f"{WAITING} questions wait already; ask again in a moment", code="overloaded")
+        self._waiting += 1
+        try:
+            async with self.process(verb).turn:
+                if (answer := self._known(key)) is None:  # not asked by the one before
+                    stamps = self._stamp(TRUE_BY), self._stamp(NEW_BY)
+                    answer = await self._answered(verb, words)
+                    holds = ELSEWHERE_S if words.get("on") or verb in ("license", "cost") else HERE_S
+                    self._kept[key] = _HeldAnswer(time.monotonic() + holds, *stamps, answer)
+                    while len(self._kept) > KEPT:
+                        self._kept.popitem(last=False)
+            return answer
+        finally:
+            self._waiting -= 1
+
+    def process(self, verb: str) -> _Process:
+        """Return the process that answers a verb."""
+        return self._processes[verb == LONG]
+
+    def close(self) -> None:
+        """End the processes, and any that a question is starting."""
+        for each in self._processes.values():
+            each.close()
+
+    def _known(self, key: str) -> str | None:
+        kept = self._kept.get(key)
+        if kept is None or time.monotonic() >= kept.until:
+            return None
+        same = (kept.true_by, kept.new_by) == (self._stamp(TRUE_BY), self._stamp(NEW_BY))
+        return kept.text if same else None
+
+    def _stamp(self, files: Sequence[str]) -> str:
+        """Return what changes with the day and these files of the home."""
+        times = []
+        for name in files:
+            with suppress(OSError):
+                times.append((name, (self._home / name).stat().st_mtime_ns))
+        return f"{date.today()} {times}"
+
+    async def _answered(self, verb: str, words: Words) -> str:
+        return await self.process(verb).answered(verb, words)
+
+
+def _key(verb: str, words: Words) -> str:
+    return json.dumps([verb, words], sort_keys=True)

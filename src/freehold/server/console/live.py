@@ -19,9 +19,9 @@ import msgspec
 
 from freehold._native import BLOCK_TOKENS
 from freehold.machine import available_bytes
+from freehold.server.core.answering import EventStream
 from freehold.server.core.call import HttpCall, Server
 from freehold.server.core.metrics import Histogram
-from freehold.server.core.sse import EventStream
 from freehold.serving import LoadedInfo
 from freehold.version import __version__
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from freehold.chats.types import ChatChange
-from freehold.server.console import chats, keys, login, messages, tools
+from freehold.server.console import chats, login, tools, usage
 from freehold.server.console.choose import choose, models, starters
 from freehold.server.console.live import live
-from freehold.server.console.me import me
+from freehold.server.console.login import me
 from freehold.server.console.runs import handlers as runs
 from freehold.server.console.training import compared, training, trainings
-from freehold.server.console.usage import usage
 from freehold.server.core.call import route
 
 
@@ -23,9 +22,9 @@ def console_routes() -> list[Route]:
         route("POST", "/console/owner", login.owner, login.OwnerRequest, audience="all"),
         route("POST", "/console/logout", login.logout, login.NothingAsked, audience="all"),
         route("POST", "/console/api/code", login.code, login.NothingAsked, audience="admin"),
-        route("GET", "/console/api/keys", keys.keys, audience="admin"),
-        route("POST", "/console/api/keys", keys.add, keys.KeyRequest, audience="admin", status=[201]),
-        route("DELETE", "/console/api/keys/{name}", keys.revoke, audience="admin"),
+        route("GET", "/console/api/keys", usage.keys, audience="admin"),
+        route("POST", "/console/api/keys", usage.add, usage.KeyRequest, audience="admin", status=[201]),
+        route("DELETE", "/console/api/keys/{name}", usage.revoke, audience="admin"),
         *fact_routes(),
         *_tools("/console/api/tools"),
         *_chats("/console/api/chats"),
@@ -44,10 +43,10 @@ def _chats(at: str) -> list[Route]:
         route("DELETE", one, chats.delete),
         route("POST", f"{one}/restore", chats.restore, login.NothingAsked),
         route("GET", f"{one}/messages", chats.messages, query=["ids"]),
-        route("POST", f"{one}/take-out", messages.take_out, messages.OneMessage),
-        route("POST", f"{one}/put-back", messages.put_back, messages.SomeMessages),
-        route("POST", f"{one}/answers", messages.edit_answer, messages.EditedAnswer, status=[201]),
-        route("POST", f"{one}/fork", messages.fork, messages.OneMessage, status=[201]),
+        route("POST", f"{one}/take-out", chats.take_out, chats.OneMessage),
+        route("POST", f"{one}/put-back", chats.put_back, chats.SomeMessages),
+        route("POST", f"{one}/answers", chats.edit_answer, chats.EditedAnswer, status=[201]),
+        route("POST", f"{one}/fork", chats.fork, chats.OneMessage, status=[201]),
         route("GET", f"{one}/export", chats.export, query=["as"], answer=files),
         route("POST", "/console/api/import", chats.take, chats.ImportedChat, status=[201]),
     ]
@@ -88,7 +87,7 @@ def fact_routes() -> list[Route]:
             audience="any",
             query=["verb", "model", "name", "task", "on"],
         ),
-        route("GET", "/console/api/usage", usage, audience="any", query=["days", "on"]),
+        route("GET", "/console/api/usage", usage.usage, audience="any", query=["days", "on"]),
         route("GET", "/console/api/training", trainings, audience="operator"),
         route("GET", "/console/api/training/compare", compared, audience="operator", query=["one", "other"]),
         route("GET", "/console/api/training/{id}", training, audience="operator"),

@@ -1,30 +1,34 @@
-"""What was used, from the gateway's ledger and the keys' accounts: tokens, cost and savings by key, model and day.
+"""The server's keys, and what was used of it: tokens, cost and savings by key, model and day.
+
+Usage comes from the gateway's ledger and the keys' accounts.
 
 Sums are those of `freehold ledger --json`, savings those of `freehold cost --from-ledger --json`. Where there is no
 ledger, or no key, there is null, not zero; without a ledger the receipts of the caller's chats are summed. Knows who
 may see whose; knows no price.
-Path: route -> usage -> router/ledger/queries.py, accounts.py, questions.Questions
+Path: route -> usage -> router/ledger/queries.py, accounts.py, choose.Questions
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from freehold.chats.folder import ChatFolder
 from freehold.chats.types import ChatCard, SavedMessage
 from freehold.errors import FreeholdError, ModelNotFound
 from freehold.server.console.chats import folder_of
-from freehold.server.console.choose import questions, words_of
-from freehold.server.console.questions import Questions
+from freehold.server.console.choose import Questions, questions, words_of
+from freehold.server.console.login import NO_STORE
 from freehold.server.core.call import HttpCall, Server
+from freehold.server.core.keys import Key, made, new_secret
 from freehold.server.core.problems import Refused, problem
 
 MOST_DAYS = 3660
@@ -34,7 +38,12 @@ DAY_S = 86400.0
 async def usage(call: HttpCall) -> None:
     """Sum the last `days` from the ledger and the accounts; a client key sees its own rows, and no savings."""
     words = words_of(call, ("days", "on"))
-    days = _days("".join(words.get("days", ["30"])))
+    text = "".join(words.get("days", ["30"]))
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= MOST_DAYS):
+        raise Refused(
+            400, f"days is {text[:20]!r}; expected 1 to {MOST_DAYS:,}", param="days", code="invalid_value"
+        )
+    days = int(text)
     own = call.key.name if call.key is not None and call.key.kind == "client" else None
 
     async def work() -> None:
@@ -63,14 +72,6 @@ async def _of_chats(call: HttpCall, days: int) -> dict[str, Any] | None:
         return None
     held = call.server.parts.setdefault(ChatUsage, ChatUsage())
     return await call.in_thread(held.sums, folder_of(call), days)
-
-
-def _days(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= MOST_DAYS):
-        raise Refused(
-            400, f"days is {text[:20]!r}; expected 1 to {MOST_DAYS:,}", param="days", code="invalid_value"
-        )
-    return int(text)
 
 
 def _ledger(server: Server) -> Path | None:
@@ -130,8 +131,7 @@ def _gateway(server: Server) -> Path | None:
     return server.models.live.path if isinstance(server.models, ServedGateway) else None
 
 
-# --- what the answers of a caller's chats took ------------------------------------------------------
-# Tokens and seconds by model and day, from their receipts.
+# --- what the answers of a caller's chats took, from their receipts ---------------------------------
 # For servers without a ledger. Requests of other programs leave no receipt here.
 
 MOST_CHATS = 2000  # that are read, the newest; a chat that did not change is read once
@@ -212,4 +212,65 @@ def _plain(sum: Answered) -> dict[str, Any]:
         "prompt": sum.prompt,
         "completion": sum.completion,
         "seconds": round(sum.seconds, 3),
+    }
+
+
+# --- keys of this server: list, make, revoke, as `freehold keys` does and in the same file ----------
+
+Quota = Annotated[str, Meta(max_length=40)]
+
+
+class KeyRequest(Struct, kw_only=True):
+    """A key to make, with the options of `freehold keys add`."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    models: Annotated[list[Annotated[str, Meta(min_length=1, max_length=256)]], Meta(max_length=256)] = []
+    rate: Quota = ""
+    tokens: Quota = ""
+    admin: bool = False
+
+
+async def keys(call: HttpCall) -> None:
+    """List the keys: scope, limits, and tokens spent today."""
+    spent = call.server.accounts.today()
+    rows = [_key_row(key, spent.get(key.name, 0)) for key in call.server.guard.keys.all()]
+    await call.answer({"keys": rows}, 200, [NO_STORE])
+
+
+async def add(call: HttpCall) -> None:
+    """Make a key; its secret is in this answer and nowhere else."""
+    request, _ = await call.struct(KeyRequest)
+    if request.admin and (request.models or request.rate or request.tokens):
+        raise Refused(400, "an admin key cannot use models, so it has no models, rate or tokens")
+    secret = new_secret()
+    key = made(
+        request.name,
+        secret,
+        admin=request.admin,
+        models=request.models,
+        rate=request.rate,
+        tokens=request.tokens,
+    )
+    await asyncio.to_thread(call.server.guard.keys.add, key)
+    await call.answer({**_key_row(key, 0), "key": secret}, 201, [NO_STORE])
+
+
+async def revoke(call: HttpCall) -> None:
+    """Revoke a key: its requests and sessions are refused from now on; its token counts are kept."""
+    name = call.scope["path_params"]["name"]
+    if call.server.guard.keys.named(name) is None:
+        raise Refused(404, f"there is no key {name[:80]!r}", code="no_key")
+    await asyncio.to_thread(call.server.guard.keys.remove, name)
+    await call.answer({"name": name}, 200, [NO_STORE])
+
+
+def _key_row(key: Key, spent: int) -> dict[str, Any]:
+    return {
+        "name": key.name,
+        "kind": key.kind,
+        "models": list(key.models),
+        "rate": key.rate or None,
+        "tokens": key.tokens or None,
+        "spent_today": spent,
+        "created": key.created,
     }

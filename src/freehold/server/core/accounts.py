@@ -83,28 +83,23 @@ class Accounts:
         self._counting: Counter[str] = Counter()
         self._reserved: Counter[str] = Counter()
         self._given_back: dict[str, asyncio.Event] = {}  # name -> set when some of its reserved tokens are
-        self._spent = {
-            self._day(): self._read(self._day())
-        }  # day -> name -> tokens; more than one while unsaved
+        # day -> name -> tokens; more than one day while unsaved
+        self._spent = {self._day(): self._read(self._day())}
         self._unsaved: set[int] = set()
-        self._trouble, self._failing_since = "", 0.0
+        self.trouble = ""  # why the accounts cannot be saved now; "" while they can
+        self._failing_since = 0.0
 
     @property
     def failing_s(self) -> float:
         """Seconds for which they could not be saved."""
-        return self._clock() - self._failing_since if self._trouble else 0.0
-
-    @property
-    def trouble(self) -> str:
-        """Why the accounts cannot be saved now; "" while they can."""
-        return self._trouble
+        return self._clock() - self._failing_since if self.trouble else 0.0
 
     def unsaved(self) -> str:
         """Return a sentence about accounts that cannot be saved now; "" while they can."""
-        if not self._trouble:
+        if not self.trouble:
             return ""
         return (
-            f"token counts of keys cannot be saved ({self._trouble}) for {self.failing_s:.0f} s; "
+            f"token counts of keys cannot be saved ({self.trouble}) for {self.failing_s:.0f} s; "
             "they are kept in memory and saved once the disk has room"
         )
 
@@ -128,11 +123,14 @@ class Accounts:
                 self._write(day, dict(self._spent[day]))
             except OSError as e:
                 self._unsaved.add(day)
-                return self._failed(e)
-        if self._trouble:
+                if not self.trouble:
+                    self._failing_since = self._clock()
+                    _log.error("token counts of keys cannot be saved, and are kept in memory: %s", e)
+                self.trouble = e.strerror or str(e)
+                return
+        if self.trouble:
             _log.warning("token counts of keys were saved again, after %.0f s", self.failing_s)
-            self._trouble = ""
-        return None
+            self.trouble = ""
 
     def _forget_saved(self) -> None:
         """Forget the days that are saved and over. Not while they are saved, which is in another thread."""
@@ -143,12 +141,6 @@ class Accounts:
         path = self._file(day)
         private.folder(path.parent)
         write_json(path, spent)
-
-    def _failed(self, e: OSError) -> None:
-        if not self._trouble:
-            self._failing_since = self._clock()
-            _log.error("token counts of keys cannot be saved, and are kept in memory: %s", e)
-        self._trouble = e.strerror or str(e)
 
     def close(self) -> None:
         """Save what is left."""

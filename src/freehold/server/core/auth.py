@@ -7,13 +7,17 @@ Path: cli/serve -> check_bind; Gate -> Guard.check -> Key; Endpoint -> Guard.che
 from __future__ import annotations
 
 import ipaddress
+import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from hmac import compare_digest
+from pathlib import Path
 from typing import Literal, Protocol
 
-from freehold.errors import UsageError
+from freehold import private
+from freehold.errors import StoreError, UsageError
 from freehold.server.core.keys import Key, Ring, hashed
 from freehold.server.core.problems import Refused
 
@@ -198,12 +202,8 @@ class Guard:
         key = self.keys.find(token) if token else None
         if key is None:
             problem = "the key is not one of this server's" if token else "this server needs a key"
-            raise Refused(
-                401,
-                f"{problem}; send Authorization: Bearer KEY",
-                code="invalid_api_key",
-                headers=((b"www-authenticate", b"Bearer"),),
-            )
+            message = f"{problem}; send Authorization: Bearer KEY"
+            raise Refused(401, message, code="invalid_api_key", headers=((b"www-authenticate", b"Bearer"),))
         return key
 
     def _local(self, headers: Headers) -> None:
@@ -242,11 +242,10 @@ def _forbidden(message: str) -> Refused:
     return Refused(403, message, code="not_permitted")
 
 
-# --- whether a request comes from this server's own page --------------------------------------------
-# By what a browser says of it and no page can forge.
-# A browser adds Sec-Fetch-Site where the address is encrypted or this machine's, and Origin to what may
-# change something. Another port of this host is another origin and the same site, so only `same-origin`
-# counts, and Origin with its port.
+# --- whether a request comes from this server's own page, by what a browser says of it and no page can forge
+# A browser adds Sec-Fetch-Site where the address is encrypted or this machine's, and Origin to what may change
+# something. Another port of this host is another origin and the same site, so only `same-origin` counts, and Origin
+# with its port.
 
 
 def from_own_page(headers: Headers, *, tls: bool) -> bool:
@@ -283,3 +282,39 @@ def _is_ours(origin: bytes, headers: Headers, *, tls: bool | None) -> bool:
     scheme, _, authority = origin.lower().partition(b"://")
     expected = {True: (b"https",), False: (b"http",), None: (b"http", b"https")}[tls]
     return scheme in expected and bool(authority) and authority == headers.get(b"host", b"").lower()
+
+
+# --- the owner's token, which opens the owner's routes to programs without access to the Unix socket
+# It is in a file that only its user can read. The first server of a home makes it and the next ones keep it, so a
+# client gets it once. It opens what the socket opens: who can read it can reach the socket too.
+
+PREFIX = "fh-owner-"
+_MAX = 256  # bytes of the file
+
+
+def owner_token(path: Path) -> str:
+    """Return the token in `path`, made where there is none; UsageError for a file that others can read."""
+    try:
+        private.folder(path.parent)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{PREFIX}{secrets.token_urlsafe(24)}\n")
+    except FileExistsError:
+        pass
+    except OSError as e:
+        raise StoreError(f"the owner's token {path} cannot be written: {e.strerror}") from e
+    return _read(path)
+
+
+def _read(path: Path) -> str:
+    way_out = f"rm {path}, and the next server makes another one"
+    try:
+        with path.open("rb") as file:
+            status, data = os.fstat(file.fileno()), file.read(_MAX + 1)
+    except OSError as e:
+        raise UsageError(f"the owner's token {path} cannot be read: {e.strerror}", way_out) from e
+    if status.st_mode & 0o077 or status.st_uid != os.geteuid():
+        raise UsageError(f"others can read or replace the owner's token {path}", way_out)
+    token = data.decode("ascii", "replace").strip()
+    if not token.startswith(PREFIX) or len(token) < len(PREFIX) + 32 or len(data) > _MAX:
+        raise UsageError(f"{path} does not hold an owner's token", way_out)
+    return token

@@ -1,4 +1,4 @@
-"""Receives and parses request bodies within memory limits, for each caller and for all together.
+"""Request bodies, received and parsed within memory limits, and uploads; callers take turns at threads and at the loop.
 
 A body is charged by its bytes while it comes and by what it becomes once it is whole, until its request is answered.
 Beyond LOOP_BYTES it is parsed in a thread apart, one body of each caller at a time, so that the loop continues and no
@@ -10,10 +10,12 @@ Path: HttpCall.struct -> json_body -> read_body -> structure_of -> limits.parse 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from sys import getrefcount
 from typing import Any, TypeVar
 
@@ -21,10 +23,78 @@ import msgspec
 from starlette.types import Receive
 
 from freehold.server.core.limits import Gone, ServerLimits, parse, typed
-from freehold.server.core.numbers import values_beside
+from freehold.server.core.longjson import (
+    BodyStructure,
+    escapes,
+    exact_structure,
+    structure_of,
+    values_beside,
+    weight,
+)
 from freehold.server.core.problems import Refused
-from freehold.server.core.structure import BodyStructure, escapes, exact_structure, structure_of, weight
-from freehold.server.core.turns import CallerTurns
+from freehold.store import space
+
+# --- turns at what all callers share: of each caller at threads, and of requests at the loop --------
+
+
+class CallerTurns:
+    """`most`: turns that one caller has at a time; its other requests wait, in order."""
+
+    def __init__(self, most: int = 1) -> None:
+        self._most = most
+        self._gates: dict[str, tuple[asyncio.Semaphore, int]] = {}  # caller -> (gate, requests that it knows)
+
+    @asynccontextmanager
+    async def of(self, caller: str) -> AsyncIterator[None]:
+        """Hold a turn of a caller."""
+        gate, wanted = self._gates.get(caller) or (asyncio.Semaphore(self._most), 0)
+        self._gates[caller] = (gate, wanted + 1)
+        try:
+            async with gate:
+                yield
+        finally:
+            gate, wanted = self._gates.pop(caller)
+            if wanted > 1:
+                self._gates[caller] = (gate, wanted - 1)
+
+
+class LoopTurns:
+    """Lets `most` pieces of work of about a millisecond run in one turn of the loop; the others wait, in order.
+
+    A hundred requests that come at once took 50 to 100 ms of one turn, and what came then, /health too, waited for all.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self._most, self._taken, self._counting = most, 0, False
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def mine(self) -> None:
+        """Return in a turn of the loop that has time for more work."""
+        loop = asyncio.get_running_loop()
+        if not self._counting:
+            self._counting = True
+            loop.call_soon(self._next)
+        if self._taken < self._most and not self._waiting:
+            self._taken += 1
+            return
+        waiter = loop.create_future()
+        self._waiting.append(waiter)
+        await waiter
+
+    def _next(self) -> None:
+        """Begin to count another turn."""
+        self._taken = 0
+        while self._waiting and self._taken < self._most:
+            waiter = self._waiting.popleft()
+            if not waiter.done():  # it is where its request was cancelled
+                waiter.set_result(None)
+                self._taken += 1
+        self._counting = bool(self._taken)
+        if self._counting:
+            asyncio.get_running_loop().call_soon(self._next)
+
+
+# --- bodies -----------------------------------------------------------------------------------------
 
 _PLAIN = {str, int, float, bool, bytes, type(None)}
 _OURS = 2  # references of a value that only the name `value` holds: that one, and getrefcount's own
@@ -238,24 +308,16 @@ def _check_kind(headers: Headers) -> None:
         media_type.startswith(b"application/") and media_type.endswith(b"+json")
     ):
         problem = f"it is {media_type.decode('latin-1')[:60]!r}" if media_type else "there is none"
-        raise Refused(
-            415,
-            f"the body must come with the header Content-Type: application/json; {problem}",
-            code="not_json",
-            headers=((b"accept", b"application/json"),),
-        )
+        message = f"the body must come with the header Content-Type: application/json; {problem}"
+        raise Refused(415, message, code="not_json", headers=((b"accept", b"application/json"),))
     _check_encoding(headers)
 
 
 def _check_encoding(headers: Headers) -> None:
     coding = headers.get(b"content-encoding", b"identity").strip().lower()
     if coding not in (b"identity", b""):
-        raise Refused(
-            415,
-            f"the body is encoded as {coding.decode('latin-1')[:40]!r}; send it as it is",
-            code="encoded_body",
-            headers=((b"accept-encoding", b"identity"),),
-        )
+        message = f"the body is encoded as {coding.decode('latin-1')[:40]!r}; send it as it is"
+        raise Refused(415, message, code="encoded_body", headers=((b"accept-encoding", b"identity"),))
 
 
 def _check_stated(headers: Headers, most: int) -> None:
@@ -281,22 +343,73 @@ async def _whole(receive: Receive, limits: ServerLimits, holding: Holding) -> li
 
 
 def _no_room(status: int, why: str) -> Refused:
-    return Refused(
-        status,
-        f"{why}; ask again in a moment",
-        code="bodies_too_many",
-        headers=((b"retry-after", b"1"),),  # not closed: what still comes would reset it before this is read
-    )
+    message = f"{why}; ask again in a moment"
+    # Not closed: what still comes would reset it before this is read.
+    return Refused(status, message, code="bodies_too_many", headers=((b"retry-after", b"1"),))
 
 
 def _too_long(most: int) -> Refused:
-    return Refused(
-        413,
-        f"the body is longer than {most:,} bytes",
-        code="body_too_large",
-        headers=((b"connection", b"close"),),
-    )
+    message = f"the body is longer than {most:,} bytes"
+    return Refused(413, message, code="body_too_large", headers=((b"connection", b"close"),))
 
 
 def _too_slow(message: str) -> Refused:
     return Refused(408, message, headers=((b"connection", b"close"),))
+
+
+# --- uploads leave the disk its reserve: accounts, sessions, chats and the ledger are written there too
+# What uploads say they still have to write counts from their start, so that many at once fit together; of one
+# that does not say, and of a disk that others fill meanwhile, the room is looked at while it is written.
+
+EVERY = 4 << 20  # bytes of an upload between two looks at the disk
+
+
+@dataclass(slots=True)
+class Uploads:
+    """Bytes that uploads in progress have announced and not yet sent."""
+
+    coming: int = 0
+
+    @contextmanager
+    def into(self, folder: Path, headers: Mapping[bytes, bytes]) -> Iterator[Upload]:
+        """Begin an upload to `folder`. Raises Refused (507) where it would leave the disk less than its reserve."""
+        stated = headers.get(b"content-length", b"")
+        upload = Upload(self, folder, int(stated[:20]) if stated.isdigit() else 0)
+        self.coming += upload.coming
+        try:
+            upload.look()
+            yield upload
+        finally:
+            self.coming -= upload.coming
+
+
+@dataclass(slots=True)
+class Upload:
+    """One of them. `coming`: what it has announced and not yet sent."""
+
+    _all: Uploads
+    _folder: Path
+    coming: int
+    _since: int = 0  # bytes since the last look
+
+    def came(self, size: int) -> None:
+        """Count `size` bytes that are written next. Raises Refused (507) where the disk has no room for them."""
+        known = min(size, self.coming)
+        self.coming -= known
+        self._all.coming -= known
+        self._since += size
+        if self._since >= EVERY:
+            self.look()
+
+    def look(self) -> None:
+        """Raise Refused (507) unless the disk has room for what uploads announced, beside its reserve."""
+        left = space.left_for_uploads(self._folder)
+        if left < self._all.coming or left <= 0:
+            raise Refused(
+                507,
+                f"the server's disk has {space.human(max(left, 0))} for uploads, and those in progress announced "
+                f"{space.human(self._all.coming)} more; send less, or ask again when its owner has freed space",
+                code="disk_full",
+                headers=((b"connection", b"close"),),
+            )
+        self._since = 0

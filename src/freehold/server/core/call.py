@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -25,22 +26,26 @@ from starlette.types import Receive, Scope, Send
 from freehold.errors import EngineClosed, UsageError
 from freehold.server.core.accounts import Accounts
 from freehold.server.core.auth import CONSOLE, Audience, Guard
-from freehold.server.core.bodies import Bodies, Holding, body_pieces, json_body
+from freehold.server.core.bodies import (
+    Bodies,
+    CallerTurns,
+    Holding,
+    LoopTurns,
+    Uploads,
+    body_pieces,
+    json_body,
+)
 from freehold.server.core.keys import Key
 from freehold.server.core.limits import Gone, ServerLimits, one_address
-from freehold.server.core.problems import Problem, Wording, forget_frames, openai_error, problem
-from freehold.server.core.protocols import protocol_of
+from freehold.server.core.problems import Problem, Refused, Wording, forget_frames, openai_error, problem
 from freehold.server.core.scope import NamingDirectory, ScopedDirectory
-from freehold.server.core.turns import CallerTurns, LoopTurns
-from freehold.server.core.uploads import Uploads
-from freehold.server.core.work import RequestWork
 from freehold.serving import ModelDirectory, ModelManager, Origin
 
 if TYPE_CHECKING:
     from freehold.server.core.connections import Presence
-    from freehold.server.core.health import Health
-    from freehold.server.core.metrics import Metrics
+    from freehold.server.core.metrics import Health, Metrics
     from freehold.store import Store
+
 
 T = TypeVar("T", bound=msgspec.Struct)
 P = TypeVar("P")
@@ -92,9 +97,8 @@ class Server:
     loop_turns: LoopTurns = field(default_factory=LoopTurns)
     requests: Counter[str] = field(default_factory=Counter)  # caller -> its requests in progress
     calls: set[ServerCall] = field(default_factory=set)  # those with a running job
-    parts: dict[type, Any] = field(
-        default_factory=dict
-    )  # what protocols keep, by its class; serve.py fills it, or they do at its first use
+    # What protocols keep, by its class; serve.py fills it, or they do at its first use.
+    parts: dict[type, Any] = field(default_factory=dict)
     ending: list[Callable[[], Awaitable[None]]] = field(default_factory=list)  # what ends with the server
     watched: list[Callable[[], str]] = field(default_factory=list)  # each returns a trouble, or ""
 
@@ -128,9 +132,8 @@ class ServerCall:
         self.owner = False  # Gate fills it in
         self.address = ""  # of the client, where it has one
         self.method, self.path, self.route = "", "", "other"
-        self.statuses: Mapping[
-            int, int
-        ] = {}  # where a protocol has a number of its own for one of problems.py
+        # Where a protocol has a number of its own for one of problems.py.
+        self.statuses: Mapping[int, int] = {}
         self.fields: Mapping[str, str] = {}  # a Job's field -> the name it has here, if any, for errors
         self.status = 0  # 0: nothing was sent
         self.code = ""  # of the error it was answered with
@@ -245,10 +248,15 @@ class HttpCall(ServerCall):
         if LABEL_HEADER not in self.headers:
             return self.inherited
         headers = (value.decode("latin-1") for name, value in self.scope["headers"] if name == LABEL_HEADER)
-        named = labels_in(
-            ",".join(headers)
-        )  # a header without any beside one that has some counts for nothing
+        named = labels_in(",".join(headers))  # an empty header beside one that has some counts for nothing
         return tuple(dict.fromkeys((*self.inherited, *named)))
+
+    def part(self, kind: type[P], status: int, message: str, code: str) -> P:
+        """Return what a protocol keeps under this class; Refused where this server was started without it."""
+        part = self.server.part(kind)
+        if part is None:
+            raise Refused(status, message, code=code)
+        return part
 
     async def struct(self, kind: type[T], limits: ServerLimits | None = None) -> tuple[T, dict[str, Any]]:
         """Read the body; return it as `kind`, which the route must have declared, and as it came.
@@ -410,7 +418,7 @@ class HttpCall(ServerCall):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An ASGI application around `handle`; starlette calls it as it is. openapi.py describes it by its fields."""
+    """An ASGI application around `handle`; starlette calls it as it is. app.py describes it by its fields."""
 
     path: str
     handle: Callable[[HttpCall], Awaitable[None]]
@@ -468,3 +476,38 @@ def endpoint_of(route: Route) -> Endpoint:
     """Return what a route of ours was made with."""
     assert isinstance(route.endpoint, Endpoint)
     return route.endpoint
+
+
+@dataclass(slots=True)
+class RequestWork:
+    """What a request had done: handlers fill it in as they learn of it. Seconds run from its arrival."""
+
+    model: str = ""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    answer_tokens: int = 0
+    answers: int = 0
+    first_s: float | None = None  # of the first token
+    last_s: float = 0.0
+
+    def came(self, tokens: int, at_s: float) -> None:
+        """Note tokens of an answer."""
+        if self.first_s is None:
+            self.first_s = at_s
+        self.answer_tokens += tokens
+        self.last_s = at_s
+
+    @property
+    def tok_s(self) -> float | None:
+        """Tokens a second after the first of each answer, all answers together; None where there is none to count."""
+        later, spent = self.answer_tokens - max(self.answers, 1), self.last_s - (self.first_s or 0.0)
+        return later / spent if later > 0 and spent > 0 else None
+
+
+_PROTOCOLS = {"/api/": "ollama", "/v1/messages": "anthropic", "/v1/": "openai", "/console/": "console"}
+
+
+@lru_cache(256)
+def protocol_of(path: str) -> str:
+    """Return which protocol a path belongs to, as the log and a request's origin name it; freehold for any other."""
+    return next((name for start, name in _PROTOCOLS.items() if path.startswith(start)), "freehold")

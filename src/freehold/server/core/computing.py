@@ -15,8 +15,8 @@ from dataclasses import replace
 
 from freehold.errors import DeadlineExceeded, EngineClosed, EngineLost, Overloaded, SlowReader
 from freehold.server.core.call import ServerCall
+from freehold.server.core.fields import Pictures
 from freehold.server.core.metrics import PerModel
-from freehold.server.core.pictures import Pictures
 from freehold.server.core.problems import Refused, problem
 from freehold.server.core.receipt import Tally
 from freehold.serving import MAX_SCORES, Begin, Job, ModelHandle, ModelInfo, Stream, prefill_of
@@ -111,13 +111,7 @@ class Computing:
         left = None if job.timeout_s is None else max(job.timeout_s - self.tally.passed_s, 0.001)
         return replace(job, timeout_s=left, client=self.call.caller)
 
-    async def _follow_in_turn(
-        self,
-        served: ModelHandle,
-        job: int,
-        opened: Opened,
-        sink: Sink,
-    ) -> None:
+    async def _follow_in_turn(self, served: ModelHandle, job: int, opened: Opened, sink: Sink) -> None:
         limit = self.jobs[job].timeout_s
         try:
             async with self._abreast:
@@ -127,13 +121,7 @@ class Computing:
                 raise
             raise DeadlineExceeded(f"{e.message}; the request's own limit is {limit:g} s", e.hint) from None
 
-    async def _follow(
-        self,
-        served: ModelHandle,
-        job: int,
-        opened: Opened,
-        sink: Sink,
-    ) -> None:
+    async def _follow(self, served: ModelHandle, job: int, opened: Opened, sink: Sink) -> None:
         stream = self._stream = await self._started(served, job)
         try:
             self._check_scores(self.jobs[job], stream.begin)

@@ -22,10 +22,7 @@ from freehold.server.core.limits import ServerLimits, one_address
 from freehold.server.core.problems import Refused, Wording, openai_error, problem
 
 # Two of them contradict each other, and what is checked might not be what is used.
-SINGLE = {
-    *(b"host", b"origin", b"authorization", b"x-api-key"),
-    *(b"content-type", b"content-length", b"content-encoding"),
-}
+SINGLE = set(b"host origin authorization x-api-key content-type content-length content-encoding".split())
 SPARE = "spare"  # no address: the group of those that are let in for probes
 # Requests that a client may send before the answers to those before them, in one connection: a read of 256 KB holds
 # 6,000, which take 12 MB and a quarter of a second to parse.
@@ -142,9 +139,8 @@ class Guarded(HttpToolsProtocol):
     _head_bytes = 0  # of it, as far as it is parsed
     _body = 0  # bytes of the body,
     _chunks = 0  # its chunks,
-    _framing = (
-        0  # and bytes of their heads, extensions and trailers, or of what follows a request and begins none
-    )
+    # and bytes of their heads, extensions and trailers, or of what follows a request and begins none
+    _framing = 0
     _refusal: Refused | None = None
     _presence: Presence
     _timer: asyncio.TimerHandle | None = None
@@ -204,7 +200,8 @@ class Guarded(HttpToolsProtocol):
         super().on_header(name, value)
         self._count(len(name) + len(value) + len(b": \r\n"))
         if len(self.headers) > self.door.limits.headers:
-            self._refuse(_too_many_headers(self.door.limits.headers))
+            message = f"there are more than {self.door.limits.headers:,} headers; send fewer"
+            self._refuse(Refused(431, message, code="headers_too_large"))
 
     def on_headers_complete(self) -> None:
         self._check_single()
@@ -325,19 +322,13 @@ def full(limits: ServerLimits) -> bytes:
 
 
 def _too_long(most: int) -> Refused:
-    return Refused(
-        431,
-        f"the headers are longer than {most:,} bytes; send fewer or shorter ones",
-        code="headers_too_large",
-    )
+    message = f"the headers are longer than {most:,} bytes; send fewer or shorter ones"
+    return Refused(431, message, code="headers_too_large")
 
 
 def _too_fine() -> Refused:
-    return Refused(
-        400,
-        "the body comes in too many small chunks, or with too much beside them; send longer chunks",
-        code="body_framing",
-    )
+    message = "the body comes in too many small chunks, or with too much beside them; send longer chunks"
+    return Refused(400, message, code="body_framing")
 
 
 def _too_many_pipelined() -> Refused:
@@ -347,10 +338,6 @@ def _too_many_pipelined() -> Refused:
         "send fewer ahead of their answers",
         code="pipelined_too_many",
     )
-
-
-def _too_many_headers(most: int) -> Refused:
-    return Refused(431, f"there are more than {most:,} headers; send fewer", code="headers_too_large")
 
 
 def _answer(e: Refused, wording: Wording = openai_error) -> bytes:

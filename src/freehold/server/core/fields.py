@@ -1,26 +1,43 @@
-"""What the fields of several protocols have in common: bounds, priorities, and warnings about fields that are unknown.
+"""What fields of several protocols have in common: bounds, priorities, keep_alive, schemas, embeddings, pictures.
 
-Knows types and numbers of the wire; knows no protocol's own fields and no route.
+Knows types and numbers of the wire, and warns of unknown fields; knows no protocol's own fields and no route.
 Path: a protocol's structs -> these types; a handler -> unknown -> warnings
 """
 
 from __future__ import annotations
 
+import binascii
+import dataclasses
+import json
 import math
-from collections.abc import Iterable
-from typing import Annotated
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, TypeVar
 
-from msgspec import Meta
+import msgspec
+from msgspec import Meta, Struct
 
 from freehold.config import nearest
-from freehold.types import Priority
+from freehold.server.core.problems import Refused
+from freehold.serving import MAX_TEXTS, ModelInfo, Vectors
+from freehold.types import MAX_FORMAT_CHARS, Format, Image, Priority, SamplingParams
 
 FORCED = 1 << 30  # more tokens than any context holds
 MAX_SEED = (1 << 63) - 1
 LEAST_MASS = 1e-6  # the top_p that stands for 0: the most probable token alone
+# Levels of reasoning that clients name -> the three that templates know.
+EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}
 ESTIMATED = "the number of tokens is estimated from characters: nothing here counts those of this model"
 MAX_WARNINGS = 20  # about the fields of one request
 _SHOWN = 60  # characters of a field's name in a warning
+_SAMPLING = tuple(each.name for each in dataclasses.fields(SamplingParams))
+
+
+def doc(text: str) -> Meta:
+    """Describe a field, for docs/reference/http.md and the OpenAPI document."""
+    return Meta(description=text)
+
 
 Count = Annotated[int, Meta(ge=0, le=FORCED)]
 Name = Annotated[str, Meta(min_length=1, max_length=512)]
@@ -28,8 +45,14 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 TokenId = Annotated[int, Meta(ge=0, le=0x7FFFFFFF)]
 Rank = Annotated[
     Priority | Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)] | None,
-    Meta(description="`batch` runs on capacity that interactive requests leave; a number above 0 is batch."),
+    doc("`batch` runs on capacity that interactive requests leave; a number above 0 is batch."),
 ]
+
+
+def sampling_of(request: Struct) -> dict[str, Any]:
+    """Return the fields of SamplingParams that a request gives, whatever protocol it is of."""
+    settings = {name: v for name in _SAMPLING if (v := getattr(request, name, None)) is not None}
+    return {**settings, "top_p": LEAST_MASS} if settings.get("top_p") == 0 else settings
 
 
 def priority(value: Priority | int | None) -> Priority:
@@ -53,3 +76,190 @@ def ignored(name: str, place: str) -> str:
 def finite(logprob: float) -> float:
     """Return a number JSON can hold: a token forbidden by a bias has minus infinity, which vLLM writes as -9999."""
     return logprob if math.isfinite(logprob) else -9999.0
+
+
+# --- keep_alive, which Ollama brought into use and every surface here takes -------------------------
+
+_FOR_EVER = 100 * 365 * 86400.0  # seconds; what is longer ends on no date that can be written
+MAX_DURATION = 256  # characters: eight numbers with their units, and blanks
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(-?)((?:\d{1,12}(?:\.\d{1,9})?(?:ns|us|µs|ms|s|m|h)){1,8})")
+_PIECE = re.compile(r"([\d.]+)(ns|us|µs|ms|s|m|h)")
+
+
+def seconds(value: float | str | None) -> float | None:
+    """Read keep_alive: seconds, or a duration as Go writes it ("1h30m"); a negative one means for ever."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if len(value) > MAX_DURATION:
+            raise _bad_duration(value)
+        match = _DURATION.fullmatch(value.strip())
+        if match is None:
+            try:
+                value = float(value)
+            except ValueError:
+                raise _bad_duration(value) from None
+        else:
+            value = math.fsum(float(n) * _UNITS[u] for n, u in _PIECE.findall(match[2])) * (
+                -1 if match[1] else 1
+            )
+    if math.isnan(value):
+        raise _bad_duration("nan")
+    return math.inf if value > _FOR_EVER else value
+
+
+def _bad_duration(value: str) -> Refused:
+    return Refused(
+        400, f"keep_alive is {value[:60]!r}; expected seconds or a duration such as '10m'", param="keep_alive"
+    )
+
+
+# --- JSON schemas of answers and of arguments of tools: measured here, and passed on as parsed ------
+
+S = TypeVar("S")
+_ON_THE_WIRE = range(-(2**63), 2**64)  # integers that msgpack has
+_LONG_DIGITS = re.compile(rb"\d{19}")  # no shorter integer is outside it
+
+
+def schema_format(schema: dict[str, Any] | bool, at: str) -> Format:
+    """Return the format of the JSON schema that is at `at` in the request."""
+    return Format("json_schema", bounded(schema, at))
+
+
+def bounded(schema: S, at: str) -> S:
+    """Return the schema, or what holds one. Raises Refused for more than MAX_FORMAT_CHARS as JSON."""
+    text = msgspec.json.encode(schema)
+    if len(text) > MAX_FORMAT_CHARS:
+        raise Refused(400, f"{at} has {len(text):,} bytes; expected at most {MAX_FORMAT_CHARS:,}", param=at)
+    if not _LONG_DIGITS.search(text):
+        return schema
+    return msgspec.convert(json.loads(text, parse_int=_number), type(schema))
+
+
+def _number(digits: str) -> int | float:
+    """Return an integer, or the nearest float where it has more than 64 bits, as the compiler of grammars takes it."""
+    number = int(digits)
+    return number if number in _ON_THE_WIRE else float(digits)
+
+
+# --- embeddings: how many texts, vectors as numbers, texts that were cut ----------------------------
+
+MAX_DIMENSIONS = 1 << 16
+NUMBER = 21  # bytes of a float32 as JSON, with its comma
+
+
+def check_count(name: str, texts: Sequence[object]) -> None:
+    """Raise Refused for no text, and for more than a request may hold."""
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        raise Refused(400, f"{name} has {len(texts):,} texts; expected 1 to {MAX_TEXTS:,}", param=name)
+
+
+def cut_warnings(vectors: Vectors) -> list[str]:
+    """Return a warning that names the texts that were cut, by their numbers; none where all were whole."""
+    if not vectors.cut:
+        return []
+    shown = ", ".join(map(str, vectors.cut[:20])) + (", ..." if len(vectors.cut) > 20 else "")
+    return [f"{len(vectors.cut)} texts were cut to the context, as asked: {shown}"]
+
+
+def as_numbers(vectors: Vectors) -> list[msgspec.Raw]:
+    """Return each vector as JSON numbers: one call for all of them would hold the interpreter for long."""
+    rows = struct.iter_unpack(f"<{vectors.width}f", vectors.data)
+    return [msgspec.Raw(msgspec.json.encode(row)) for row in rows]
+
+
+def json_size(vectors: Vectors) -> int:
+    """Return about how many bytes the vectors take as JSON."""
+    return NUMBER * (len(vectors.data) // 4)
+
+
+# --- the base of the structs that say what whole answers look like, for the OpenAPI document --------
+# Handlers build plain objects and do not know these structs; tests/server/test_openapi.py compares the two by field.
+
+
+class WireReply(Struct, kw_only=True, forbid_unknown_fields=True):
+    """An object with these fields and no others."""
+
+
+# --- pictures in requests ---------------------------------------------------------------------------
+# Counted and bounded here, whatever a protocol calls them; an address is never fetched.
+# A request with pictures is refused once its model is known, and only where that reads text alone.
+
+MAX_PICTURES = 100  # of one request, as providers take
+MAX_PICTURE_BYTES = 10 << 20  # of one; a body has at most 16 MiB, in which base64 leaves room for 12
+MAX_ADDRESS = 8192  # characters of a URL
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+# How base64 of each format begins. RIFF, WebP's, begins sound files too, which its provider refuses.
+_MAGIC = (
+    ("iVBORw0KGgo", "image/png"),
+    ("/9j/", "image/jpeg"),
+    ("R0lGOD", "image/gif"),
+    ("UklGR", "image/webp"),
+)
+
+
+class Pictures:
+    """The pictures of one request, as far as it was read."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._first = ""  # place of the first one, and what it is called there
+
+    def at_url(self, url: str, where: str, kind: str, detail: str = "") -> Image:
+        """Read a `data:` URL, or keep an address. Raises Refused for any other."""
+        if url.startswith("data:"):
+            head, _, data = url[5:].partition(",")
+            media_type, _, coding = head.partition(";")
+            if coding != "base64":
+                types = ", ".join(MEDIA_TYPES)
+                raise _unsupported(f"{where} has a data: URL; expected one of {types} in base64", where)
+            return self._read(media_type, data, where, kind, detail)
+        if not url.startswith(("https://", "http://")):
+            raise _unsupported(f"{where} has the URL {url[:40]!r}; expected data:, https: or http:", where)
+        if len(url) > MAX_ADDRESS:
+            raise _unsupported(
+                f"{where} has a URL of {len(url):,} characters; expected {MAX_ADDRESS:,}", where
+            )
+        self._add(where, kind)
+        return Image(url=url, detail=detail)
+
+    def in_base64(self, media_type: str, data: str, where: str, kind: str) -> Image:
+        """Read base64; a `media_type` of "" is found by how the picture begins. Raises Refused."""
+        kind_of_picture = media_type or next((name for magic, name in _MAGIC if data.startswith(magic)), "")
+        return self._read(kind_of_picture, data, where, kind, "")
+
+    def check(self, info: ModelInfo) -> None:
+        """Raise Refused where there are pictures and the model reads text alone."""
+        if self._count and not info.can_see:
+            where = self._first.partition(" ")[0]
+            raise _unsupported(f"{self._first}; {info.name} reads text so far", where)
+
+    def _read(self, media_type: str, data: str, where: str, kind: str, detail: str) -> Image:
+        if media_type not in MEDIA_TYPES:
+            types = ", ".join(MEDIA_TYPES)
+            raise _unsupported(f"{where} is of media type {media_type[:40]!r}; expected {types}", where)
+        size = len(data) * 3 // 4
+        if size > MAX_PICTURE_BYTES:
+            raise _unsupported(f"{where} has {size:,} bytes; expected at most {MAX_PICTURE_BYTES:,}", where)
+        try:
+            binascii.a2b_base64(data, strict_mode=True)
+        except ValueError:
+            raise _unsupported(f"{where} is not base64", where) from None
+        self._add(where, kind)
+        return Image(media_type, data, detail=detail)
+
+    def _add(self, where: str, kind: str) -> None:
+        self._first = self._first or f"{where} is of type {kind!r}"
+        self._count += 1
+        if self._count > MAX_PICTURES:
+            raise _unsupported(f"{where} is picture {self._count}; expected at most {MAX_PICTURES}", where)
+
+
+def parts_of(pieces: Sequence[str | Image]) -> tuple[str | Image, ...]:
+    """Return a message's parts; none where there is no picture among them."""
+    return tuple(pieces) if any(isinstance(piece, Image) for piece in pieces) else ()
+
+
+def _unsupported(message: str, where: str) -> Refused:
+    return Refused(400, message, param=where, code="unsupported_content")

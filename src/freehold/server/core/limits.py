@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
-from freehold.server.core.numbers import decoded
+from freehold.server.core.longjson import decoded
 from freehold.server.core.problems import Refused
 
 MAX_DEPTH = 64  # nested lists and objects in a body: a schema has two a level, all else at most five
@@ -68,13 +68,11 @@ class ServerLimits:
     connections: int = 2048  # where none is idle, one more is let in to ask for /health and /ready alone,
     held_back: int = 16  # and this many of those;
     address_connections: int = 512  # of one address: beyond, its oldest idle one is closed
-    waiting: int = (
-        1024  # accepted, until the loop comes to them; beyond, the oldest of the address with most goes
-    )
+    # Accepted, until the loop comes to them; beyond, the oldest of the address with most goes.
+    waiting: int = 1024
     backlog: int = 4096  # that the kernel holds until they are accepted
-    caller_requests: int = (
-        256  # in progress, of one key or of one address without keys: half of a model's queue
-    )
+    # In progress, of one key or of one address without keys: half of a model's queue.
+    caller_requests: int = 256
 
 
 def parse(body: bytes) -> dict[str, Any]:

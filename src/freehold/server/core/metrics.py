@@ -1,17 +1,19 @@
-"""Counts and times for Prometheus, under vLLM's names where it has one, under freehold_ where it has none.
+"""What monitoring sees: liveness, and counts and times for Prometheus, under vLLM's names where it has one.
 
 A scrape reads the engines' own counters from their latest stats; what only the HTTP side sees (first token, gaps,
 whole answers, statuses) is kept here in plain lists, because a histogram is fed once per chunk.
-Path: computing.py -> Metrics.of -> PerModel; GET /metrics -> Metrics.exposition
+Path: computing.py -> Metrics.of -> PerModel; GET /metrics -> Metrics.exposition; GET /health -> Health.stuck
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from operator import attrgetter
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -82,50 +84,13 @@ def _cumulative(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[st
     return [*zip(names, accumulate(map(float, counts or [0] * len(names))), strict=True)]
 
 
-# (attribute of PerModel, exported name, bounds, help)
-_TIMES = (
-    ("first", "vllm:time_to_first_token_seconds", FIRST_TOKEN, "From the request to its first chunk."),
-    ("gap", "vllm:inter_token_latency_seconds", GAP, "Between two chunks of an answer, per token."),
-    (
-        "per_token",
-        "vllm:request_time_per_output_token_seconds",
-        GAP,
-        "Mean gap within an answer.",
-    ),
-    ("whole", "vllm:e2e_request_latency_seconds", WHOLE, "From the request to its last chunk."),
-    ("queue", "vllm:request_queue_time_seconds", WHOLE, "Seconds until a step first took the request."),
-    ("inference", "vllm:request_inference_time_seconds", WHOLE, "Seconds of prefill and decoding."),
-    ("prefill", "vllm:request_prefill_time_seconds", WHOLE, "Seconds of steps with the prompt's prefill."),
-    ("decode", "vllm:request_decode_time_seconds", WHOLE, "Seconds of steps that decoded the answer."),
-    ("prompt", "vllm:request_prompt_tokens", TOKENS, "Tokens of a prompt."),
-    ("generated", "vllm:request_generation_tokens", TOKENS, "Tokens of an answer."),
-    (
-        "computed",
-        "vllm:request_prefill_kv_computed_tokens",
-        TOKENS,
-        "Tokens of a prompt that were not cached.",
-    ),
-    ("longest", "vllm:request_max_num_generation_tokens", TOKENS, "Tokens of a request's longest answer."),
-    ("preemptions", "vllm:request_num_preemptions", TIMES, "Times a request's sequences were preempted."),
-    ("n", "vllm:request_params_n", ANSWERS, "Answers a request asked for."),
-    (
-        "most",
-        "vllm:request_params_max_tokens",
-        TOKENS,
-        "Tokens an answer could have, by request and context.",
-    ),
-)
 # (field of EngineStats, exported name, help)
 _GAUGES = (
     ("running", "vllm:num_requests_running", "Sequences that hold cache blocks."),
     ("waiting", "vllm:num_requests_waiting", "Sequences that wait to be scheduled."),
     ("blocks", "freehold_cache_blocks", "Blocks of the cache."),
     ("blocks_live", "freehold_cache_blocks_live", "Cache blocks of running sequences."),
-    (
-        "blocks_shared",
-        "freehold_cache_blocks_shared",
-        "Cache blocks that several running sequences share.",
-    ),
+    ("blocks_shared", "freehold_cache_blocks_shared", "Cache blocks that several running sequences share."),
     ("blocks_cached", "freehold_cache_blocks_cached", "Cache blocks kept for prefixes of later prompts."),
     ("states", "freehold_cache_states", "Slots for states of recurrent layers; 0 where a model has none."),
     ("states_live", "freehold_cache_states_live", "State slots of running sequences."),
@@ -154,58 +119,61 @@ _COUNTERS = (
     ("drafted_tokens", "vllm:spec_decode_num_draft_tokens", "Draft tokens that were verified."),
     ("accepted_tokens", "vllm:spec_decode_num_accepted_tokens", "Draft tokens that were accepted."),
 )
+# All of an engine's series of one number: (kind, attribute of LoadedInfo, exported name, help).
 _Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
-_OTHERS: tuple[tuple[str, str, _Kind, Callable[[LoadedInfo], float]], ...] = (
-    (
-        "vllm:kv_cache_usage_perc",
-        "Share of the cache in use, 0 to 1.",
-        GaugeMetricFamily,
-        lambda m: m.stats.blocks_live / m.stats.blocks if m.stats.blocks else 0.0,
-    ),
-    (
-        "freehold_model_memory_bytes",
-        "Weights and cache.",
-        GaugeMetricFamily,
-        lambda m: m.info.memory_bytes,
-    ),
-    ("freehold_requests_in_flight", "Requests not ended yet.", GaugeMetricFamily, lambda m: m.in_flight),
-    (
-        "freehold_engine_restarts",
-        "Times an engine process died and was started again.",
-        CounterMetricFamily,
-        lambda m: m.restarts,
-    ),
-    (
-        "freehold_slow_readers",
-        "Streams whose reader fell behind.",
-        CounterMetricFamily,
-        lambda m: m.slow_readers,
-    ),
+_GAUGE, _COUNTER = GaugeMetricFamily, CounterMetricFamily
+_SERIES: tuple[tuple[_Kind, str, str, str], ...] = (
+    *((_GAUGE, f"stats.{field}", name, help) for field, name, help in _GAUGES),
+    *((_COUNTER, f"stats.{field}", name, help) for field, name, help in _COUNTERS),
+    (_GAUGE, "info.memory_bytes", "freehold_model_memory_bytes", "Weights and cache."),
+    (_GAUGE, "in_flight", "freehold_requests_in_flight", "Requests not ended yet."),
+    (_COUNTER, "restarts", "freehold_engine_restarts", "Times an engine process died and was started again."),
+    (_COUNTER, "slow_readers", "freehold_slow_readers", "Streams whose reader fell behind."),
 )
+
+
+class Series:
+    """A histogram of each PerModel, made at its first use, and how it is exported."""
+
+    def __init__(self, name: str, bounds: Sequence[float], help: str) -> None:
+        self.name, self.bounds, self.help = name, bounds, help
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self.attribute = attribute
+
+    def __get__(self, record: PerModel, owner: type) -> Histogram:
+        histogram = record.__dict__[self.attribute] = Histogram(self.bounds)
+        return histogram
 
 
 class PerModel:
     """What the HTTP side saw of one model's answers."""
 
-    first: Histogram
-    gap: Histogram
-    per_token: Histogram
-    whole: Histogram
-    queue: Histogram
-    inference: Histogram
-    prefill: Histogram
-    decode: Histogram
-    prompt: Histogram
-    generated: Histogram
-    computed: Histogram
-    longest: Histogram
-    preemptions: Histogram
-    n: Histogram
-    most: Histogram
+    first = Series("vllm:time_to_first_token_seconds", FIRST_TOKEN, "From the request to its first chunk.")
+    gap = Series("vllm:inter_token_latency_seconds", GAP, "Between two chunks of an answer, per token.")
+    per_token = Series("vllm:request_time_per_output_token_seconds", GAP, "Mean gap within an answer.")
+    whole = Series("vllm:e2e_request_latency_seconds", WHOLE, "From the request to its last chunk.")
+    queue = Series("vllm:request_queue_time_seconds", WHOLE, "Seconds until a step first took the request.")
+    inference = Series("vllm:request_inference_time_seconds", WHOLE, "Seconds of prefill and decoding.")
+    prefill = Series(
+        "vllm:request_prefill_time_seconds", WHOLE, "Seconds of steps with the prompt's prefill."
+    )
+    decode = Series("vllm:request_decode_time_seconds", WHOLE, "Seconds of steps that decoded the answer.")
+    prompt = Series("vllm:request_prompt_tokens", TOKENS, "Tokens of a prompt.")
+    generated = Series("vllm:request_generation_tokens", TOKENS, "Tokens of an answer.")
+    computed = Series(
+        "vllm:request_prefill_kv_computed_tokens", TOKENS, "Tokens of a prompt that were not cached."
+    )
+    longest = Series(
+        "vllm:request_max_num_generation_tokens", TOKENS, "Tokens of a request's longest answer."
+    )
+    preemptions = Series("vllm:request_num_preemptions", TIMES, "Times a request's sequences were preempted.")
+    n = Series("vllm:request_params_n", ANSWERS, "Answers a request asked for.")
+    most = Series(
+        "vllm:request_params_max_tokens", TOKENS, "Tokens an answer could have, by request and context."
+    )
 
     def __init__(self) -> None:
-        for name, _, bounds, _ in _TIMES:
-            setattr(self, name, Histogram(bounds))
         self.reasons: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
 
@@ -283,12 +251,13 @@ class Metrics(Collector):
         yield GaugeMetricFamily("freehold_start_time_seconds", "When the server started.", self._started)
 
     def _answers_of_models(self) -> Iterator[Metric]:
-        for attribute, name, _, help in _TIMES:
-            family = HistogramMetricFamily(name, help, labels=OF)
-            for model, record in self._per_model.items():
-                histogram: Histogram = getattr(record, attribute)
-                family.add_metric([model, ENGINE], histogram.cumulative(), histogram.sum)
-            yield family
+        for series in vars(PerModel).values():
+            if isinstance(series, Series):
+                family = HistogramMetricFamily(series.name, series.help, labels=OF)
+                for model, record in self._per_model.items():
+                    histogram: Histogram = getattr(record, series.attribute)
+                    family.add_metric([model, ENGINE], histogram.cumulative(), histogram.sum)
+                yield family
         success = CounterMetricFamily(
             "vllm:request_success", "Finished answers.", labels=[*OF, "finished_reason"]
         )
@@ -305,24 +274,18 @@ class Metrics(Collector):
 
 
 def _engines(loaded: Sequence[LoadedInfo]) -> Iterator[Metric]:
-    for field, name, help in _GAUGES:
-        yield _filled(
-            GaugeMetricFamily(name, help, labels=OF), loaded, lambda m, f=field: getattr(m.stats, f)
-        )
-    for field, name, help in _COUNTERS:
-        yield _filled(
-            CounterMetricFamily(name, help, labels=OF), loaded, lambda m, f=field: getattr(m.stats, f)
-        )
-    for name, help, kind, value in _OTHERS:
-        yield _filled(kind(name, help, labels=OF), loaded, value)
+    for kind, attribute, name, help in _SERIES:
+        family, value = kind(name, help, labels=OF), attrgetter(attribute)
+        for each in loaded:
+            family.add_metric([each.name, ENGINE], value(each))
+        yield family
+    usage = GaugeMetricFamily("vllm:kv_cache_usage_perc", "Share of the cache in use, 0 to 1.", labels=OF)
+    for each in loaded:
+        blocks = each.stats.blocks
+        usage.add_metric([each.name, ENGINE], each.stats.blocks_live / blocks if blocks else 0.0)
+    yield usage
     yield from _parts(loaded)
     yield _steps(loaded)
-
-
-def _filled(family: Metric, loaded: Sequence[LoadedInfo], value: Callable[[LoadedInfo], float]) -> Metric:
-    for each in loaded:
-        family.add_metric([each.name, ENGINE], value(each))  # type: ignore[attr-defined]
-    return family
 
 
 def _parts(loaded: Sequence[LoadedInfo]) -> Iterator[Metric]:
@@ -365,3 +328,63 @@ def _steps(loaded: Sequence[LoadedInfo]) -> Metric:
             [each.name, ENGINE], _cumulative(STEP_SIZES, each.stats.step_sizes), each.stats.batched_tokens
         )
     return family
+
+
+# --- liveness: a server is stuck while an engine has work and makes no steps ------------------------
+# vLLM's /health says 200 while its engine hangs; here progress is watched, once a second, by the step counters.
+
+STALL_S = 60.0  # the longest step we know of, a chunk of prompt on a loaded two-core guest, takes under 5
+
+Progress = tuple[int, int]  # bytes loaded, of how many: an engine that died may take minutes to load again
+Mark = tuple[int, Progress | None]  # steps made, and the progress of a load
+
+
+class Health:
+    """Watches the loaded models' step counters."""
+
+    def __init__(
+        self, models: ModelManager, stall_s: float = STALL_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._models, self._stall_s, self._clock = models, stall_s, clock
+        self._seen: dict[str, tuple[Mark, float]] = {}  # model -> (mark, time of last progress or idleness)
+        self.stopping = False
+        self.preload: dict[str, str] = {}  # models that /ready waits for -> what became of them so far
+
+    async def watch(self) -> None:
+        """Look once a second, until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(1)
+
+    def look(self) -> None:
+        """Note every model's steps."""
+        now, loading = self._clock(), self._models.loading()
+        self._seen = {
+            each.name: self._noted(each, loading.get(each.name), self._seen.get(each.name), now)
+            for each in self._models.loaded()
+        }
+
+    def stuck(self) -> Sequence[str]:
+        """Return a sentence for each engine that has work and made no step for `stall_s`."""
+        self.look()
+        now = self._clock()
+        stood = ((name, now - since) for name, (_, since) in self._seen.items())
+        return [
+            f"{name} has work and made no step for {s:.0f} seconds" for name, s in stood if s > self._stall_s
+        ]
+
+    def not_ready(self) -> str:
+        """Return why new requests should go elsewhere; "" when they may come."""
+        if self.stopping:
+            return "the server is stopping"
+        if self.preload:
+            return "; ".join(f"{name}: {state}" for name, state in self.preload.items())
+        return next(iter(self.stuck()), "")
+
+    def _noted(
+        self, each: LoadedInfo, loading: Progress | None, before: tuple[Mark, float] | None, now: float
+    ) -> tuple[Mark, float]:
+        # Jobs as counted here: the reports of a hung engine may be wrong.
+        mark, working = (each.stats.steps, loading), each.in_flight > 0
+        stands = working and before is not None and before[0] == mark
+        return (mark, before[1] if stands and before else now)

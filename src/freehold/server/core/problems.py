@@ -3,7 +3,7 @@
 Knows the error tree, HTTP, and OpenAI's error format, the default where a protocol has none of its own; knows no
 route. A failure with no name here is a 500 that says nothing but its
 request id: paths, addresses and prompts stay in the log.
-Path: a handler raises -> gate.Gate or sse.EventStream -> problem -> Wording -> bytes
+Path: a handler raises -> gate.Gate or answering.EventStream -> problem -> Wording -> bytes
 """
 
 from __future__ import annotations
@@ -153,14 +153,6 @@ def _named(e: FreeholdError, hint: str) -> Problem:
     return Problem(status, _cut(message), kind, param, code, extra, headers)
 
 
-def _upstream(e: UpstreamFailed, hint: str) -> Problem:
-    """Describe a provider's failure. Keys in its words were taken out by its wire."""
-    answer = faulted(e)
-    message = without_paths(f"{answer.message}; {hint}" if hint else answer.message)
-    extra: dict[str, object] = {"name": type(e).__name__, "hint": without_paths(hint)}
-    return Problem(answer.status, _cut(message), answer.kind, None, answer.code, extra, list(answer.headers))
-
-
 def without_paths(message: str) -> str:
     """Cut the folders off every path in `message`, which clients must not see."""
     return _PATH.sub("", message)
@@ -208,10 +200,9 @@ def hint_for(e: FreeholdError, *, owner: bool) -> str:
     return next((way for kind, way in _WAYS.items() if isinstance(e, kind)), "")
 
 
-# --- failures of rented models for clients ----------------------------------------------------------
-# A status and a code by cause, and the provider's words, cleaned.
-# The one file of the server that knows providers. A cause that the caller can mend keeps its own status; the
-# key, the connection and the provider's failures are the gateway's, and have a status above 500.
+# --- failures of rented models: a status and a code by cause, and the provider's words, cleaned -----
+# The one file of the server that knows providers. A cause that the caller can mend keeps its own status; the key, the
+# connection and the provider's failures are the gateway's, and have a status above 500.
 
 LONGEST_S = 86400  # of a retry-after that is passed on
 # cause -> (status, OpenAI's type, code, whether asking again may help)
@@ -231,29 +222,17 @@ _BY_CAUSE: dict[Cause, tuple[int, str, str, bool]] = {
 _OURS = "the provider refused the gateway's own key, which its operator has to mend"
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamAnswer:
-    """What a client is answered. `headers`: retry-after, and whether to retry at all."""
-
-    status: int
-    kind: str
-    code: str
-    message: str
-    headers: tuple[tuple[bytes, bytes], ...]
-
-
-def faulted(e: UpstreamFailed) -> UpstreamAnswer:
-    """Describe a failure of a provider."""
-    if not isinstance(e, UpstreamFault):
-        status, kind, code, again = _BY_CAUSE["server"]
-        return UpstreamAnswer(status, kind, code, printable(e.message), ())
-    status, kind, code, again = _BY_CAUSE[e.cause]
-    message = f"{_OURS}: {e.message}" if e.cause == "auth" else e.message
+def _upstream(e: UpstreamFailed, hint: str) -> Problem:
+    """Describe a provider's failure. Keys in its words were taken out by its wire."""
+    cause, wait_s = (e.cause, e.retry_after_s) if isinstance(e, UpstreamFault) else ("server", None)
+    status, kind, code, again = _BY_CAUSE[cause]
     headers = [] if again else [(b"x-should-retry", b"false")]
-    if again and e.retry_after_s is not None:
-        wait = min(max(e.retry_after_s, 0.0), LONGEST_S)
-        headers.append((b"retry-after", b"%d" % -(-wait // 1)))
-    return UpstreamAnswer(status, kind, code, printable(message), tuple(headers))
+    if again and wait_s is not None:
+        headers.append((b"retry-after", b"%d" % -(-min(max(wait_s, 0.0), LONGEST_S) // 1)))
+    words = printable(f"{_OURS}: {e.message}" if cause == "auth" else e.message)
+    message = without_paths(f"{words}; {hint}" if hint else words)
+    extra: dict[str, object] = {"name": type(e).__name__, "hint": without_paths(hint)}
+    return Problem(status, _cut(message), kind, None, code, extra, headers)
 
 
 def is_stamped(opaque: str) -> bool:

@@ -25,16 +25,14 @@ class Tally:
         self.begins: list[Begin | None] = [None] * len(jobs)
         self.usages: list[Usage] = []  # of each answer that ended
         self._longest = [0] * len(jobs)
-        self._prompts: list[tuple[int, ...]] = [(0, 0, 0, 0)] * len(
-            jobs
-        )  # of each job, what the four counts below have of it
+        # Of each job, what the four counts below have of it.
+        self._prompts: list[tuple[int, ...]] = [(0, 0, 0, 0)] * len(jobs)
         self._started, self.warnings = started, list(warnings)
         self.load_s = 0.0  # until the model was in memory
         self._thought = 0  # tokens of chunks that were spent on thinking
         self.completion_tokens = 0  # of all answers
-        self.prompt_tokens = (
-            0  # of all prompts; where their ids are not reported, as answers that ended count them
-        )
+        # Of all prompts; where their ids are not reported, as answers that ended count them.
+        self.prompt_tokens = 0
         self.cached_tokens = 0  # of the prompts: not computed again,
         self.written_tokens = 0  # put into a provider's cache for minutes,
         self.written_hour_tokens = 0  # and for an hour
@@ -105,12 +103,17 @@ class Tally:
         if begin.engine:
             resumed = [number for usage in self.usages for number in usage.resumed_on]
             answered["engine"] = {"name": begin.engine, "replica": begin.replica, "resumed": resumed}
+        job = self._jobs[0]  # all jobs of a request have in common what decides an answer and its turn
         return {
             **answered,
             "context": {**context(begin), "used": used, "cached": self.cached_tokens},
             "sampling": msgspec.to_builtins(begin.sampling),
             "max_tokens": begin.max_tokens,
-            **_limits_of(self._jobs[0]),
+            "n": job.n,
+            "stop": job.stop,
+            "priority": job.priority,
+            "overflow": job.overflow,
+            "think": job.think,
             "timings": self._timings(),
             "warnings": self.warnings,
         }
@@ -127,25 +130,10 @@ class Tally:
         }
 
 
-def _limits_of(job: Job) -> dict[str, Any]:
-    """Return what else of a job decides its answer and its turn; all jobs of a request have it in common."""
-    return {
-        "n": job.n,
-        "stop": job.stop,
-        "priority": job.priority,
-        "overflow": job.overflow,
-        "think": job.think,
-    }
-
-
 def _of_prompt(usage: Usage) -> tuple[int, int, int, int]:
     return usage.prompt_tokens, usage.cached_tokens, usage.written_tokens, usage.written_hour_tokens
 
 
 def context(begin: Begin) -> dict[str, int]:
     """Return what is known of the context before an answer: a stream's first event has it."""
-    return {
-        "limit": begin.context,
-        "used": len(begin.prompt_ids),
-        "dropped_messages": begin.dropped_messages,
-    }
+    return {"limit": begin.context, "used": len(begin.prompt_ids), "dropped_messages": begin.dropped_messages}

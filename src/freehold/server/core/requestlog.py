@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from freehold.server.core.protocols import protocol_of
+from freehold.server.core.call import protocol_of
 
 if TYPE_CHECKING:  # `freehold serve` imports this file for its log, before it knows whether it will serve
     from freehold.server.core.call import ServerCall

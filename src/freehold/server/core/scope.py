@@ -35,9 +35,8 @@ from freehold.serving import (
 from freehold.types import Chunk, Message, Turn
 
 ROOM_WAIT_S = 10.0  # for requests in flight that end, and give back what they did not cost
-ANSWER_TOKENS = (
-    8192  # of an answer whose request names no limit, at most, where the budget has not four times as many
-)
+# Of an answer whose request names no limit, at most, where the budget has not four times as many.
+ANSWER_TOKENS = 8192
 ENDS = 2  # tokens that a model writes around a text it embeds, at most
 MANY = 500  # messages or texts; measuring as many takes a millisecond
 MOST_NAME = 200  # characters of a name for which similar ones are looked for

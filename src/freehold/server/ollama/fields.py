@@ -16,17 +16,20 @@ import msgspec
 from msgspec import Meta, Struct
 
 from freehold.errors import BadTemplate
-from freehold.server.core.fields import MAX_WARNINGS, Name, TokenId, ignored, unknown
-from freehold.server.core.formats import bounded, schema_format
-from freehold.server.core.pictures import MAX_PICTURES, Pictures
-from freehold.server.core.problems import Refused
-from freehold.serving import (
-    MAX_LOGPROBS,
-    MAX_MESSAGES,
-    MAX_TEMPLATE_CHARS,
-    MAX_TOOLS,
-    Job,
+from freehold.server.core.fields import (
+    MAX_PICTURES,
+    MAX_WARNINGS,
+    Name,
+    Pictures,
+    TokenId,
+    bounded,
+    doc,
+    ignored,
+    schema_format,
+    unknown,
 )
+from freehold.server.core.problems import Refused
+from freehold.serving import MAX_LOGPROBS, MAX_MESSAGES, MAX_TEMPLATE_CHARS, MAX_TOOLS, Job
 from freehold.store import parameters
 from freehold.store.parameters import Parameters
 from freehold.tokenizer.gotemplate import is_go, to_jinja
@@ -46,20 +49,20 @@ MAX_UNANSWERED = 1024  # calls that results without an id are looked for among: 
 class OllamaGenerating(Struct, kw_only=True):
     """Fields that chats and texts share."""
 
-    model: Annotated[Name, Meta(description="The model's name; `:latest` may be left out.")]
-    stream: Annotated[bool | None, Meta(description="A line of JSON a piece. Default true.")] = None
+    model: Annotated[Name, doc("The model's name; `:latest` may be left out.")]
+    stream: Annotated[bool | None, doc("A line of JSON a piece. Default true.")] = None
     format: Annotated[
         str | dict[str, Any] | None,
-        Meta(description='`"json"`, or a JSON schema that the answer must satisfy.'),
+        doc('`"json"`, or a JSON schema that the answer must satisfy.'),
     ] = None
     options: Options | None = None
     keep_alive: Annotated[
         float | str | None,
-        Meta(description="How long the model stays in memory: seconds or `10m`; negative: for ever; 0: not."),
+        doc("How long the model stays in memory: seconds or `10m`; negative: for ever; 0: not."),
     ] = None
     think: Annotated[
         Think | None,
-        Meta(description="Reason before the answer, or not; or how much, where the model knows."),
+        doc("Reason before the answer, or not; or how much, where the model knows."),
     ] = None
     truncate: Annotated[
         bool | None,
@@ -68,13 +71,13 @@ class OllamaGenerating(Struct, kw_only=True):
             "receipt. Otherwise that is an error with the limit and the count."
         ),
     ] = None
-    shift: Annotated[
-        bool | None, Meta(description="An answer ends where the context does, with done_reason length.")
-    ] = None
-    logprobs: Annotated[bool | None, Meta(description="Give each token's log-probability.")] = None
+    shift: Annotated[bool | None, doc("An answer ends where the context does, with done_reason length.")] = (
+        None
+    )
+    logprobs: Annotated[bool | None, doc("Give each token's log-probability.")] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
-        Meta(description="And those of this many alternatives."),
+        doc("And those of this many alternatives."),
     ] = None
 
 
@@ -126,22 +129,20 @@ class OllamaChatRequest(OllamaGenerating, kw_only=True):
 
     messages: Annotated[
         Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] | None,
-        Meta(description="The chat, as text; the answer continues from an assistant's message at its end."),
+        doc("The chat, as text; the answer continues from an assistant's message at its end."),
     ] = None
     tools: Annotated[
         Annotated[list[ToolGiven], Meta(max_length=MAX_TOOLS)] | None,
-        Meta(description="Functions that the model may ask for."),
+        doc("Functions that the model may ask for."),
     ] = None
 
 
 class GenerateRequest(OllamaGenerating, kw_only=True):
     """POST /api/generate: one prompt to answer; without one the model is loaded, or unloaded with keep_alive 0."""
 
-    prompt: Annotated[str | None, Meta(description="What to answer; with raw or suffix, to continue.")] = None
-    suffix: Annotated[
-        str | None, Meta(description="Fill in between prompt and this, where the model can.")
-    ] = None
-    system: Annotated[str | None, Meta(description="Instead of the model's own system text.")] = None
+    prompt: Annotated[str | None, doc("What to answer; with raw or suffix, to continue.")] = None
+    suffix: Annotated[str | None, doc("Fill in between prompt and this, where the model can.")] = None
+    system: Annotated[str | None, doc("Instead of the model's own system text.")] = None
     template: Annotated[
         str | None,
         Meta(
@@ -151,12 +152,12 @@ class GenerateRequest(OllamaGenerating, kw_only=True):
     ] = None
     context: Annotated[
         Annotated[list[TokenId], Meta(max_length=1 << 20)] | None,
-        Meta(description="What an earlier answer gave as context: the chat continues from there."),
+        doc("What an earlier answer gave as context: the chat continues from there."),
     ] = None
-    raw: Annotated[bool | None, Meta(description="Continue the prompt as it is, without a template.")] = None
+    raw: Annotated[bool | None, doc("Continue the prompt as it is, without a template.")] = None
     images: Annotated[
         list[str] | None,
-        Meta(description="Pictures in base64, for models that see; not with raw, suffix or context."),
+        doc("Pictures in base64, for models that see; not with raw, suffix or context."),
     ] = None
 
 
@@ -342,18 +343,11 @@ def _unknown_message_fields(messages: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _refuse_text_fields(r: GenerateRequest) -> None:
     if r.images and (r.raw or r.suffix or r.context):
-        raise Refused(
-            400,
-            "images are part of a chat: they go with none of raw, suffix and context",
-            param="images",
-            code="unsupported_content",
-        )
+        message = "images are part of a chat: they go with none of raw, suffix and context"
+        raise Refused(400, message, param="images", code="unsupported_content")
     if r.raw and (r.system or r.context or r.template):
-        raise Refused(
-            400,
-            "raw continues a prompt as it is: it goes with none of system, template and context",
-            param="raw",
-        )
+        message = "raw continues a prompt as it is: it goes with none of system, template and context"
+        raise Refused(400, message, param="raw")
     for name in ("suffix", "context"):
         if r.template and getattr(r, name):
             raise Refused(
@@ -368,11 +362,8 @@ def _refuse_text_fields(r: GenerateRequest) -> None:
 def _template(template: str | None) -> str:
     """Return a request's template in Jinja. Raises Refused for what cannot be honoured exactly."""
     if template and len(template) > MAX_TEMPLATE_CHARS:
-        raise Refused(
-            400,
-            f"template has {len(template):,} characters; expected at most {MAX_TEMPLATE_CHARS:,}",
-            param="template",
-        )
+        message = f"template has {len(template):,} characters; expected at most {MAX_TEMPLATE_CHARS:,}"
+        raise Refused(400, message, param="template")
     try:
         return to_jinja(template) if template and is_go(template) else template or ""
     except BadTemplate as e:

@@ -1,40 +1,50 @@
-"""POST /api/chat and POST /api/generate: their shared handler loads a model, unloads it, or answers.
+"""POST /api/chat, /api/generate, /api/embed and /api/embeddings: a model is loaded, unloaded, or answers.
 
-It calls the steps of a request in order, and words errors for this protocol.
-Path: chat, generate -> answer -> Answering -> OllamaShape
+Their handlers call the steps of a request in order, and word errors for this protocol.
+Path: chat, generate -> answer -> Answering -> OllamaShape; embed, embeddings -> ModelHandle.embed
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
 
 from freehold.errors import ModelNotFound, Overloaded
 from freehold.server.core.answering import Answering
 from freehold.server.core.call import HttpCall
-from freehold.server.core.durations import seconds
-from freehold.server.core.pictures import Pictures
+from freehold.server.core.fields import (
+    MAX_DIMENSIONS,
+    Name,
+    Pictures,
+    as_numbers,
+    check_count,
+    cut_warnings,
+    doc,
+    json_size,
+    seconds,
+)
 from freehold.server.ollama.fields import (
     GenerateRequest,
     OllamaChatRequest,
     OllamaGenerating,
+    Options,
     chat_job,
     is_empty,
     text_job,
+    unknown_fields,
 )
-from freehold.server.ollama.shape import OllamaChatShape, OllamaShape, OllamaTextShape, loaded
-from freehold.server.ollama.wording import refusal
-from freehold.serving import Job, tokenizer_of
+from freehold.server.ollama.shape import OllamaChatShape, OllamaShape, OllamaTextShape, loaded, ns, refusal
+from freehold.serving import EmbedJob, Job, Vectors, tokenizer_of
+from freehold.store import parameters
 
 
 async def answer(
-    call: HttpCall,
-    r: OllamaGenerating,
-    job: Job,
-    shape: OllamaShape,
-    warnings: list[str],
-    pictures: Pictures,
+    call: HttpCall, r: OllamaGenerating, job: Job, shape: OllamaShape, warnings: list[str], pictures: Pictures
 ) -> None:
     """Answer a job, in lines unless `stream` is false."""
     keep_alive = seconds(r.keep_alive)
@@ -133,3 +143,119 @@ async def chat(call: HttpCall) -> None:
         return
     shape = OllamaChatShape(logprobs=ollama_job.job.logprobs is not None, context=ollama_job.context)
     await answer(call, request, ollama_job.job, shape, ollama_job.warnings, pictures)
+
+
+# --- POST /api/embed and the older /api/embeddings: texts in, vectors of unit length out ------------
+# A text longer than the context is refused unless `truncate` is true, and then named in a warning.
+
+KeepAlive = Annotated[
+    float | str | None,
+    doc("How long the model stays in memory afterwards; 0 without a text: let go of it now."),
+]
+
+
+class EmbedRequest(Struct, kw_only=True):
+    """POST /api/embed: texts to turn into vectors of unit length; without input the model is loaded."""
+
+    model: Annotated[Name, doc("The model's name; any model makes embeddings.")]
+    input: Annotated[str | list[str] | None, doc("A text, or a list of them.")] = None
+    truncate: Annotated[
+        bool | None,
+        doc("true: cut what is longer than the context, and say so. Otherwise refuse it."),
+    ] = None
+    dimensions: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)] | None,
+        doc("Keep this many numbers, at unit length again; for models trained for it."),
+    ] = None
+    options: Annotated[Options | None, doc("Checked, and named in warnings: none changes a vector.")] = None
+    keep_alive: KeepAlive = None
+
+
+class EmbeddingsRequest(Struct, kw_only=True):
+    """POST /api/embeddings: one text to turn into a vector, as older clients ask."""
+
+    model: Annotated[Name, doc("The model's name; any model makes embeddings.")]
+    prompt: Annotated[str | None, doc("The text.")] = None
+    truncate: Annotated[bool | None, doc("As in /api/embed.")] = None
+    options: Annotated[Options | None, doc("As in /api/embed.")] = None
+    keep_alive: KeepAlive = None
+
+
+async def embed(call: HttpCall) -> None:
+    """Turn texts into vectors; without input load the model, or with keep_alive 0 let go of it."""
+    request, raw = await call.struct(EmbedRequest)
+    texts = [request.input] if request.input and isinstance(request.input, str) else request.input or []
+    if texts:
+        check_count("input", texts)
+    warnings = [*unknown_fields(raw, EmbedRequest), *_idle(request.options)]
+    job = EmbedJob(
+        tuple(texts), None, bool(request.truncate), request.dimensions, call.tenant, client=call.caller
+    )
+
+    async def work() -> None:
+        load_s, vectors = await _vectors(call, request, job)
+        durations = {"total_duration": ns(_passed_s(call)), "load_duration": ns(load_s)}
+
+        def body() -> bytes:
+            return msgspec.json.encode(
+                {
+                    "model": request.model,
+                    "embeddings": as_numbers(vectors) if vectors else [],
+                    **durations,
+                    "prompt_eval_count": sum(vectors.tokens) if vectors else 0,
+                    "freehold": {"warnings": _with_cuts(warnings, vectors)},
+                }
+            )
+
+        await call.answer(await call.apart(body, size=json_size(vectors) if vectors else 0))
+
+    await worded(request.model, lambda: call.while_here(work()))
+
+
+async def embeddings(call: HttpCall) -> None:
+    """Turn one text into a vector; without one load the model, or with keep_alive 0 let go of it."""
+    request, raw = await call.struct(EmbeddingsRequest)
+    warnings = [*unknown_fields(raw, EmbeddingsRequest), *_idle(request.options)]
+    texts = (request.prompt,) if request.prompt else ()
+    job = EmbedJob(texts, truncate=bool(request.truncate), tenant=call.tenant, client=call.caller)
+
+    async def work() -> None:
+        _, vectors = await _vectors(call, request, job)
+        row = as_numbers(vectors)[0] if vectors else []
+        await call.answer({"embedding": row, "freehold": {"warnings": _with_cuts(warnings, vectors)}})
+
+    await worded(request.model, lambda: call.while_here(work()))
+
+
+async def _vectors(
+    call: HttpCall, r: EmbedRequest | EmbeddingsRequest, job: EmbedJob
+) -> tuple[float, Vectors | None]:
+    """Return the seconds until the model was in memory, and the vectors; None where nothing was asked for."""
+    kept = seconds(r.keep_alive)
+    call.work.model = r.model
+    if kept == 0 and not job.texts:
+        await let_go(call, r.model)
+        return 0.0, None
+    served = await call.models.use(r.model, kept)
+    load_s = _passed_s(call)
+    vectors = await served.embed(job, kept) if job.texts else None
+    call.work.prompt_tokens = sum(vectors.tokens) if vectors else 0
+    return load_s, vectors
+
+
+def _idle(options: Mapping[str, Any] | None) -> list[str]:
+    """Check the options; say of each that it changes no vector."""
+    options_read = parameters.read(options or {})
+    known = [name for name in parameters.HONOURED if (options or {}).get(name) is not None]
+    return [
+        *options_read.warnings,
+        *(f"option {name} was ignored: it changes no embedding" for name in known),
+    ]
+
+
+def _with_cuts(warnings: list[str], vectors: Vectors | None) -> list[str]:
+    return [*warnings, *(cut_warnings(vectors) if vectors else ())]
+
+
+def _passed_s(call: HttpCall) -> float:
+    return time.monotonic() - call.started

@@ -10,19 +10,66 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
+from freehold.errors import ModelNotFound, Overloaded
 from freehold.server.core.answering import Choice
+from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import finite
-from freehold.server.core.problems import Problem
+from freehold.server.core.problems import Problem, Refused, problem
 from freehold.server.core.receipt import Tally
-from freehold.server.ollama.wording import NDJSON, as_here, ollama_error
 from freehold.serving import Begin, ModelHandle
 from freehold.types import Chunk, TokenLogprob, ToolCall
+from freehold.version import __version__
+
+# How this protocol words errors, and the few answers that clients look at before they trust a server.
+NDJSON = b"application/x-ndjson"
+# Clients compare it with the first version that had what they need: VS Code wants 0.6.4 or later, and digits only.
+COMPATIBLE = "0.18.3"
+
+
+def is_ours(path: str) -> bool:
+    """Tell whether a path belongs to this protocol."""
+    return path.startswith("/api/") or path == "/api"
+
+
+def ollama_error(p: Problem) -> bytes:
+    """Word a problem as Ollama does: one text."""
+    message = p.message.replace('"overflow": "drop-oldest"', '"truncate": true')  # its name in this protocol
+    if p.code == "context_length_exceeded" and "truncate" not in message:
+        message += '; in a request "truncate": true leaves out the oldest messages'
+    return msgspec.json.encode({"error": message})
+
+
+def as_here(trouble: Problem, model: str) -> Problem:
+    """Say what this protocol's clients look for: "not found" with the name, and 503 where the queue is full."""
+    if trouble.code == "model_not_found":
+        return replace(trouble, message=f"model {model[:200]!r} not found: {trouble.message}")
+    if trouble.status == 429:
+        return replace(trouble, status=503)
+    return trouble
+
+
+def refusal(e: Overloaded | ModelNotFound, model: str) -> Refused:
+    """Return the same as an error that the Gate answers with."""
+    p = as_here(problem(e), model)
+    return Refused(p.status, p.message, param=p.param, code=p.code, headers=tuple(p.headers))
+
+
+async def greeting(call: HttpCall) -> None:
+    """Answer the sentence that some clients look for before they use Ollama's protocol."""
+    await call.answer(b"Ollama is running", kind=b"text/plain; charset=utf-8")
+
+
+async def version(call: HttpCall) -> None:
+    """Say which version of Ollama's protocol is spoken here."""
+    await call.answer({"version": COMPATIBLE, "freehold": __version__})
+
 
 encode = msgspec.json.encode
 _REASONS = ("length", "content_filter", "refusal")  # any other is "stop" here
@@ -45,7 +92,7 @@ def ns(seconds: float) -> int:
 
 
 class OllamaShape(ABC):
-    """Implements answering.Shape for one answer; a subclass knows where its text goes."""
+    """Implements AnswerShape for one answer; a subclass knows where its text goes."""
 
     content_type = NDJSON
     keep = None
@@ -128,11 +175,8 @@ class OllamaShape(ABC):
 
     def _plain(self, text: str) -> bytes:
         """Return a line with a text alone, as nearly all are."""
-        return b'{"model":%b,"created_at":"%b",%b"done":false}\n' % (
-            self._named,
-            now().encode(),
-            self.written_text % encode(text),
-        )
+        values = (self._named, now().encode(), self.written_text % encode(text))
+        return b'{"model":%b,"created_at":"%b",%b"done":false}\n' % values
 
     def _gained(self, chunk: Chunk) -> list[dict[str, Any]]:
         """Take pieces of calls in; return those that are whole because another one began."""
@@ -141,18 +185,17 @@ class OllamaShape(ABC):
         before, self._written = self._written, max(len(self._calls) - 1, self._written)
         return [w for i in range(before, self._written) if (w := written(self._calls[i], i))]
 
-    def _context_ids(self) -> dict[str, Any]:
-        begin = self._tally.begins[0]
-        return {} if self._ids is None or begin is None else {"context": [*begin.prompt_ids, *self._ids]}
-
     def _ending(self, reason: str) -> dict[str, Any]:
         tally = self._tally
         if any(written(c, i) is None for i, c in enumerate(self._calls)):
             tally.warn("a tool call was cut off by the answer's end, and left out")
+        begin, context = tally.begins[0], {}
+        if self._ids is not None and begin is not None:
+            context = {"context": [*begin.prompt_ids, *self._ids]}
         return {
             "done": True,
             "done_reason": reason if reason in _REASONS else "stop",
-            **self._context_ids(),
+            **context,
             "total_duration": ns(tally.passed_s),
             "load_duration": ns(tally.load_s),
             "prompt_eval_count": tally.prompt_tokens,

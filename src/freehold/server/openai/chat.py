@@ -11,14 +11,11 @@ from typing import Any
 
 from freehold.server.core.answering import Answering, Choice
 from freehold.server.core.call import HttpCall
-from freehold.server.core.durations import seconds
-from freehold.server.core.fields import finite
+from freehold.server.core.fields import Pictures, finite, seconds
 from freehold.server.core.longjson import SCORES, long_list
-from freehold.server.core.pictures import Pictures
-from freehold.server.openai.fields.chat import ChatRequest, chat_job
+from freehold.server.openai.fields.chat import ChatRequest, chat_job, unknown_fields, unknown_message_fields
+from freehold.server.openai.fields.generating import format_field
 from freehold.server.openai.fields.offers import Offered, input_of, unknown_tool_fields
-from freehold.server.openai.fields.structured import format_field
-from freehold.server.openai.fields.unknown import unknown_fields, unknown_message_fields
 from freehold.server.openai.shape import OpenAIShape, encode
 from freehold.serving import Begin, Job
 from freehold.types import Chunk, TokenLogprob, ToolCall, ToolPiece
@@ -75,34 +72,25 @@ class ChatShape(OpenAIShape):
             parts.append(b'"refusal":' + encode(chunk.refusal))
         if chunk.tool_calls:
             parts.append(b'"tool_calls":' + encode([self._piece(choice, p) for p in chunk.tool_calls]))
-        more = self._more(chunk)
+        more = b""
+        if self._logprobs and chunk.logprobs:
+            more += b',"logprobs":' + encode(chat_logprobs(chunk.logprobs, self._ids))
+        if self._ids and chunk.token_ids:
+            more += b',"token_ids":' + encode(chunk.token_ids)
         if chunk.text or (more and not parts):
             parts.append(b'"content":' + encode(chunk.text))
         return self._event(choice, b"{" + b",".join(parts) + b"}", b"null", b"", more) if parts else b""
 
     def _piece(self, choice: int, piece: ToolPiece) -> dict[str, Any]:
         """Return a call's delta: id, type and name come with its first piece only, a free-form text with the end."""
-        kind = (
-            "custom" if piece.name in self._custom or (choice, piece.index) in self._written else "function"
-        )
-        begun = {"id": piece.id, "type": kind} if piece.id else {}
-        use: dict[str, Any] = {"name": piece.name} if piece.name else {}
-        if kind == "custom":
-            self._written[choice, piece.index] = (
-                self._written.get((choice, piece.index), "") + piece.arguments
-            )
-            use["input"] = ""
+        call, use = (choice, piece.index), {"name": piece.name} if piece.name else {}
+        if piece.name in self._custom or call in self._written:
+            self._written[call] = self._written.get(call, "") + piece.arguments
+            kind, use["input"] = "custom", ""
         else:
-            use["arguments"] = piece.arguments
+            kind, use["arguments"] = "function", piece.arguments
+        begun = {"id": piece.id, "type": kind} if piece.id else {}
         return {"index": piece.index, **begun, kind: use}
-
-    def _more(self, chunk: Chunk) -> bytes:
-        out = b""
-        if self._logprobs and chunk.logprobs:
-            out += b',"logprobs":' + encode(chat_logprobs(chunk.logprobs, self._ids))
-        if self._ids and chunk.token_ids:
-            out += b',"token_ids":' + encode(chunk.token_ids)
-        return out
 
     def last(self, choice: int, reason: str, tail: bytes) -> bytes:
         texts = {call: input_of(text) for (of, call), text in self._written.items() if of == choice}
@@ -118,27 +106,21 @@ class ChatShape(OpenAIShape):
             message["tool_calls"] = [_call(c, self._custom) for c in choice.tool_calls]
         if choice.thinking:
             message["reasoning_content"] = message["reasoning"] = "".join(choice.thinking)
+        logprobs = None
+        if self._logprobs:
+            logprobs = chat_logprobs(choice.logprobs, self._ids)
+            logprobs["content"] = long_list(logprobs["content"], SCORES)
         out = {
             "index": choice.index,
             "message": message,
-            "logprobs": self._scores(choice) if self._logprobs else None,
+            "logprobs": logprobs,
             "finish_reason": _reason(choice.reason or "", refusal is not None),
         }
         return {**out, "token_ids": choice.token_ids} if self._ids else out
 
-    def _scores(self, choice: Choice) -> dict[str, Any]:
-        scored = chat_logprobs(choice.logprobs, self._ids)
-        return {**scored, "content": long_list(scored["content"], SCORES)}
-
     def _event(self, choice: int, delta: bytes, reason: bytes, tail: bytes, more: bytes = b"") -> bytes:
-        return b'%b%d,"delta":%b,"finish_reason":%b%b}]%b}\n\n' % (
-            self._head,
-            choice,
-            delta,
-            reason,
-            more,
-            tail,
-        )
+        values = (self._head, choice, delta, reason, more, tail)
+        return b'%b%d,"delta":%b,"finish_reason":%b%b}]%b}\n\n' % values
 
 
 def _reason(reason: str, refused: bool) -> str:
@@ -152,11 +134,7 @@ def _call(call: ToolCall, custom: frozenset[str]) -> dict[str, Any]:
     if call.name in custom:
         text = {"name": call.name, "input": input_of(call.arguments)}
         return {"id": call.id, "type": "custom", "custom": text}
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.name, "arguments": call.arguments},
-    }
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob], ids: bool) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""POST /v1/files and what is done with files afterwards: list, describe, read, delete.
+"""POST /v1/files and POST /v1/batches, and what is asked of files and batches: list, describe, read, delete, cancel.
 
 The files are the inputs and the outputs of batches. Knows OpenAI's words for them; knows no disk.
-Path: Gate -> upload -> read_form -> Files.add; content -> the file's bytes
+Path: Gate -> upload -> read_form -> Files.add; content -> the file's bytes; create -> Desk.create
 """
 
 from __future__ import annotations
@@ -9,13 +9,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
-from typing import BinaryIO
+from typing import Annotated, BinaryIO, Literal
 
-from freehold.server.batches.desk import Desk
+from msgspec import Meta, Struct
+
+from freehold import private
+from freehold.server.batches.desk import Desk, NewBatch
 from freehold.server.batches.filestore import FileRecord, Files
+from freehold.server.batches.record import Batch
 from freehold.server.core.call import HttpCall
+from freehold.server.core.fields import doc, seconds
 from freehold.server.core.problems import Refused
-from freehold.server.openai.pages import page, query
+from freehold.server.openai.responses.fields import Key, Value
+from freehold.server.openai.shape import page, query
 
 MAX_PAGE = 10_000
 PIECE = 256 << 10
@@ -26,18 +32,19 @@ _KNOWN = {"purpose", "expires_after[anchor]", "expires_after[seconds]"}
 async def upload(call: HttpCall) -> None:
     """Take a file: a form with `file` and `purpose`, which is `batch`."""
     files, tenant = _files(call), call.tenant
-    part = await asyncio.to_thread(files.begin, tenant, _most_bytes(call))
+    most, stated = call.server.limits.upload_bytes, call.headers.get(b"content-length", b"")
+    if stated.isdigit():
+        most = min(int(stated[:20]), most)
+    part = await asyncio.to_thread(files.begin, tenant, most)
     try:
         with (
             call.server.uploads.into(part.parent, call.headers) as coming,
-            open(part, "wb", opener=_private) as sink,
+            open(part, "wb", opener=private.opener) as sink,
         ):
             form = await read_form(call.headers.get(b"content-type", b""), call.pieces(), sink, coming.came)
-        seconds = _checked(form)
-        name = form.filename or ""
-        record = await asyncio.to_thread(
-            files.add, tenant, part, name, form.fields["purpose"], seconds, call.labels
-        )
+        lifetime = _checked(form)
+        name, purpose = form.filename or "", form.fields["purpose"]
+        record = await asyncio.to_thread(files.add, tenant, part, name, purpose, lifetime, call.labels)
     finally:
         files.end(part)
     await call.answer(record.shown())
@@ -62,37 +69,21 @@ async def file(call: HttpCall) -> None:
 async def content(call: HttpCall) -> None:
     """Give a file's bytes."""
     with _files(call).path(call.tenant, _id(call)).open("rb") as source:
-        await call.head(
-            200,
-            [
-                (b"content-type", b"application/octet-stream"),
-                (b"content-length", b"%d" % os.fstat(source.fileno()).st_size),
-                (b"x-content-type-options", b"nosniff"),
-            ],
-        )
-        await _send(call, source)
+        length = (b"content-length", b"%d" % os.fstat(source.fileno()).st_size)
+        kind = (b"content-type", b"application/octet-stream")
+        await call.head(200, [kind, length, (b"x-content-type-options", b"nosniff")])
+        data, more = await asyncio.to_thread(source.read, PIECE), True
+        while more:
+            following = await asyncio.to_thread(source.read, PIECE)
+            more = bool(following)
+            await call.body(data, more=more)
+            data = following
 
 
 async def delete(call: HttpCall) -> None:
     """Remove a file; a batch that reads it continues."""
     _files(call).delete(call.tenant, _id(call))
     await call.answer({"id": _id(call), "object": "file", "deleted": True})
-
-
-async def _send(call: HttpCall, source: BinaryIO) -> None:
-    data = await asyncio.to_thread(source.read, PIECE)
-    while True:
-        following = await asyncio.to_thread(source.read, PIECE)
-        await call.body(data, more=bool(following))
-        if not following:
-            return
-        data = following
-
-
-def _most_bytes(call: HttpCall) -> int:
-    """Return how many bytes an upload may have: what its client says, or the limit."""
-    stated, limit = call.headers.get(b"content-length", b""), call.server.limits.upload_bytes
-    return min(int(stated[:20]), limit) if stated.isdigit() else limit
 
 
 def _checked(form: UploadForm) -> int | None:
@@ -104,12 +95,8 @@ def _checked(form: UploadForm) -> int | None:
     if purpose is None:
         raise Refused(400, "purpose is missing", param="purpose", code="missing_required_parameter")
     if purpose != "batch":
-        raise Refused(
-            400,
-            f"purpose is {purpose[:60]!r}; this server has a use for files of purpose 'batch' only",
-            param="purpose",
-            code="unsupported_purpose",
-        )
+        message = f"purpose is {purpose[:60]!r}; this server has a use for files of purpose 'batch' only"
+        raise Refused(400, message, param="purpose", code="unsupported_purpose")
     for name in fields.keys() - _KNOWN:
         raise Refused(400, f"{name[:60]} is not a field of this form", param=name[:60], code="unknown_field")
     if form.bytes == 0:
@@ -133,22 +120,14 @@ def _seconds(anchor: str | None, seconds: str | None) -> int | None:
 
 
 def _files(call: HttpCall) -> Files:
-    desk = call.server.part(Desk)
-    if desk is None:
-        raise Refused(503, "this server has no folder for files", code="no_files")
-    return desk.files
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+    return call.part(Desk, 503, "this server has no folder for files", "no_files").files
 
 
 def _id(call: HttpCall) -> str:
     return call.scope["path_params"]["id"]
 
 
-# --- reads an upload --------------------------------------------------------------------------------
-# The fields of a multipart form, and its file, which goes to the disk as it comes.
+# --- an upload: the fields of a multipart form, and its file, which goes to the disk as it comes ----
 # Every bound is checked as the bytes come.
 
 MAX_PARTS = 16
@@ -274,3 +253,76 @@ def _plain(name: str) -> str:
 
 def _malformed(why: str) -> Refused:
     return Refused(400, f"the form is malformed: {why[:200]}", code="invalid_form")
+
+
+# --- batches ----------------------------------------------------------------------------------------
+
+LONGEST_S = 7 * 24 * 3600
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+
+
+class BatchRequest(Struct, kw_only=True):
+    """POST /v1/batches: lines of a file to answer on idle capacity."""
+
+    input_file_id: Annotated[Annotated[str, Meta(max_length=128)], doc("An uploaded file, a request a line.")]
+    endpoint: Annotated[
+        Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"],
+        doc("What all lines ask."),
+    ]
+    completion_window: Annotated[
+        Annotated[str, Meta(max_length=32)],
+        doc("Time until what is left expires, such as `24h`; at most 7 days."),
+    ]
+    metadata: Annotated[
+        Annotated[dict[Key, Value], Meta(max_length=16)] | None,
+        doc("Comes back with the batch."),
+    ] = None
+
+
+async def create(call: HttpCall) -> None:
+    """Take in a batch."""
+    request, raw = await call.struct(BatchRequest)
+    for name in raw.keys() - set(BatchRequest.__struct_fields__):
+        if raw[name] is not None:
+            raise Refused(
+                400, f"{name[:60]} is not supported here", param=name[:60], code="unsupported_parameter"
+            )
+    batch = NewBatch(
+        request.endpoint,
+        request.input_file_id,
+        request.completion_window,
+        _window(request.completion_window),
+        request.metadata or {},
+        call.labels,
+    )
+    await call.answer((await _desk(call).create(call.tenant, batch)).shown())
+
+
+async def batches(call: HttpCall) -> None:
+    """List batches, the newest first."""
+    await call.answer(page(_desk(call).all(call.tenant), query(call), Batch.shown))
+
+
+async def batch(call: HttpCall) -> None:
+    """Describe a batch and how far it is."""
+    await call.answer(_desk(call).get(call.tenant, _id(call)).shown())
+
+
+async def cancel(call: HttpCall) -> None:
+    """End a batch; what it has answered becomes its output."""
+    await call.answer((await _desk(call).cancel(call.tenant, _id(call))).shown())
+
+
+def _window(text: str) -> float:
+    try:
+        window = seconds(text) or 0.0
+    except Refused:
+        window = 0.0
+    if not 1 <= window <= LONGEST_S:
+        message = f"completion_window is {text!r}; expected 1s to {LONGEST_S // 3600}h"
+        raise Refused(400, message, param="completion_window", code="invalid_value")
+    return window
+
+
+def _desk(call: HttpCall) -> Desk:
+    return call.part(Desk, 503, "this server has no folder for batches", "no_files")

@@ -1,14 +1,14 @@
-"""Routes of the owner: greeting, models in memory, load, unload, adapters, stop.
+"""Routes of the owner (greeting, models in memory, load, unload, adapters, stop), and what monitoring asks.
 
-Over the network it takes an admin's key, which is of no other use. Knows the models and the running server's door.
-Path: cli/ps, cli/stop, cli/run -> Unix socket -> hello, ps, load, unload, stop
+Over the network the owner's take an admin's key, which is of no other use. Knows the models and the running server's
+door. Path: cli/ps, cli/stop, cli/run -> Unix socket -> hello, ps, load, unload, stop
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -17,7 +17,7 @@ from starlette.routing import Route
 from freehold.machine import resident_bytes
 from freehold.remote.http import ADMIN_PROTOCOL
 from freehold.server.core.call import HttpCall, route
-from freehold.server.core.fields import Name
+from freehold.server.core.fields import Name, WireReply
 from freehold.server.core.problems import Refused
 from freehold.serving import LoadedInfo
 from freehold.version import __version__
@@ -65,16 +65,9 @@ def admin_routes() -> list[Route]:
 
 async def hello(call: HttpCall) -> None:
     """Say which program and protocol this is."""
-    door = call.server.door
-    await call.answer(
-        {
-            "version": __version__,
-            "protocol": ADMIN_PROTOCOL,
-            "pid": os.getpid(),
-            "url": door.url if door else "",
-            "started_at": call.server.started_at,
-        }
-    )
+    door, started_at = call.server.door, call.server.started_at
+    about = {"version": __version__, "protocol": ADMIN_PROTOCOL, "pid": os.getpid()}
+    await call.answer({**about, "url": door.url if door else "", "started_at": started_at})
 
 
 async def ps(call: HttpCall) -> None:
@@ -151,3 +144,54 @@ def row(each: LoadedInfo) -> dict[str, Any]:
         "resident_bytes": resident_bytes(each.pid),
         "expires_at": each.expires_at,
     }
+
+
+# --- what monitoring asks of a server: health, readiness, metrics and version -----------------------
+
+_EXPOSITION = b"text/plain; version=1.0.0; charset=utf-8"
+
+
+class VersionReply(WireReply):
+    """Freehold's version."""
+
+    version: str
+
+
+class HealthReply(WireReply):
+    """Whether the server lives."""
+
+    status: Literal["ok", "stuck"]
+    warnings: list[str] | None = None  # about failures that leave answers right, such as a full disk
+
+
+class ReadyReply(WireReply):
+    """Whether new requests may come, or why not."""
+
+    status: Literal["ready", "not ready"]
+    reason: str | None = None
+
+
+async def health(call: HttpCall) -> None:
+    """Say 200 while the server lives, 503 when an engine hangs (why: GET /ready); warn of a disk that fails."""
+    stuck, troubles = bool(call.server.health.stuck()), call.server.troubles()
+    more = {"warnings": troubles} if troubles else {}
+    await call.answer({"status": "stuck" if stuck else "ok", **more}, 503 if stuck else 200)
+
+
+async def ready(call: HttpCall) -> None:
+    """Say 200 when new requests may come."""
+    why = call.server.health.not_ready()
+    if why:
+        await call.answer({"status": "not ready", "reason": why}, 503)
+    else:
+        await call.answer({"status": "ready"})
+
+
+async def metrics(call: HttpCall) -> None:
+    """Answer a scrape."""
+    await call.answer(call.server.metrics.exposition(), kind=_EXPOSITION)
+
+
+async def version(call: HttpCall) -> None:
+    """Say which version this is."""
+    await call.answer({"version": __version__})

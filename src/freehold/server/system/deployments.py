@@ -22,7 +22,7 @@ from freehold.backends.planning.options import DeployOptions
 from freehold.errors import AccessDenied, FreeholdError, ModelNotFound, UsageError
 from freehold.server.core.call import HttpCall, Server, route
 from freehold.server.core.fields import Name
-from freehold.server.core.problems import Refused, without_paths
+from freehold.server.core.problems import without_paths
 
 _T = TypeVar("_T", DeployPlan, DeployOptions)
 DRAIN_S = 30.0
@@ -74,9 +74,8 @@ class DeploymentDesk:
         self.deployments = deployments
         self._server, self._home = server, home
         self._tasks: set[asyncio.Task[Any]] = set()  # a loop forgets tasks that nothing names
-        self._lost: set[str] = (
-            set()
-        )  # of those that are awaited: /ready tells why until the server ends or answers without them
+        # Of those that are awaited: /ready tells why until the server ends or answers without them.
+        self._lost: set[str] = set()
 
     async def add(
         self, plan: DeployPlan, options: DeployOptions, *, awaited: bool = False, keep: bool = True
@@ -236,10 +235,7 @@ async def log(call: HttpCall) -> None:
 
 
 def _desk(call: HttpCall) -> DeploymentDesk:
-    desk = call.server.part(DeploymentDesk)
-    if desk is None:
-        raise Refused(404, "this server deploys no engines", code="no_deployments")
-    return desk
+    return call.part(DeploymentDesk, 404, "this server deploys no engines", "no_deployments")
 
 
 def _desk_of_owner(call: HttpCall) -> DeploymentDesk:

@@ -8,9 +8,13 @@ Path: start -> ChatRun.compute -> Computing.run -> RunAnswer -> EventLog, RunSav
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -20,8 +24,10 @@ from freehold.chats.types import (
     ASK_S,
     MAX_ROUNDS,
     AskedTool,
+    ChatChange,
     ChatFinish,
     ChatSettings,
+    SavedChat,
     SavedMessage,
     ToolAnswer,
     ToolQuestion,
@@ -32,16 +38,14 @@ from freehold.chats.types import (
 from freehold.chats.writer import ChatWriter
 from freehold.errors import FreeholdError
 from freehold.providers.demands import NEVER_DROPS
-from freehold.server.console.runs.bits import Bits, digest, without_ids
+from freehold.server.console.runs.again import Bits, digest, without_ids
 from freehold.server.console.runs.jobs import RunPlan
 from freehold.server.console.runs.run import ConsoleRun
-from freehold.server.console.runs.saver import RunSaver
-from freehold.server.console.runs.titles import TitleRun, titling
 from freehold.server.core.call import HttpCall
 from freehold.server.core.computing import Computing
 from freehold.server.core.problems import Refused
 from freehold.server.core.receipt import Tally, context
-from freehold.serving import Begin, ModelHandle
+from freehold.serving import Begin, Job, ModelHandle
 from freehold.types import Chunk, Message, Tool, ToolCall
 
 UNFINISHED = "The answer was stopped before this call had a result."
@@ -212,9 +216,7 @@ class ChatRun(ConsoleRun):
         answer = self._answer
         receipt = answer.receipt(self._plan.settings, await self._identity)
         id, calls = answer.id, self._asked_tools()
-        self._saver.put(
-            lambda writer: writer.end(id, finish, receipt=receipt, calls=calls, error=error),
-        )
+        self._saver.put(lambda writer: writer.end(id, finish, receipt=receipt, calls=calls, error=error))
         if finish == "tool_calls":
             self.status, self.complete = 200, True
             self._logged()
@@ -225,10 +227,7 @@ class ChatRun(ConsoleRun):
         tools = self._tools
         return [
             AskedTool(
-                id=c.id,
-                server=tools.server_of(c.name) if tools else "",
-                name=c.name,
-                arguments=c.arguments,
+                id=c.id, server=tools.server_of(c.name) if tools else "", name=c.name, arguments=c.arguments
             )
             for c in self._answer.calls
         ]
@@ -261,8 +260,7 @@ class ChatRun(ConsoleRun):
         await self._saver.abandon()
 
 
-# --- one answer of a run while it grows -------------------------------------------------------------
-# Its events, its lines in the chat, its token ids, its receipt.
+# --- one answer of a run while it grows: its events, its lines in the chat, its token ids, its receipt
 
 MAX_UNITS = 16 << 20  # of one answer's text
 _FINISHES: dict[str, ChatFinish] = {"length": "length", "tool_calls": "tool_calls"}
@@ -388,3 +386,188 @@ class RunAnswer:
             **({"engine": begin.engine} if begin.engine else {}),
             "settings": asked,
         }
+
+
+# --- a run's lines on their way to its chat, in the order in which things happened ------------------
+# The run never waits for the disk: lines queue here, a growing text as one, and go out at least every second. What
+# cannot be written stays queued and is tried again: a disk that is full for a while costs nothing that was said.
+
+SAVE_S = 0.5  # between two writes of an answer that grows
+AGAIN_S = 1.0  # after a write that failed
+_log = logging.getLogger("freehold.server")
+
+Line = Callable[[ChatWriter], object]  # writes one line, or raises and has written nothing
+
+
+@dataclass(slots=True)
+class _Growth:
+    """What an answer grew by since the last write."""
+
+    id: str
+    text: list[str] = field(default_factory=list)
+    thinking: list[str] = field(default_factory=list)
+
+    def __call__(self, writer: ChatWriter) -> None:
+        writer.more(self.id, text="".join(self.text), thinking="".join(self.thinking))
+
+
+class RunSaver:
+    """The lines of one run that are still to be written. `report` hears of a disk that fails, and of its recovery."""
+
+    def __init__(self, writer: ChatWriter, report: Callable[[FreeholdError | None], None]) -> None:
+        self._writer, self._report = writer, report
+        self._lines: deque[Line] = deque()
+        self._growth: _Growth | None = None  # the last line, while it may grow
+        self._writing = asyncio.Lock()
+        self._task = asyncio.get_running_loop().create_task(self._keep())
+        self._failing: FreeholdError | None = None
+        self._ended = False
+
+    @property
+    def saved(self) -> bool:
+        """Whether nothing is left to write."""
+        return not self._lines
+
+    def grow(self, id: str, text: str, thinking: str) -> None:
+        """Note what an answer grew by."""
+        if self._growth is None or self._growth.id != id:
+            self._growth = _Growth(id)
+            self._lines.append(self._growth)
+        if text:
+            self._growth.text.append(text)
+        if thinking:
+            self._growth.thinking.append(thinking)
+
+    def put(self, line: Line) -> None:
+        """Append a line after all that came before."""
+        self._growth = None
+        self._lines.append(line)
+
+    async def flush(self) -> bool:
+        """Write what is queued; return whether all of it is written."""
+        async with self._writing:
+            self._growth = None  # it is being written: what comes now is a line of its own
+            batch = list(self._lines)
+            done, trouble = await asyncio.to_thread(self._write, batch)
+            for _ in range(done):
+                self._lines.popleft()
+        if (trouble is None) != (self._failing is None):
+            self._report(trouble)
+        self._failing = trouble
+        return not self._lines
+
+    def _write(self, batch: list[Line]) -> tuple[int, FreeholdError | None]:
+        for done, line in enumerate(batch):
+            try:
+                line(self._writer)
+            except FreeholdError as e:
+                return done, e
+            except Exception as e:  # a line that cannot be written must not keep those after it
+                _log.exception("a line of chat %s was left out: %s", self._writer.chat, e)
+        return len(batch), None
+
+    async def _keep(self) -> None:
+        while not (self._ended and self.saved):
+            await asyncio.sleep(AGAIN_S if self._failing else SAVE_S)
+            if self._lines:
+                await self.flush()
+        self._writer.close()
+
+    async def end(self) -> bool:
+        """Write the rest now; what fails is tried again until it is written. Return whether all of it is."""
+        self._ended = True
+        return await self.flush()
+
+    async def written(self) -> None:
+        """Wait until everything is written; after `end`."""
+        await asyncio.shield(self._task)
+
+    async def abandon(self) -> None:
+        """Try once more, and stop: the server ends."""
+        self._task.cancel()
+        if self._lines:
+            await self.flush()
+        self._writer.close()
+
+
+# --- titles: the model that answered says in a few words what a chat is about, on idle capacity -----
+# Only engines that run here already are asked: a title is worth neither money nor a load. What a model says
+# is a title where it is short; otherwise the chat keeps its first line.
+
+MOST_ANSWERS = 2  # after which a chat without a title keeps its first line
+MOST_CHARS, MOST_WORDS = 60, 8  # of a title; a model that says more has not understood
+SHOWN = 800  # characters of a message that the model reads
+TIMEOUT_S = 120.0  # on a machine that is never idle there is no title
+ASK = "Say in two to six words what this chat is about. Write these words only, no sentence.\n\n"
+
+
+class TitleRun(ConsoleRun):
+    """Asks the model of a run for a title of its chat, behind all other work."""
+
+    def __init__(self, run: ConsoleRun, prompt: str) -> None:
+        super().__init__(run, run.folder, run.chat, run.model)
+        self._prompt, self._text = prompt, ""
+
+    @property
+    def asking(self) -> bool:
+        return True  # no drain waits for a title
+
+    async def compute(self) -> None:
+        self.work.model = self.model
+        job = Job(
+            messages=(Message("user", self._prompt),),
+            max_tokens=24,
+            sampling={"temperature": 0.0},
+            think=False,
+            priority="batch",
+            tenant=self.tenant,
+            timeout_s=TIMEOUT_S,
+        )
+        await Computing(self, [job], keep_alive=None, warnings=()).run(self.model, self._opened, self._take)
+
+    async def _opened(self, served: ModelHandle, job: int, begin: Begin) -> None:
+        pass
+
+    async def _take(self, job: int, chunks: list[tuple[int, Chunk]]) -> None:
+        self._text += "".join(chunk.text for _, chunk in chunks)
+
+    async def concluded(self, finish: ChatFinish, error: dict[str, Any] | None) -> None:
+        if error is None and (title := cleaned(self._text)):
+            with suppress(FreeholdError):  # a chat that was deleted, or a full disk
+                await asyncio.to_thread(self._write, title)
+
+    def _write(self, title: str) -> None:
+        if not self.folder.read(self.chat).card.named:  # its user may have named it meanwhile
+            with self.folder.writer(self.chat) as writer:
+                writer.set(ChatChange(title=title))
+
+
+async def titling(run: ConsoleRun) -> TitleRun | None:
+    """Begin to ask for a title; None where the chat needs none, or its model is not an engine in memory."""
+    loaded = {each.name for each in run.server.models.loaded()}
+    if not run.server.titles or run.server.health.stopping or run.model.partition("+")[0] not in loaded:
+        return None
+    with suppress(FreeholdError):
+        if prompt := prompt_of(await asyncio.to_thread(run.folder.read, run.chat)):
+            title = TitleRun(run, prompt)
+            title.start()
+            return title
+    return None
+
+
+def prompt_of(chat: SavedChat) -> str:
+    """Return what to ask the model for a chat's title; "" for a chat that has one, or keeps its first line."""
+    messages = [m for m in chat.branch() if m.role in ("user", "assistant") and m.content]
+    answers = sum(m.role == "assistant" for m in messages)
+    if chat.card.named or not 1 <= answers <= MOST_ANSWERS:
+        return ""
+    names = {"user": "User", "assistant": "Assistant"}
+    return ASK + "\n\n".join(f"{names[m.role]}: {m.content[:SHOWN]}" for m in messages)
+
+
+def cleaned(text: str) -> str:
+    """Return the title in what a model said; "" where that is none."""
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    title = " ".join(line.removeprefix("Title:").split()).strip(" \"'*#`.:_“”«»")
+    short = len(title) <= MOST_CHARS and len(title.split()) <= MOST_WORDS
+    return title if short and any(char.isalnum() for char in title) else ""

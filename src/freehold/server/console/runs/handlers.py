@@ -29,15 +29,13 @@ from freehold.chats.types import (
 from freehold.errors import EngineClosed
 from freehold.server.console.chats import chat_id, folder_of
 from freehold.server.console.login import NothingAsked
-from freehold.server.console.runs.again import AgainRun, bits_of, identity_of
-from freehold.server.console.runs.bits import compared
+from freehold.server.console.runs.again import AgainRun, bits_of, compared, identity_of
 from freehold.server.console.runs.chatrun import ChatRun
 from freehold.server.console.runs.jobs import RunPlan
-from freehold.server.console.runs.registry import Runs
-from freehold.server.console.runs.run import ConsoleRun
+from freehold.server.console.runs.run import ConsoleRun, Runs
+from freehold.server.core.answering import EventStream
 from freehold.server.core.call import HttpCall
 from freehold.server.core.problems import Refused
-from freehold.server.core.sse import EventStream
 from freehold.server.core.tools import run_tools, tool_user
 from freehold.types import Message
 
@@ -116,11 +114,8 @@ def _begun(chat: SavedChat, id: str) -> SavedMessage:
     """Return the answer to continue. Raises Refused for one that is whole, empty, or calls tools."""
     answer = _answer(chat, id, "extend")
     if answer.state not in ("stopped", "length", "lost", "failed") or answer.parent is None or answer.calls:
-        raise Refused(
-            400,
-            "only an answer that was cut off or stopped, and calls no tool, can be continued",
-            param="extend",
-        )
+        message = "only an answer that was cut off or stopped, and calls no tool, can be continued"
+        raise Refused(400, message, param="extend")
     if not (answer.content or answer.thinking):
         raise Refused(400, "the answer is empty: ask for another one", param="extend")
     return answer
@@ -216,9 +211,8 @@ async def approve(call: HttpCall) -> None:
     run = _run(call)
     if not isinstance(run, ChatRun):
         raise Refused(404, "this run asks about no tool", code="no_call")
-    if (
-        tool_user(call) != run.tenant
-    ):  # without keys all local clients share the chats, and tools are the owner's
+    # Without keys all local clients share the chats, and tools are the owner's.
+    if tool_user(call) != run.tenant:
         raise Refused(403, "another caller's run asks about this tool", code="not_permitted")
     answer = ToolAnswer(verdict=request.verdict, word=request.word, arguments=request.arguments)
     run.approve(request.call, answer, request.digest)
@@ -253,14 +247,10 @@ def _difference(a: SavedMessage, b: SavedMessage) -> dict[str, Any]:
     one, other = bits_of(a), bits_of(b)
     receipts = [a.receipt or {}, b.receipt or {}]
     kinds = [(r["bits"]["model"], r["bits"]["digest"]) for r in receipts]
-    comparison = compared(
-        one, a.thinking + a.content, other, b.thinking + b.content, ids=kinds[0] == kinds[1]
-    )
-    return {
-        **comparison,
-        "tokens": [len(one.ids), len(other.ids)],
-        "tok_s": [receipt.get("tok_s") for receipt in receipts],
-    }
+    texts = [a.thinking + a.content, b.thinking + b.content]
+    comparison = compared(one, texts[0], other, texts[1], ids=kinds[0] == kinds[1])
+    speeds = [receipt.get("tok_s") for receipt in receipts]
+    return {**comparison, "tokens": [len(one.ids), len(other.ids)], "tok_s": speeds}
 
 
 def _answer(chat: SavedChat, id: str, param: str) -> SavedMessage:
@@ -285,10 +275,7 @@ def _after(call: HttpCall) -> int:
 
 
 def _runs(call: HttpCall) -> Runs:
-    runs = call.server.part(Runs)
-    if runs is None:
-        raise Refused(404, "this server keeps no chats", code="no_route")
-    return runs
+    return call.part(Runs, 404, "this server keeps no chats", "no_route")
 
 
 def _run(call: HttpCall) -> ConsoleRun:

@@ -14,9 +14,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from freehold.chats.types import ChatSettings, SavedChat, SavedMessage
-from freehold.server.core.fields import MAX_SEED, Count, Share
+from freehold.server.core.fields import MAX_SEED, Count, Pictures, Share, parts_of
 from freehold.server.core.limits import typed
-from freehold.server.core.pictures import Pictures, parts_of
 from freehold.server.core.problems import Refused
 from freehold.serving import Job
 from freehold.types import Image, Message, Tool, ToolCall
@@ -82,11 +81,8 @@ def sampling_of(settings: ChatSettings) -> dict[str, Any]:
     unknown = sorted(settings.sampling.keys() - set(SamplingFields.__struct_fields__))
     if unknown:
         names = ", ".join(SamplingFields.__struct_fields__)
-        raise Refused(
-            400,
-            f"settings.sampling has the unknown field {unknown[0][:60]!r}; known are {names}",
-            param="settings.sampling",
-        )
+        message = f"settings.sampling has the unknown field {unknown[0][:60]!r}; known are {names}"
+        raise Refused(400, message, param="settings.sampling")
     fields = typed(settings.sampling, SamplingFields, "settings.sampling")
     return {name: v for name, v in msgspec.to_builtins(fields).items() if v is not None}
 

@@ -15,8 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from freehold.server.core.fields import MAX_WARNINGS, ignored
-from freehold.server.core.formats import bounded
+from freehold.server.core.fields import MAX_WARNINGS, bounded, ignored
 from freehold.server.core.limits import typed
 from freehold.server.core.problems import Refused
 from freehold.serving import MAX_TOOLS
@@ -287,12 +286,8 @@ def offered(tools: Sequence[ToolOffer], choice: Choice | None, warnings: list[st
             offering.custom(tool.custom, at)
         else:
             kind = tool.type[:40]
-            raise Refused(
-                400,
-                f"{at} is of type {kind!r}; expected function or custom, and an object of that name",
-                param=at,
-                code="unsupported_parameter",
-            )
+            message = f"{at} is of type {kind!r}; expected function or custom, and an object of that name"
+            raise Refused(400, message, param=at, code="unsupported_parameter")
     return offering.offered(choice.chosen() if isinstance(choice, NamedChoice) else choice)
 
 

@@ -13,15 +13,12 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from freehold.server.core.fields import MAX_WARNINGS, Count, priority
-from freehold.server.core.formats import schema_format
+from freehold.server.core.fields import MAX_WARNINGS, Count, Pictures, doc, parts_of, schema_format
 from freehold.server.core.limits import typed
-from freehold.server.core.pictures import Pictures, parts_of
 from freehold.server.core.problems import Refused
-from freehold.server.openai.fields.generating import Generating, sampling, stops, tenant_of
-from freehold.server.openai.fields.messages import Content, ContentPart, pieces_of, text_of
+from freehold.server.openai.fields.chat import Content, ContentPart, pieces_of, text_of
+from freehold.server.openai.fields.generating import Generating, format_of, shared_job
 from freehold.server.openai.fields.offers import Offered, as_arguments, read_tools
-from freehold.server.openai.fields.structured import format_of
 from freehold.serving import MAX_LOGPROBS, MAX_MESSAGES, MAX_TOOLS, Job
 from freehold.types import Format, Message, Overflow, SignedThinking, Tool, ToolCall
 
@@ -65,15 +62,15 @@ class ResponseRequest(Generating, kw_only=True):
         ),
     ]
     instructions: Annotated[
-        str | None, Meta(description="The first system turn; earlier responses' are not carried on.")
+        str | None, doc("The first system turn; earlier responses' are not carried on.")
     ] = None
     previous_response_id: Annotated[
         Annotated[str, Meta(max_length=128)] | None,
-        Meta(description="A stored response whose chat this request continues."),
+        doc("A stored response whose chat this request continues."),
     ] = None
-    store: Annotated[
-        bool | None, Meta(description="Keep the response for later requests, in bounds. Default true.")
-    ] = None
+    store: Annotated[bool | None, doc("Keep the response for later requests, in bounds. Default true.")] = (
+        None
+    )
     tools: Annotated[
         Annotated[list[Any], Meta(max_length=MAX_TOOLS)] | None,
         Meta(
@@ -87,14 +84,14 @@ class ResponseRequest(Generating, kw_only=True):
             description="`auto`, `none`, `required`, a tool by `type` and `name`, or `allowed_tools` of a `mode`."
         ),
     ] = None
-    parallel_tool_calls: Annotated[
-        bool | None, Meta(description="false: one call an answer at most. Default true.")
-    ] = None
+    parallel_tool_calls: Annotated[bool | None, doc("false: one call an answer at most. Default true.")] = (
+        None
+    )
     max_tool_calls: Annotated[
-        Count | None, Meta(description="Limits tools that a provider runs; this server runs none.")
+        Count | None, doc("Limits tools that a provider runs; this server runs none.")
     ] = None
     max_output_tokens: Annotated[
-        Count | None, Meta(description="Most tokens of the answer, reasoning included; wins over max_tokens.")
+        Count | None, doc("Most tokens of the answer, reasoning included; wins over max_tokens.")
     ] = None
     reasoning: Annotated[
         ReasoningOptions | None,
@@ -104,32 +101,30 @@ class ResponseRequest(Generating, kw_only=True):
         ),
     ] = None
     think: Annotated[
-        bool | None, Meta(description="Reason before the answer, or not, where the model has the switch.")
+        bool | None, doc("Reason before the answer, or not, where the model has the switch.")
     ] = None
-    text: Annotated[
-        ResponseTextOptions | None, Meta(description="`format`: `text`, `json_object` or `json_schema`.")
-    ] = None
+    text: Annotated[ResponseTextOptions | None, doc("`format`: `text`, `json_object` or `json_schema`.")] = (
+        None
+    )
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
-        Meta(description="Return each token's log-probability, and those of this many alternatives."),
+        doc("Return each token's log-probability, and those of this many alternatives."),
     ] = None
     include: Annotated[
         Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=32)] | None,
-        Meta(description=f"`{LOGPROBS}`; others are named in warnings."),
+        doc(f"`{LOGPROBS}`; others are named in warnings."),
     ] = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None,
-        Meta(description="A chat longer than the context: `auto` drops the oldest turns, `disabled` fails."),
+        doc("A chat longer than the context: `auto` drops the oldest turns, `disabled` fails."),
     ] = None
-    overflow: Annotated[
-        Overflow | None, Meta(description="The same in this server's words; wins over truncation.")
-    ] = None
+    overflow: Annotated[Overflow | None, doc("The same in this server's words; wins over truncation.")] = None
     metadata: Annotated[
         Annotated[dict[Key, Value], Meta(max_length=16)] | None,
-        Meta(description="Comes back with the response."),
+        doc("Comes back with the response."),
     ] = None
     background: Annotated[
-        bool | None, Meta(description="true is refused: /v1/batches runs what need not be waited for.")
+        bool | None, doc("true is refused: /v1/batches runs what need not be waited for.")
     ] = None
 
 
@@ -172,11 +167,11 @@ def response_job(
     if r.return_token_ids:
         warnings.append("return_token_ids was ignored: responses have no place for them")
     think, effort = _thinking(r)
-    job = Job(
-        messages=read_items(items, r.instructions, known, warnings, pictures),
+    messages = read_items(items, r.instructions, known, warnings, pictures)
+    job = replace(
+        shared_job(r, tenant),
+        messages=messages,
         max_tokens=limit,
-        sampling=sampling(r),
-        stop=stops(r),
         logprobs=_logprobs(r, warnings),
         think=think,
         effort=effort,
@@ -186,11 +181,6 @@ def response_job(
         parallel_tool_calls=r.parallel_tool_calls is not False,
         format=_format(r, warnings),
         overflow=r.overflow or ("drop-oldest" if r.truncation == "auto" else "error"),
-        ignore_eos=bool(r.ignore_eos),
-        priority=priority(r.priority),
-        tenant=tenant_of(r, tenant),
-        timeout_s=r.timeout,
-        whole=not r.stream,
     )
     return job, offered
 
@@ -211,10 +201,7 @@ def echo(r: ResponseRequest, raw: dict[str, Any]) -> dict[str, Any]:
         "parallel_tool_calls": r.parallel_tool_calls is not False,
         "previous_response_id": r.previous_response_id,
         "prompt_cache_key": r.prompt_cache_key,
-        "reasoning": {
-            "effort": reasoning.effort,
-            "summary": reasoning.summary or reasoning.generate_summary,
-        },
+        "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary or reasoning.generate_summary},
         "safety_identifier": r.safety_identifier,
         "service_tier": "default",
         "store": r.store is not False,
@@ -266,12 +253,8 @@ def _text_format(format: dict[str, Any] | None) -> Format | None:
     if kind == "json_object":
         return Format("json")
     if kind != "json_schema":
-        raise Refused(
-            400,
-            f"text.format.type is {str(kind)[:60]!r}; expected text, json_object or json_schema",
-            param="text.format.type",
-            code="invalid_value",
-        )
+        message = f"text.format.type is {str(kind)[:60]!r}; expected text, json_object or json_schema"
+        raise Refused(400, message, param="text.format.type", code="invalid_value")
     return schema_format(typed(format, SchemaFormat, "text.format").schema, "text.format.schema")
 
 
@@ -344,12 +327,8 @@ class Reading:
         """Return the turns. Raises Refused for a call without an output, after which OpenAI accepts no turn."""
         if self._due:
             id = next(iter(self._due))
-            raise Refused(
-                400,
-                f"no item answers the call {id[:60]!r}; expected an output of each",
-                param="input",
-                code="invalid_value",
-            )
+            message = f"no item answers the call {id[:60]!r}; expected an output of each"
+            raise Refused(400, message, param="input", code="invalid_value")
         self._close()
         rules = (Message("system", "\n\n".join(self._rules)),) if self._rules else ()
         return (*rules, *self.messages)
@@ -362,13 +341,11 @@ class Reading:
         reader = _READERS.get(kind) if isinstance(kind, str) else None
         if reader is None:
             known = ", ".join(_READERS)
-            raise Refused(
-                400,
-                f"{at} is of type {str(kind)[:60]!r}; this server reads {known}",
-                param=f"{at}.type",
-                code="unsupported_item",
-            )
-        self._note_strangers(item, reader.struct)
+            message = f"{at} is of type {str(kind)[:60]!r}; this server reads {known}"
+            raise Refused(400, message, param=f"{at}.type", code="unsupported_item")
+        for name in item.keys() - set(reader.struct.__struct_fields__) - _KNOWN:
+            if item[name] is not None and len(self.warnings) < MAX_WARNINGS:
+                self.warnings[f"field {name[:60]!r} of items was ignored"] = None
         reader.read(self, typed(item, reader.struct, at), at)
 
     def message(self, item: MessageItem, at: str) -> None:
@@ -397,12 +374,8 @@ class Reading:
     def output(self, item: OutputItem, at: str) -> None:
         name = self._names.get(item.call_id)
         if name is None:
-            raise Refused(
-                400,
-                f"{at} answers the call {item.call_id[:60]!r}, which no item before it makes",
-                param=f"{at}.call_id",
-                code="invalid_value",
-            )
+            why = f"{at} answers the call {item.call_id[:60]!r}, which no item before it makes"
+            raise Refused(400, why, param=f"{at}.call_id", code="invalid_value")
         self._due.pop(item.call_id, None)
         pieces = pieces_of(item.output, f"{at}.output", self._pictures)
         message = Message("tool", text_of(pieces), tool_call_id=item.call_id, name=name)
@@ -439,11 +412,6 @@ class Reading:
         thoughts, signed, self._thinking, self._signed = self._thinking, self._signed, [], []
         return replace(message, thinking="\n\n".join(thoughts), signed=tuple(signed))
 
-    def _note_strangers(self, item: dict[str, Any], kind: type[Struct]) -> None:
-        for name in item.keys() - set(kind.__struct_fields__) - _KNOWN:
-            if item[name] is not None and len(self.warnings) < MAX_WARNINGS:
-                self.warnings[f"field {name[:60]!r} of items was ignored"] = None
-
 
 @dataclass(frozen=True, slots=True)
 class _ItemReader:
@@ -462,11 +430,7 @@ _READERS: dict[str, _ItemReader] = {
 
 
 def read_items(
-    items: Sequence[Any],
-    instructions: str | None,
-    known: int,
-    warnings: list[str],
-    pictures: Pictures,
+    items: Sequence[Any], instructions: str | None, known: int, warnings: list[str], pictures: Pictures
 ) -> tuple[Message, ...]:
     """Return the chat. `known`: this many of `items`, at the start, come from earlier responses."""
     if len(items) > MAX_MESSAGES:
@@ -482,8 +446,7 @@ def read_items(
     return reading.chat()
 
 
-# --- what a provider signed of its reasoning --------------------------------------------------------
-# As the `encrypted_content` of a reasoning item, out and back.
+# --- what a provider signed of its reasoning: the `encrypted_content` of a reasoning item, out and back
 
 _SIGNED, _REDACTED = "signed.", "redacted."
 

@@ -18,9 +18,8 @@ from typing import Any
 import msgspec
 
 from freehold.server.core.limits import ServerLimits
-from freehold.server.core.longjson import in_pieces
+from freehold.server.core.longjson import NOTHING, BodyStructure, in_pieces, structure_of_value, weight
 from freehold.server.core.problems import Refused
-from freehold.server.core.structure import NOTHING, BodyStructure, structure_of_value, weight
 from freehold.serving import MAX_MESSAGES
 
 MAX_CHAIN = 1000  # responses that one chat may go back
@@ -113,12 +112,7 @@ class Extent:
     @classmethod
     def of(cls, items: Sequence[StoredItem]) -> Extent:
         """Add up items."""
-        holds = BodyStructure(
-            sum(item.holds.containers for item in items),
-            sum(item.holds.names for item in items),
-            sum(item.holds.values for item in items),
-        )
-        size = sum(len(item.data) for item in items)
+        size, holds = sum(len(item.data) for item in items), sum((item.holds for item in items), NOTHING)
         return cls(len(items), size, holds, sum(item.weight for item in items))
 
     def __add__(self, other: Extent) -> Extent:
@@ -198,12 +192,8 @@ class Responses:
         """Return a response, as one just used; 404 if it is not kept for this tenant."""
         kept = self._find(tenant, id)
         if kept is None:
-            raise Refused(
-                404,
-                f"no response {id[:80]!r} is kept; they go with the server, and the oldest first",
-                param="response_id",
-                code="response_not_found",
-            )
+            message = f"no response {id[:80]!r} is kept; they go with the server, and the oldest first"
+            raise Refused(404, message, param="response_id", code="response_not_found")
         return kept
 
     def _find(self, tenant: str, id: str) -> StoredResponse | None:
