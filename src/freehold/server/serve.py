@@ -312,9 +312,8 @@ def fitted(limits: ServerLimits) -> ServerLimits:
     if room >= wanted:
         return limits
     if room < FEWEST:
-        raise UsageError(
-            f"this process may open {soft:,} files, and {used} are open: too few to serve", "ulimit -n 1024"
-        )
+        message = f"this process may open {soft:,} files, and {used} are open: too few to serve"
+        raise UsageError(message, "ulimit -n 1024")
     held_back, waiting = min(limits.held_back, room // 4), min(limits.waiting, room // 4)
     most = room - held_back - waiting
     _log.warning("%d connections at most: this process may open %d files (ulimit -n)", most, soft)

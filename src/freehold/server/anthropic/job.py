@@ -118,9 +118,8 @@ def _stops(texts: Sequence[str]) -> tuple[str, ...]:
     for i, text in enumerate(texts):
         if not text.strip():
             where = f"stop_sequences[{i}]"
-            raise Refused(
-                400, f"{where} is blank; each stop sequence must contain non-whitespace", param=where
-            )
+            message = f"{where} is blank; each stop sequence must contain non-whitespace"
+            raise Refused(400, message, param=where)
     return tuple(texts)
 
 
@@ -148,9 +147,8 @@ def _tools(r: CountRequest, warnings: list[str]) -> tuple[Tool, ...]:
             continue
         read = _tool(tool, where)
         if read.name in {**shown, **deferred}:
-            raise Refused(
-                400, f"{where}.name is {read.name!r}, as another's; expected one of its own", param=where
-            )
+            message = f"{where}.name is {read.name!r}, as another's; expected one of its own"
+            raise Refused(400, message, param=where)
         (deferred if tool.defer_loading else shown)[read.name] = read
     names = list(deferred) if searched else dict.fromkeys(references(r.messages))
     return (*shown.values(), *(deferred[name] for name in names if name in deferred))
@@ -170,15 +168,13 @@ def _choice(choice_param: ToolChoice | None, tools: Sequence[Tool]) -> tuple[Cho
         return "auto", ""
     choice, name = _CHOICES[choice_param.type], choice_param.name or ""
     if choice == "required" and not tools:
-        raise Refused(
-            400, f"tool_choice is {choice_param.type!r}, and there are no tools", param="tool_choice"
-        )
+        message = f"tool_choice is {choice_param.type!r}, and there are no tools"
+        raise Refused(400, message, param="tool_choice")
     if choice_param.type != "tool":
         return choice, ""
     if name not in {tool.name for tool in tools}:
-        raise Refused(
-            400, f"tool_choice.name is {name!r}; expected one of the tools", param="tool_choice.name"
-        )
+        message = f"tool_choice.name is {name!r}; expected one of the tools"
+        raise Refused(400, message, param="tool_choice.name")
     return choice, name
 
 
@@ -219,9 +215,8 @@ def unknown_fields(raw: dict[str, Any], kind: type[CountRequest]) -> list[str]:
     for name in sorted(raw.keys() - set(known)):
         value = raw[name]
         if name in _REFUSED and value is not None and value not in _REFUSED[name]:
-            raise Refused(
-                400, f"{name} is not supported by this server", param=name, code="unsupported_parameter"
-            )
+            message = f"{name} is not supported by this server"
+            raise Refused(400, message, param=name, code="unsupported_parameter")
         if value is not None and name not in _REFUSED and len(warnings) < MAX_WARNINGS:
             warnings[unknown(name, kind.__struct_fields__)] = None
     for place, name in _within(raw):
@@ -539,16 +534,14 @@ def _check_results(turn: Turn, calls: Sequence[ToolCall]) -> None:
     counts = Counter(r.tool_call_id for r in turn.results)
     for id, results in counts.items():
         if id not in known:
-            raise _bad(
-                where, f"has a tool_result for {id[:60]!r}, which is not a tool_use of the turn before it"
-            )
+            message = f"has a tool_result for {id[:60]!r}, which is not a tool_use of the turn before it"
+            raise _bad(where, message)
         if results > 1:
             raise _bad(where, f"has {results:,} tool_results for {id[:60]!r}; expected one")
     missing = [c.id for c in calls if c.id not in counts]
     if missing:
-        raise _bad(
-            where, f"has no tool_result for {_list(missing)}; expected one for each tool_use before it"
-        )
+        message = f"has no tool_result for {_list(missing)}; expected one for each tool_use before it"
+        raise _bad(where, message)
     if not counts and not any(isinstance(piece, Image) or piece.strip() for piece in turn.pieces):
         raise _bad(where, "has no content; expected text or tool_results")
 
@@ -583,9 +576,8 @@ def _document(block: Block | ResultPart, source: DocumentSource, where: str) -> 
         inner = source.content
         text = inner if isinstance(inner, str) else _joined(inner, f"{where}.source.content")
     else:
-        raise _bad(
-            f"{where}.source", f"is of type {source.type!r}; this server reads documents of text so far"
-        )
+        message = f"is of type {source.type!r}; this server reads documents of text so far"
+        raise _bad(f"{where}.source", message)
     return _BETWEEN.join(t for t in [block.title or "", block.context or "", text] if t)
 
 

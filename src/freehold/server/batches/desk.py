@@ -119,9 +119,8 @@ class Desk:
         mine = self.all(tenant)
         still = sum(not batch.over for batch in mine)
         if still >= MAX_OPEN:
-            raise Refused(
-                429, f"{still} batches are not over; expected at most {MAX_OPEN}", code="too_many_batches"
-            )
+            message = f"{still} batches are not over; expected at most {MAX_OPEN}"
+            raise Refused(429, message, code="too_many_batches")
         await asyncio.to_thread(self.files.check_room, tenant)
         now = int(self._now())
         file = await asyncio.to_thread(self.files.get, tenant, request.input_file_id)

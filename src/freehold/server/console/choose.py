@@ -69,9 +69,8 @@ async def choose(call: HttpCall) -> None:
     words = words_of(call)
     verb = "".join(words.pop("verb", ()))
     if verb not in VERBS:
-        raise Refused(
-            400, f"verb is {verb[:40]!r}; expected {', '.join(VERBS)}", param="verb", code="invalid_value"
-        )
+        message = f"verb is {verb[:40]!r}; expected {', '.join(VERBS)}"
+        raise Refused(400, message, param="verb", code="invalid_value")
     for name in words.get("model", ()):
         if not name or parse_ref(name, disk=False).kind == "path":  # a request names no file of the server
             raise Refused(404, f"there is no model {name[:200]!r}", param="model", code="model_not_found")
@@ -105,14 +104,12 @@ def _pathless(text: str) -> str:
 
 def _check_scope(key: Key, verb: str, words: dict[str, list[str]]) -> None:
     if verb not in SCOPED:
-        raise Refused(
-            403, f"the key {key.name} has a scope; {verb[:40]} speaks of every model", code="not_permitted"
-        )
+        message = f"the key {key.name} has a scope; {verb[:40]} speaks of every model"
+        raise Refused(403, message, code="not_permitted")
     for name in words.get("model", ()):
         if not key.may_use(name):
-            raise Refused(
-                404, f"there is no model {name[:200]!r} for the key {key.name}", code="model_not_found"
-            )
+            message = f"there is no model {name[:200]!r} for the key {key.name}"
+            raise Refused(404, message, code="model_not_found")
 
 
 def _seen(text: str, key: Key | None, loaded: Collection[str], newer: bool) -> bytes:
@@ -142,9 +139,8 @@ def words_of(call: HttpCall, known: Collection[str] | None = None) -> dict[str, 
     except ValueError as e:
         raise Refused(400, f"the query is malformed: {str(e)[:100]}", code="invalid_value") from None
     if known is not None and (strange := min(words.keys() - set(known), default="")):
-        raise Refused(
-            400, f"unknown parameter {strange[:40]!r}; expected {', '.join(known)}", code="invalid_value"
-        )
+        message = f"unknown parameter {strange[:40]!r}; expected {', '.join(known)}"
+        raise Refused(400, message, code="invalid_value")
     return words
 
 

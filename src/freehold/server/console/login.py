@@ -120,9 +120,8 @@ async def owner(call: HttpCall) -> None:
     if not known.redeem(request.code):
         known.check("code", address)
         known.wrong("code", address)
-        raise Refused(
-            401, "this link was used already, or is too old; freehold open makes another", code="invalid_code"
-        )
+        message = "this link was used already, or is too old; freehold open makes another"
+        raise Refused(401, message, code="invalid_code")
     await _begin(call, known, None)
 
 

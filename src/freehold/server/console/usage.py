@@ -40,9 +40,8 @@ async def usage(call: HttpCall) -> None:
     words = words_of(call, ("days", "on"))
     text = "".join(words.get("days", ["30"]))
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= MOST_DAYS):
-        raise Refused(
-            400, f"days is {text[:20]!r}; expected 1 to {MOST_DAYS:,}", param="days", code="invalid_value"
-        )
+        message = f"days is {text[:20]!r}; expected 1 to {MOST_DAYS:,}"
+        raise Refused(400, message, param="days", code="invalid_value")
     days = int(text)
     own = call.key.name if call.key is not None and call.key.kind == "client" else None
 

@@ -286,10 +286,8 @@ class Accounts:
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.DecodeError) as e:
-            raise StoreError(
-                f"the keys' accounts in {self._file(day)} cannot be read: {e}",
-                "move that file away; what keys spent today is then forgotten",
-            ) from e
+            message = f"the keys' accounts in {self._file(day)} cannot be read: {e}"
+            raise StoreError(message, "move that file away; what keys spent today is then forgotten") from e
 
     def _prune(self) -> None:
         if self._folder is not None:

@@ -110,9 +110,8 @@ def seconds(value: float | str | None) -> float | None:
 
 
 def _bad_duration(value: str) -> Refused:
-    return Refused(
-        400, f"keep_alive is {value[:60]!r}; expected seconds or a duration such as '10m'", param="keep_alive"
-    )
+    message = f"keep_alive is {value[:60]!r}; expected seconds or a duration such as '10m'"
+    return Refused(400, message, param="keep_alive")
 
 
 # --- JSON schemas of answers and of arguments of tools: measured here, and passed on as parsed ------
@@ -218,9 +217,8 @@ class Pictures:
         if not url.startswith(("https://", "http://")):
             raise _unsupported(f"{where} has the URL {url[:40]!r}; expected data:, https: or http:", where)
         if len(url) > MAX_ADDRESS:
-            raise _unsupported(
-                f"{where} has a URL of {len(url):,} characters; expected {MAX_ADDRESS:,}", where
-            )
+            message = f"{where} has a URL of {len(url):,} characters; expected {MAX_ADDRESS:,}"
+            raise _unsupported(message, where)
         self._add(where, kind)
         return Image(url=url, detail=detail)
 

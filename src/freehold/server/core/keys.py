@@ -66,19 +66,16 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise UsageError(
-                f"{self.name[:80]!r} is not a valid name for a key", "letters, digits and . _ @ + - only, 64"
-            )
+            message = f"{self.name[:80]!r} is not a valid name for a key"
+            raise UsageError(message, "letters, digits and . _ @ + - only, 64")
         if not re.fullmatch("[0-9a-f]{64}", self.sha256):
-            raise UsageError(
-                f"the key {self.name} has no sha256", "freehold keys add makes a key and its hash"
-            )
+            message = f"the key {self.name} has no sha256"
+            raise UsageError(message, "freehold keys add makes a key and its hash")
         if self.rate:
             quota(self.rate)
         if self.tokens and quota(self.tokens).seconds != _SECONDS["day"]:
-            raise UsageError(
-                f"{self.tokens!r} is not a valid token budget", "it is counted by the day: 1M/day"
-            )
+            message = f"{self.tokens!r} is not a valid token budget"
+            raise UsageError(message, "it is counted by the day: 1M/day")
 
     def may_use(self, model: str) -> bool:
         """Return whether the key's scope holds a model of this name."""
@@ -142,9 +139,8 @@ class KeyFile:
         except OSError as e:
             raise UsageError(f"the key file {self.path} cannot be read: {e.strerror}") from e
         if status.st_mode & 0o022 or status.st_uid not in (os.geteuid(), 0):
-            raise UsageError(
-                f"{self.path} is writable by others, who could add keys", f"chmod 600 {self.path}"
-            )
+            message = f"{self.path} is writable by others, who could add keys"
+            raise UsageError(message, f"chmod 600 {self.path}")
         return self._decoded(data)
 
     def _decoded(self, data: bytes) -> tuple[Key, ...]:
@@ -153,9 +149,8 @@ class KeyFile:
         try:
             keys = msgspec.json.decode(data, type=_Kept).keys
         except (msgspec.DecodeError, UnicodeDecodeError) as e:
-            raise UsageError(
-                f"{self.path} is not a key file: {e}", "freehold keys add NAME writes one"
-            ) from e
+            message = f"{self.path} is not a key file: {e}"
+            raise UsageError(message, "freehold keys add NAME writes one") from e
         names = [key.name for key in keys]
         if twice := next((n for n in names if names.count(n) > 1), ""):
             raise UsageError(f"{self.path}: two keys are called {twice!r}")
@@ -273,18 +268,15 @@ class Ring:
     def remove(self, name: str) -> None:
         """Take a key out of the file, out of force at once. Raises UsageError for one that the file does not hold."""
         if any(name == each.name for each in self._own):
-            raise UsageError(
-                f"the key {name!r} was given to this server when it started",
-                "start it without FREEHOLD_API_KEY",
-            )
+            message = f"the key {name!r} was given to this server when it started"
+            raise UsageError(message, "start it without FREEHOLD_API_KEY")
         self._kept().remove(name)
         self._looked = -LOOK_S
 
     def _kept(self) -> KeyFile:
         if self._file is None:
-            raise UsageError(
-                "this server keeps its keys in no file", "freehold keys add, beside freehold serve"
-            )
+            message = "this server keeps its keys in no file"
+            raise UsageError(message, "freehold keys add, beside freehold serve")
         return self._file
 
     def _take(self, keys: Iterable[Key]) -> None:

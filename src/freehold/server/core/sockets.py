@@ -69,9 +69,8 @@ def bind_unix(path: Path) -> socket.socket:
         sock.bind(str(path))
     except OSError as e:
         sock.close()
-        raise UsageError(
-            f"{path} cannot be bound: {e}", f"a socket's path has at most {SOCKET_PATH_BYTES} bytes"
-        ) from e
+        message = f"{path} cannot be bound: {e}"
+        raise UsageError(message, f"a socket's path has at most {SOCKET_PATH_BYTES} bytes") from e
     return sock
 
 
@@ -136,19 +135,16 @@ def _context(cert: Path, key: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
 
     def ask() -> str:
-        raise UsageError(
-            f"the private key {key} has a password, and the server cannot enter it",
-            f"openssl pkey -in {key} -out PLAIN writes one without",
-        )
+        message = f"the private key {key} has a password, and the server cannot enter it"
+        raise UsageError(message, f"openssl pkey -in {key} -out PLAIN writes one without")
 
     try:
         context.load_cert_chain(cert, key, ask)
     except ssl.SSLError as e:
         if e.reason == "KEY_VALUES_MISMATCH":
             raise UsageError(f"{key} is not the key of the certificate {cert}") from e
-        raise UsageError(
-            f"{cert} and {key} are not a certificate and key in PEM: {e.reason or e}", _MAKE
-        ) from e
+        message = f"{cert} and {key} are not a certificate and key in PEM: {e.reason or e}"
+        raise UsageError(message, _MAKE) from e
     return context
 
 

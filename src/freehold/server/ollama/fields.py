@@ -319,9 +319,8 @@ def _message(m: OllamaMessage, i: int, ids: CallIds, pictures: Pictures) -> Mess
         id, name = ids.answered(m.tool_name or "", m.tool_call_id)
         return Message("tool", content, tool_call_id=id, name=name, parts=parts)
     if m.tool_calls and m.role != "assistant":
-        raise Refused(
-            400, f"messages[{i}] is a {m.role}'s and has tool_calls", param=f"messages[{i}].tool_calls"
-        )
+        message = f"messages[{i}] is a {m.role}'s and has tool_calls"
+        raise Refused(400, message, param=f"messages[{i}].tool_calls")
     calls = tuple(
         ToolCall(
             ids.called(c.function.name, c.id),
@@ -350,9 +349,8 @@ def _refuse_text_fields(r: GenerateRequest) -> None:
         raise Refused(400, message, param="raw")
     for name in ("suffix", "context"):
         if r.template and getattr(r, name):
-            raise Refused(
-                400, f"template lays out a chat of its own; it does not go with {name}", param="template"
-            )
+            why = f"template lays out a chat of its own; it does not go with {name}"
+            raise Refused(400, why, param="template")
     if r.context and r.suffix:
         raise Refused(400, "context is of a talk; it does not go with suffix", param="context")
     if r.think and (r.raw or r.suffix):

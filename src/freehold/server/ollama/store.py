@@ -63,9 +63,8 @@ class _Stopped(Exception):
 async def run(call: HttpCall, name: str, work: Work, *, stream: bool, first: Line) -> None:
     """Run `work` in a thread and answer with its lines, then with success; `first` is the beat until the next one."""
     if call.server.chores >= MOST:
-        raise Refused(
-            503, f"{MOST} downloads are in progress; ask again later", headers=((b"retry-after", b"10"),)
-        )
+        message = f"{MOST} downloads are in progress; ask again later"
+        raise Refused(503, message, headers=((b"retry-after", b"10"),))
     call.server.chores += 1
     chore = _Chore(work, first)
     try:
@@ -211,9 +210,8 @@ async def pull(call: HttpCall) -> None:
     name = fetchable(request.model or request.name, "model")
     for field in ("insecure", "username", "password"):
         if getattr(request, field):
-            raise Refused(
-                400, f"{field} is not supported: a login for the hub is the server's own", param=field
-            )
+            message = f"{field} is not supported: a login for the hub is the server's own"
+            raise Refused(400, message, param=field)
     store, notes = stored(call), unknown_fields(raw, PullRequest)
 
     def work(tell: Tell) -> None:
@@ -339,9 +337,8 @@ def model_of(store: Store, digest: str) -> ModelRef:
         return store.take_in(path, digest)
     except BadModelFile as e:
         _drop_refused([path], e)
-        raise UsageError(
-            f"the blob sha256:{digest[:12]} is not a model this server can read: {e.message}"
-        ) from e
+        message = f"the blob sha256:{digest[:12]} is not a model this server can read: {e.message}"
+        raise UsageError(message) from e
     except (ModelNotFound, FileNotFoundError):
         pass
     try:
@@ -403,9 +400,8 @@ def _no_blob(digest: str) -> UsageError:
 def _digest(text: str) -> str:
     match = _DIGEST.fullmatch(text)
     if match is None:
-        raise Refused(
-            400, f"{text[:80]!r} is not a digest; expected sha256: and 64 small hex digits", param="digest"
-        )
+        message = f"{text[:80]!r} is not a digest; expected sha256: and 64 small hex digits"
+        raise Refused(400, message, param="digest")
     return match[1]
 
 
@@ -529,9 +525,8 @@ def _recipe(r: CreateRequest) -> tuple[Recipe, str]:
         raise Refused(400, "quantize is not supported", param="quantize", code="unsupported_parameter")
     parsed = parse(r.modelfile) if r.modelfile else Recipe()
     if parsed.adapter:
-        raise Refused(
-            400, "ADAPTER names a file; send it as a blob and name that in adapters", param="modelfile"
-        )
+        message = "ADAPTER names a file; send it as a blob and name that in adapters"
+        raise Refused(400, message, param="modelfile")
     recipe = Recipe(
         base=r.base or parsed.base,
         parameters={**parsed.parameters, **(r.parameters or {})},

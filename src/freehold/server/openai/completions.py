@@ -192,9 +192,8 @@ def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
         raise Refused(400, "suffix needs a prompt that is text, and no echo", param="suffix")
     n = r.n or 1
     if len(prompts) * n > MAX_CHOICES:
-        raise Refused(
-            400, f"{len(prompts):,} prompts x n {n} are more than {MAX_CHOICES:,} answers", param="prompt"
-        )
+        message = f"{len(prompts):,} prompts x n {n} are more than {MAX_CHOICES:,} answers"
+        raise Refused(400, message, param="prompt")
     job = shared_job(r, tenant)
     job = replace(job, suffix=r.suffix or None, max_tokens=limit, logprobs=r.logprobs, prompt_logprobs=scored)
     return [replace(job, prompt=p) for p in prompts]

@@ -230,9 +230,8 @@ async def read_form(
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary", b"")
     if kind != b"multipart/form-data" or not boundary:
-        raise Refused(
-            400, "the body is not a form; send multipart/form-data with a file", code="invalid_form"
-        )
+        message = "the body is not a form; send multipart/form-data with a file"
+        raise Refused(400, message, code="invalid_form")
     try:
         form = UploadForm(boundary, sink)
     except FormParserError as e:
@@ -284,9 +283,8 @@ async def create(call: HttpCall) -> None:
     request, raw = await call.struct(BatchRequest)
     for name in raw.keys() - set(BatchRequest.__struct_fields__):
         if raw[name] is not None:
-            raise Refused(
-                400, f"{name[:60]} is not supported here", param=name[:60], code="unsupported_parameter"
-            )
+            message = f"{name[:60]} is not supported here"
+            raise Refused(400, message, param=name[:60], code="unsupported_parameter")
     batch = NewBatch(
         request.endpoint,
         request.input_file_id,

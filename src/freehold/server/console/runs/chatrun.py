@@ -96,9 +96,8 @@ class ChatRun(ConsoleRun):
             facts = {"answer": self._answer.id, "calls": self._asked_tools(), "receipt": without_ids(receipt)}
             self.events.fact("calls", facts)
             await self._use(calls, self._tools)
-        raise Refused(
-            400, f"this answer called tools in {MAX_ROUNDS} rounds, the limit", code="too_many_calls"
-        )
+        message = f"this answer called tools in {MAX_ROUNDS} rounds, the limit"
+        raise Refused(400, message, code="too_many_calls")
 
     async def _offered(self) -> Sequence[Tool]:
         if self._tools is None:
@@ -202,9 +201,8 @@ class ChatRun(ConsoleRun):
         """
         waiting, shown = self._asked.get(call, (None, ""))
         if waiting is None or waiting.done() or digest not in (None, shown):
-            raise Refused(
-                404, f"nothing is asked about the call {call[:80]!r}, or it was answered", code="no_call"
-            )
+            message = f"nothing is asked about the call {call[:80]!r}, or it was answered"
+            raise Refused(404, message, code="no_call")
         waiting.set_result(answer)
 
     # --- the end -----------------------------------------------------------------------------------

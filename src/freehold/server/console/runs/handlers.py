@@ -124,9 +124,8 @@ def _begun(chat: SavedChat, id: str) -> SavedMessage:
 def _asked_message(chat: SavedChat, request: StartRun) -> tuple[str, SavedMessage | None]:
     """Return the message to answer, and the user's new one if it is that; it is put into `chat`."""
     if request.parent is not None and request.parent not in chat.messages:
-        raise Refused(
-            404, f"the chat has no message {request.parent[:80]!r}", param="parent", code="no_message"
-        )
+        why = f"the chat has no message {request.parent[:80]!r}"
+        raise Refused(404, why, param="parent", code="no_message")
     if request.message is not None:
         sent = request.message
         message = SavedMessage(
@@ -140,9 +139,8 @@ def _asked_message(chat: SavedChat, request: StartRun) -> tuple[str, SavedMessag
         chat.messages[message.id] = message
         return message.id, message
     if request.parent is None or chat.messages[request.parent].role not in ("user", "tool"):
-        raise Refused(
-            400, "without a message, parent has to be a message of the user's to answer", param="parent"
-        )
+        why = "without a message, parent has to be a message of the user's to answer"
+        raise Refused(400, why, param="parent")
     return request.parent, None
 
 

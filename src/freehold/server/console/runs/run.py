@@ -221,9 +221,8 @@ class Runs:
         """Return a run of this folder's chats; Refused (404) for others' as for those that never were."""
         run = self._runs.get(id)
         if run is None or run.folder.path != folder.path:
-            raise Refused(
-                404, "there is no such run, or it ended some time ago: its chat has the answer", code="no_run"
-            )
+            message = "there is no such run, or it ended some time ago: its chat has the answer"
+            raise Refused(404, message, code="no_run")
         return run
 
     def of(self, folder: ChatFolder, chat: str) -> list[str]:

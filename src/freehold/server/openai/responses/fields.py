@@ -240,9 +240,8 @@ def _format(r: ResponseRequest, warnings: list[str]) -> Format | None:
         warnings.append("text.verbosity was ignored: say it in the instructions")
     own, other = _text_format(text.format), format_of(r)
     if own is not None and other is not None:
-        raise Refused(
-            400, "text.format and another field both say what the text must be", param="text.format"
-        )
+        message = "text.format and another field both say what the text must be"
+        raise Refused(400, message, param="text.format")
     return own or other
 
 
@@ -383,18 +382,16 @@ class Reading:
 
     def _called(self, call: ToolCall, at: str) -> None:
         if call.id in self._names:
-            raise Refused(
-                400, f"{at} has the call_id {call.id[:60]!r} of an earlier call", param=f"{at}.call_id"
-            )
+            message = f"{at} has the call_id {call.id[:60]!r} of an earlier call"
+            raise Refused(400, message, param=f"{at}.call_id")
         self._names[call.id] = call.name
         self._due[call.id] = None
         last = self.messages[-1] if self.messages else None
         if last is None or last.role != "assistant" or self._thinking or self._signed:
             self._add(self._thought(Message("assistant", "")))
         if len(self._calls) == MAX_TOOLS:
-            raise Refused(
-                400, f"{at} is call {MAX_TOOLS + 1} of a turn; expected at most {MAX_TOOLS}", param=at
-            )
+            message = f"{at} is call {MAX_TOOLS + 1} of a turn; expected at most {MAX_TOOLS}"
+            raise Refused(400, message, param=at)
         self._calls.append(call)
 
     def _add(self, message: Message) -> None:
@@ -434,9 +431,8 @@ def read_items(
 ) -> tuple[Message, ...]:
     """Return the chat. `known`: this many of `items`, at the start, come from earlier responses."""
     if len(items) > MAX_MESSAGES:
-        raise Refused(
-            400, f"the chat has {len(items):,} items; expected at most {MAX_MESSAGES:,}", param="input"
-        )
+        message = f"the chat has {len(items):,} items; expected at most {MAX_MESSAGES:,}"
+        raise Refused(400, message, param="input")
     if not items:
         raise Refused(400, "input is empty; expected a text, or items", param="input")
     reading = Reading(instructions, pictures)

@@ -479,9 +479,8 @@ class McpTools:
                 if id in done:
                     continue
                 if id not in requests:
-                    raise Refused(
-                        400, f"no item asks for the approval {id[:80]!r}", param="input", code="invalid_value"
-                    )
+                    message = f"no item asks for the approval {id[:80]!r}"
+                    raise Refused(400, message, param="input", code="invalid_value")
                 done.add(id)
                 out += self._chat(await self._answered(requests[id], item))
             elif _is(item, "mcp_call"):
