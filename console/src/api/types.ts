@@ -1,89 +1,83 @@
-// The JSON of /console/api, as docs/design/console.md says it.
+// The JSON of /console/api, written by tools/console_types.py from the server's declarations.
+
+import type { Receipt, Savings, TrainingVerb } from "./reports";
+
+export type * from "./reports";
 
 export type Role = "system" | "user" | "assistant" | "tool";
 export type MessageState = "whole" | "open" | "stopped" | "length" | "failed" | "lost";
+export type ToolState = "running" | "done" | "denied" | "failed";
+export type Leaf = [string, string | null, Role, number];
 
+/** A chat as a list shows it. */
 export interface Card {
   id: string;
-  title: string;
+  title: string; // as it was set, or the first line that the user wrote
   model: string;
   created: string; // ISO 8601
-  updated: number; // seconds since 1970
+  updated: number; // seconds since 1970: its newest message, whatever was renamed since
   pinned: boolean;
   messages: number;
-  running: boolean;
+  running: boolean; // an answer is being written
   named: boolean; // its title was set
 }
 
+/** A text that came with a message. */
 export interface AttachedFile {
   name: string;
   text: string;
 }
 
+/** A tool that an answer calls. `arguments`: JSON, as the model wrote it. */
 export interface ToolCall {
   id: string;
   server: string;
   name: string;
-  arguments: string; // JSON
+  arguments: string;
 }
 
+/** One message of a chat's tree. */
 export interface Message {
   id: string;
   parent: string | null;
   role: Role;
   content: string;
   thinking: string;
-  at: number;
+  at: number; // seconds since 1970; 0: not known
   model: string;
   files: AttachedFile[];
   images: string[]; // data URLs
   calls: ToolCall[];
-  call: string; // of a tool's message: the call it answers
+  call: string; // of a tool's message: the call that it answers,
+  outcome?: ToolState | null; // and how that ended; null: not known
   state: MessageState;
   receipt: Receipt | null;
-  outcome?: ToolState | null; // of a tool's message: how its call ended; null: not known
+  error?: { message: string; code?: string; hint?: string } | null; // of a failed answer: message and hint
   edited?: boolean; // of an answer: the user wrote it, in place of the model's
-  error?: { message: string; code?: string; hint?: string } | null; // of a failed answer
 }
 
-export interface Receipt {
-  model?: string;
-  context: { limit: number; used: number; cached: number; dropped_messages: number };
-  sampling: Record<string, unknown>;
-  max_tokens: number;
-  timings: Record<string, number>;
-  tokens?: { prompt: number; answer: number; thought: number };
-  first_s?: number;
-  tok_s?: number;
-  thinking_s?: number;
-  continued?: boolean; // it continues an answer that was cut off, so that it cannot be made again
-  bits?: { settings?: ChatSettings } | null; // null: the engine reports no token ids
-  warnings: string[];
-  [more: string]: unknown;
-}
-
+/** What a chat's next answers are made with, beside its model. */
 export interface ChatSettings {
   system?: string;
   think?: boolean;
   max_tokens?: number;
-  sampling?: Record<string, unknown>;
-  tools?: string[];
-  overflow?: "drop-oldest" | "error"; // where the context is full; left out: the first
+  sampling?: Record<string, unknown>; // fields of SamplingParams that were given
+  tools?: string[]; // servers of `[mcp]`
+  overflow?: "error" | "drop-oldest"; // where the context is full; "error": the answer fails
 }
 
-/** One message of the tree without its text: id, parent, role, characters. */
-export type Leaf = [id: string, parent: string | null, role: Role, chars: number];
-
+/** A chat as far as a page needs it at first: the shape of all, the text of the end. */
 export interface OpenedChat {
   chat: Card;
   settings: ChatSettings;
   leaf: string | null;
   tree: Leaf[];
   messages: Message[];
-  running: string[];
+  running: string[]; // runs of this chat
   skipped: number; // lines of its file that are damaged
 }
 
+/** A message that contains the text searched for; `excerpt` is the text around it. */
 export interface Match {
   chat: Card;
   message: string;
@@ -91,62 +85,7 @@ export interface Match {
   excerpt: string;
 }
 
-export interface StartedRun {
-  run: string;
-  user: Message | null;
-  answer: Message;
-}
-
-/** Of two answers, a and b: equal, or the first token that differs. */
-export interface Difference {
-  equal: boolean;
-  tokens: [number, number];
-  first?: number; // index of the token in a
-  was?: string; // that token in a; "": the answer had ended
-  is?: string; // and in b
-  at?: number; // where it begins: thinking before content
-  tok_s: [number | null, number | null];
-}
-
-export type RunEvent =
-  | { t: "begin"; run: string; chat: string; answer: string; parent: string | null; model: string }
-  | { t: "ready"; model: string; context: Partial<Receipt["context"]>; sampling: object; max_tokens: number }
-  | { t: "text"; at: number; text: string }
-  | { t: "thinking"; at: number; text: string; s: number }
-  | { t: "wait"; why: "queue" | "load" | "prompt" | "engine" | "tools"; expected_s?: number; done?: number; of?: number }
-  | Ask
-  | { t: "tool"; call: string; server: string; tool: string; arguments: string; state: ToolState; result?: string }
-  | { t: "calls"; answer: string; calls: ToolCall[]; receipt: Receipt | null }
-  | { t: "result"; message: string; parent: string; call: string; content: string; outcome: ToolState }
-  | { t: "note"; text: string; code: string }
-  | { t: "again"; equal: boolean; tokens: number; first?: number; was?: string; is?: string; changed?: string }
-  | { t: "end"; finish: string; receipt: Receipt | null; error?: { message: string; code: string; hint?: string } };
-
-export type ToolState = "running" | "done" | "denied" | "failed";
-
-/** A tool wants approval. `claims`: what the tool says of itself. */
-export interface Ask {
-  t: "ask";
-  call: string;
-  server: string;
-  tool: string;
-  arguments: string;
-  claims: { description: string; annotations: Record<string, unknown> };
-  changed?: { before: string; after: string };
-  until: number;
-  digest: string; // of the tool as this question describes it: the answer holds for no other
-}
-
-// --- facts: GET /console/api/live, models, choose, usage, training --------------------------------------------
-
-/** An 80 % range. */
-export interface Range {
-  low: number;
-  mid: number;
-  high: number;
-}
-
-/** p50 and so on of everything since the server started, and of the last minute while someone looks; seconds. */
+/** How many there were, and quantiles; seconds. */
 export interface Percentiles {
   count: number;
   p50: number | null;
@@ -154,6 +93,13 @@ export interface Percentiles {
   p99: number | null;
 }
 
+/** Of everything since the server started, and of the last minute while someone looks. */
+export interface Latencies {
+  all: Percentiles;
+  recent: Percentiles | null;
+}
+
+/** A request that is answered. */
 export interface LiveStream {
   id: string; // the request's id, as in x-request-id
   model: string;
@@ -166,35 +112,51 @@ export interface LiveStream {
   age_s: number;
 }
 
-export interface LiveModel {
-  name: string;
-  waiting: number;
-  expected_wait_s: number;
-  full: LiveEngine | null; // null for a client key
+/** A model's cache, in blocks and tokens. */
+export interface LiveCache {
+  block_tokens: number;
+  blocks: number;
+  live: number; // held by running sequences,
+  shared: number; // and of those by several
+  evictable: number; // kept for prefixes of later prompts
+  free: number;
+  states: number; // of recurrent layers; 0: the model has none
+  states_live: number;
+  states_cached: number;
+  hit_tokens: number; // of prompts, found in memory or on the disk,
+  computed_tokens: number; // and all others
+  disk_tokens: number;
 }
 
+/** Tokens that were drafted, and those of them that were accepted. */
+export interface DraftCounts {
+  drafted: number;
+  accepted: number;
+}
+
+/** An end of an engine process. */
+export interface LiveDeath {
+  at: number; // seconds since 1970
+  cause: string;
+}
+
+/** An engine process. */
+export interface LiveProcess {
+  pid: number;
+  rss: number;
+  cpu_s: number;
+}
+
+/** A model at work. */
 export interface LiveEngine {
   running: number;
   in_flight: number;
   tok_s: number | null; // generated a second, by the two latest looks
   prefill_tok_s: number | null;
-  ttft: { all: Percentiles; recent: Percentiles | null };
-  itl: { all: Percentiles; recent: Percentiles | null };
-  cache: {
-    block_tokens: number;
-    blocks: number;
-    live: number; // held by running sequences,
-    shared: number; // and of those by several
-    evictable: number; // kept for prefixes of later prompts
-    free: number;
-    states: number; // of recurrent layers; 0: the model has none
-    states_live: number;
-    states_cached: number;
-    hit_tokens: number; // of prompts, found in memory or on the disk,
-    computed_tokens: number; // and all others
-    disk_tokens: number;
-  };
-  memory: Record<string, number>; // bytes by kind: weights, cache, states, adapters, draft; {} where the engine does not say
+  ttft: Latencies;
+  itl: Latencies;
+  cache: LiveCache;
+  memory: Record<string, number>; // bytes by kind: weights, cache, ...; {} where the engine does not say
   memory_bytes: number;
   context: number;
   kv_tokens: number;
@@ -202,103 +164,48 @@ export interface LiveEngine {
   threads: number;
   load_s: number;
   expires_at: number | null; // seconds since 1970, when it is unloaded if idle
-  drafts: { drafted: number; accepted: number };
+  drafts: DraftCounts;
   preemptions: number;
   slow_readers: number;
   restarts: number;
-  deaths: { at: number; cause: string }[]; // the latest ones; seconds since 1970
-  process: { pid: number; rss: number; cpu_s: number } | null; // only for the owner
+  deaths: LiveDeath[]; // the latest ones
+  process: LiveProcess | null; // only for the owner
 }
 
+/** A model in memory, and its queue. */
+export interface LiveModel {
+  name: string;
+  waiting: number;
+  expected_wait_s: number;
+  full: LiveEngine | null; // null for a client key
+}
+
+/** A model on its way into memory, in bytes. */
+export interface LiveLoading {
+  name: string;
+  done: number;
+  total: number;
+}
+
+/** Bytes of the machine's memory. */
+export interface LiveMachine {
+  memory: number;
+  free: number;
+}
+
+/** One look, as a viewer sees it. */
 export interface LiveState {
   at: number; // seconds since 1970
   version: string;
   started_at: number;
   streams: LiveStream[]; // the caller's own; all of them for the owner
   models: LiveModel[];
-  loading: { name: string; done: number; total: number }[];
-  machine: { memory: number; free: number } | null; // null for a client key
+  loading: LiveLoading[];
+  machine: LiveMachine | null; // null for a client key
   troubles: string[]; // of /health, such as a full disk
 }
 
-export interface Verdict {
-  answer: "allowed" | "conditions" | "refused" | "unknown";
-  licences: string[];
-  reasons: { bearing: string; says: string; clause: string; source: string }[];
-  questions: string[]; // what would decide it
-}
-
-export interface QualityRange extends Range {
-  benchmark: string;
-  basis: string;
-  evidence: string; // what was published, and by whom
-  tasks: string[];
-}
-
-/** How fast a speed is for who reads along. */
-export type Pace = "fast" | "readable" | "slow" | "unusable";
-
-/** A model to begin with, of GET /console/api/starters. */
-export interface Starter {
-  name: string;
-  bytes: number; // of the download
-  held: boolean;
-  disk: number; // bytes, with its packed copy
-  memory: number;
-  speed: Range;
-  pace: Pace;
-  about: string;
-}
-
-export interface Starters {
-  models: Starter[];
-}
-
-export interface ModelRow {
-  name: string; // what to ask for, and to pull
-  id: string; // the catalogue's; "" where it does not know the model
-  held: boolean;
-  state: string; // of the store: ready, incomplete, changed, vanished; "" where it is not held
-  loaded: boolean;
-  pull: string | null; // the name to pull; null: held, or no known source
-  bytes: number; // of the file; 0: not known
-  bytes_known: boolean; // false: computed from its parameters
-  lab: string;
-  country: string; // ISO 3166, of the lab
-  family: string;
-  released: string;
-  params_b: number;
-  active_b: number;
-  role: string; // generator, embedder, reranker ...
-  modalities: string[];
-  context: number; // trained
-  quant: string;
-  runs: boolean; // Freehold's engine computes it,
-  refused: string; // or why not
-  fits: boolean | null; // here; null: not known
-  reason: string; // why it does not fit
-  memory: number | null; // bytes at `at_context` tokens
-  needs: string; // the same as a sentence, which Engine, `fit` and `ps` say too; "": not known
-  at_context: number | null;
-  longest: number | null; // tokens that fit
-  decode: Range | null; // tokens a second,
-  pace: Pace | ""; // and in a word
-  prefill: Range | null;
-  basis: string; // what the speeds rest on
-  licence: string;
-  verdict: Verdict | null;
-  quality: QualityRange[];
-}
-
-export interface ModelList {
-  place: Record<string, unknown>; // the machine, as `fit --json` has it
-  company: boolean; // config.toml has a [company]
-  purpose: string; // of [company]; "": no purpose was given, so no verdict can be certain
-  models: ModelRow[]; // held ones first
-  newer: boolean; // a newer list is being computed: `newest=1` waits for it
-}
-
-/** Money in nano-dollars, as `freehold ledger --json`. */
+/** What `freehold ledger --json` sums, of a model, a key or a day; money in nano-dollars. */
 export interface LedgerSum {
   model?: string;
   key?: string;
@@ -316,6 +223,17 @@ export interface LedgerSum {
   whole_s: number;
 }
 
+/** What `freehold ledger --by model --json` (key, day) prints. */
+export interface LedgerSums {
+  since: number;
+  until: number;
+  total: LedgerSum;
+  by_model: LedgerSum[];
+  by_key: LedgerSum[];
+  by_day: LedgerSum[];
+}
+
+/** What answers of chats took. */
 export interface ChatSum {
   answers: number;
   prompt: number;
@@ -323,39 +241,55 @@ export interface ChatSum {
   seconds: number;
 }
 
+/** Of one model. */
+export interface ModelChatSum {
+  answers: number;
+  prompt: number;
+  completion: number;
+  seconds: number;
+  model: string;
+}
+
+/** Of one day. */
+export interface DayChatSum {
+  answers: number;
+  prompt: number;
+  completion: number;
+  seconds: number;
+  day: string;
+}
+
+/** What the answers of the caller's chats took, from their receipts. */
+export interface ChatSums {
+  total: ChatSum;
+  by_model: ModelChatSum[];
+  by_day: DayChatSum[];
+}
+
+/** Tokens of a key on a day, from the keys' accounts. */
+export interface AccountDay {
+  day: string;
+  key: string;
+  tokens: number;
+}
+
+/** Why there are no savings. */
+export interface SavingsError {
+  message: string;
+  hint: string;
+}
+
+/** What was used. */
 export interface UsageFacts {
   days: number;
-  /** null: there is no ledger. Otherwise what `freehold ledger --by model --json` (key, day) prints. */
-  ledger: {
-    since: number;
-    until: number;
-    total: LedgerSum;
-    by_model: LedgerSum[];
-    by_key: LedgerSum[];
-    by_day: LedgerSum[];
-  } | null;
-  /** What the answers of the caller's chats took, from their receipts; null where there is a ledger. */
-  chats: { total: ChatSum; by_model: (ChatSum & { model: string })[]; by_day: (ChatSum & { day: string })[] } | null;
-  /** Tokens by key and day, from the keys' accounts; null: this server has no keys. */
-  accounts: { day: string; key: string; tokens: number }[] | null;
-  /** What `freehold cost --from-ledger --json` prints; null: no ledger, or a client key asks. */
-  savings: Savings | null;
-  savings_error: { message: string; hint: string } | null;
+  ledger: LedgerSums | null; // null: there is no ledger
+  chats: ChatSums | null; // null where there is a ledger
+  accounts: AccountDay[] | null; // null: this server has no keys
+  savings: Savings | null; // `cost --from-ledger --json`; null: no ledger, or a client key asks
+  savings_error: SavingsError | null;
 }
 
-export interface DollarRange {
-  low: number;
-  mid: number;
-  high: number;
-}
-
-export interface Savings {
-  [part: string]: unknown;
-  against: { name: string; what: string; requests: number; cost: DollarRange; saved: DollarRange }[];
-}
-
-export type TrainingVerb = "finetune" | "align" | "reinforce" | "distil" | "quantize";
-
+/** A training, finished or not. */
 export interface TrainingRow {
   id: string;
   name: string; // of the folder
@@ -370,15 +304,24 @@ export interface TrainingRow {
   cpu_seconds: number;
 }
 
+/** One training with its receipt and its curves. */
 export interface TrainingReceipt {
   row: TrainingRow;
   receipt: Record<string, unknown> | null; // receipt.json as it is; null before the end
   inputs: Record<string, unknown> | null; // of a run that is not finished
-  /** A line a step; a name is a curve if most lines have a number for it: loss, reward, mismatch ... */
-  curves: Record<string, [step: number, value: number][]>;
+  curves: Record<string, [number, number][]>; // (step, value) by name: loss, reward, mismatch, ...
   bad_lines: number; // damaged lines of steps.jsonl, left out
 }
 
+/** A task's metric. */
+export interface EvalFigure {
+  task: string;
+  metric: string;
+  value: number;
+  items: number;
+}
+
+/** An evaluation. */
 export interface EvalRow {
   id: string;
   name: string;
@@ -387,30 +330,11 @@ export interface EvalRow {
   trouble: string;
   model: string;
   at: string;
-  tasks: { task: string; metric: string; value: number; items: number }[];
+  tasks: EvalFigure[];
 }
 
+/** Trainings and evaluations, the newest first. */
 export interface TrainingList {
-  runs: TrainingRow[]; // the newest first
+  runs: TrainingRow[];
   evals: EvalRow[];
-}
-
-/** What `freehold eval --compare ONE OTHER --json` prints. */
-export interface EvalComparison {
-  one: string;
-  other: string;
-  tasks: {
-    task: string;
-    metric: string;
-    items: number;
-    one: number;
-    other: number;
-    wins: number;
-    losses: number;
-    p: number | null;
-    low: number;
-    high: number;
-    notes: string[];
-  }[];
-  notes: string[];
 }

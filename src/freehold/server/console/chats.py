@@ -18,7 +18,7 @@ from msgspec import UNSET, Meta, Struct
 
 from freehold.chats.exported import MAX_EXPORT_BYTES, branched, check_title, exported, markdown, taken
 from freehold.chats.folder import UNDO_S, ChatFolder
-from freehold.chats.types import ChatCard, ChatChange, ChatSettings, SavedChat, SavedMessage
+from freehold.chats.types import ChatCard, ChatChange, ChatSettings, Role, SavedChat, SavedMessage
 from freehold.chats.writer import no_chat
 from freehold.errors import ChatNotFound, UsageError
 from freehold.server.console.login import NothingAsked
@@ -61,13 +61,18 @@ class ImportedChat(Struct, kw_only=True):
     system: bool = True
 
 
+Leaf = tuple[
+    str, str | None, Role, int
+]  # one message of the tree without its text: id, parent, role, characters
+
+
 class ChatWindow(Struct, kw_only=True):
     """A chat as far as a page needs it at first: the shape of all, the text of the end."""
 
     chat: ChatCard
     settings: ChatSettings
     leaf: str | None
-    tree: list[tuple[str, str | None, str, int]]  # id, parent, role, characters
+    tree: list[Leaf]
     messages: list[SavedMessage]
     running: list[str]  # runs of this chat
     skipped: int  # lines of its file that are damaged

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import msgspec
 
@@ -114,42 +114,165 @@ def _kind(call: HttpCall) -> str:
 # --- one look at the server's engines and streams, and what of it each viewer sees ------------------
 # Rates are the differences of two looks, recent percentiles those of a minute of looks.
 
+# What they say is declared here: tools/console_types.py writes it in TypeScript, for the page.
 RECENT_S = 60.0
 QUANTILES = (0.5, 0.9, 0.99)
-Plain = dict[str, Any]
+
+
+class Percentiles(TypedDict):
+    """How many there were, and quantiles; seconds."""
+
+    count: int
+    p50: float | None
+    p90: float | None
+    p99: float | None
+
+
+class Latencies(TypedDict):
+    """Of everything since the server started, and of the last minute while someone looks."""
+
+    all: Percentiles
+    recent: Percentiles | None
+
+
+class LiveStream(TypedDict):
+    """A request that is answered."""
+
+    id: str  # the request's id, as in x-request-id
+    model: str
+    key: str  # "" without a key
+    door: str  # console, openai, anthropic, ollama, batch, freehold
+    state: Literal["waiting", "prefill", "decode"]
+    prompt_tokens: int
+    answer_tokens: int  # its position is prompt_tokens + answer_tokens
+    tok_s: float | None
+    age_s: float
+
+
+class LiveCache(TypedDict):
+    """A model's cache, in blocks and tokens."""
+
+    block_tokens: int
+    blocks: int
+    live: int  # held by running sequences,
+    shared: int  # and of those by several
+    evictable: int  # kept for prefixes of later prompts
+    free: int
+    states: int  # of recurrent layers; 0: the model has none
+    states_live: int
+    states_cached: int
+    hit_tokens: int  # of prompts, found in memory or on the disk,
+    computed_tokens: int  # and all others
+    disk_tokens: int
+
+
+class DraftCounts(TypedDict):
+    """Tokens that were drafted, and those of them that were accepted."""
+
+    drafted: int
+    accepted: int
+
+
+class LiveDeath(TypedDict):
+    """An end of an engine process."""
+
+    at: float  # seconds since 1970
+    cause: str
+
+
+class LiveProcess(TypedDict):
+    """An engine process."""
+
+    pid: int
+    rss: int
+    cpu_s: float
+
+
+class LiveEngine(TypedDict):
+    """A model at work."""
+
+    running: int
+    in_flight: int
+    tok_s: float | None  # generated a second, by the two latest looks
+    prefill_tok_s: float | None
+    ttft: Latencies
+    itl: Latencies
+    cache: LiveCache
+    memory: dict[str, int]  # bytes by kind: weights, cache, ...; {} where the engine does not say
+    memory_bytes: int
+    context: int
+    kv_tokens: int
+    quantization: str
+    threads: int
+    load_s: float
+    expires_at: float | None  # seconds since 1970, when it is unloaded if idle
+    drafts: DraftCounts
+    preemptions: int
+    slow_readers: int
+    restarts: int
+    deaths: list[LiveDeath]  # the latest ones
+    process: LiveProcess | None  # only for the owner
+
+
+class LiveModel(TypedDict):
+    """A model in memory, and its queue."""
+
+    name: str
+    waiting: int
+    expected_wait_s: float
+    full: LiveEngine | None  # null for a client key
+
+
+class LiveLoading(TypedDict):
+    """A model on its way into memory, in bytes."""
+
+    name: str
+    done: int
+    total: int
+
+
+class LiveMachine(TypedDict):
+    """Bytes of the machine's memory."""
+
+    memory: int
+    free: int
+
+
+class LiveState(TypedDict):
+    """One look, as a viewer sees it."""
+
+    at: float  # seconds since 1970
+    version: str
+    started_at: float
+    streams: list[LiveStream]  # the caller's own; all of them for the owner
+    models: list[LiveModel]
+    loading: list[LiveLoading]
+    machine: LiveMachine | None  # null for a client key
+    troubles: list[str]  # of /health, such as a full disk
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What there is at one moment. `streams`: each with the key that it runs under; `engines`: plain, by model."""
+    """What there is at one moment: everything."""
 
-    head: Plain
-    streams: Sequence[Plain]
-    models: Sequence[tuple[Plain, Plain, Plain | None]]  # queue; figures; the process
-    machine: Plain
-    allowed: Any  # key's name, model -> whether the key may use it
+    state: LiveState
+    allowed: Callable[[str, str], bool]  # key's name, model -> whether the key may use it
 
-    def seen_by(self, key: str | None, *, owner: bool) -> Plain:
-        """Return a LiveState: of a client key its own streams and its models' queues, otherwise everything."""
-        if key is not None:
-            return {
-                **self.head,
-                "streams": [s for s in self.streams if s["key"] == key],
-                "models": [
-                    {**queue, "full": None} for queue, _, _ in self.models if self.allowed(key, queue["name"])
-                ],
-                "loading": [each for each in self.head["loading"] if self.allowed(key, each["name"])],
-                "machine": None,
-                "troubles": [],
-            }
+    def seen_by(self, key: str | None, *, owner: bool) -> LiveState:
+        """Return of a client key its own streams and its models' queues, otherwise everything."""
+        state = self.state
+        if owner:
+            return state
+        if key is None:
+            models = [{**m, "full": m["full"] and {**m["full"], "process": None}} for m in state["models"]]
+            return {**state, "models": models}
         return {
-            **self.head,
-            "streams": self.streams,
-            "models": [
-                {**queue, "full": {**full, "process": process if owner else None}}
-                for queue, full, process in self.models
-            ],
-            "machine": self.machine,
+            **state,
+            "streams": [s for s in state["streams"] if s["key"] == key],
+            "models": [{**m, "full": None} for m in state["models"] if self.allowed(key, m["name"])],
+            "loading": [each for each in state["loading"] if self.allowed(key, each["name"])],
+            "machine": None,
+            "troubles": [],
         }
 
 
@@ -158,7 +281,8 @@ class Looks:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._counts: dict[str, deque[tuple[float, Plain]]] = {}  # model -> its counters in the last minute
+        # model -> its counters in the last minute
+        self._counts: dict[str, deque[tuple[float, dict[str, Any]]]] = {}
 
     def begin(self) -> None:
         """Forget earlier looks: a viewer came after a time without one."""
@@ -169,26 +293,24 @@ class Looks:
         server, now = self._server, time.monotonic()
         loaded = server.models.loaded()
         self._counts = {each.name: self._counted(each, now) for each in loaded}
-        head = {
+        loading = server.models.loading().items()
+        state: LiveState = {
             "at": time.time(),
             "version": __version__,
             "started_at": server.started_at,
-            "loading": [{"name": n, "done": d, "total": t} for n, (d, t) in server.models.loading().items()],
+            "loading": [{"name": name, "done": done, "total": total} for name, (done, total) in loading],
             "troubles": server.troubles(),
+            "streams": _streams(server, now),
+            "models": [self._model(each) for each in loaded],
+            "machine": {"memory": _memory_bytes(), "free": available_bytes()},
         }
-        return Look(
-            head,
-            _streams(server, now),
-            [(_queue(each), self._full(each), _process(each.pid)) for each in loaded],
-            {"memory": _memory_bytes(), "free": available_bytes()},
-            self._allowed,
-        )
+        return Look(state, self._allowed)
 
     def _allowed(self, key: str, model: str) -> bool:
         current = self._server.guard.keys.named(key)
         return current is not None and current.may_use(model)
 
-    def _counted(self, each: LoadedInfo, now: float) -> deque[tuple[float, Plain]]:
+    def _counted(self, each: LoadedInfo, now: float) -> deque[tuple[float, dict[str, Any]]]:
         record, stats = self._server.metrics.of(each.name), each.stats
         kept = self._counts.get(each.name, deque())
         counts = {
@@ -202,17 +324,17 @@ class Looks:
             kept.popleft()
         return kept
 
-    def _full(self, each: LoadedInfo) -> Plain:
+    def _model(self, each: LoadedInfo) -> LiveModel:
         stats, info, record = each.stats, each.info, self._server.metrics.of(each.name)
         kept = self._counts[each.name]
         oldest = kept[0][1] if len(kept) > 1 else None
-        return {
+        full: LiveEngine = {
             "running": stats.running,
             "in_flight": each.in_flight,
             "tok_s": _rate(kept, "generated"),
             "prefill_tok_s": _rate(kept, "computed"),
-            "ttft": _percentiles(record.first, oldest["ttft"] if oldest else None),
-            "itl": _percentiles(record.gap, oldest["itl"] if oldest else None),
+            "ttft": _latencies(record.first, oldest["ttft"] if oldest else None),
+            "itl": _latencies(record.gap, oldest["itl"] if oldest else None),
             "cache": _cache(each),
             "memory": _memory(each),
             "memory_bytes": info.memory_bytes,
@@ -227,11 +349,14 @@ class Looks:
             "slow_readers": each.slow_readers,
             "restarts": each.restarts,
             "deaths": [{"at": death.at, "cause": death.cause} for death in each.deaths],
+            "process": _process(each.pid),
         }
+        wait_s = stats.expected_wait_s
+        return {"name": each.name, "waiting": stats.waiting, "expected_wait_s": wait_s, "full": full}
 
 
-def _streams(server: Server, now: float) -> list[Plain]:
-    rows = []
+def _streams(server: Server, now: float) -> list[LiveStream]:
+    rows: list[LiveStream] = []
     for call in server.calls:
         work = call.work
         if not work.model:
@@ -253,11 +378,7 @@ def _streams(server: Server, now: float) -> list[Plain]:
     return sorted(rows, key=lambda each: -each["age_s"])
 
 
-def _queue(each: LoadedInfo) -> Plain:
-    return {"name": each.name, "waiting": each.stats.waiting, "expected_wait_s": each.stats.expected_wait_s}
-
-
-def _cache(each: LoadedInfo) -> Plain:
+def _cache(each: LoadedInfo) -> LiveCache:
     stats = each.stats
     return {
         "block_tokens": BLOCK_TOKENS,
@@ -290,7 +411,7 @@ def _memory(each: LoadedInfo) -> dict[str, int]:
     return {kind: count for kind, count in kinds.items() if count}
 
 
-def _process(pid: int) -> Plain | None:
+def _process(pid: int) -> LiveProcess | None:
     if not pid:
         return None
     import psutil
@@ -309,7 +430,7 @@ def _memory_bytes() -> int:
     return psutil.virtual_memory().total
 
 
-def _rate(kept: deque[tuple[float, Plain]], name: str) -> float | None:
+def _rate(kept: deque[tuple[float, dict[str, Any]]], name: str) -> float | None:
     """Return what came a second between the two latest looks."""
     if len(kept) < 2:
         return None
@@ -320,20 +441,20 @@ def _rate(kept: deque[tuple[float, Plain]], name: str) -> float | None:
 # --- percentiles ----------------------------------------------------------------------------------------
 
 
-def _percentiles(histogram: Histogram, before: Sequence[int] | None) -> Plain:
+def _latencies(histogram: Histogram, before: Sequence[int] | None) -> Latencies:
     counts = histogram.counts
     recent = None if before is None else [now - then for now, then in zip(counts, before, strict=True)]
     return {
         "all": percentiles(histogram.bounds, counts),
-        "recent": recent and percentiles(histogram.bounds, recent),
+        "recent": percentiles(histogram.bounds, recent) if recent else None,
     }
 
 
-def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> Plain:
+def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> Percentiles:
     """Return the count and the quantiles of a histogram, as Prometheus' histogram_quantile estimates them."""
     total = sum(counts)
-    named = {f"p{round(100 * q)}": quantile(bounds, counts, q) if total else None for q in QUANTILES}
-    return {"count": total, **named}
+    p50, p90, p99 = (quantile(bounds, counts, q) if total else None for q in QUANTILES)
+    return {"count": total, "p50": p50, "p90": p90, "p99": p99}
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from freehold.adapt.registry import NotedRun, noted
 from freehold.server.console.choose import questions, words_of
@@ -25,6 +25,64 @@ MOST_RECEIPT, MOST_STEPS = 8 << 20, 64 << 20  # bytes that are read of a file
 POINTS = 2000  # of a curve
 MOST_CURVES = 64
 Plain = dict[str, Any]
+
+
+# What the page is told; tools/console_types.py writes it in TypeScript.
+
+
+class TrainingRow(TypedDict):
+    """A training, finished or not."""
+
+    id: str
+    name: str  # of the folder
+    path: str | None  # only for the owner
+    verb: str
+    state: Literal["done", "running", "stopped", "damaged"]
+    trouble: str  # of a damaged one
+    base: str
+    made_at: str  # ISO 8601; "" where it is not finished
+    step: int  # of a run with steps, the latest
+    steps: int
+    cpu_seconds: float
+
+
+class TrainingReceipt(TypedDict):
+    """One training with its receipt and its curves."""
+
+    row: TrainingRow
+    receipt: Plain | None  # receipt.json as it is; null before the end
+    inputs: Plain | None  # of a run that is not finished
+    curves: dict[str, list[tuple[float, float]]]  # (step, value) by name: loss, reward, mismatch, ...
+    bad_lines: int  # damaged lines of steps.jsonl, left out
+
+
+class EvalFigure(TypedDict):
+    """A task's metric."""
+
+    task: str
+    metric: str
+    value: float
+    items: int
+
+
+class EvalRow(TypedDict):
+    """An evaluation."""
+
+    id: str
+    name: str
+    path: str | None
+    state: Literal["done", "damaged"]
+    trouble: str
+    model: str
+    at: str
+    tasks: list[EvalFigure]
+
+
+class TrainingList(TypedDict):
+    """Trainings and evaluations, the newest first."""
+
+    runs: list[TrainingRow]
+    evals: list[EvalRow]
 
 
 class Damaged(Exception):
@@ -79,17 +137,17 @@ def _id(path: Path) -> str:
 # --- trainings ------------------------------------------------------------------------------------------
 
 
-def _listed(home: Path, owner: bool) -> Plain:
+def _listed(home: Path, owner: bool) -> TrainingList:
     runs = [row for one in noted(home) if one.verb != "eval" and (row := _row(one, owner)) is not None]
     return {"runs": runs, "evals": [_eval_row(path, owner) for path in _results(home).values()]}
 
 
-def _row(one: NotedRun, owner: bool) -> Plain | None:
+def _row(one: NotedRun, owner: bool) -> TrainingRow | None:
     """Describe a training; None where neither it nor its work is there any more."""
     folder, done = _folder(one)
     if folder is None:
         return None
-    row: Plain = {
+    row: TrainingRow = {
         "id": _id(one.out),
         "name": one.out.name,
         "path": str(one.out) if owner else None,
@@ -107,14 +165,15 @@ def _row(one: NotedRun, owner: bool) -> Plain | None:
         base = receipt.get("inputs", {}).get("base", {})
         row["base"] = str(base.get("name", "") if isinstance(base, dict) else base)
         row["verb"] = str(receipt.get("verb", one.verb))
-        row["made_at"], row["cpu_seconds"] = (
-            str(receipt.get("made_at", "")),
-            float(receipt.get("cpu_seconds", 0.0)),
-        )
+        row["made_at"] = str(receipt.get("made_at", ""))
+        row["cpu_seconds"] = float(receipt.get("cpu_seconds", 0.0))
     except (Damaged, AttributeError, TypeError, ValueError) as e:
-        row |= {"state": "damaged", "trouble": str(e)[:300]}
+        row["state"], row["trouble"] = "damaged", str(e)[:300]
     last = _last_line(folder / STEPS)
-    return row | {name: last[name] for name in ("step", "steps") if isinstance(last.get(name), int)}
+    for name in ("step", "steps"):
+        if isinstance(last.get(name), int):
+            row[name] = last[name]
+    return row
 
 
 def _folder(one: NotedRun) -> tuple[Path | None, bool]:
@@ -125,7 +184,7 @@ def _folder(one: NotedRun) -> tuple[Path | None, bool]:
     return (work, False) if work.is_dir() else (None, False)
 
 
-def _opened(home: Path, id: str, owner: bool) -> Plain | None:
+def _opened(home: Path, id: str, owner: bool) -> TrainingReceipt | None:
     one = next((one for one in noted(home) if _id(one.out) == id), None)
     row = _row(one, owner) if one is not None and one.verb != "eval" else None
     if one is None or row is None:
@@ -190,18 +249,18 @@ def _step(line: bytes) -> Plain | None:
     return row if isinstance(row, dict) and type(row.get("step")) is int else None
 
 
-def _curves(path: Path) -> tuple[dict[str, list[list[float]]], int]:
+def _curves(path: Path) -> tuple[dict[str, list[tuple[float, float]]], int]:
     """Return a curve for each name that most lines have a number for, and how many lines are damaged."""
     try:
         with path.open("rb") as file:
             lines = file.read(MOST_STEPS).splitlines()
     except OSError:
         return {}, 0
-    curves: defaultdict[str, list[list[float]]] = defaultdict(list)
+    curves: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
     rows = [row for line in lines if (row := _step(line)) is not None]
     for row in rows:
         for name, value in _numbers(row):
-            curves[name].append([row["step"], value])
+            curves[name].append((row["step"], value))
     most = {name: points for name, points in curves.items() if 2 * len(points) > len(rows)}
     first = dict(sorted(most.items(), key=lambda each: len(each[1]), reverse=True)[:MOST_CURVES])
     return {name: _thinned(points) for name, points in first.items()}, len(lines) - len(rows)
@@ -220,7 +279,7 @@ def _numbers(row: Mapping[str, Any], above: str = "") -> list[tuple[str, float]]
     return numbers
 
 
-def _thinned(points: list[list[float]]) -> list[list[float]]:
+def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """Leave the first, the last and evenly chosen ones between."""
     if len(points) <= POINTS:
         return points
@@ -241,8 +300,8 @@ def _results(home: Path) -> dict[str, Path]:
     return {_id(path): path for path in files[:1000]}
 
 
-def _eval_row(path: Path, owner: bool) -> Plain:
-    row: Plain = {
+def _eval_row(path: Path, owner: bool) -> EvalRow:
+    row: EvalRow = {
         "id": _id(path),
         "name": path.parent.name,
         "path": str(path) if owner else None,
@@ -269,7 +328,7 @@ def _eval_row(path: Path, owner: bool) -> Plain:
             if "," in name and "_stderr" not in name and type(value) in (int, float)
         ]
     except (Damaged, KeyError, AttributeError, TypeError, ValueError) as e:
-        row |= {"state": "damaged", "trouble": str(e)[:300] or type(e).__name__}
+        row["state"], row["trouble"] = "damaged", str(e)[:300] or type(e).__name__
     return row
 
 

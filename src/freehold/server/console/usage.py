@@ -16,7 +16,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import msgspec
 from msgspec import Meta, Struct
@@ -35,6 +35,94 @@ MOST_DAYS = 3660
 DAY_S = 86400.0
 
 
+# What the page is told; tools/console_types.py writes it in TypeScript.
+
+
+class SpanSum(TypedDict):
+    """What `freehold ledger --json` sums, of a model, a key or a day; money in nano-dollars."""
+
+    model: NotRequired[str]
+    key: NotRequired[str]
+    day: NotRequired[str]
+    rows: int
+    whole: int
+    nano: int
+    estimated: int
+    prompt: int
+    cached: int
+    written: int
+    completion: int
+    thought: int
+    first_s: float
+    whole_s: float
+
+
+class LedgerSums(TypedDict):
+    """What `freehold ledger --by model --json` (key, day) prints."""
+
+    since: float
+    until: float
+    total: SpanSum
+    by_model: list[SpanSum]
+    by_key: list[SpanSum]
+    by_day: list[SpanSum]
+
+
+class ChatSum(TypedDict):
+    """What answers of chats took."""
+
+    answers: int
+    prompt: int
+    completion: int
+    seconds: float
+
+
+class ModelChatSum(ChatSum):
+    """Of one model."""
+
+    model: str
+
+
+class DayChatSum(ChatSum):
+    """Of one day."""
+
+    day: str
+
+
+class ChatSums(TypedDict):
+    """What the answers of the caller's chats took, from their receipts."""
+
+    total: ChatSum
+    by_model: list[ModelChatSum]
+    by_day: list[DayChatSum]
+
+
+class AccountDay(TypedDict):
+    """Tokens of a key on a day, from the keys' accounts."""
+
+    day: str
+    key: str
+    tokens: int
+
+
+class SavingsError(TypedDict):
+    """Why there are no savings."""
+
+    message: str
+    hint: str
+
+
+class UsageFacts(TypedDict):
+    """What was used."""
+
+    days: int
+    ledger: LedgerSums | None  # null: there is no ledger
+    chats: ChatSums | None  # null where there is a ledger
+    accounts: list[AccountDay] | None  # null: this server has no keys
+    savings: dict[str, Any] | None  # `cost --from-ledger --json`; null: no ledger, or a client key asks
+    savings_error: SavingsError | None
+
+
 async def usage(call: HttpCall) -> None:
     """Sum the last `days` from the ledger and the accounts; a client key sees its own rows, and no savings."""
     words = words_of(call, ("days", "on"))
@@ -51,21 +139,20 @@ async def usage(call: HttpCall) -> None:
         savings, why_not = None, None
         if path is not None and sums is not None and own is None:
             savings, why_not = await _savings(call, path, days, words.get("on", []))
-        await call.answer(
-            {
-                "days": days,
-                "ledger": sums,
-                "chats": None if path else await _of_chats(call, days),
-                "accounts": await call.in_thread(_accounts, call.server, days, own),
-                "savings": savings,
-                "savings_error": why_not,
-            }
-        )
+        facts: UsageFacts = {
+            "days": days,
+            "ledger": sums,
+            "chats": None if path else await _of_chats(call, days),
+            "accounts": await call.in_thread(_accounts, call.server, days, own),
+            "savings": savings,
+            "savings_error": why_not,
+        }
+        await call.answer(facts)
 
     await call.while_here(work())
 
 
-async def _of_chats(call: HttpCall, days: int) -> dict[str, Any] | None:
+async def _of_chats(call: HttpCall, days: int) -> ChatSums | None:
     """Sum the receipts of the caller's own chats; None for a server that keeps none."""
     if call.server.home is None:
         return None
@@ -86,7 +173,7 @@ def _ledger(server: Server) -> Path | None:
     return path if path.is_file() else None
 
 
-def _sums(path: Path, days: int, key: str | None) -> dict[str, Any] | None:
+def _sums(path: Path, days: int, key: str | None) -> LedgerSums | None:
     from freehold.router.ledger.queries import sums_json
 
     until = time.time()
@@ -95,13 +182,20 @@ def _sums(path: Path, days: int, key: str | None) -> dict[str, Any] | None:
         sums = {by: sums_json(path, since, until, [by], key=key) for by in ("model", "key", "day")}
     except ModelNotFound:  # it was taken away meanwhile
         return None
-    by = {f"by_{name}": one["sums"] for name, one in sums.items()}
-    return {"since": since, "until": until, "total": sums["model"]["total"], **by}
+    by_model, by_key, by_day = (one["sums"] for one in sums.values())
+    return {
+        "since": since,
+        "until": until,
+        "total": sums["model"]["total"],
+        "by_model": by_model,
+        "by_key": by_key,
+        "by_day": by_day,
+    }
 
 
-def _accounts(server: Server, days: int, key: str | None) -> list[dict[str, Any]] | None:
+def _accounts(server: Server, days: int, key: str | None) -> list[AccountDay] | None:
     by_day = server.accounts.days(days)
-    rows = [
+    rows: list[AccountDay] = [
         {"day": day, "key": name, "tokens": tokens}
         for day, spent in by_day.items()
         for name, tokens in spent.items()
@@ -112,7 +206,7 @@ def _accounts(server: Server, days: int, key: str | None) -> list[dict[str, Any]
 
 async def _savings(
     call: HttpCall, path: Path, days: int, on: list[str]
-) -> tuple[dict[str, Any] | None, dict[str, str] | None]:
+) -> tuple[dict[str, Any] | None, SavingsError | None]:
     """Ask what the same requests would have cost elsewhere; why not, where the ledger's file of models is gone."""
     words = {"days": [str(days)], "ledger": [str(path)], **({"on": on} if on else {})}
     if (gateway := _gateway(call.server)) is not None:
@@ -155,7 +249,7 @@ class ChatUsage:
         self._read: dict[tuple[str, str], tuple[tuple[float, int], Rows]] = {}
         self._lock = threading.Lock()
 
-    def sums(self, folder: ChatFolder, days: int) -> dict[str, Any]:
+    def sums(self, folder: ChatFolder, days: int) -> ChatSums:
         """Return sums over the last `days`: in all, by model and by day (UTC). Blocks."""
         since = time.time() - days * 86400.0
         with self._lock:
@@ -205,7 +299,7 @@ def _of(sums: dict[str, Answered], name: str) -> Answered:
     return sums.setdefault(name, Answered(0.0, "", 0, 0, 0, 0.0))
 
 
-def _plain(sum: Answered) -> dict[str, Any]:
+def _plain(sum: Answered) -> ChatSum:
     return {
         "answers": sum.answers,
         "prompt": sum.prompt,
