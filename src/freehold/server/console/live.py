@@ -264,7 +264,9 @@ class Look:
         if owner:
             return state
         if key is None:
-            models = [{**m, "full": m["full"] and {**m["full"], "process": None}} for m in state["models"]]
+            models: list[LiveModel] = [
+                {**m, "full": {**m["full"], "process": None} if m["full"] else None} for m in state["models"]
+            ]
             return {**state, "models": models}
         return {
             **state,

@@ -128,13 +128,13 @@ def _in_portions(value: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str,
 @cache
 def _item_kinds(kind: type[msgspec.Struct]) -> tuple[tuple[str, type], ...]:
     """Return the fields that may be a list of one kind of objects, each with that kind."""
-    found: list[tuple[str, type]] = []
+    kinds: list[tuple[str, type]] = []
     for field in getattr(inspect.type_info(kind), "fields", ()):
         lists = [each for each in _alternatives([field.type]) if isinstance(each, inspect.ListType)]
         items = _alternatives([each.item_type for each in lists])
         if len(items) == 1 and isinstance(items[0], inspect.StructType):
-            found.append((field.encode_name, items[0].cls))
-    return tuple(found)
+            kinds.append((field.encode_name, items[0].cls))
+    return tuple(kinds)
 
 
 def _wrong_field(value: dict[str, Any], kind: type[msgspec.Struct], message: str, at: str) -> Refused:

@@ -219,20 +219,20 @@ def _deep(text: bytes) -> Any:
 
 def _items(raws: list[msgspec.Raw], levels: int) -> list[Any]:
     """Parse a list's items: short ones together, up to a piece, and a long one by itself."""
-    found: list[Any] = []
+    values: list[Any] = []
     piece: list[bytes] = []
     size = 0
     for raw in raws:
         text = bytes(raw)
         if size + len(text) > NUMBERS_PIECE and piece:
-            found += msgspec.json.decode(b"[" + b",".join(piece) + b"]")
+            values += msgspec.json.decode(b"[" + b",".join(piece) + b"]")
             piece, size = [], 0
         if len(text) > NUMBERS_PIECE:
-            found.append(_value(text, levels))
+            values.append(_value(text, levels))
         else:
             piece.append(text)
             size += len(text)
-    return found + msgspec.json.decode(b"[" + b",".join(piece) + b"]")
+    return values + msgspec.json.decode(b"[" + b",".join(piece) + b"]")
 
 
 def values_beside(body: bytes, most: BodyStructure) -> int:

@@ -132,12 +132,12 @@ class OllamaShape(ABC):
         if not (chunk.thinking or calls or scored):
             return self._plain(text) if text else b""
         more = {"logprobs": scored} if scored else {}
-        return self._line(**self.said(text, chunk.thinking, calls), done=False, **more)
+        return self._line(**self.content(text, chunk.thinking, calls), done=False, **more)
 
     def end(self, choice: int, reason: str, last: bool) -> bytes:
         calls = [written(c, i) for i, c in enumerate(self._calls) if i >= self._written]
         self._written = len(self._calls)
-        return self._line(**self.said("", "", [c for c in calls if c]), **self._ending(reason))
+        return self._line(**self.content("", "", [c for c in calls if c]), **self._ending(reason))
 
     def closing(self) -> bytes:
         return b""
@@ -146,7 +146,7 @@ class OllamaShape(ABC):
         return ollama_error(as_here(trouble, self._model)) + b"\n"
 
     def beat(self) -> bytes:
-        return self._line(**self.said("", "", []), done=False)
+        return self._line(**self.content("", "", []), done=False)
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         choice = choices[0]
@@ -154,14 +154,14 @@ class OllamaShape(ABC):
             self._ids += choice.token_ids
         self._calls = choice.tool_calls
         calls = [w for i, call in enumerate(choice.tool_calls) if (w := written(call, i))]
-        content = self.said("".join((*choice.text, *choice.refusal)), "".join(choice.thinking), calls)
+        content = self.content("".join((*choice.text, *choice.refusal)), "".join(choice.thinking), calls)
         scored = {"logprobs": _scored(choice.logprobs)} if self._logprobs else {}
         return {**self._head(), **content, **scored, **self._ending(choice.reason or "stop")}
 
     # --- where a route puts it -----------------------------------------------------------------------
 
     @abstractmethod
-    def said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    def content(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         """Return what a line says of the answer."""
         ...
 
@@ -211,7 +211,7 @@ class OllamaChatShape(OllamaShape):
 
     written_text = b'"message":{"role":"assistant","content":%b},'
 
-    def said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    def content(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if thinking:
             message["thinking"] = thinking
@@ -225,7 +225,7 @@ class OllamaTextShape(OllamaShape):
 
     written_text = b'"response":%b,'
 
-    def said(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    def content(self, text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
         return {"response": text, **({"thinking": thinking} if thinking else {})}
 
 

@@ -370,7 +370,7 @@ class RunAnswer:
     def _bits(self, begin: Begin, settings: ChatSettings, identity: dict[str, Any]) -> dict[str, Any] | None:
         if not (begin.prompt_ids and self.bits.ids):
             return None
-        asked = {
+        kept = {
             "system": settings.system,
             "think": settings.think,
             "max_tokens": settings.max_tokens,
@@ -382,7 +382,7 @@ class RunAnswer:
             **self.bits.packed(),
             **identity,
             **({"engine": begin.engine} if begin.engine else {}),
-            "settings": asked,
+            "settings": kept,
         }
 
 

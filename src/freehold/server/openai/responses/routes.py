@@ -130,7 +130,7 @@ async def input_items(call: HttpCall) -> None:
     store, params = _store(call), query(call)
     kept = store.get(call.tenant, _id(call))
     earlier = (item for each in store.chat(call.tenant, kept.previous) for item in each.items)
-    items = [*earlier, *kept.asked]
+    items = [*earlier, *kept.input]
     if params.get("order", "desc") != "asc":
         items.reverse()
     await call.answer(page(items, params, lambda item: msgspec.Raw(item.data)))

@@ -58,10 +58,10 @@ class StoredItem:
 
 @dataclass(frozen=True)
 class StoredResponse:
-    """One response. `asked`: the items of its own request; `head`: the response without its output."""
+    """One response. `input`: the items of its own request; `head`: the response without its output."""
 
     head: bytes
-    asked: tuple[StoredItem, ...]
+    input: tuple[StoredItem, ...]
     output: tuple[StoredItem, ...]
     previous: str | None
     labels: tuple[str, ...] = ()  # of its request: those of earlier responses are among them
@@ -82,7 +82,7 @@ class StoredResponse:
     @property
     def items(self) -> tuple[StoredItem, ...]:
         """What was asked, then what was answered."""
-        return self.asked + self.output
+        return self.input + self.output
 
     @property
     def response(self) -> bytes:
@@ -248,13 +248,13 @@ class Keeping:
 
     store: Responses
     tenant: str
-    asked: Sequence[StoredItem]
+    input: Sequence[StoredItem]
     previous: str | None
     _stored: tuple[str, StoredResponse] | None = None
 
     def prepare(self, response: Mapping[str, Any], labels: tuple[str, ...]) -> str:
         """Encode a finished response with its request's labels; return why it cannot be kept, or ""."""
-        stored = StoredResponse.of(response, self.asked, self.previous, labels)
+        stored = StoredResponse.of(response, self.input, self.previous, labels)
         if not (why := self.store.why_not(stored)):
             self._stored = response["id"], stored
         return why
