@@ -1,7 +1,7 @@
 """Decides which tokens of which sequences the next step computes.
 
 Knows sequences, blocks, priorities and clients; knows no text and no weights. One budget a step, no phases: the
-newest tokens of running answers first, prefill with what is left. Clients share steps (turns.py), slots and blocks. Of
+newest tokens of running answers first, prefill with what is left. Clients share steps (shares.py), slots and blocks. Of
 the prompts those of the client with the least service go first, of one client's the shortest, and a quarter goes to
 the oldest. Batch work gets what interactive work leaves, and a turn now and then.
 Path: Engine.step -> Scheduler.schedule -> ModelRunner.run -> Scheduler.learn -> Emitter.emit

@@ -27,7 +27,7 @@ MOST_CURVES = 64
 Plain = dict[str, Any]
 
 
-# What the page is told; tools/console_types.py writes it in TypeScript.
+# The JSON that the page gets; tools/console_types.py writes its types in TypeScript.
 
 
 class TrainingRow(TypedDict):

@@ -35,7 +35,7 @@ MOST_DAYS = 3660
 DAY_S = 86400.0
 
 
-# What the page is told; tools/console_types.py writes it in TypeScript.
+# The JSON that the page gets; tools/console_types.py writes its types in TypeScript.
 
 
 class SpanSum(TypedDict):
