@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import quote
@@ -293,10 +293,8 @@ class DeployPlan:
         return " ".join([*held, *keys, *map(shlex.quote, words)])
 
 
-_OF_LAYOUT = (
-    *("sizes", "replicas", "across", "context", "streams", "memory_bytes", "cache_bytes", "cache_tokens"),
-    *("cache_type", "quantise", "decode", "prefill", "basis", "warning", "notes"),
-)
+# All of a layout but what its driver words itself.
+_OF_LAYOUT = [each.name for each in fields(Layout) if each.name not in ("memory_share", "why")]
 # Flags that name the model for clients, and so for us.
 _NAMES = ("--served-model-name", "--served_model_name", "--alias")
 _VISIBLE = {"NVIDIA": "CUDA_VISIBLE_DEVICES", "AMD": "HIP_VISIBLE_DEVICES"}

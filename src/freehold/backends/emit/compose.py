@@ -14,7 +14,6 @@ from freehold.backends.emit.containers import (
     MODEL,
     PORT,
     PROBE,
-    SGLANG_START,
     ContainerEngine,
     carried,
     container_engine,
@@ -128,12 +127,10 @@ def _keys_of(plan: DeployPlan, engine: ContainerEngine) -> list[str]:
 
 def _start(plan: DeployPlan, engine: ContainerEngine) -> str:
     """Return what an engine's entry does before its command: it takes keys from files."""
-    if not engine.key:
-        return 'exec "$0" "$@"'
-    taken = f'export {engine.key}="$(cat {SECRETS}/engine-key)"; '
+    taken = f'export {engine.key}="$(cat {SECRETS}/engine-key)"; ' if engine.key else ""
     if plan.engine == "sglang":
-        return f'{taken}export ADMIN_KEY="$(cat {SECRETS}/admin-key)"; {SGLANG_START}'
-    return f'{taken}exec "$0" "$@"'
+        taken += f'export ADMIN_KEY="$(cat {SECRETS}/admin-key)"; '
+    return taken + (engine.start or 'exec "$0" "$@"')
 
 
 def _server(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions) -> Doc:

@@ -18,6 +18,11 @@ from freehold.backends.process.surroundings import PRIVATE
 from freehold.errors import UsageError
 
 PORT = 8000  # of an engine in its container
+# SGLang reads keys from its command line or from --config FILE. Command lines are public, so a file is written first.
+SGLANG_START = (
+    'umask 077; printf "api-key: %s\\nadmin-api-key: %s\\n" "$ENGINE_KEY" "$ADMIN_KEY" >"$HOME/keys.yaml"; '
+    'exec "$0" "$@" --config "$HOME/keys.yaml"'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class ContainerEngine:
     served: str = "--served-model-name"  # flag of the name that requests use
     shutdown: str = ""  # flag of the time for running answers at the end
     quiet: tuple[str, ...] = ()  # words without which its log holds its keys
+    start: str = ""  # a script for `sh -c` that runs its command after what has to be done first; "": none
     environment: Mapping[str, str] = field(default_factory=lambda: PRIVATE)
 
 
@@ -67,6 +73,7 @@ _ENGINES: Mapping[str, ContainerEngine] = {
         quiet=("--log-level", "warning"),  # at info it prints every argument, both keys among them
         several=True,
         counts="sglang:",
+        start=SGLANG_START,
     ),
     "trtllm": ContainerEngine(
         "TensorRT-LLM",
@@ -106,12 +113,6 @@ def container_engine(name: str, kind: str) -> ContainerEngine:
 MODEL = "/model"  # where the model's folder is mounted
 MASTER_PORT = 29501  # rendezvous of vLLM's nodes
 INIT_PORT = 20000  # and of SGLang's
-
-# SGLang reads keys from its command line or from --config FILE. Command lines are public, so a file is written first.
-SGLANG_START = (
-    'umask 077; printf "api-key: %s\\nadmin-api-key: %s\\n" "$ENGINE_KEY" "$ADMIN_KEY" >"$HOME/keys.yaml"; '
-    'exec "$0" "$@" --config "$HOME/keys.yaml"'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,11 @@ def engine_words(
         listens += (engine.shutdown, str(drain_s))  # without it running answers are cut at SIGTERM
     words = (*engine.program, *named, *(w for flag in flags for w in flag.words()), *listens, *engine.quiet)
     return (*words, *_node_words(plan.engine, place))
+
+
+def started(engine: ContainerEngine, words: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the command line that runs `words`, after what the engine needs done first."""
+    return ("sh", "-c", engine.start, *words) if engine.start else words
 
 
 def _node_words(engine: str, place: NodePlace | None) -> tuple[str, ...]:

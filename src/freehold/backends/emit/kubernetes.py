@@ -13,13 +13,13 @@ from freehold.backends.contract import DeployPlan
 from freehold.backends.emit.containers import (
     FOLDER,
     PORT,
-    SGLANG_START,
     ContainerEngine,
     NodePlace,
     container_engine,
     devices_of_node,
     engine_words,
     gateway_toml,
+    started,
 )
 from freehold.backends.emit.emit import (
     SERVER_PORT,
@@ -89,7 +89,7 @@ def _object(
 
 
 def _one_node(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, devices: int) -> Doc:
-    words = _started(plan, engine_words(plan, engine, options.drain_s))
+    words = started(engine, engine_words(plan, engine, options.drain_s))
     pod = engine_pod(plan, engine, options, words, devices, leads=True)
     return _deployment(plan, "engine", pod, plan.replicas)
 
@@ -99,7 +99,7 @@ def _groups(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, dev
     templates = []
     for leads in (True, False):
         place = NodePlace(SIZE, INDEX, ADDRESS, leads)
-        words = _started(plan, engine_words(plan, engine, options.drain_s, place))
+        words = started(engine, engine_words(plan, engine, options.drain_s, place))
         if plan.engine == "trtllm":
             passed = [v["name"] for v in engine_environment(plan, engine)]
             words = mpi_words(words, devices, passed, leads=leads)
@@ -120,10 +120,6 @@ def _groups(plan: DeployPlan, engine: ContainerEngine, options: EmitOptions, dev
         },
     }
     return _object("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet", plan, spec)
-
-
-def _started(plan: DeployPlan, words: tuple[str, ...]) -> tuple[str, ...]:
-    return ("sh", "-c", SGLANG_START, *words) if plan.engine == "sglang" else words
 
 
 def _deployment(plan: DeployPlan, part: str, template: Doc, replicas: int) -> Doc:

@@ -15,7 +15,6 @@ from freehold.backends.emit.containers import (
     KEY,
     MODEL,
     PORT,
-    SGLANG_START,
     ContainerEngine,
     NodePlace,
     carried,
@@ -24,6 +23,7 @@ from freehold.backends.emit.containers import (
     engine_words,
     gateway_toml,
     model_folder,
+    started,
 )
 from freehold.backends.emit.emit import (
     SERVER_PORT,
@@ -136,8 +136,7 @@ def _line(
     words = engine_words(plan, engine, options.drain_s, place)
     # On loopback: the engine and our server share the machine.
     words = tuple("127.0.0.1" if word == "0.0.0.0" else word for word in words)
-    if plan.engine == "sglang":
-        words = ("sh", "-c", SGLANG_START, *words)
+    words = started(engine, words)
     return " ".join(f'"{w}"' if _OURS.fullmatch(w) else shlex.quote(w) for w in words)
 
 

@@ -14,10 +14,8 @@ from freehold.backends.contract import DeployPlan, ParallelSizes
 from freehold.machine import show_bytes
 
 # Fields of a plan that its JSON has as they are.
-_COUNTS = (
-    *("replicas", "across", "context", "streams"),
-    *("cache_bytes", "cache_tokens", "cache_type", "memory_bytes", "shared_bytes"),
-)
+_COUNTS = ("replicas", "across", "context", "streams")
+_MEMORY = ("cache_bytes", "cache_tokens", "cache_type", "memory_bytes", "shared_bytes")
 _WIDEST = 46  # characters of a flag before its reason goes to the next line
 
 
@@ -147,7 +145,7 @@ def as_dict(plan: DeployPlan) -> dict[str, Any]:
             "port": plan.listens.port,
         },
         "sizes": {**asdict(plan.sizes), "devices": plan.sizes.devices},
-        **{name: getattr(plan, name) for name in _COUNTS},
+        **{name: getattr(plan, name) for name in (*_COUNTS, *_MEMORY)},
         "places": list(plan.places),
         "links": dict(plan.links),
         "decode": plan.decode.as_json() if plan.decode else None,

@@ -89,10 +89,18 @@ class ReplicaSet:
 
     def row(self, fallback: str = "") -> DeploymentRow:
         """Return what `deploy status` shows."""
-        replicas = tuple(replica.row() for replica in self.replicas)
-        counts = (self.requests, self.resumed, self.retried, self.cut)
         return DeploymentRow(
-            self.name, self.plan, replicas, self.ready, self.rolling, *counts, fallback, self.gap_s
+            self.name,
+            self.plan,
+            tuple(replica.row() for replica in self.replicas),
+            self.ready,
+            rolling=self.rolling,
+            requests=self.requests,
+            resumed=self.resumed,
+            retried=self.retried,
+            cut=self.cut,
+            fallback=fallback,
+            gap_s=self.gap_s,
         )
 
     def replica(self, number: int) -> Replica:
