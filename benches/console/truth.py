@@ -13,7 +13,6 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -43,11 +42,12 @@ def printed(home: Path, verb: str, words: dict[str, str]) -> str:
     """Return what `freehold VERB ... --json` prints; "" where it ends with an error."""
     from click.testing import CliRunner
 
+    from freehold.cli.main import command_of
     from freehold.config import load_settings
 
     args = [words[name] for name in ("model", "name") if name in words]
     args += [f"--{name}={value}" for name, value in words.items() if name not in ("model", "name")]
-    command = import_module(f"freehold.cli.{verb}").command
+    command = command_of(verb)
     settings = load_settings({"FREEHOLD_HOME": str(home)})
     return CliRunner().invoke(command, [*args, "--json"], obj=settings, standalone_mode=False).stdout
 

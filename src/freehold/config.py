@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from freehold.errors import UsageError
+from freehold.options import option, options_of
 
 HUB_ENDPOINT = "https://huggingface.co"
 # Beside Ollama's 11434, so that both run on one machine; 8000 and 8080 are often taken.
@@ -42,8 +43,12 @@ class Settings:
     default_model: str = ""  # empty: the catalogue's
     connections: int = 4
     range_bytes: int = 4 << 20
-    host: str = "127.0.0.1"  # where `serve` listens
-    port: int = PORT
+    host: str = option(  # where `serve` listens
+        "127.0.0.1",
+        "Listen on this address; beyond loopback a key is required. Default: 127.0.0.1.",
+        metavar="ADDRESS",
+    )
+    port: int = option(PORT, f"Listen on this port; 0: a free one. Default: {PORT}.", least=0, most=65535)
     keep_alive: str = "5m"  # how long an idle model stays in the server's memory
     key_file: str = ""  # hashes of the API keys of `serve`; empty: keys.json in the home
     api_key: str = field(default="", repr=False)  # one more, from the environment
@@ -208,8 +213,9 @@ def _checked(s: Settings) -> Settings:
             f"range_bytes = {s.range_bytes:,} is not within 65,536..{MAX_IN_FLIGHT // s.connections:,}",
             f"connections x range_bytes is limited to {MAX_IN_FLIGHT:,} so that a kill costs no more",
         )
-    if not 0 <= s.port <= 65535:
-        raise UsageError(f"port = {s.port} is not within 0..65535", "0 takes a free one")
+    port = options_of(Settings)["port"]
+    if not port.allows(s.port):
+        raise UsageError(f"port = {s.port} is not within {port.least}..{port.most}", "0 takes a free one")
     return s
 
 

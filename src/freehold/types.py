@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
 
 from freehold.errors import UsageError
+from freehold.options import option
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,7 @@ Turn = Literal["new", "continue", "none"]  # how the prompt of a chat ends; see 
 KvType = Literal["f16", "q8", "f32"]  # of cached keys and values
 MAX_FORMAT_CHARS = 1 << 18  # of a schema, a grammar, a regular expression, or of a tool's parameters
 MAX_CHOICES = 10_000  # texts of a choice
+MAX_SEED = (1 << 63) - 1  # that a caller may give
 FormatKind = Literal["json", "json_schema", "regex", "lark", "choice"]
 
 
@@ -187,17 +189,21 @@ class SamplingParams:
     `temperature` 0 is greedy. `seed` None: drawn once at the edge and reported in Completion.seed.
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    temperature: float = option(1.0, "Randomness; 0 always takes the most probable token.", least=0, most=100)
+    top_k: int = option(0, "Sample from the K most probable tokens; 0: from all.", least=0)
+    top_p: float = option(1.0, "Sample from the most probable tokens whose sum reaches P.", above=0, most=1)
+    min_p: float = option(0.0, "Drop tokens below P times the highest probability.", least=0, most=1)
+    typical_p: float = option(1.0, "Locally typical sampling with mass P.", name="typical", above=0, most=1)
+    repetition_penalty: float = option(1.0, "Divide the logits of repeated tokens.", above=0, most=100)
+    presence_penalty: float = option(
+        0.0, "Subtract from the logits of repeated tokens.", least=-100, most=100
+    )
+    frequency_penalty: float = option(0.0, "Subtract from a logit per occurrence.", least=-100, most=100)
     penalty_window: int = 64  # last tokens the penalties look at; 0: the whole sequence
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    seed: int | None = None
+    seed: int | None = option(
+        None, "Seed of the sampler; the same seed gives the same answer.", least=0, most=MAX_SEED
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ import pytest
 from freehold import catalog
 from freehold.advisor.verdict import COUNTRIES, QUESTIONS, Facts, behind, from_table, holds, undecided
 from freehold.catalog.licence import AMOUNTS, FLAGS, parse
-from freehold.cli.company import OPTIONS
 from freehold.cli.license import command
+from freehold.cli.shared import FACT_OPTIONS
 from freehold.errors import UsageError
 
 
@@ -92,9 +92,9 @@ def test_every_condition_in_the_licences_can_be_answered_by_an_option():
         for fact in behind(atom.word)
     }
     assert asked <= {f.name for f in fields(Facts)}
-    assert asked <= OPTIONS.keys() and asked <= QUESTIONS.keys()
+    assert asked <= FACT_OPTIONS.keys() and asked <= QUESTIONS.keys()
     known = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    assert {OPTIONS[fact] for fact in asked} <= {flag for option in known for flag in option.opts}
+    assert {FACT_OPTIONS[fact] for fact in asked} <= {flag for option in known for flag in option.opts}
 
 
 def test_every_word_of_a_condition_leads_to_facts_with_a_question():

@@ -14,7 +14,7 @@ import pytest
 
 import freehold
 from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
-from freehold.cli.deploying import bench, capacity
+from freehold.cli.deploying import capacity
 from freehold.config import load_settings
 from freehold.errors import ServerUnreachable, UsageError
 from freehold.router.ledger.store import Ledger
@@ -190,8 +190,8 @@ def url() -> Iterator[str]:
 
 def test_what_bench_measures_is_what_capacity_reads(invoke, url, tmp_path):
     out = invoke(
-        bench.command, url, "--batches", "1,2", "--depths", "16", "--prompts", "8,64", "--max-tokens", 8, "--rounds", 1,
-        "--room", 5000, "-o", tmp_path / "steps.json",
+        capacity.bench, url, "--batches", "1,2", "--depths", "16", "--prompts", "8,64", "--max-tokens", 8,
+        "--rounds", 1, "--room", 5000, "-o", tmp_path / "steps.json",
     )  # fmt: skip
     assert "tiny at" in out and "ANSWERS" in out and f"written to {tmp_path / 'steps.json'}" in out
     model = EngineModel.load(tmp_path / "steps.json")
@@ -217,21 +217,21 @@ def test_what_bench_measures_is_what_capacity_reads(invoke, url, tmp_path):
 )
 def test_what_is_no_address_is_refused(invoke, address):
     with pytest.raises((UsageError, ServerUnreachable)):
-        invoke(bench.command, address)
+        invoke(capacity.bench, address)
 
 
 def test_a_key_is_not_sent_in_the_clear_to_another_machine(invoke, monkeypatch):
     monkeypatch.setenv("FREEHOLD_BENCH_KEY", "k" * 32)
     with pytest.raises(UsageError, match="not this machine, and http shows the key") as refused:
-        invoke(bench.command, "http://10.0.0.1:8000/v1")
+        invoke(capacity.bench, "http://10.0.0.1:8000/v1")
     assert "k" * 32 not in str(refused.value)
     with pytest.raises(ServerUnreachable):
-        invoke(bench.command, "http://127.0.0.1:1/v1")
+        invoke(capacity.bench, "http://127.0.0.1:1/v1")
 
 
 def test_a_model_that_is_not_offered_is_refused_with_those_that_are(invoke, url):
     with pytest.raises(UsageError) as refused:
-        invoke(bench.command, url, "--model", "tinny")
+        invoke(capacity.bench, url, "--model", "tinny")
     assert "tiny" in refused.value.hint
 
 

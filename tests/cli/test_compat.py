@@ -14,7 +14,7 @@ import pytest
 
 from freehold.cli import main
 from freehold.cli.clients import compat
-from freehold.cli.clients.sdks import CHECKS
+from freehold.cli.clients.compat import CHECKS
 from freehold.errors import EngineLost
 from freehold.server.core.keys import Ring
 from freehold.store.create import copy

@@ -27,9 +27,8 @@ from freehold.backends.planning.options import DeployOptions, environment_folder
 from freehold.cli.complete import deployable
 from freehold.cli.deploy import EMITTED
 from freehold.cli.deploying.options import ENGINES
-from freehold.cli.deploying.running import RunningDeployments
+from freehold.cli.deploying.running import RunningDeployments, start_all
 from freehold.cli.deploying.serving import StartedDeployments
-from freehold.cli.deploying.starting import start_all
 from freehold.cli.deploying.verbs import news
 from freehold.config import load_settings
 from freehold.errors import EngineLost

@@ -15,7 +15,7 @@ from freehold import _native as native
 from freehold.advisor.machine import Gpu
 from freehold.backends import finding
 from freehold.cli import main
-from freehold.cli.report.untested import notes
+from freehold.cli.report.verify import notes
 from freehold.config import load_settings
 from freehold.local import load, open_model
 from freehold.machine import cpu_quota

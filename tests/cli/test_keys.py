@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.cli.serving.lock import lock_of, pid_file
+from freehold.cli.serving.attach import lock_of, pid_file
 from freehold.cli.serving.options import ring
 from freehold.config import Settings
 from freehold.errors import UsageError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import click
@@ -31,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("verb", ["pull", "list", "show", "rm"])
 def test_every_verb_of_the_store_has_a_command_and_help(verb: str, capsys):
-    command = import_module(f"freehold.cli.{verb}").command
+    command = cli_main.command_of(verb)
     assert isinstance(command, click.Command)
     assert cli_main.run([verb, "--help"]) == 0
     assert "Usage: freehold" in capsys.readouterr().out

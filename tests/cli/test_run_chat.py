@@ -12,8 +12,7 @@ from prompt_toolkit.output import DummyOutput
 
 from freehold.chats.types import ToolResult
 from freehold.cli.chat.answer import AnswerSettings
-from freehold.cli.chat.chat import COMMANDS, Chat
-from freehold.cli.chat.conversation import ModelFacts
+from freehold.cli.chat.chat import COMMANDS, Chat, ModelFacts
 from freehold.cli.chat.markdown import PlainRenderer
 from freehold.cli.chat.sessions import ChatSession, Sessions
 from freehold.cli.chat.terminal import LineReader, is_open_block, unquoted

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.cli.chat.prompt import MAX_STDIN, decoded, joined, read_stdin, split_words
+from freehold.cli.chat.request import MAX_STDIN, decoded, joined, read_stdin, split_words
 from freehold.config import Settings
 from freehold.errors import BadPrompt, FreeholdError, ModelNotFound
 from freehold.store import Store

@@ -10,7 +10,7 @@ import pytest
 
 from freehold.cli.chat import answer as module
 from freehold.cli.chat.answer import Waiting
-from freehold.cli.chat.output import tell
+from freehold.cli.chat.opened import tell
 from freehold.cli.progress import StatusLine
 from freehold.terminal import Ticking
 from freehold.types import Chunk, Usage

@@ -9,13 +9,13 @@ import socket
 import threading
 import time
 from dataclasses import replace
-from importlib import import_module
 from urllib.parse import urlencode
 
 import pytest
 from click.testing import CliRunner
 
 from freehold import catalog
+from freehold.cli.main import command_of
 from freehold.config import load_settings
 from freehold.server.console.choose import Questions, _pathless
 from freehold.server.core.keys import Ring
@@ -56,7 +56,7 @@ def printed(server, verb, words):
     args = [words[name] for name in ("model", "name", "task") if name in words]
     rest = {name: value for name, value in words.items() if name not in ("model", "name", "task")}
     args += [f"--{name.replace('_', '-')}={value}" for name, value in rest.items()]
-    command = import_module(f"freehold.cli.{verb}").command
+    command = command_of(verb)
     settings = load_settings({"FREEHOLD_HOME": str(server.store.settings.home)})
     return CliRunner().invoke(command, [*args, "--json"], obj=settings, standalone_mode=False).stdout
 

@@ -25,9 +25,10 @@ from freehold.adapt.lines import (
     read_lines,
     text_of,
 )
-from freehold.adapt.loop import AdapterSettings, OnStep, OnText, TrainingLoop, TrainingRun
+from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
 from freehold.adapt.run import RunFolder, model_digest
 from freehold.adapt.sampling import AnswerRow, AnswerRows, mismatch, open_sampling, served_log_probs
+from freehold.adapt.settings import AlignSettings
 from freehold.adapt.teaching import Nearness, still_known, written
 from freehold.adapt.training.steps import PASS_TOKENS, Optimizer, Order, parts
 from freehold.adapt.training.trainee import Trainee
@@ -46,21 +47,6 @@ if TYPE_CHECKING:
 UNEVEN = 1.25  # ratio of lengths, either way, above which a note says so
 SERVED_PAIRS = 16  # that the engine is asked about
 ADAPTER = "tuned"  # its name in that engine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AlignSettings(AdapterSettings):
-    """How to train. Every field is in the receipt."""
-
-    beta: float = 0.1
-    nll: float = 0.1  # weight of the likelihood of chosen answers
-    smoothing: float = 0.0  # share of labels taken to be wrong
-    epochs: int = 1
-    batch: int = 8  # pairs a step
-    replay: int = 2  # rows of the base's own text a step, against forgetting
-    replay_weight: float = 1.0
-    test_share: float = 0.1
-    max_length: int = 1024  # of a prompt and its answer
 
 
 @dataclass(frozen=True, slots=True)

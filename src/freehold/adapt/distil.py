@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from freehold.adapt.answers import AnswerBook, Taught, TeacherPrompt, judged, read_prompts, seed_of
 from freehold.adapt.licences import base_licence, check_base, teaching
 from freehold.adapt.lines import DataLines, check_apart, held_out
-from freehold.adapt.loop import AdapterSettings, OnStep, OnText, TrainingLoop, TrainingRun
+from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
 from freehold.adapt.run import RunFolder, model_digest
 from freehold.adapt.sampling import (
     GREEDY,
@@ -31,6 +31,7 @@ from freehold.adapt.sampling import (
     open_sampling,
     served_log_probs,
 )
+from freehold.adapt.settings import DistilSettings
 from freehold.adapt.teaching import TeachingCourse, still_known, written
 from freehold.adapt.training.packed import VOCAB_SLICE, Head, HeadSlice, divergence
 from freehold.adapt.training.steps import Optimizer, Order, parts
@@ -49,21 +50,6 @@ if TYPE_CHECKING:
 ANSWERS, UNSEEN = "answers.jsonl", "unseen.jsonl"
 ADAPTER = "tuned"  # its name in the engine that measures it
 SERVED_ROWS = 16  # that this engine is asked about
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DistilSettings(AdapterSettings):
-    """How to distil. Every field is in the receipt."""
-
-    on_policy: bool = False
-    tries: int = 2  # of a faulty answer of the teacher's: the first is greedy
-    max_tokens: int = 256  # tokens
-    max_length: int = 1024  # of a prompt and its answer
-    epochs: int = 2
-    batch: int = 8  # prompts a step
-    replay: int = 2  # rows of the student's own text a step, against forgetting; on-policy needs none
-    replay_weight: float = 1.0
-    test_share: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

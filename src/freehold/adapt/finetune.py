@@ -17,7 +17,7 @@ import numpy as np
 
 from freehold.adapt.licences import base_licence, check_base
 from freehold.adapt.lines import DataLines, conversation, conversation_key, messages_of, read_lines, text_of
-from freehold.adapt.loop import AdapterSettings, OnStep, OnText, TrainingLoop, TrainingRun
+from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
 from freehold.adapt.run import RunFolder, cpu_seconds, model_digest
 from freehold.adapt.sampling import (
     AnswerRow,
@@ -27,6 +27,7 @@ from freehold.adapt.sampling import (
     open_sampling,
     served_log_probs,
 )
+from freehold.adapt.settings import FinetuneSettings
 from freehold.adapt.teaching import TeachingCourse, known_facts, still_known, written
 from freehold.adapt.training.steps import Optimizer, Order
 from freehold.adapt.training.trainee import GGUF, Trainee
@@ -53,19 +54,6 @@ SERVED_ROWS = 16  # that the engine is asked about
 LEAST_ANSWER, MOST_ANSWER = 16, 512
 ADAPTER = "finetuned"  # its name in the engine that examines it
 _SHOWN = 5  # samples that an error names
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneSettings(AdapterSettings):
-    """How to teach. Every field is in the receipt."""
-
-    rate: float = 1e-3
-    epochs: int = 1
-    batch: int = 8  # answers a step
-    replay: int = 2  # rows of the base's own text a step; 0: nothing is rehearsed
-    replay_weight: float = 1.0
-    max_length: int = 1024  # of a prompt and its answer
-    skip_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)

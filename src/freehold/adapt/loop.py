@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from freehold.adapt.licences import LicenceVerdict, notes
 from freehold.adapt.run import RunFolder, cpu_seconds, on_disk, receipt, template_digest
+from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.training.steps import Optimizer
-from freehold.adapt.training.trainee import ACTIVATIONS, Trainee, arithmetic
+from freehold.adapt.training.trainee import Trainee, arithmetic
 from freehold.errors import UsageError
 
 KEEP_S = 30.0  # between two states on disk: what a kill costs at most, and half a second of writing in thirty
@@ -137,39 +138,7 @@ def _check_finite(line: Mapping[str, Any]) -> None:
             )
 
 
-# --- what every verb shares that trains an adapter: its settings, and the order of its run ----------
-# Each verb's settings add its own.
-
-WARMUP = 0.1  # share of the steps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterSettings:
-    """How an adapter is trained. Every field is in the receipt."""
-
-    rate: float = 2e-4
-    rank: int = 16
-    alpha: float = 32.0
-    seed: int = 0
-    threads: int | None = None
-    half: bool = False  # products in bfloat16
-
-    def trainee(self, model: Path, memory: int = ACTIVATIONS) -> Trainee:
-        """Bind a model with new pairs. Raises what Trainee.open raises."""
-        return Trainee.open(
-            model,
-            rank=self.rank,
-            alpha=self.alpha,
-            seed=self.seed,
-            threads=self.threads,
-            half=self.half,
-            memory=memory,
-        )
-
-    def optimizer(self, trainee: Trainee, steps: int) -> Optimizer:
-        """Make an optimizer whose rate grows over the first tenth of `steps` and then falls to zero."""
-        warmup = max(1, round(WARMUP * steps))
-        return Optimizer(trainee.parameters(), self.rate, warmup=warmup, total=steps)
+# --- the order of a run, which every verb shares that trains an adapter -----------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

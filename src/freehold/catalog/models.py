@@ -29,10 +29,11 @@ from freehold.catalog.entries import (
     tagged,
 )
 from freehold.catalog.licence import licences
-from freehold.catalog.model import Model, Repo, data_table, texts
+from freehold.catalog.model import ROLES, THINKING, TIERS, Model, Repo, data_table, texts
 from freehold.catalog.schema import spelled as languages_spelled
 from freehold.config import data_home
 from freehold.errors import ModelNotFound, StoreError, UsageError
+from freehold.options import option
 
 USER_FILE = "catalogue.toml"
 
@@ -249,21 +250,25 @@ class Query:
 
     words: tuple[str, ...] = ()  # each occurs in the id, short name, family, lab or architecture
     licence: str = ""  # a part of the licence's id; "unknown" asks for those without one
-    country: str = ""  # one of the lab's seats
-    country_not: str = ""
-    lab: str = ""
-    family: str = ""
-    architecture: str = ""
-    tier: str = ""
-    kind: str = ""
-    thinking: str = ""
-    modality: str = ""
-    min_params: float = 0.0  # billions
-    max_params: float = 0.0
-    min_context: int = 0
-    tools: bool = False
-    role: str = ""
-    language: str = ""  # ISO 639 code that its card names
+    country: str = option("", "Country of the lab.", metavar="US")  # one of its seats
+    country_not: str = option("", "Exclude labs of this country.", metavar="CN")
+    lab: str = option("", "Lab.", metavar="TEXT")
+    family: str = option("", "Family, such as Qwen3.5.", metavar="TEXT")
+    architecture: str = option("", "Architecture as GGUF names it, such as qwen3moe.", metavar="NAME")
+    tier: str = option("", "Size class.", choices=tuple(TIERS))
+    kind: str = option("", "Kind of feed-forward layers.", choices=("dense", "moe"))
+    thinking: str = option("", "Reasoning output.", choices=tuple(THINKING[1:]))
+    modality: str = option("", "Input besides text.", choices=schema.MODALITIES)
+    min_params: float = option(
+        0.0, "Minimum parameters: 8b, 270m.", name="min-size", form="billions", shown=False
+    )
+    max_params: float = option(
+        0.0, "Maximum parameters: 8b, 270m.", name="max-size", form="billions", shown=False
+    )
+    min_context: int = option(0, "Minimum context in tokens: 32k, 1m.", form="amount", shown=False)
+    tools: bool = option(False, "Trained to call tools.")
+    role: str = option("", "Output: text, vectors, or scores of pairs.", choices=tuple(ROLES))
+    language: str = option("", "Language named in its card; mul: ten or more.", metavar="de")  # ISO 639
 
     def given(self) -> list[str]:
         """Return the names of the fields that ask something."""

@@ -1,7 +1,7 @@
 """`freehold advise TASK`: open models for a task, ranked, with reasons and the command that runs the first.
 
 Knows options and outputs; the rules and the ranking are the advisor's.
-Path: main -> advise -> choosing.advise -> report/advice_text, reports/plain or report/advice
+Path: main -> advise -> choosing.advise -> report/advice or reports/plain
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.choosing import company_facts
-from freehold.cli.company import FACTS, company_options
 from freehold.cli.helping import section
-from freehold.cli.models import Billions
 from freehold.cli.report.advice import (
     chart,
+    print_advice,
+    relaxed,
     report,
 )
-from freehold.cli.report.advice_text import print_advice, relaxed
-from freehold.cli.shared import Amount, json_option, write_beside
+from freehold.cli.shared import FACTS, Amount, Billions, company_options, json_option, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.reports.plain import as_plain
@@ -152,7 +151,7 @@ def command(
         click.echo(relaxed(advice), err=True)
         raise click.exceptions.Exit(NOT_GOOD_ENOUGH if advice.below or advice.unproven else 1)
     if run:
-        from freehold.cli.report.advice_run import run_first
+        from freehold.cli.report.trying import run_first
 
         run_first(settings, advice, quiet=as_json)
 

@@ -6,30 +6,25 @@ Path: main -> align -> Store.resolve -> adapt.align.align -> a folder
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from freehold.adapt.registry import note
+from freehold.adapt.settings import AlignSettings
 from freehold.choosing import company_facts
-from freehold.cli.progress import StatusLine, result_of
-from freehold.cli.shared import FiniteRange, json_option, pairs
+from freehold.cli.options import setting_options
+from freehold.cli.shared import json_option
 from freehold.cli.training import (
     LINES,
     adapter_options,
-    batch_option,
     chosen_settings,
-    epochs_option,
     half_option,
-    max_length_option,
     out_option,
-    rate_option,
-    replay_option,
     still_known_rows,
     time_row,
+    train,
 )
 from freehold.config import Settings
 from freehold.terminal import Ticking
@@ -42,39 +37,9 @@ from freehold.terminal import Ticking
 )
 @out_option
 @click.option("--test", type=LINES, help="Pairs to measure with; default: a share of --pairs.")
-@click.option(
-    "--test-share",
-    type=FiniteRange(0, 0.9),
-    default=0.1,
-    show_default=True,
-    help="Share of prompts set aside for the test, without --test.",
+@setting_options(
+    AlignSettings, "test_share", "beta", "nll", "replay", "smoothing", "rate", "epochs", "batch", "max_length"
 )
-@click.option(
-    "--beta",
-    type=FiniteRange(0, min_open=True),
-    default=0.1,
-    show_default=True,
-    help="Weight of the margin; a smaller one lets the model move further.",
-)
-@click.option(
-    "--nll",
-    type=FiniteRange(0),
-    default=0.1,
-    show_default=True,
-    help="Weight of the likelihood of chosen answers; 0 is plain DPO.",
-)
-@replay_option()
-@click.option(
-    "--smoothing",
-    type=FiniteRange(0, 0.5, max_open=True),
-    default=0.0,
-    show_default=True,
-    help="Share of pairs assumed to be labelled the wrong way round.",
-)
-@rate_option(2e-4)
-@epochs_option(1, "the pairs")
-@batch_option("Pairs")
-@max_length_option
 @half_option
 @adapter_options
 @json_option
@@ -98,16 +63,17 @@ def command(
     With --json, prints the receipt.
     """
     with Ticking("starting torch"):
-        from freehold.adapt.align import AlignSettings, align
+        from freehold.adapt.align import align
     from freehold.store import Store
 
     store = Store(settings)
     ref = store.resolve(model)
     settings_chosen = chosen_settings(AlignSettings, options)
-    note(settings.home, "align", out)
-    with StatusLine(result_of(out)) as line:
-        line.show(f"before the first step: reading {ref.name}")
-        record = align(
+    train(
+        settings,
+        "align",
+        out,
+        lambda line: align(
             ref,
             pairs_file,
             out,
@@ -118,11 +84,11 @@ def command(
             fresh=fresh,
             on_note=line.note,
             on_step=lambda row: line.show(_step(row)),
-        )
-    if as_json:
-        click.echo(json.dumps(record))
-    else:
-        pairs(_rows(out, record))
+        ),
+        _rows,
+        first=ref.name,
+        as_json=as_json,
+    )
 
 
 def _step(row: Mapping[str, Any]) -> str:
@@ -132,17 +98,14 @@ def _step(row: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the receipt as rows of text."""
+def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     measured = record["before_after"]
     return [
-        ("adapter", str(out)),
         ("first loss", f"{record['first_loss']:.4f} (ln 2 is 0.6931)"),
         *(_measured(measured) if measured else [("unseen pairs", "none: what was learnt is not measured")]),
         *_served(record),
         *still_known_rows(record),
         time_row(record),
-        ("receipt", str(out / "receipt.json")),
     ]
 
 

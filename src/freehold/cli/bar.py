@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.report.trying import TrialProgress
-from freehold.cli.serving.gatewayfile import gateway_option
-from freehold.cli.shared import json_option, table
+from freehold.cli.shared import gateway_option, json_option, table
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
 from freehold.reports.gateway_file import gateway_path
@@ -29,7 +28,7 @@ from freehold.reports.gateway_file import gateway_path
 if TYPE_CHECKING:
     from freehold.evals.samples import Samples
     from freehold.evals.trial import Open, TrialResult
-    from freehold.router.bar import BarResult, Identities, MeasuredModel
+    from freehold.router.bar import BarResult, MeasuredModel
     from freehold.router.gateway import Gateway, GatewayModel
     from freehold.store import Store
 
@@ -88,6 +87,7 @@ def run_bar(
     `prompt` or `messages`, and one of exact, contains, regex, json, json_schema, tests or judge. After Ctrl-C, the
     answers so far are kept, and the same command continues from there.
     """
+    from freehold.evals.samples import read as read_samples
     from freehold.evals.trial import TrialModel, run
     from freehold.router.bar import BarStore, Identities, file_digest
     from freehold.store import Store
@@ -97,9 +97,10 @@ def run_bar(
     read = _gateway(settings, path)
     bar_run = _planned_run(read, task, model, called, judge, allow_rented_judge)
     measured = identities.of(bar_run.model)
-    graded_by = _judge_name(bar_run.judge, identities)
+    judge_model = bar_run.judge
+    graded_by = f"{judge_model.name}@{_digest(identities.of(judge_model))}" if judge_model else ""
     digest = file_digest(bar_run.file)
-    samples = _samples(bar_run.file, graded_by)
+    samples = read_samples(bar_run.file, graded_by)
     subject = TrialModel(bar_run.model.name, _digest(measured))
     with (
         _opening(settings, store, path, bar_run, labels, key) as open_model,
@@ -206,16 +207,6 @@ def _model(read: Gateway | None, name: str) -> GatewayModel:
     return known or GatewayModel(name, local=name)
 
 
-def _judge_name(judge: GatewayModel | None, identities: Identities) -> str:
-    return f"{judge.name}@{_digest(identities.of(judge))}" if judge else ""
-
-
-def _samples(file: Path, judge: str) -> Samples:
-    from freehold.evals.samples import read
-
-    return read(file, judge)
-
-
 def _digest(measured: MeasuredModel) -> str:
     """Name what is measured, for the answers that are kept; a rented model's hold for the day."""
     day = datetime.now(UTC).date().isoformat() if measured.rented else ""
@@ -228,7 +219,7 @@ def _opening(
 ) -> Iterator[Open]:
     """Give a function that opens the models: in this process, or through the gateway."""
     if path is not None:
-        from freehold.cli.serving.gateway_models import gateway_models
+        from freehold.cli.serving.hybrid import gateway_models
 
         with gateway_models(settings, store, path, labels, key) as opened:
             yield opened

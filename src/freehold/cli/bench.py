@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,12 @@ import click
 import psutil
 
 from freehold.catalog.models import models
+from freehold.cli.options import setting_options
 from freehold.cli.shared import held_or_fetched, kv_option, offline_option, with_offline
 from freehold.errors import StoreError, UsageError
 from freehold.machine import CROWDED, Crowd, cgroup_limit_bytes, cpu_name, cpu_quota, processor
 from freehold.machine.memory import page_sizes
+from freehold.options import option
 from freehold.platforms import SYSTEM
 from freehold.store import ModelRef, Store
 from freehold.terminal import Ticking
@@ -45,29 +47,20 @@ ATTEMPTS = 8  # the answer to a random prompt may end early; then another prompt
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@dataclass(frozen=True, slots=True)
+class BenchPlan:
+    """What is timed."""
+
+    prompt: int = option(512, "Tokens to prefill.", least=2, most=32768)
+    tokens: int = option(128, "Tokens to decode.", least=2, most=8192)
+    depth: int = option(0, "Tokens in the cache before the timed decode.", least=0, most=1 << 20)
+    rounds: int = option(5, "Rounds; medians are reported.", least=1, most=100)
+    threads: int | None = option(None, "Number of compute threads.", least=1, most=1024)
+
+
 @click.command("bench")
 @click.argument("model")
-@click.option(
-    "--prompt", type=click.IntRange(2, 32768), default=512, show_default=True, help="Tokens to prefill."
-)
-@click.option(
-    "--tokens", type=click.IntRange(2, 8192), default=128, show_default=True, help="Tokens to decode."
-)
-@click.option(
-    "--depth",
-    type=click.IntRange(0, 1 << 20),
-    default=0,
-    show_default=True,
-    help="Tokens in the cache before the timed decode.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(1, 100),
-    default=5,
-    show_default=True,
-    help="Rounds; medians are reported.",
-)
-@click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
+@setting_options(BenchPlan)
 @kv_option
 @click.option("--json", "as_json", is_flag=True, help="Print only the JSON line.")
 @click.option(
@@ -83,16 +76,12 @@ ROOT = Path(__file__).resolve().parents[3]
 def command(
     ctx: click.Context,
     model: str,
-    prompt: int,
-    tokens: int,
-    depth: int,
-    rounds: int,
-    threads: int | None,
     kv_type: KvType,
     as_json: bool,
     peers: bool,
     report: Path | None,
     offline: bool,
+    **options: Any,
 ) -> None:
     """Measure MODEL on this machine. The last line is JSON."""
     if peers:
@@ -101,11 +90,12 @@ def command(
         check(report)
     store = Store(with_offline(ctx.obj, offline))
     ref = held_or_fetched(store, model)
+    plan = BenchPlan(**options)
     if peers:
-        ctx.exit(_peers(ref, rounds, threads, as_json))
+        ctx.exit(_peers(ref, plan, as_json))
     crowd = Crowd()
-    facts = measure(ref, store.packs, prompt, tokens, depth, rounds, threads, kv_type)
-    if threads is None and kv_type == "f16":
+    facts = measure(ref, store.packs, plan, kv_type)
+    if plan.threads is None and kv_type == "f16":
         _keep(ctx.obj.home, ref, facts, crowd.share())
     if report:
         write(report, facts, crowd.share())
@@ -131,32 +121,25 @@ def _keep(home: Path, ref: ModelRef, facts: dict[str, Any], load: float) -> None
     keep(home, ref.path, timed, rates, load, ref.rounding)
 
 
-def measure(
-    ref: ModelRef,
-    packs: Path,
-    prompt: int,
-    tokens: int,
-    depth: int,
-    rounds: int,
-    threads: int | None,
-    kv_type: KvType,
-) -> dict[str, Any]:
-    """Load `ref`, time `rounds` prefills and decodes, measure the ceilings; return the facts to print."""
+def measure(ref: ModelRef, packs: Path, plan: BenchPlan, kv_type: KvType) -> dict[str, Any]:
+    """Load `ref`, time prefills and decodes in rounds, measure the ceilings; return the facts to print."""
     from freehold import _native as native
     from freehold.local import open_shown
 
-    context = max(prompt, depth + DECODE_PROMPT + tokens) + 2
+    context = max(plan.prompt, plan.depth + DECODE_PROMPT + plan.tokens) + 2
     # The ceiling is of plain decoding; benches/engine/speculation.py measures speculation.
     with (
         open_shown(
-            ref, context=context, threads=threads, kv_type=kv_type, speculate=False, packs=packs
+            ref, context=context, threads=plan.threads, kv_type=kv_type, speculate=False, packs=packs
         ) as llm,
-        Ticking(f"timing {ref.name}: {rounds} rounds of {prompt:,} tokens read and {tokens:,} written"),
+        Ticking(
+            f"timing {ref.name}: {plan.rounds} rounds of {plan.prompt:,} tokens read and {plan.tokens:,} written"
+        ),
     ):
-        timer = _Timer(llm, depth)
-        timer.prefill(min(prompt, 64))  # pages the weights in
-        rates = [(timer.prefill(prompt), timer.decode(tokens)) for _ in range(rounds)]
-        read_bytes = llm.bytes_per_token + depth * llm.cache_bytes_per_token
+        timer = _Timer(llm, plan.depth)
+        timer.prefill(min(plan.prompt, 64))  # pages the weights in
+        rates = [(timer.prefill(plan.prompt), timer.decode(plan.tokens)) for _ in range(plan.rounds)]
+        read_bytes = llm.bytes_per_token + plan.depth * llm.cache_bytes_per_token
         read, gops = native.measure_read_gb_s(llm.threads), native.measure_int8_gops(llm.threads)
         tiles = native.measure_int8_gops(llm.threads, tiles=True)
         return {
@@ -169,10 +152,10 @@ def measure(
             "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
             "version": version(),
             "python": platform.python_version(),
-            "prompt_tokens": prompt,
-            "decode_tokens": tokens,
-            "decode_depth": depth,
-            "rounds": rounds,
+            "prompt_tokens": plan.prompt,
+            "decode_tokens": plan.tokens,
+            "decode_depth": plan.depth,
+            "rounds": plan.rounds,
             **_summary("prefill", [p for p, _ in rates]),
             **_summary("decode", [d for _, d in rates]),
             "load_s": round(llm.load_s, 3),
@@ -265,7 +248,7 @@ def _check_peers(ctx: click.Context) -> None:
             raise UsageError(f"{option} is fixed where peers are compared", f"leave out --peers or {option}")
 
 
-def _peers(ref: ModelRef, rounds: int, threads: int | None, as_json: bool) -> int:
+def _peers(ref: ModelRef, plan: BenchPlan, as_json: bool) -> int:
     """Run benches/engine/peers.py of the checkout that has this package."""
     script = ROOT / "benches" / "engine" / "peers.py"
     if not script.is_file():
@@ -273,8 +256,8 @@ def _peers(ref: ModelRef, rounds: int, threads: int | None, as_json: bool) -> in
             "--peers needs the benches/ folder, which an installed package does not have",
             "clone Freehold and run it from there",
         )
-    command = [sys.executable, str(script), str(ref.path), "--rounds", str(rounds)]
-    command += ["--threads", str(threads)] if threads else []
+    command = [sys.executable, str(script), str(ref.path), "--rounds", str(plan.rounds)]
+    command += ["--threads", str(plan.threads)] if plan.threads else []
     return subprocess.run([*command, *(["--json"] if as_json else [])], check=False).returncode
 
 

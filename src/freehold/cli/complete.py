@@ -1,4 +1,4 @@
-"""Tab completion of models, hardware, tasks, verbs and apps: names from the store and the catalogue.
+"""`freehold completion bash|zsh|fish`, and what Tab offers: models, hardware, tasks, verbs and apps.
 
 Knows which parameter of which verb takes which kind of name; makes no network request. A source that cannot be read
 completes nothing: an error would be printed into the line being typed.
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import CompletionItem, get_completion_class
 
 from freehold.config import Settings, load_settings
 from freehold.errors import FreeholdError
@@ -110,9 +110,9 @@ def deployed(settings: Settings) -> Iterable[tuple[str, str]]:
 
 def deployable(settings: Settings) -> Iterable[tuple[str, str]]:
     """Verbs of `deploy`, then models."""
-    from freehold.cli.deploying.under import UNDER
+    from freehold.cli.verbs import UNDER_DEPLOY
 
-    return [*((name, what) for name, (_, _, what) in UNDER.items()), *known(settings)]
+    return [*((name, what) for name, (_, _, what) in UNDER_DEPLOY.items()), *known(settings)]
 
 
 NAMES: dict[str, Names] = {
@@ -130,3 +130,26 @@ NAMES: dict[str, Names] = {
     "advise task": tasks,
     "launch app": apps,
 }
+
+
+# --- `freehold completion bash|zsh|fish`: the script by which a shell completes our command lines ---
+
+# bash breaks words at colons, and names of models have one.
+BEFORE = {"bash": 'COMP_WORDBREAKS="${COMP_WORDBREAKS//:}"', "zsh": "", "fish": ""}
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(list(BEFORE)))
+@click.pass_context
+def completion_command(ctx: click.Context, shell: str) -> None:
+    """Print a script for SHELL that completes verbs, options, models, hardware and tasks.
+
+    \b
+    bash: eval "$(freehold completion bash)"  in ~/.bashrc
+    zsh:  eval "$(freehold completion zsh)"  in ~/.zshrc, after compinit
+    fish: freehold completion fish > ~/.config/fish/completions/freehold.fish
+    """
+    shell_class = get_completion_class(shell)
+    assert shell_class is not None  # the three are click's own
+    source = shell_class(ctx.find_root().command, {}, "freehold", "_FREEHOLD_COMPLETE").source()
+    click.echo("\n".join(part for part in (BEFORE[shell], source) if part))

@@ -1,8 +1,8 @@
 """`freehold cost [MODEL]`: monthly costs of APIs and of self-hosting, and the break-even volume.
 
 Knows options and JSON; the arithmetic is the advisor's, prices are the catalogue's, rows a gateway's ledger's.
-Path: main -> cost -> advisor.cost -> Comparison -> report/cost_text, JSON or report/cost_page;
-      cost --from-ledger -> reports/cost.py -> report/cost_ledger.py
+Path: main -> cost -> advisor.cost -> Comparison -> report/cost.py or JSON;
+      cost --from-ledger -> reports/cost.py -> report/cost.py
 """
 
 from __future__ import annotations
@@ -13,22 +13,18 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from freehold.advisor.breakeven import known
 from freehold.advisor.interval import Interval
 from freehold.cli.helping import section
-from freehold.cli.report.cost_text import show, spoken
-from freehold.cli.serving.gatewayfile import gateway_option, ledger_option
-from freehold.cli.shared import Amount, Seconds, json_option, write_beside
+from freehold.cli.report.cost import show, show_ledger, spoken
+from freehold.cli.shared import Amount, Seconds, gateway_option, json_option, ledger_option, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.reports.cost import cost_json
-
-if TYPE_CHECKING:
-    from freehold.advisor.breakeven import Traffic
 
 FIGURES = ("tokens_per_day", "input_share", "cached_share", "request_tokens")
 
@@ -166,7 +162,9 @@ def command(
 
     With --json: {"schema": 1, "traffic": ..., "owned": ..., "bills": [...], "assumptions": [...], ...}.
     """
+    from freehold.advisor.breakeven import from_csv, from_figures
     from freehold.advisor.cost import cost
+    from freehold.catalog import prices
 
     ledger = {key: options.pop(key) for key in ("since", "gateway", "file", "owned", "share")}
     if options.pop("from_ledger"):
@@ -178,7 +176,7 @@ def command(
     figures = {key: options.pop(key) for key in FIGURES}
     comparison = cost(
         model,
-        _traffic(csv_file, figures),
+        from_csv(Path(csv_file).expanduser(), prices.tiers()) if csv_file else from_figures(**figures),
         day=day.date() if day else today,
         growth=options.pop("growth") / 100,
         **options,
@@ -202,7 +200,6 @@ def _from_ledger(
     options: Mapping[str, Any],
 ) -> None:
     """Price the requests of a ledger."""
-    from freehold.cli.report.cost_ledger import show as show_savings
     from freehold.providers.contract import HOUSE
     from freehold.reports.cost import from_ledger, savings_json
 
@@ -232,13 +229,4 @@ def _from_ledger(
     if as_json:
         click.echo(json.dumps(savings_json(result), indent=1))
     else:
-        show_savings(result)
-
-
-def _traffic(csv_file: str | None, figures: Mapping[str, float]) -> Traffic:
-    from freehold.advisor.breakeven import from_csv, from_figures
-    from freehold.catalog import prices
-
-    if csv_file:
-        return from_csv(Path(csv_file).expanduser(), prices.tiers())
-    return from_figures(**figures)
+        show_ledger(result)

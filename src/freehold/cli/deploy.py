@@ -2,7 +2,7 @@
 
 Knows options and the order of starting: the running server of this home is asked to add the deployment; where none
 runs, this command becomes the server.
-Path: main -> deploy -> planning.options.planned -> deploying/starting.py, or serving/running.py
+Path: main -> deploy -> planning.options.planned -> deploying/running.py, or serving/running.py
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from freehold.cli.deploying.options import (
     refuse_idle,
     refuse_without_model,
 )
-from freehold.cli.deploying.under import UNDER
 from freehold.cli.helping import section
 from freehold.cli.progress import StatusLine
-from freehold.cli.serving.gatewayfile import gateway_option
 from freehold.cli.serving.logs import LEVELS
 from freehold.cli.serving.options import door_options, read_options
-from freehold.cli.shared import drain_option, json_option, offline_option, with_offline
+from freehold.cli.shared import drain_option, gateway_option, json_option, offline_option, with_offline
+from freehold.cli.verbs import UNDER_DEPLOY
 from freehold.config import Settings, nearest
 from freehold.errors import ModelNotFound, UsageError
 
@@ -41,17 +40,17 @@ class _DeployGroup(click.Group):
     """`deploy MODEL` deploys; `deploy status` and its like are verbs of their own, imported when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(UNDER)
+        return list(UNDER_DEPLOY)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in UNDER:
+        if cmd_name not in UNDER_DEPLOY:
             return None
         from importlib import import_module
 
         from freehold.cli.complete import with_names
         from freehold.cli.helping import Context
 
-        file, name, _ = UNDER[cmd_name]
+        file, name, _ = UNDER_DEPLOY[cmd_name]
         verb: click.Command = getattr(import_module(f"freehold.cli.deploying.{file}"), name)
         verb.context_class = Context
         return with_names(verb)
@@ -59,7 +58,7 @@ class _DeployGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs from the table, importing none of them."""
         with formatter.section("Verbs"):
-            formatter.write_dl([(name, help) for name, (_, _, help) in UNDER.items()])
+            formatter.write_dl([(name, help) for name, (_, _, help) in UNDER_DEPLOY.items()])
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Leave MODEL out where a verb follows."""
@@ -68,7 +67,7 @@ class _DeployGroup(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read a verb's name only as the first word; everything else is an option of `deploy MODEL`."""
-        if args and args[0] in UNDER:
+        if args and args[0] in UNDER_DEPLOY:
             ctx.meta[__name__] = True
             return super().parse_args(ctx, args)
         ctx.allow_interspersed_args = True
@@ -85,7 +84,7 @@ class _DeployGroup(click.Group):
 
 def _verb(ctx: click.Context) -> str:
     """Return which verb was meant by MODEL; "" for none."""
-    near = nearest(ctx.params["model"], list(UNDER))
+    near = nearest(ctx.params["model"], list(UNDER_DEPLOY))
     return f"did you mean freehold deploy {near}?" if near else ""
 
 
@@ -212,8 +211,7 @@ def _start(
 
     server = running(settings)
     if server is not None:
-        from freehold.cli.deploying.running import RunningDeployments
-        from freehold.cli.deploying.starting import start_all
+        from freehold.cli.deploying.running import RunningDeployments, start_all
 
         for option in given_of_a_server(click.get_current_context()):
             click.echo(f"note: {option} is for a server that this command starts; one runs already", err=True)

@@ -6,31 +6,26 @@ Path: main -> distil -> Store.resolve -> adapt.distil.distil -> a folder
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from freehold.adapt.registry import note
+from freehold.adapt.settings import DistilSettings
 from freehold.choosing import company_facts
-from freehold.cli.progress import StatusLine, result_of
-from freehold.cli.shared import FiniteRange, json_option, pairs
+from freehold.cli.options import setting_options
+from freehold.cli.shared import json_option
 from freehold.cli.training import (
     LINES,
     adapter_options,
-    batch_option,
     chosen_settings,
-    epochs_option,
     half_option,
-    max_length_option,
     out_option,
-    rate_option,
-    replay_option,
     served_row,
     still_known_rows,
     time_row,
+    train,
 )
 from freehold.config import Settings
 from freehold.terminal import Ticking
@@ -41,36 +36,13 @@ from freehold.terminal import Ticking
 @click.option("--into", "student", required=True, metavar="MODEL", help="The model that learns.")
 @click.option("--prompts", required=True, type=LINES, help="Prompts, one JSON object per line.")
 @out_option
-@click.option(
-    "--on-policy",
-    is_flag=True,
-    help="Let MODEL answer and TEACHER judge each token; both must have the same tokenizer.",
-)
+@setting_options(DistilSettings, "on_policy")
 @click.option(
     "--test", type=LINES, help="Prompts with checks to measure with; default: a share of --prompts."
 )
-@click.option(
-    "--test-share",
-    type=FiniteRange(0, 0.9),
-    default=0.1,
-    show_default=True,
-    help="Share of prompts set aside for the test, if they have checks and there is no --test.",
+@setting_options(
+    DistilSettings, "test_share", "tries", "max_tokens", "max_length", "rate", "epochs", "replay", "batch"
 )
-@click.option(
-    "--tries",
-    type=click.IntRange(1, 16),
-    default=2,
-    show_default=True,
-    help="Maximum attempts of TEACHER per prompt until an answer passes; the first is greedy.",
-)
-@click.option(
-    "--max-tokens", type=click.IntRange(1), default=256, show_default=True, help="Tokens of an answer."
-)
-@max_length_option
-@rate_option(2e-4)
-@epochs_option(2, "the prompts")
-@replay_option("not with --on-policy")
-@batch_option("Prompts")
 @half_option
 @click.option(
     "--accept-teacher-terms",
@@ -105,16 +77,17 @@ def command(
     With --json, prints the receipt.
     """
     with Ticking("starting torch"):
-        from freehold.adapt.distil import DistilSettings, DistilWatch, distil
+        from freehold.adapt.distil import DistilWatch, distil
     from freehold.store import Store
 
     store = Store(settings)
     models = store.resolve(teacher), store.resolve(student)
     settings_chosen = chosen_settings(DistilSettings, options)
-    note(settings.home, "distil", out)
-    with StatusLine(result_of(out)) as line:
-        line.show(f"before the first step: reading {models[0].name}")
-        record = distil(
+    train(
+        settings,
+        "distil",
+        out,
+        lambda line: distil(
             *models,
             prompts,
             out,
@@ -125,11 +98,11 @@ def command(
             accepted=accepted,
             fresh=fresh,
             watch=DistilWatch(line.note, line.show, lambda row: line.show(_step(row))),
-        )
-    if as_json:
-        click.echo(json.dumps(record))
-    else:
-        pairs(_rows(out, record))
+        ),
+        _rows,
+        first=models[0].name,
+        as_json=as_json,
+    )
 
 
 def _step(row: Mapping[str, Any]) -> str:
@@ -140,11 +113,9 @@ def _step(row: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the receipt as rows of text."""
+def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     measured = record["before_after"]
     return [
-        ("adapter", str(out)),
         *_learnt(record),
         *(
             _measured(measured)
@@ -155,7 +126,6 @@ def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
         served_row(record),
         ("teacher", _licence(record["licence"]["teacher"])),
         time_row(record),
-        ("receipt", str(out / "receipt.json")),
     ]
 
 

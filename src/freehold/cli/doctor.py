@@ -82,7 +82,7 @@ def machine(settings: Settings) -> dict[str, Any]:
 
     from freehold import _native as native
     from freehold import machine as here
-    from freehold.cli.report.untested import notes
+    from freehold.cli.report.verify import notes
     from freehold.machine.memory import page_sizes
     from freehold.platforms import IS_MAC
 

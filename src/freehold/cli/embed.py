@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -43,12 +43,10 @@ def command(
     model: str,
     texts: tuple[str, ...],
     as_json: bool,
-    pooling: str | None,
-    dimensions: int | None,
-    truncate: bool,
     context: int | None,
     threads: int | None,
     offline: bool,
+    **pooled: Any,
 ) -> None:
     """Print the embedding of each TEXT, or of each line of stdin, normalised to unit length.
 
@@ -65,7 +63,7 @@ def command(
     with open_shown(ref, context=context, threads=threads, packs=store.packs) as llm:
         at = 0
         for portion in _portions(lines):
-            _write(llm, portion, at, as_json, pooling, dimensions, truncate)
+            _write(llm, portion, at, as_json, pooled)
             at += len(portion)
 
 
@@ -75,16 +73,8 @@ def _portions(lines: Iterable[str]) -> Iterator[list[str]]:
         yield portion
 
 
-def _write(
-    llm: LLM,
-    texts: list[str],
-    first: int,
-    as_json: bool,
-    pooling: str | None,
-    dimensions: int | None,
-    truncate: bool,
-) -> None:
-    got = llm.embed(texts, pooling=pooling, dimensions=dimensions, truncate=truncate)
+def _write(llm: LLM, texts: list[str], first: int, as_json: bool, pooled: Mapping[str, Any]) -> None:
+    got = llm.embed(texts, **pooled)
     for i, (vector, tokens) in enumerate(zip(got.vectors.tolist(), got.tokens, strict=True)):
         numbers = [float(f"{n:.8g}") for n in vector]  # a float32's digits
         if as_json:

@@ -10,19 +10,21 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from freehold.cli.options import setting_options
 from freehold.cli.report.trying import TrialProgress
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, table, with_offline
 from freehold.config import Settings
 from freehold.errors import UsageError
+from freehold.options import option
 from freehold.store import ModelRef, Store
 from freehold.store.naming import parted
 from freehold.store.records import digest
@@ -34,21 +36,27 @@ if TYPE_CHECKING:
     from freehold.evals.results import Report, ResultComparison
 
 
+@dataclass(frozen=True, slots=True)
+class EvalRequest:
+    """What MODEL is scored on, and how."""
+
+    tasks: tuple[str, ...] = option(
+        (),
+        "FILE.jsonl, humaneval, ifeval, bfcl:CATEGORY or rg:DATASET[:k=v,...]; repeatable.",
+        name="data",
+        metavar="TASK",
+    )
+    limit: int | None = option(None, "Only the first N items of each task.", least=1, metavar="N")
+    style: str = option("", "Form of the prompts: chat, completion, tools or text.", metavar="NAME")
+    judge: str = option("", "Model that judges rubrics of a FILE.jsonl.", metavar="MODEL")
+    fresh: bool = option(False, "Ignore the answers of earlier runs, and answer again.")
+    context: int | None = option(None, "Context in tokens; default: the model's, if it fits.", least=1)
+    threads: int | None = option(None, "Number of compute threads.", least=1, most=1024)
+
+
 @click.command("eval")
 @click.argument("model", required=False, metavar="MODEL[+ADAPTER]")
-@click.option(
-    "--data",
-    "tasks",
-    multiple=True,
-    metavar="TASK",
-    help="FILE.jsonl, humaneval, ifeval, bfcl:CATEGORY or rg:DATASET[:k=v,...]; repeatable.",
-)
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Only the first N items of each task.")
-@click.option(
-    "--style", default="", metavar="NAME", help="Form of the prompts: chat, completion, tools or text."
-)
-@click.option("--judge", default="", metavar="MODEL", help="Model that judges rubrics of a FILE.jsonl.")
-@click.option("--fresh", is_flag=True, help="Ignore the answers of earlier runs, and answer again.")
+@setting_options(EvalRequest, "tasks", "limit", "style", "judge", "fresh")
 @click.option(
     "-o",
     "--out",
@@ -58,27 +66,18 @@ if TYPE_CHECKING:
 @click.option(
     "--compare", nargs=2, type=click.Path(path_type=Path), metavar="A B", help="Compare two results, paired."
 )
-@click.option(
-    "--context", type=click.IntRange(1), help="Context in tokens; default: the model's, if it fits."
-)
-@click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
+@setting_options(EvalRequest, "context", "threads")
 @json_option
 @offline_option
 @click.pass_obj
 def command(
     settings: Settings,
     model: str | None,
-    tasks: tuple[str, ...],
-    limit: int | None,
-    style: str,
-    judge: str,
-    fresh: bool,
     out: Path | None,
     compare: tuple[Path, Path] | None,
-    context: int | None,
-    threads: int | None,
     as_json: bool,
     offline: bool,
+    **options: Any,
 ) -> None:
     """Score MODEL on tasks: greedy answers, 95 % intervals, results in lm-eval's shape.
 
@@ -90,17 +89,17 @@ def command(
 
     --compare takes two folders with results, written by -o or by lm-eval, and pairs their items.
     """
-    settings = with_offline(settings, offline)
+    settings, request = with_offline(settings, offline), EvalRequest(**options)
     if compare:
-        if model or tasks or any((limit, style, judge, fresh, out, context, threads)):
+        if model or out or request != EvalRequest():
             raise UsageError(
                 "--compare reads two results and runs no model", "leave out MODEL and its options"
             )
         return _compare(*compare, as_json=as_json)
-    if not model or not tasks:
+    if not model or not request.tasks:
         raise UsageError("name a MODEL and what to score it on", "freehold eval smollm2:135m --data ifeval")
     with TrialProgress(model) as shown:
-        report = _evaluated(settings, model, tasks, limit, style, judge, fresh, context, threads, shown)
+        report = _evaluated(settings, model, request, shown)
     _show(report, settings.home, out, as_json)
     return None
 
@@ -131,18 +130,7 @@ class _Named:
     name: str
 
 
-def _evaluated(
-    settings: Settings,
-    model: str,
-    tasks: Sequence[str],
-    limit: int | None,
-    style: str,
-    judge: str,
-    fresh: bool,
-    context: int | None,
-    threads: int | None,
-    shown: TrialProgress,
-) -> Report:
+def _evaluated(settings: Settings, model: str, request: EvalRequest, shown: TrialProgress) -> Report:
     from freehold.cli.progress import reporter
     from freehold.evals.evaluate import evaluate
     from freehold.evals.results import Report
@@ -150,16 +138,18 @@ def _evaluated(
 
     started, clock, used = datetime.now(UTC), time.monotonic(), _cpu_seconds()
     store = Store(settings)
-    grader = held_or_fetched(store, judge) if judge else None
-    judged_by = f"{judge}@{digest(grader)}" if grader else ""
+    grader = held_or_fetched(store, request.judge) if request.judge else None
+    judged_by = f"{request.judge}@{digest(grader)}" if grader else ""
     with reporter() as on_event:
-        options = TaskOptions(settings.home, settings.offline, limit, style, judged_by, on_event)
-        makers = [open_task(task, options) for task in tasks]
+        options = TaskOptions(
+            settings.home, settings.offline, request.limit, request.style, judged_by, on_event
+        )
+        makers = [open_task(task, options) for task in request.tasks]
     named = _named(store, model)
     results: list[TaskResult] = []
-    with _opened(store, named, context, threads) as subject:
+    with _opened(store, named, request) as subject:
         for task in _named_once(make(subject.model.info.can_call) for make in makers):
-            results.append(evaluate(task, subject, settings.home, fresh=fresh, on_item=shown))
+            results.append(evaluate(task, subject, settings.home, fresh=request.fresh, on_item=shown))
         if grader:
             results = _judged(store, results, subject, grader, settings.home)
         adapters = {info.name: info.digest for info in subject.model.info.adapters}
@@ -198,15 +188,15 @@ def _named(store: Store, model: str) -> _Named:
 
 
 @contextmanager
-def _opened(store: Store, named: _Named, context: int | None, threads: int | None) -> Iterator[EvalSubject]:
+def _opened(store: Store, named: _Named, request: EvalRequest) -> Iterator[EvalSubject]:
     from freehold.evals.evaluate import EvalSubject, EvaluatedModel
     from freehold.local import open_shown
 
     adapters_named = {"adapter": named.adapter} if named.adapter else {}
     loaded = open_shown(
         named.ref,
-        context=context,
-        threads=threads,
+        context=request.context,
+        threads=request.threads,
         adapters=adapters_named,
         packs=store.packs,
         kind=EvaluatedModel,

@@ -14,24 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.adapt.registry import note
+from freehold.adapt.settings import FinetuneSettings
 from freehold.choosing import company_facts
-from freehold.cli.progress import StatusLine, result_of
-from freehold.cli.shared import FiniteRange, json_option, pairs
+from freehold.cli.options import setting_options
+from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import (
     FOLDER,
     LINES,
     adapter_options,
-    batch_option,
     chosen_settings,
-    epochs_option,
     half_option,
-    max_length_option,
-    rate_option,
-    replay_option,
     served_row,
     still_known_rows,
     time_row,
+    train,
 )
 from freehold.config import Settings
 from freehold.errors import UsageError
@@ -40,7 +36,6 @@ from freehold.store.space import human
 from freehold.terminal import Ticking, printable
 
 if TYPE_CHECKING:
-    from freehold.adapt.finetune import FinetuneSettings
     from freehold.store import ModelRef
 
 
@@ -53,20 +48,8 @@ if TYPE_CHECKING:
     type=LINES,
     help="Test items, answered before and after training; those that occur in --data are reported.",
 )
-@epochs_option(1, "--data")
-@batch_option("Answers")
-@rate_option(1e-3)
-@replay_option("0: none")
-@click.option(
-    "--replay-weight",
-    type=FiniteRange(0),
-    default=1.0,
-    show_default=True,
-    help="Weight of the divergence on these rows relative to the loss.",
-)
-@max_length_option
-@click.option(
-    "--skip-long", is_flag=True, help="Skip longer examples and print how many; nothing is truncated."
+@setting_options(
+    FinetuneSettings, "epochs", "batch", "rate", "replay", "replay_weight", "max_length", "skip_long"
 )
 @click.option(
     "--preflight",
@@ -105,7 +88,7 @@ def command(
     With --json, prints the receipt.
     """
     with Ticking("starting torch"):
-        from freehold.adapt.finetune import FinetuneSettings, finetune
+        from freehold.adapt.finetune import finetune
 
     store = Store(settings)
     ref = store.resolve(model)
@@ -114,10 +97,11 @@ def command(
         return _preflight(ref, data, test, settings_chosen, as_json=as_json)
     if out is None:
         raise UsageError("name the folder to make with -o", "or only check with --preflight")
-    note(settings.home, "finetune", out)
-    with StatusLine(result_of(out)) as line:
-        line.show(f"before the first step: reading {ref.name}")
-        record = finetune(
+    train(
+        settings,
+        "finetune",
+        out,
+        lambda line: finetune(
             ref,
             data,
             out,
@@ -129,11 +113,11 @@ def command(
             fresh=fresh,
             on_note=line.note,
             on_step=lambda row: line.show(_step(row)),
-        )
-    if as_json:
-        click.echo(json.dumps(record))
-    else:
-        pairs(_rows(out, record))
+        ),
+        _rows,
+        first=ref.name,
+        as_json=as_json,
+    )
     return None
 
 
@@ -191,10 +175,8 @@ def _step(row: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the receipt as rows of text."""
+def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
-        ("adapter", str(out)),
         (
             "loss",
             f"{record['loss']['first']:.3f} at the first step, {record['loss']['last']:.3f} at the last",
@@ -203,7 +185,6 @@ def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
         *still_known_rows(record),
         served_row(record),
         time_row(record),
-        ("receipt", str(out / "receipt.json")),
     ]
 
 

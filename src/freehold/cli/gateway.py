@@ -1,21 +1,31 @@
-"""`freehold gateway check|convert`: checks a gateway.toml, or makes one of a LiteLLM proxy's configuration.
+"""`freehold gateway check|convert` and `route explain|admit`: what a gateway.toml says, and what it would do.
 
-Knows options and words; the file's rules are router/reading.py's. Path: main -> gateway -> read, report/routes.py
+Knows options and words; the file's rules are router/reading.py's. Sends nothing, and starts no engine.
+Path: main -> gateway -> read, report/routes.py; main -> route_command -> router/explain.py, router/admission
 """
 
 from __future__ import annotations
 
 import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.shared import json_option
+from freehold.cli.shared import gateway_option, json_option, table
 from freehold.config import Settings
+from freehold.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
+    from freehold.router.admission.verdict import RouterFigures, RouterVerdict, SampledFigure
+    from freehold.router.explain import Explanation
+    from freehold.router.gateway import Gateway
     from freehold.router.toml.table import BadGateway
+
 
 SCHEMA = 1
 
@@ -89,3 +99,185 @@ def convert(file: Path) -> None:
     for each in draft.left:
         click.echo(f"not taken over: {each}", err=True)
     click.echo("write it to gateway.toml, then: freehold gateway check gateway.toml", err=True)
+
+
+# --- `freehold route explain|admit`: what becomes of a request, and whether a prompt router earns its place
+
+
+@click.group("route")
+def route_command() -> None:
+    """Show which models of a gateway would answer a request, and why; judge a prompt router."""
+
+
+@route_command.command(
+    "explain",
+    epilog='Example: freehold route explain "Who is our supplier?" --key alice --gateway gateway.toml',
+)
+@click.argument("prompt")
+@click.option("--route", "name", metavar="NAME", help="Route or model. Default: the file's first route.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME",
+    help="Label of the request, as in the header X-Freehold-Label.",
+)
+@click.option(
+    "--key", default="", metavar="NAME", help="Name of the requesting key; its labels and budget apply."
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(1),
+    default=500,
+    show_default=True,
+    help="Longest answer, for the prices.",
+)
+@gateway_option
+@json_option
+@click.pass_context
+def explain_prompt(
+    ctx: click.Context,
+    prompt: str,
+    name: str | None,
+    labels: tuple[str, ...],
+    key: str,
+    max_tokens: int,
+    gateway: Path | None,
+    as_json: bool,
+) -> None:
+    """Show where PROMPT would go: its labels, each target with the reason, and the price.
+
+    Sends nothing and loads no model. Breakers of a running server and spent budgets are unknown here. A label with
+    a classifier counts as set, because the classifier does not run.
+    """
+    import asyncio
+
+    from freehold.reports.gateway_file import holds, read_gateway
+    from freehold.router.bar import Bars, Identities
+    from freehold.router.explain import explain
+    from freehold.router.routing import GatewayPlan
+    from freehold.serving import Job, Origin
+    from freehold.store import Store
+    from freehold.types import Message
+
+    settings: Settings = ctx.obj
+    read = read_gateway(settings, gateway, keys=False)
+    if key and key not in read.keys:
+        known = ", ".join(read.keys) or "none"
+        raise UsageError(
+            f"gateway.toml has no key {key!r}", f"keys of the file: {known}; any other has no limits"
+        )
+    job = Job(messages=(Message("user", prompt),), max_tokens=max_tokens)
+    origin = Origin(key=key, labels=labels, door="cli")
+    bars, plan = Bars(settings.home, Identities(Store(settings)).of), GatewayPlan(read)
+    if name and plan.route(name) is None and not holds(settings, name):
+        raise ModelNotFound(
+            f"neither gateway.toml nor the store has {name!r}", f"names of the file: {', '.join(plan.names)}"
+        )
+    explanation = asyncio.run(explain(plan, name or _first(read), job, origin, bars=bars, when=time.time()))
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, **_plain(explanation)}, indent=1))
+    else:
+        _show(explanation)
+
+
+@route_command.command("admit", epilog="Example: freehold route admit answers.csv")
+@click.argument("table", type=click.Path(path_type=Path))
+@json_option
+@click.pass_context
+def admit_router(ctx: click.Context, table: Path, as_json: bool) -> None:
+    """Judge routers between two models on a TABLE of questions that both answered.
+
+    TABLE is CSV or JSON lines (.gz or not) with id, task, prompt, weak and strong (scores from 0 to 1); `score` is your
+    own router's, higher to the strong model, `seen` is 1 where it was trained on the question's task, and weak_cost and
+    strong_cost are what the answers cost. Exits 1 unless the score column, or without one a learned candidate, beats
+    prompt length and the per-task mean on whole tasks that were held out.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices this small lose more to waiting threads
+    from freehold.router.admission.table import read_table
+    from freehold.router.admission.verdict import admit
+
+    verdict = admit(read_table(table.expanduser()))
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, **verdict.as_json()}, indent=1))
+    else:
+        show(verdict)
+    if not verdict.wanted:
+        ctx.exit(1)
+
+
+def _first(gateway: Gateway) -> str:
+    names = [*gateway.routes, *gateway.models]
+    if not names:
+        raise UsageError(
+            "the gateway.toml has no route and no model", "name a model of the store with --route"
+        )
+    return names[0]
+
+
+def _plain(explanation: Explanation) -> dict[str, Any]:
+    plain = asdict(explanation)
+    return {**plain, "places": sorted(explanation.places), "reserved": explanation.reserved}
+
+
+def _show(explanation: Explanation) -> None:
+    labels = ", ".join(f"{label.name} (by {label.by})" for label in explanation.labels)
+    click.echo(f"route {explanation.route}; labels: {labels or 'none'}")
+    click.echo(f"allowed places: {', '.join(sorted(explanation.places))}")
+    answer = f"{explanation.max_tokens:,} answer tokens"
+    click.echo(f"price of about {explanation.prompt_tokens:,} prompt tokens and {answer}:\n")
+    rows = [(t.name, t.verdict, t.place, _usd(t.likely), t.reason) for t in explanation.targets]
+    table(("TARGET", "VERDICT", "PLACE", "USD", "REASON"), rows, right=(3,))
+    if explanation.budget is not None:
+        limit, per = _usd(explanation.budget.nano), explanation.budget.per
+        click.echo(
+            f"\nbudget: {limit} USD a {per}; this request would set aside {_usd(explanation.reserved)} USD"
+        )
+    if explanation.refused:
+        click.echo(f"\nrefused: {explanation.refused}")
+
+
+def _usd(nano: int) -> str:
+    from freehold.router.price import NANO
+
+    return "0" if not nano else f"{nano / NANO:.6f}".rstrip("0").rstrip(".")
+
+
+# --- the verdict of `freehold route admit` as lines -------------------------------------------------
+
+_HEAD = ("", "APGR", "CPT50", "CPT80", "AIQ", "OVER LENGTH", "OVER TASK MEAN")
+
+
+def show(result: RouterVerdict) -> None:
+    """Print both tables and a line for each candidate."""
+    click.echo(
+        f"{result.table}: {result.questions:,} questions of {result.tasks} tasks; weak {result.weak:.3f}, "
+        f"strong {result.strong:.3f}, difference {result.gain}"
+    )
+    if result.no_router:
+        click.echo(f"\nno router: {result.no_router}")
+        return
+    click.echo("\nin domain (5 folds; 95 % intervals over questions)")
+    _figures(result.in_domain)
+    if result.held_out:
+        click.echo(f"\n{result.held_out_tasks} whole tasks held out (95 % intervals over tasks)")
+        _figures(result.held_out)
+    click.echo()
+    for name, why in (result.refused or {}).items():
+        click.echo(f"{name}: {'refused: ' + why if why else 'admitted'}")
+
+
+def _figures(rows: Sequence[RouterFigures]) -> None:
+    cells = []
+    for one in rows:
+        a, over = one.apgr, list(one.over.values())
+        length = next((s for base, s in one.over.items() if "length" in base), None)
+        task = next((s for base, s in one.over.items() if "length" not in base), None) if over else None
+        apgr = f"{a.mid:.3f} [{a.low:.3f}, {a.high:.3f}]"
+        rates = (f"{one.cpt50:.1f}", f"{one.cpt80:.1f}", f"{one.aiq:.4f}")
+        cells.append((one.name, apgr, *rates, _over(length), _over(task)))
+    table(_HEAD, cells, right=(2, 3, 4))
+
+
+def _over(figure: SampledFigure | None) -> str:
+    return "" if figure is None else str(figure)

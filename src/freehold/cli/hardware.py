@@ -78,19 +78,15 @@ def show(sizing: Sizing, *, everything: bool = False) -> None:
         )
     else:
         click.echo("no hardware of the catalogue suffices")
-        for way in _ways_out(sizing):
+        from freehold.advisor.places import boxes
+
+        for way in (*boxes(sizing), "a shorter --context, a lower --min-speed or a smaller model may fit"):
             click.echo(f"hint: {way}", err=True)
     failed = sizing.failures if everything else sizing.failures[:_FAILED]
     for one in failed:
         click.echo(f"not {one.rig.name}: {one.why}")
     if len(sizing.failures) > len(failed):
         click.echo(f"and {len(sizing.failures) - len(failed)} more that do not suffice: --all")
-
-
-def _ways_out(sizing: Sizing) -> list[str]:
-    from freehold.advisor.places import boxes
-
-    return [*boxes(sizing), "a shorter --context, a lower --min-speed or a smaller model may fit"]
 
 
 def _cells(option: Option) -> tuple[str, ...]:

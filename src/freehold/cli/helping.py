@@ -1,6 +1,6 @@
-"""What --help shows: the example first, options in sections, ranges in words.
+"""What --help and `freehold help` show: the example first, options in sections, ranges in words.
 
-Knows click's commands; knows no verb.
+Knows click's commands; knows no other verb.
 Path: main, docs/generate.py -> Context.get_help -> sections_of -> record
 """
 
@@ -13,9 +13,11 @@ from typing import Any, TypeVar
 
 import click
 
+from freehold.errors import UsageError
+from freehold.options import limits
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 REST = "Options"  # the section of options that are below no other
-MANY = 10**15  # a limit above this is none that a reader needs
 _TITLES: dict[click.Parameter, str] = {}
 
 
@@ -110,20 +112,34 @@ def in_words(message: str, kind: click.ParamType | None) -> str:
 
 
 def _limits(kind: click.IntRange | click.FloatRange) -> str:
-    """Return a range in words: 0 to 100; above 0, at most 1; 8 or more."""
-    low, high = kind.min, kind.max
-    least = "" if low is None else f"above {low:,.15g}" if kind.min_open else f"{low:,.15g} or more"
-    if high is None or high > MANY:
-        return least
-    most = f"{'below' if kind.max_open else 'at most'} {high:,.15g}"
-    return (
-        f"{low:,.15g} to {high:,.15g}"
-        if not (kind.min_open or kind.max_open or low is None)
-        else f"{least}, {most}".removeprefix(", ")
-    )
+    return limits(kind.min, kind.max, above=kind.min_open, below=kind.max_open)
 
 
 def styled(text: str, **style: Any) -> str:
     """Style text for a terminal that has colours (NO_COLOR and TERM=dumb are obeyed); click strips it elsewhere."""
     plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "dumb") == "dumb"
     return text if plain else click.style(text, **style)
+
+
+# --- `freehold help [VERB...]`: what --help says ----------------------------------------------------
+
+
+@click.command("help")
+@click.argument("words", nargs=-1, metavar="[VERB]...")
+@click.pass_context
+def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
+    """Show the help of VERB, or the list of verbs."""
+    verb: click.Command = ctx.find_root().command
+    shown = verb.context_class(verb, info_name="freehold", **verb.context_settings)
+    for word in words:
+        if not isinstance(verb, click.Group):
+            raise UsageError(
+                f"{shown.command_path} has no verb {word!r}", f"{shown.command_path} --help shows it"
+            )
+        name, sub, _ = verb.resolve_command(shown, [word])
+        if sub is None:
+            raise UsageError(
+                f"{shown.command_path} has no verb {word!r}", f"{shown.command_path} --help lists them"
+            )
+        verb, shown = sub, sub.context_class(sub, parent=shown, info_name=name)
+    click.echo(shown.get_help())

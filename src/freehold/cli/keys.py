@@ -81,10 +81,11 @@ def add(settings: Settings, name: str, file: Path | None, as_json: bool, **optio
 @click.pass_obj
 def list_(settings: Settings, file: Path | None, as_json: bool) -> None:
     """List the keys: scope, limits, and tokens used today."""
+    from freehold.server.core.accounts import Accounts
     from freehold.server.core.keys import KeyFile
 
     kept = KeyFile(file or settings.keys)
-    keys, spent = kept.read(), _spent(settings)
+    keys, spent = kept.read(), Accounts(settings.accounts).today()
     if as_json:
         rows = [
             {
@@ -171,13 +172,7 @@ def owner(settings: Settings, as_json: bool) -> None:
 
 def _tell(settings: Settings, file: Path | None, what: str) -> None:
     """Print what a change does to this home's running server, if it uses this file."""
-    from freehold.cli.serving.lock import holder
+    from freehold.cli.serving.attach import holder
 
     if file is None and (pid := holder(settings)):
         click.echo(f"the running server (pid {pid}), unless it has a --key-file, {what}", err=True)
-
-
-def _spent(settings: Settings) -> dict[str, int]:
-    from freehold.server.core.accounts import Accounts
-
-    return dict(Accounts(settings.accounts).today())

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.choosing import company_facts
-from freehold.cli.company import OPTIONS, company_options
-from freehold.cli.shared import json_option, pairs, table, write_beside
+from freehold.cli.shared import FACT_OPTIONS, company_options, json_option, pairs, table, write_beside
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.reports.plain import licences_json, rulings, verdicts_json
@@ -25,7 +24,7 @@ from freehold.reports.plain import licences_json, rulings, verdicts_json
 if TYPE_CHECKING:
     from freehold.advisor.lineage import Subject
     from freehold.advisor.verdict import DutyPack, Facts, Reason, Verdict
-    from freehold.catalog.licence import Licence, Term
+    from freehold.catalog.licence import Licence
 
 _WORDS = {
     "allowed": "allowed",
@@ -111,7 +110,7 @@ def _nothing_to_judge(
     """Raise UsageError for options that the list of licences does not use."""
     if merged or folder or check:
         raise UsageError("--merge, --pack and --check need a NAME")
-    if unused := [OPTIONS[fact] for fact, value in options.items() if value not in (None, "")]:
+    if unused := [FACT_OPTIONS[fact] for fact, value in options.items() if value not in (None, "")]:
         raise UsageError(
             f"{unused[0]} needs a NAME to judge",
             "freehold license qwen3:8b --for commercial; alone it lists licences",
@@ -178,14 +177,16 @@ def _print_sources(judgement: Verdict) -> None:
 
     if judgement.questions:
         questions = zip(judgement.missing, judgement.questions, strict=True)
-        _fill("to decide it, state: " + "; ".join(f"{text} ({OPTIONS[fact]})" for fact, text in questions))
+        _fill(
+            "to decide it, state: " + "; ".join(f"{text} ({FACT_OPTIONS[fact]})" for fact, text in questions)
+        )
     for source in dict.fromkeys(r.source for r in judgement.reasons):
         click.echo(f"source: {source}")
     click.echo(DISCLAIMER)
 
 
 def _print_reason(reason: Reason, several: bool) -> None:
-    waits = f" ({', '.join(OPTIONS[fact] for fact in reason.waits_for)}?)" if reason.waits_for else ""
+    waits = f" ({', '.join(FACT_OPTIONS[fact] for fact in reason.waits_for)}?)" if reason.waits_for else ""
     whose = f", {_named(reason.licence)}" if several and reason.licence else ""
     chain = (reason.model, *reversed(reason.via))
     chain = chain[1:] if chain[1:] == (f"outputs of {reason.model}",) else chain
@@ -214,17 +215,14 @@ def _print_card(one: Licence) -> None:
         ("note", one.note),
         ("used by", ", ".join(one.covers)),
     ]
-    rows += [(TOPICS[t.topic], f"{_effect(t)}{t.sentence} ({t.clause})") for t in one.terms]
+    effects = {"refuses": "no, if it applies: ", "requires": "must: "}
+    rows += [(TOPICS[t.topic], f"{effects.get(t.effect, '')}{t.sentence} ({t.clause})") for t in one.terms]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         if value:
             lead = f"{name.ljust(width)}  "
             _fill(value, lead, " " * len(lead))
     click.echo()
-
-
-def _effect(term: Term) -> str:
-    return {"refuses": "no, if it applies: ", "requires": "must: "}.get(term.effect, "")
 
 
 def _print_comparison(judged: list[tuple[Subject, Verdict]]) -> None:
@@ -244,17 +242,14 @@ def _because(v: Verdict) -> str:
     if v.answer == "conditions":
         due = [r for r in v.deciding if r.bearing == "requires"]
         waiting = [r for r in v.deciding if r.bearing != "requires"]
-        options = dict.fromkeys(OPTIONS[fact] for r in waiting for fact in r.waits_for)
+        options = dict.fromkeys(FACT_OPTIONS[fact] for r in waiting for fact in r.waits_for)
         first = f"{due[0].sentence} [{due[0].clause}]" if due else ""
         rest = f"{len(due) - 1} more" if len(due) > 1 else ""
-        depends = f"{_duties(len(waiting))} if {' or '.join(options)}" if waiting else ""
+        duties = "1 duty" if len(waiting) == 1 else f"{len(waiting)} duties"
+        depends = f"{duties} if {' or '.join(options)}" if waiting else ""
         return "; ".join(filter(None, [first, rest, depends]))
     first = v.deciding[0]
     return f"{first.sentence} [{first.clause}]"
-
-
-def _duties(count: int) -> str:
-    return f"{count} dut{'y' if count == 1 else 'ies'}"
 
 
 def _named(identifier: str) -> str:

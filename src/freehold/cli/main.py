@@ -36,7 +36,7 @@ class LazyGroup(click.Group):
         from freehold.terminal import Ticking
 
         with Ticking("starting"):
-            command = import_module(f"freehold.cli.{verb.replace('-', '_')}").command
+            command = command_of(verb)
         command.epilog = f"Example: {VERBS[verb].example}"
         if COMPLETING in os.environ:
             from freehold.cli.complete import with_names
@@ -70,6 +70,13 @@ class LazyGroup(click.Group):
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), verb.help) for name, verb in verbs.items()])
         formatter.write("\nMore on a verb, with an example: freehold help VERB\n")
+
+
+def command_of(verb: str) -> click.Command:
+    """Import the file of a verb; return its command."""
+    name, file = verb.replace("-", "_"), VERBS[verb].file
+    module = import_module(f"freehold.cli.{file or name}")
+    return getattr(module, f"{name}_command" if file else "command")
 
 
 def _with_help(command: click.Command) -> click.Command:

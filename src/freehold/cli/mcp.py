@@ -52,7 +52,8 @@ def add(settings: Settings, name: str, words: tuple[str, ...], as_json: bool, **
     """
     from freehold.tools.mcp.configured import tool_server
 
-    table: dict[str, Any] = {"url": words[0]} if _is_url(words) else {"command": list(words)}
+    is_url = len(words) == 1 and re.match(r"https?://", words[0])
+    table: dict[str, Any] = {"url": words[0]} if is_url else {"command": list(words)}
     table |= {"env": _named(options["env"], "--env")} if options["env"] else {}
     table |= {"headers": _named(options["header"], "--header")} if options["header"] else {}
     table |= {"keys": list(options["keys"])} if options["keys"] else {}
@@ -173,10 +174,6 @@ async def _listed(server: Any) -> list[dict[str, Any]]:
         return await connection.listed()
     finally:
         await connection.close()
-
-
-def _is_url(words: tuple[str, ...]) -> bool:
-    return len(words) == 1 and re.match(r"https?://", words[0]) is not None
 
 
 def _named(pairs: tuple[str, ...], option: str) -> dict[str, str]:

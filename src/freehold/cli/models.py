@@ -7,18 +7,17 @@ Path: main -> models -> catalog.models; models refresh -> store.refresh.
 from __future__ import annotations
 
 import json
-import re
 from datetime import date
 from typing import Any
 
 import click
 
 from freehold import catalog
-from freehold.catalog.model import ROLES, THINKING, TIERS
 from freehold.catalog.models import Query, nearest_names, ordered, score, select
-from freehold.catalog.schema import MODALITIES, gaps
+from freehold.catalog.schema import gaps
+from freehold.cli.options import setting_options
 from freehold.cli.report.facts import age, short_licence, size, tokens
-from freehold.cli.shared import Amount, json_option, table
+from freehold.cli.shared import json_option, table
 from freehold.config import Settings
 from freehold.reports.plain import facts_json
 
@@ -34,21 +33,6 @@ class Shelf(click.Group):
         if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
             args = ["list", *args]
         return super().parse_args(ctx, args)
-
-
-class Billions(click.ParamType):
-    """A number of parameters: 8, 8b, 0.5B or 270M, in billions."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return billions."""
-        if isinstance(value, float):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bmt]?)", str(value).strip().lower())
-        if match is None:
-            self.fail(f"{value!r} is not a valid size; write 8b, 0.5b or 270m", param, ctx)
-        return float(match[1]) * {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3}[match[2]]
 
 
 @click.group("models", cls=Shelf)
@@ -69,23 +53,7 @@ def command() -> None:
     default="",
     help="Licence id or a part of it; 'unknown': not stated.",
 )
-@click.option("--country", metavar="US", default="", help="Country of the lab.")
-@click.option("--country-not", metavar="CN", default="", help="Exclude labs of this country.")
-@click.option("--lab", metavar="TEXT", default="", help="Lab.")
-@click.option("--family", metavar="TEXT", default="", help="Family, such as Qwen3.5.")
-@click.option(
-    "--architecture", metavar="NAME", default="", help="Architecture as GGUF names it, such as qwen3moe."
-)
-@click.option("--tier", type=click.Choice(list(TIERS)), help="Size class.")
-@click.option("--kind", type=click.Choice(["dense", "moe"]), help="Kind of feed-forward layers.")
-@click.option("--thinking", type=click.Choice(THINKING[1:]), help="Reasoning output.")
-@click.option("--modality", type=click.Choice(MODALITIES), help="Input besides text.")
-@click.option("--min-size", "min_params", type=Billions(), default=0.0, help="Minimum parameters: 8b, 270m.")
-@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Maximum parameters: 8b, 270m.")
-@click.option("--min-context", type=Amount(whole=True), default=0, help="Minimum context in tokens: 32k, 1m.")
-@click.option("--tools", is_flag=True, help="Trained to call tools.")
-@click.option("--role", type=click.Choice(ROLES), help="Output: text, vectors, or scores of pairs.")
-@click.option("--language", metavar="de", default="", help="Language named in its card; mul: ten or more.")
+@setting_options(Query)
 @click.option(
     "--sort", metavar="KEY", default="", help="Sort by params, released, context, cache, name, mmlu_pro, ..."
 )

@@ -1,89 +1,120 @@
-"""The sampling options, once: as command-line options of `run` and as `/set NAME VALUE` in a chat.
+"""Options of the command line, made of what settings declare.
 
-Knows names, ranges and help texts, and how a format is given; knows no model.
-Path: run.command or chat.Chat -> chosen, read_format -> SamplingParams, Format
+Knows how click writes a range, and how a format is given; knows no model. Ranges and helps: freehold/options.py.
+Path: a verb -> setting_options; run.command or chat.Chat -> chosen, read_format -> SamplingParams, Format
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from freehold.cli.helping import in_words
-from freehold.config import nearest
+from freehold.cli.shared import Amount, Billions, MemorySize, Seconds
 from freehold.errors import UsageError
+from freehold.options import FieldOption, options_of
 from freehold.types import MAX_FORMAT_CHARS, Format, SamplingParams, as_format
 
-MAX_SEED = (1 << 63) - 1
+Command = TypeVar("Command", bound=Callable[..., Any])
+SAMPLING = tuple(options_of(SamplingParams))
 
 
-@dataclass(frozen=True, slots=True)
-class Knob:
-    """A setting of an answer: the option's name, the SamplingParams field (or chat setting), its range."""
+class FiniteRange(click.FloatRange):
+    """A range of numbers without NaN and infinity: click finds NaN within every range."""
 
-    name: str
-    field: str
-    type: click.ParamType
-    help: str
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
-SAMPLING = (
-    Knob(
-        "temperature",
-        "temperature",
-        click.FloatRange(0, 100),
-        "Randomness; 0 always takes the most probable token.",
-    ),
-    Knob("top-k", "top_k", click.IntRange(0), "Sample from the K most probable tokens; 0: from all."),
-    Knob(
-        "top-p",
-        "top_p",
-        click.FloatRange(0, 1, min_open=True),
-        "Sample from the most probable tokens whose sum reaches P.",
-    ),
-    Knob("min-p", "min_p", click.FloatRange(0, 1), "Drop tokens below P times the highest probability."),
-    Knob(
-        "typical", "typical_p", click.FloatRange(0, 1, min_open=True), "Locally typical sampling with mass P."
-    ),
-    Knob(
-        "repetition-penalty",
-        "repetition_penalty",
-        click.FloatRange(0, 100, min_open=True),
-        "Divide the logits of repeated tokens.",
-    ),
-    Knob(
-        "presence-penalty",
-        "presence_penalty",
-        click.FloatRange(-100, 100),
-        "Subtract from the logits of repeated tokens.",
-    ),
-    Knob(
-        "frequency-penalty",
-        "frequency_penalty",
-        click.FloatRange(-100, 100),
-        "Subtract from a logit per occurrence.",
-    ),
-    Knob(
-        "seed",
-        "seed",
-        click.IntRange(0, MAX_SEED),
-        "Seed of the sampler; the same seed gives the same answer.",
-    ),
-)
-OTHER = (
-    Knob("max-tokens", "max_tokens", click.IntRange(1), "Stop after this many tokens."),
-    Knob(
-        "overflow",
-        "overflow",
-        click.Choice(["error", "drop-oldest"]),
-        "When the context is full: fail, or drop the oldest messages.",
-    ),
-    Knob("stop", "stop", click.STRING, "End the answer before this text."),
-)
+def setting_options(settings: type, *names: str, unset: bool = False) -> Callable[[Command], Command]:
+    """Return a decorator that adds the options which fields of a settings class declare: these, or all.
+
+    `unset`: without their defaults, where a model has its own.
+    """
+
+    def add(command: Command) -> Command:
+        for name in reversed(names or tuple(options_of(settings))):
+            declared = options_of(settings)[name]
+            default = None if unset else _default(declared)
+            command = click.option(
+                f"--{spelt(declared)}" + (f"/--{declared.off}" if declared.off else ""),
+                name,
+                type=click_type(declared),
+                is_flag=declared.kind.startswith("bool"),
+                multiple=declared.kind.startswith("tuple") or declared.form == "list",
+                callback=_joined if declared.form == "list" else None,
+                required=declared.required,
+                default=default,
+                show_default=declared.shown and not isinstance(default, bool) and default not in (None, ""),
+                metavar=declared.metavar,
+                help=declared.help,
+            )(command)
+        return command
+
+    return add
+
+
+def spelt(declared: FieldOption) -> str:
+    """Return an option's name without its dashes."""
+    return declared.name or declared.field.replace("_", "-")
+
+
+def _joined(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> str:
+    return ",".join(values)
+
+
+def _default(declared: FieldOption) -> Any:
+    default: Any = declared.default
+    if declared.form == "time" and default is not None:
+        unit = next(unit for unit, seconds in _UNITS.items() if default % seconds == 0)
+        return f"{default / _UNITS[unit]:g}{unit}"
+    none = default == () or (default == "" and (declared.choices or declared.form == "list"))
+    return None if none else default
+
+
+def click_type(declared: FieldOption) -> click.ParamType | None:
+    """Return what reads an option's value; None for a flag."""
+    kind = declared.kind.removesuffix(" | None")
+    low = declared.least if declared.above is None else declared.above
+    high = declared.most if declared.below is None else declared.below
+    if declared.choices:
+        return click.Choice(declared.choices)
+    if declared.form:
+        return _FORMS[declared.form](kind)
+    if kind == "int":
+        return click.IntRange(_whole(low), _whole(high))
+    if kind == "float" and (low, high) == (None, None):
+        return click.FLOAT
+    if kind == "float":
+        open_ends = {"min_open": declared.above is not None, "max_open": declared.below is not None}
+        return FiniteRange(low, high, **open_ends)
+    return None if kind == "bool" else click.STRING
+
+
+def _whole(limit: float | None) -> int | None:
+    return None if limit is None else int(limit)
+
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_FORMS: dict[str, Callable[[str], click.ParamType]] = {
+    "text": lambda kind: click.STRING,
+    "list": lambda kind: click.STRING,
+    "amount": lambda kind: Amount(whole=kind == "int"),
+    "time": lambda kind: Seconds(),
+    "bytes": lambda kind: MemorySize(),
+    "billions": lambda kind: Billions(),
+    "path": lambda kind: click.Path(path_type=Path),
+    "file": lambda kind: click.Path(path_type=Path, exists=True, dir_okay=False),
+    "folder": lambda kind: click.Path(path_type=Path, file_okay=False),
+}
 
 
 def sampling_options(command: Callable) -> Callable:
@@ -91,32 +122,15 @@ def sampling_options(command: Callable) -> Callable:
     command = click.option(
         "--logit-bias", multiple=True, metavar="ID=B", help="Add B to the logit of token ID; repeatable."
     )(command)
-    for knob in reversed(SAMPLING):
-        command = click.option(f"--{knob.name}", knob.field, type=knob.type, help=knob.help)(command)
-    return command
+    return setting_options(SamplingParams, unset=True)(command)
 
 
 def chosen(base: SamplingParams, values: Mapping[str, Any], bias: Sequence[str] = ()) -> SamplingParams:
     """Return `base` with the given fields (those that are not None)."""
-    fields = {k.field: values[k.field] for k in SAMPLING if values.get(k.field) is not None}
+    fields = {name: values[name] for name in SAMPLING if values.get(name) is not None}
     if bias:
         fields["logit_bias"] = dict(map(_bias, bias))
     return replace(base, **fields)
-
-
-def parse_setting(name: str, text: str) -> tuple[Knob, Any]:
-    """Read `/set NAME VALUE`; raise UsageError with the nearest name or the range."""
-    knobs = {k.name: k for k in (*SAMPLING, *OTHER)}
-    name = name.replace("_", "-")
-    if name not in knobs:
-        near = nearest(name, list(knobs))
-        hint = f"did you mean {near}?" if near else f"settings: {', '.join(knobs)}"
-        raise UsageError(f"{name!r} is not a setting", hint)
-    try:
-        return knobs[name], knobs[name].type.convert(text, None, None)
-    except click.BadParameter as e:
-        problem = in_words(e.message.rstrip("."), knobs[name].type) if text else "a value is missing"
-        raise UsageError(f"{name}: {problem}", "/set lists the settings") from e
 
 
 def read_format(name: str | None) -> Format | None:

@@ -1,21 +1,27 @@
-"""`freehold ps`: models in the running server's memory, with their streams and speed; replicas of deployments.
+"""`freehold ps|stop|open`: the models in the running server's memory; ending it or one of them; its page.
 
-Path: main -> ps -> attach.server_here -> GET /admin/ps, /admin/deployments -> stdout. Loads nothing.
+Knows the owner's routes, columns and words; loads no model.
+Path: main -> ps -> attach.server_here -> GET /admin/ps, /admin/deployments; POST /admin/unload, /admin/stop
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
+from contextlib import suppress
+from typing import Any
 
 import click
 import msgspec
 
-from freehold.cli.serving.attach import Loaded, RunningServer, server_here
+from freehold.cli.serving.attach import Loaded, RunningServer, ended, holder, running, server_here
 from freehold.cli.shared import json_option, table
 from freehold.config import Settings
-from freehold.errors import ServerUnreachable
+from freehold.errors import FreeholdError, ServerUnreachable, UsageError
 from freehold.serving import EngineStats
+from freehold.store import Store
 from freehold.store.space import human
 from freehold.terminal import printable
 
@@ -50,21 +56,20 @@ def command(settings: Settings, as_json: bool) -> None:
 
     With --json, prints {"schema": 1, "server": ..., "models": [...], "deployments": [...]}.
     """
-    from freehold.cli.deploying import tables
-    from freehold.cli.deploying.running import RunningDeployments
+    from freehold.cli.deploying import running as deployed
 
     with server_here(settings) as server:
         models, rates = _sampled(server)
         needs = server.needs() if models else {}
         try:
-            deployments = RunningDeployments(server).rows()
+            deployments = deployed.RunningDeployments(server).rows()
         except ServerUnreachable:  # of an earlier version, which deploys nothing
             deployments = []
     if as_json:
         figures = [{"tok_s": rates.get(m.name, 0.0), "needs": needs.get(m.name, "")} for m in models]
         rows = [{**m.plain, **each} for m, each in zip(models, figures, strict=True)]
         summary = {"schema": SCHEMA, "server": msgspec.to_builtins(server.greeting), "models": rows}
-        more = [tables.as_json(each) for each in deployments]
+        more = [deployed.as_json(each) for each in deployments]
         click.echo(json.dumps({**summary, "deployments": more}, indent=1))
         return
     if server.note:
@@ -75,8 +80,8 @@ def command(settings: Settings, as_json: bool) -> None:
         for line in [f"{m.name} {needs[m.name]}" for m in own if m.name in needs]:
             click.echo(printable(line))
     if deployments:
-        table(tables.HEAD, tables.rows(deployments), right=tables.RIGHT)
-        for line in tables.deaths(deployments):
+        table(deployed.HEAD, deployed.rows(deployments), right=deployed.RIGHT)
+        for line in deployed.deaths(deployments):
             click.echo(printable(line))
     elif not own:
         click.echo(
@@ -133,3 +138,107 @@ def _unloads(m: Loaded) -> str:
         return "" if m.in_flight else "never"
     left = max(m.expires_at - time.time(), 0)
     return f"in {left / 60:.0f} min" if left >= 90 else f"in {left:.0f} s"
+
+
+# --- `freehold stop [MODEL]`: unloads a model from the running server, or stops the server ----------
+
+
+@click.command("stop")
+@click.argument("model", required=False)
+@click.option("--now", is_flag=True, help="Do not wait for running answers: they end with an error.")
+@click.pass_obj
+def stop_command(settings: Settings, model: str | None, now: bool) -> None:
+    """Unload MODEL, or stop the server.
+
+    The server accepts no new requests, finishes running answers (for at most its --drain) and exits; this command
+    waits for that. A model with running answers is unloaded only with --now.
+    """
+    pid = holder(settings)
+    if now and model is None and pid and running(settings) is None:
+        # It accepts no connections any more, so it is stopping; a second signal ends it at once.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    else:
+        _ask(settings, model, now=now)
+    if model is None:
+        ended(settings)
+        click.echo("the server has stopped", err=True)
+
+
+def _ask(settings: Settings, model: str | None, *, now: bool) -> None:
+    with server_here(settings) as server:
+        if server.note:
+            click.echo(f"note: {server.note}", err=True)
+        if model is not None:
+            _unload(server, _name(settings, model), now=now)
+            return
+        under_way = sum(m.in_flight for m in server.loaded())
+        server.stop(now=now)
+    if under_way and not now:
+        click.echo(
+            f"waiting for {_answers(under_way)} to finish (freehold stop --now does not wait)", err=True
+        )
+
+
+def _unload(server: RunningServer, name: str, *, now: bool) -> None:
+    busy = next((m.in_flight for m in server.loaded() if m.name == name), 0)
+    if busy and not now:
+        raise UsageError(
+            f"{name} has {_answers(busy)} running", f"freehold stop {name} --now does not wait for them"
+        )
+    server.unload(name)
+    click.echo(f"{name} is unloaded", err=True)
+
+
+def _answers(count: int) -> str:
+    return f"{count} answer" if count == 1 else f"{count} answers"
+
+
+def _name(settings: Settings, model: str) -> str:
+    """Return the server's name of the model that the user calls `model`."""
+    try:
+        return Store(settings).resolve(model).name
+    except FreeholdError:  # gone from the store, but perhaps still in memory
+        return model
+
+
+# --- `freehold open`: the page's address with a one-time code that makes its browser the owner's ----
+
+
+@click.command("open")
+@click.option("--print", "only_print", is_flag=True, help="Print the address without opening a browser.")
+@json_option
+@click.pass_obj
+def open_command(settings: Settings, only_print: bool, as_json: bool) -> None:
+    """Open the page of the running server as its owner.
+
+    Prints an address with a one-time code, valid for 60 seconds, and opens it if there is a browser. The page can
+    then also pull and delete models, use tools and make keys. For chat on this machine, the plain address is
+    enough.
+    """
+    from freehold.cli.serving.options import open_browser, owner_address
+
+    with server_here(settings) as server:
+        if not server.greeting.url:
+            raise UsageError("this server has no port, so no page", "start it with freehold serve")
+        code = _code(server)
+        address, seconds = owner_address(server.greeting.url, code["code"]), code["seconds"]
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, "url": address, "seconds": seconds}))
+        return
+    click.echo(address)
+    opened = not only_print and open_browser(address)
+    what = "opened in the browser" if opened else "open it in a browser on this machine"
+    click.echo(f"{what}; the code in it works once, within {seconds:.0f} s", err=True)
+
+
+def _code(server: RunningServer) -> dict[str, Any]:
+    """Ask for a code. Raises UsageError where the server has no page."""
+    try:
+        return server.api.call("POST", "/console/api/code", {})
+    except FreeholdError as e:
+        if "no route" in e.message:
+            raise UsageError(
+                "this server was started without its page", "start it without --no-console"
+            ) from e
+        raise

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.cli.options import FiniteRange
 from freehold.cli.progress import StatusLine, result_of
-from freehold.cli.shared import FiniteRange, json_option, pairs
+from freehold.cli.shared import json_option, pairs
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.store.space import human
@@ -92,18 +94,9 @@ def command(
     settings: Settings,
     model: str,
     out: Path,
-    bits: int | None,
-    quant: str | None,
-    target_bytes: int | None,
-    portable: bool,
-    calibrate: str | None,
-    tokens: int | None,
-    report: bool,
-    text: Path | None,
-    until: float | None,
-    threads: int | None,
     fresh: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Quantise MODEL into the folder OUT: model.gguf, and receipt.json, which records how it was made.
 
@@ -116,34 +109,20 @@ def command(
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # texts go side by side; NumPy's threads wait spinning
     from freehold.adapt.quantize.planning import QuantizeRequest
     from freehold.adapt.quantize.quantising import SpentSeconds, Watching, quantise
-    from freehold.adapt.quantize.texts import TOKENS
     from freehold.adapt.registry import note
     from freehold.choosing import company_facts
-    from freehold.evals.divergence import UNTIL
     from freehold.store import Store
 
-    for option, value in (("--text", text), ("--until", until)):
-        if value is not None and not report:
-            raise UsageError(f"{option} is for a report", f"add --report, or leave out {option}")
+    wishes = {name: value for name, value in options.items() if value is not None}
+    for name in ("text", "until"):
+        if name in wishes and not wishes["report"]:
+            raise UsageError(f"--{name} is for a report", f"add --report, or leave out --{name}")
     if out.suffix == ".gguf":
         raise UsageError(
             f"-o {out} is to be a folder", f"name one: -o {out.stem} makes {out.stem}/model.gguf"
         )
-    request = QuantizeRequest(
-        quant=quant or "",
-        bits=bits or 0,
-        target_bytes=target_bytes or 0,
-        portable=portable,
-        calibrate=calibrate or "",
-        tokens=tokens or TOKENS,
-        report=report,
-        text=text,
-        until=UNTIL if until is None else until,
-        threads=threads or 0,
-        fresh=fresh,
-        facts=company_facts(settings, {}),
-    )
-    if tokens and not request.texts:
+    request = QuantizeRequest(**wishes, fresh=fresh, facts=company_facts(settings, {}))
+    if "tokens" in wishes and not request.texts:
         raise UsageError(
             f"{request.name or 'a portable mix'} is written without calibration, which --tokens bounds",
             "add --calibrate default, or leave out --tokens",
@@ -152,12 +131,13 @@ def command(
     note(settings.home, "quantize", out)
     with StatusLine(result_of(out)) as line:
         spent = SpentSeconds()
+        progress = _QuantizeProgress(line, spent)
         watching = Watching(
             on_note=line.note,
-            on_group=_groups(line),
-            on_tensor=_tensors(line, spent),
-            on_text=_texts(line, spent),
-            on_block=_blocks(line),
+            on_group=progress.group,
+            on_tensor=progress.tensor,
+            on_text=progress.text,
+            on_block=progress.block,
             spent=spent,
         )
         line.begin(f"reading {ref.name}")
@@ -168,46 +148,41 @@ def command(
         pairs(_rows(out, record))
 
 
-def _groups(line: StatusLine) -> Any:
-    def show(done: int, total: int, name: str) -> None:
-        line.show(f"measured {done} of {total} groups of tensors, now {name}")
+@dataclass(frozen=True, slots=True)
+class _QuantizeProgress:
+    """What a line of progress says of each part of the work."""
 
-    return show
+    line: StatusLine
+    spent: SpentSeconds
 
+    def group(self, done: int, total: int, name: str) -> None:
+        self.line.show(f"measured {done} of {total} groups of tensors, now {name}")
 
-def _tensors(line: StatusLine, spent: SpentSeconds) -> Any:
-    def show(done: int, total: int, choice: TensorChoice) -> None:
-        seconds = _seconds(spent.so_far(), "calibration", "encoding")
-        line.show(f"{done} of {total} tensors, now {choice.tensor.name} as {choice.type.name}{seconds}")
+    def tensor(self, done: int, total: int, choice: TensorChoice) -> None:
+        name, kind = choice.tensor.name, choice.type.name
+        self.line.show(f"{done} of {total} tensors, now {name} as {kind}{self._seconds()}")
 
-    return show
+    def text(self, layer: int, layers: int, done: int, texts: int) -> None:
+        self.line.show(f"calibrating layer {layer + 1} of {layers}: {done} of {texts} texts{self._seconds()}")
 
+    def block(self, done: int, total: int, counts: DivergenceCounter) -> None:
+        mean, spread = counts.result().mean, counts.half_width()
+        self.line.show(f"report: {done} of at most {total} windows, {mean:.4f} ± {spread:.4f} nat")
 
-def _texts(line: StatusLine, spent: SpentSeconds) -> Any:
-    def show(layer: int, layers: int, done: int, texts: int) -> None:
-        seconds = _seconds(spent.so_far(), "calibration", "encoding")
-        line.show(f"calibrating layer {layer + 1} of {layers}: {done} of {texts} texts{seconds}")
-
-    return show
-
-
-def _blocks(line: StatusLine) -> Any:
-    def show(done: int, total: int, counts: DivergenceCounter) -> None:
-        mean = counts.result().mean
-        line.show(f"report: {done} of at most {total} windows, {mean:.4f} ± {counts.half_width():.4f} nat")
-
-    return show
-
-
-def _seconds(seconds: dict[str, float], *parts: str) -> str:
-    words = [f"{part} {seconds[part]:,.0f}" for part in parts if seconds.get(part, 0) >= 1]
-    return f"; processor seconds: {', '.join(words)}" if words else ""
+    def _seconds(self) -> str:
+        seconds = self.spent.so_far()
+        words = [
+            f"{part} {seconds[part]:,.0f}"
+            for part in ("calibration", "encoding")
+            if seconds.get(part, 0) >= 1
+        ]
+        return f"; processor seconds: {', '.join(words)}" if words else ""
 
 
 def _rows(out: Path, record: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the receipt as rows of text."""
     result = record["result"]
-    share = result["bytes"] / result["source_bytes"]
+    share, licences = result["bytes"] / result["source_bytes"], ", ".join(record["licence"]["licences"])
     types = ", ".join(f"{name} {human(n)}" for name, n in result["bytes_by_type"].items())
     return [
         ("file", str(out / result["file"])),
@@ -218,7 +193,7 @@ def _rows(out: Path, record: dict[str, Any]) -> list[tuple[str, str]]:
         *_divergence_rows(record.get("divergence")),
         *_speed_rows(record.get("speed")),
         *_spent_rows(record["cpu_seconds_by_part"]),
-        ("licence", _licence(record["licence"])),
+        ("licence", f"{licences or 'not known'}: {record['licence']['answer']} to be changed"),
         ("receipt", str(out / "receipt.json")),
     ]
 
@@ -290,8 +265,3 @@ def _predicted(rates: dict[str, float]) -> str:
         return ""
     low, high = rates["predicted_low_tok_s"], rates["predicted_high_tok_s"]
     return f", {rates['predicted_tok_s']:.1f} predicted ({low:.1f} to {high:.1f})"
-
-
-def _licence(verdict: dict[str, Any]) -> str:
-    named = ", ".join(verdict["licences"]) or "not known"
-    return f"{named}: {verdict['answer']} to be changed"

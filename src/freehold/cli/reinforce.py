@@ -6,24 +6,23 @@ Path: main -> reinforce -> Store.resolve -> adapt.reinforce.course.reinforce -> 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from freehold.adapt.registry import note
+from freehold.adapt.settings import ReinforceSettings
 from freehold.choosing import company_facts
-from freehold.cli.progress import StatusLine, result_of
-from freehold.cli.shared import FiniteRange, json_option, pairs
+from freehold.cli.options import setting_options
+from freehold.cli.shared import json_option
 from freehold.cli.training import (
     LINES,
     adapter_options,
     chosen_settings,
     out_option,
-    rate_option,
     still_known_rows,
+    train,
 )
 from freehold.config import Settings
 from freehold.terminal import Ticking
@@ -41,8 +40,13 @@ _ANSWER = 60  # characters of an answer that a row shows
     "reasoning-gym, rg:DATASET[:name=value,...].",
 )
 @out_option
-@click.option("--prompts", type=LINES, help="Prompts, one JSON object per line; default: a data set's own.")
-@click.option("--steps", type=click.IntRange(1), required=True, help="Steps to train.")
+@click.option(
+    "--prompts",
+    "prompts_file",
+    type=LINES,
+    help="Prompts, one JSON object per line; default: a data set's own.",
+)
+@setting_options(ReinforceSettings, "steps")
 @click.option(
     "--check",
     default="",
@@ -50,74 +54,11 @@ _ANSWER = 60  # characters of an answer that a row shows
     help="A second verifier that scores the same answers.",
 )
 @click.option("--test", type=LINES, help="Prompts to measure with; default: some of --prompts, set aside.")
-@click.option(
-    "--unseen", type=click.IntRange(0, 2000), default=100, show_default=True, help="Prompts to measure with."
+@setting_options(
+    ReinforceSettings, "unseen", "passes_at", "system", "shots", "prompts", "group", "max_tokens"
 )
-@click.option(
-    "--pass-at",
-    "passes_at",
-    type=FiniteRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="The score from which an answer passes.",
-)
-@click.option("--system", default="", metavar="TEXT", help="A system message before every prompt.")
-@click.option(
-    "--shots",
-    type=click.IntRange(0, 32),
-    default=0,
-    show_default=True,
-    help="Solved prompts shown before each, as turns of the chat.",
-)
-@click.option(
-    "--batch",
-    "prompts_a_step",
-    type=click.IntRange(1, 256),
-    default=8,
-    show_default=True,
-    help="Prompts a step.",
-)
-@click.option(
-    "--group", type=click.IntRange(2, 64), default=8, show_default=True, help="Answers to each prompt."
-)
-@click.option(
-    "--max-tokens", type=click.IntRange(1), default=64, show_default=True, help="Tokens of an answer."
-)
-@click.option(
-    "--loss",
-    type=click.Choice(["dr_grpo", "dapo"]),
-    default="dr_grpo",
-    show_default=True,
-    help="How advantages and tokens are normalised.",
-)
-@rate_option(1e-4, zero="0 trains nothing, for a control run")
-@click.option(
-    "--updates",
-    type=click.IntRange(1, 8),
-    default=1,
-    show_default=True,
-    help="Updates from one step's answers; all but the first are clipped.",
-)
-@click.option(
-    "--cap",
-    type=FiniteRange(0),
-    default=2.0,
-    show_default=True,
-    help="Maximum weight of a token (trainer over sampler); 0: every token has weight 1.",
-)
-@click.option(
-    "--most-mismatch",
-    type=FiniteRange(0, min_open=True),
-    default=0.15,
-    show_default=True,
-    help="Stop if trainer and sampler are further apart than this, in nats per token.",
-)
-@click.option("--allow-gameable", is_flag=True, help="Train even if the verifier rewards useless answers.")
-@click.option(
-    "--half",
-    is_flag=True,
-    help="Multiply in bfloat16, which is faster on processors with AMX and on AMD's with "
-    "AVX512_BF16, but moves trainer and sampler further apart.",
+@setting_options(
+    ReinforceSettings, "loss", "rate", "updates", "cap", "most_mismatch", "allow_gameable", "half"
 )
 @adapter_options
 @json_option
@@ -127,7 +68,7 @@ def command(
     model: str,
     reward: str,
     out: Path,
-    prompts: Path | None,
+    prompts_file: Path | None,
     check: str,
     test: Path | None,
     fresh: bool,
@@ -145,19 +86,19 @@ def command(
     With --json, prints the receipt.
     """
     with Ticking("starting torch"):
-        from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
+        from freehold.adapt.reinforce.course import ReinforceSources, reinforce
     from freehold.store import Store
 
     store = Store(settings)
     ref = store.resolve(model)
-    options["prompts"] = options.pop("prompts_a_step")
     settings_chosen = chosen_settings(ReinforceSettings, options)
-    note(settings.home, "reinforce", out)
-    with StatusLine(result_of(out)) as line:
-        line.show(f"before the first step: reading {ref.name}")
-        record = reinforce(
+    train(
+        settings,
+        "reinforce",
+        out,
+        lambda line: reinforce(
             ref,
-            ReinforceSources(reward, check, prompts, test),
+            ReinforceSources(reward, check, prompts_file, test),
             out,
             settings_chosen,
             packs=store.packs,
@@ -165,11 +106,11 @@ def command(
             fresh=fresh,
             on_note=line.note,
             on_step=lambda row: line.say(_step(row, settings_chosen.steps)),
-        )
-    if as_json:
-        click.echo(json.dumps(record))
-    else:
-        pairs(_rows(out, record))
+        ),
+        _rows,
+        first=ref.name,
+        as_json=as_json,
+    )
 
 
 def _step(row: Mapping[str, Any], steps: int) -> str:
@@ -188,14 +129,12 @@ def _step(row: Mapping[str, Any], steps: int) -> str:
     return "; ".join(parts) + f"; {row['cpu_seconds']:.1f} CPU-s"
 
 
-def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the receipt as rows of text."""
+def _rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     steps, mismatch, speed = record["steps"], record["mismatch"], record["speed"]
     gap = "not measured: every group was equal"
     if mismatch["mean_size"] is not None:
         gap = f"{mismatch['mean_size']:.4f} nats per token, at most {mismatch['most']:.4f} in a step"
     rows = [
-        ("adapter", str(out)),
         *_measured(record.get("before_after")),
         *still_known_rows(record),
         ("groups", f"{steps['dropped']} of {steps['groups']} were equal, and dropped"),
@@ -207,7 +146,7 @@ def _rows(out: Path, record: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows += [("", _parted(each)) for each in steps["parted_shown"]]
     sampling = f"{speed['sampling_share']:.0%} of the steps' is sampling"
     time = f"{record['cpu_seconds']:.0f} CPU-s, the reward's not counted; {sampling}"
-    return [*rows, ("time", time), ("receipt", str(out / "receipt.json"))]
+    return [*rows, ("time", time)]
 
 
 def _measured(measured: Mapping[str, Any] | None) -> list[tuple[str, str]]:

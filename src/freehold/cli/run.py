@@ -30,14 +30,20 @@ from freehold.cli.chat.answer import (
 )
 from freehold.cli.chat.chat import COMMANDS, Chat
 from freehold.cli.chat.markdown import Renderer
-from freehold.cli.chat.opened import Opened, tell_notes
-from freehold.cli.chat.output import renderer, show, tell, write
-from freehold.cli.chat.prompt import joined, read_stdin, split_words
-from freehold.cli.chat.request import LOADING, RunRequest, check, check_terminal
+from freehold.cli.chat.opened import Opened, renderer, show, tell, tell_notes, write
+from freehold.cli.chat.request import (
+    LOADING,
+    RunRequest,
+    check,
+    check_terminal,
+    joined,
+    read_stdin,
+    split_words,
+)
 from freehold.cli.chat.sessions import ChatSession, Sessions, unknown_server
 from freehold.cli.chat.starter import default_model
 from freehold.cli.helping import section
-from freehold.cli.options import MAX_SEED, SAMPLING, chosen, read_format, sampling_options
+from freehold.cli.options import SAMPLING, chosen, read_format, sampling_options, setting_options
 from freehold.cli.shared import (
     draft_option,
     engine_option,
@@ -51,7 +57,7 @@ from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.machine import Crowd
 from freehold.store import Store
-from freehold.types import Chunk, Message, Usage
+from freehold.types import MAX_SEED, Chunk, Message, Usage
 
 if TYPE_CHECKING:
     from freehold.cli.chat.tools import TerminalTools
@@ -62,72 +68,33 @@ if TYPE_CHECKING:
 @click.command("run")
 @click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]...")
 @section("The answer")
-@click.option("--system", default="", metavar="TEXT", help="System prompt.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Stop after this many tokens.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Stop the answer before TEXT; repeatable.")
-@click.option(
-    "--logprobs",
-    type=click.IntRange(0, 20),
-    help="With --json: log-probabilities of the answer and of the N most probable tokens.",
-)
-@click.option("--think/--no-think", default=None, help="Turn reasoning on or off, if the model supports it.")
-@click.option(
-    "--overflow",
-    type=click.Choice(["error", "drop-oldest"]),
-    default="error",
-    help="When the context is full: fail, or drop the oldest messages with a warning.",
-)
+@setting_options(RunRequest, "system")
+@setting_options(AnswerSettings, "max_tokens", "stop")
+@setting_options(RunRequest, "logprobs")
+@setting_options(AnswerSettings, "think", "overflow")
 @click.option(
     "--format",
     metavar="json|FILE",
     help="Constrain the answer to JSON, to FILE's JSON schema or to FILE.lark's grammar.",
 )
-@click.option(
-    "--loop-guard/--no-loop-guard", default=True, help="Stop an answer that repeats itself endlessly."
-)
-@click.option("--raw", is_flag=True, help="Complete the prompt without the chat template.")
+@setting_options(RunRequest, "loop_guard", "raw")
 @section("Sampling")
 @sampling_options
 @section("Loading the model")
-@click.option(
-    "--context",
-    type=click.IntRange(1),
-    help="Context in tokens; default: the model's, if it fits into memory.",
-)
+@setting_options(RunRequest, "context")
 @kv_option
 @draft_option
 @speculate_option
 @paging_option
-@click.option(
-    "--pack/--no-pack",
-    default=True,
-    help="Keep a packed copy of the weights, as large as the file; without it each load takes longer.",
-)
-@click.option(
-    "--adapter",
-    metavar="[NAME=]PATH",
-    help="Use a LoRA adapter: a PEFT folder, a GGUF file, or the name of one on the server; as MODEL+ADAPTER.",
-)
-@click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
+@setting_options(RunRequest, "pack", "adapter", "threads")
 @engine_option
-@click.option("--local", is_flag=True, help="Load the model in this process, even if a server runs.")
+@setting_options(RunRequest, "local")
 @section("Chats and tools")
-@click.option("--continue", "continued", is_flag=True, help="Continue the latest session.")
-@click.option("--session", metavar="NAME", help="Continue the session NAME, or start it.")
+@setting_options(RunRequest, "continued", "session")
 @click.option("--search", metavar="TEXT", help="Search saved sessions for TEXT; loads no model.")
-@click.option(
-    "--mcp",
-    multiple=True,
-    metavar="NAME",
-    help="Let the model call this server's tools; Freehold asks before each call. Repeatable; see "
-    "freehold mcp.",
-)
+@setting_options(RunRequest, "mcp")
 @section("Output and network")
-@click.option("--plain", is_flag=True, help="Do not render Markdown.")
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object: text, usage, timings, seed, ..."
-)
-@click.option("--verbose", is_flag=True, help="Print load time and speeds on stderr.")
+@setting_options(RunRequest, "plain", "as_json", "verbose")
 @click.option("--image", multiple=True, metavar="FILE", help="Not supported yet.")
 @offline_option
 @click.pass_context
@@ -359,9 +326,7 @@ def _kept(opened: Opened, settings: Settings, answers: AnswerSettings, name: str
     from freehold.store.modelfile import Recipe
 
     own, now = opened.model.info.default_sampling, answers.sampling
-    changed = {
-        k.field: getattr(now, k.field) for k in SAMPLING if getattr(now, k.field) != getattr(own, k.field)
-    }
+    changed = {name: getattr(now, name) for name in SAMPLING if getattr(now, name) != getattr(own, name)}
     limits = {"num_predict": answers.max_tokens, "stop": list(answers.stop) or None}
     options = parameters_of(changed) | {key: value for key, value in limits.items() if value is not None}
     recipe = Recipe(base=opened.model.name, system=system or None, parameters=options)

@@ -15,17 +15,16 @@ import click
 
 from freehold.cli.helping import section
 from freehold.cli.serving.engines import OWN
-from freehold.cli.serving.gatewayfile import gateway_option
-from freehold.cli.serving.logs import LEVELS
+from freehold.cli.serving.logs import LEVELS, tell
 from freehold.cli.serving.options import door_options, read_options
 from freehold.cli.serving.running import named, serve_models
-from freehold.cli.serving.telling import tell
 from freehold.cli.shared import (
     MemorySize,
     Seconds,
     draft_option,
     drain_option,
     engine_option,
+    gateway_option,
     json_option,
     kv_option,
     offline_option,

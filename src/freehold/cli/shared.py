@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from freehold.terminal import printable
 
 if TYPE_CHECKING:
     from freehold.store import ModelRef, Store
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 offline_option = click.option("--offline", is_flag=True, help="Make no network requests.")
@@ -99,17 +100,6 @@ drain_option = click.option(
 )
 
 
-class FiniteRange(click.FloatRange):
-    """A range of numbers without NaN and infinity: click finds NaN within every range."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the number."""
-        number = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
-
-
 class Amount(click.ParamType):
     """A number of tokens, users or dollars: 8192, 250_000, 32k, 1.5bn, "20 million"; k is 1,000."""
 
@@ -130,6 +120,21 @@ class Amount(click.ParamType):
             self.fail(f"{value!r} is not a valid number; write 8192, 32k, 20M or 1.5bn", param, ctx)
         number = float(match[1]) * self._UNITS[match[2]]
         return round(number) if self._whole else number
+
+
+class Billions(click.ParamType):
+    """A number of parameters: 8, 8b, 0.5B or 270M, in billions."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return billions."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bmt]?)", str(value).strip().lower())
+        if match is None:
+            self.fail(f"{value!r} is not a valid size; write 8b, 0.5b or 270m", param, ctx)
+        return float(match[1]) * {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3}[match[2]]
 
 
 class MemorySize(click.ParamType):
@@ -203,3 +208,77 @@ def write_beside(path: str | Path, text: str) -> Path:
             f"{target} cannot be written: {e.strerror}", "name a file in an existing folder"
         ) from None
     return target
+
+
+# --- options for facts about the user's organisation; they override those in config.toml's [company]
+
+_YES_NO = {
+    "offers_access": (
+        "--offers-access/--no-access",
+        "Third parties access the model itself, for example by API.",
+    ),
+    "embeds": ("--product/--no-product", "Customers use your product or service built on it."),
+    "model_service": (
+        "--model-service/--no-model-service",
+        "Your group sells inference or fine-tuning of any language model.",
+    ),
+    "assistant": ("--assistant/--no-assistant", "You sell an AI work assistant."),
+    "redistributes": ("--ships/--no-ships", "You distribute the weights, in a product or alone."),
+    "modifies": ("--modifies/--no-modifies", "You fine-tune, merge or requantise it."),
+    "distils": ("--distils/--no-distils", "Its outputs will train another model."),
+    "multimodal": (
+        "--multimodal/--text-only",
+        "The model accepts more than text; the catalogue knows this for its own models.",
+    ),
+}
+_OPTION_TEXTS = {
+    "same_family": (
+        "--same-family",
+        "The model trained on outputs is of the family that the licence covers.",
+    ),
+    "narrow": ("--narrow", "The model trained on outputs only classifies or extracts."),
+    "end_user": ("--end-user", "You only use another company's product, and run no model."),
+    "bypasses_guardrails": ("--bypasses-guardrails", "You weaken guardrails in the model."),
+}
+_BY_VALUE: dict[str, tuple[str, click.ParamType | None, str | None, str]] = {
+    "purpose": ("--for", None, "PURPOSE", "commercial, internal, evaluation or research."),
+    "users": ("--monthly-users", Amount(whole=True), None, "Monthly users of all your products."),
+    "revenue_year": ("--revenue", Amount(), None, "Your group's revenue in 12 months, in dollars."),
+    "revenue_month": ("--monthly-revenue", Amount(), None, "The same for one month."),
+    "seat": ("--seat", None, "CC", "Country of your principal place of business: two letters, or EU."),
+}
+# Each fact and its option, which an undecided verdict names.
+FACT_OPTIONS = {
+    name: row[0].partition("/")[0] for name, row in {**_BY_VALUE, **_YES_NO, **_OPTION_TEXTS}.items()
+}
+# All of these facts but the purpose.
+FACTS = tuple(name for name in FACT_OPTIONS if name != "purpose")
+
+
+def company_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options for the user's facts to a command."""
+    for name, (flags, text) in reversed(_YES_NO.items()):
+        command = click.option(flags, name, default=None, help=text)(command)
+    for name, (flag, text) in reversed(_OPTION_TEXTS.items()):
+        command = click.option(flag, name, is_flag=True, default=None, help=text)(command)
+    for name, (flag, kind, metavar, text) in reversed(_BY_VALUE.items()):
+        command = click.option(flag, name, type=kind, metavar=metavar, help=text)(command)
+    return command
+
+
+# --- options that name a gateway.toml or a ledger; what they name is read by reports/gateway_file.py
+
+gateway_option = click.option(
+    "--gateway",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use this gateway.toml. Default: `gateway` of config.toml.",
+)
+
+ledger_option = click.option(
+    "--ledger",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The ledger; default: the one that gateway.toml names, or ledger.sqlite in the data folder.",
+)

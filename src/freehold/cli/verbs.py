@@ -1,6 +1,6 @@
 """The verbs of `freehold`, by group: what --help says of each, and an example.
 
-Data alone: the command of a verb is `command` in freehold.cli.<verb>, which is imported when it is used.
+Data alone: a verb's file in freehold/cli is imported when the verb is used.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from typing import NamedTuple
 
 
 class Verb(NamedTuple):
-    """`help`: the line in the list of verbs. `example`: a command line that does something useful at once."""
+    """`help`: the line in the list of verbs. `example`: a command line that does something useful at once.
+
+    `file`: the file of freehold/cli with its command, as `VERB_command`; "": `command` in the file of its own name.
+    """
 
     help: str
     example: str
+    file: str = ""
 
 
 GROUPS: dict[str, dict[str, Verb]] = {
@@ -44,25 +48,32 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "why": Verb(
             "Show the known facts about a model, their sources, and what is unknown.",
             "freehold why qwen2.5-coder:0.5b",
+            "show",
         ),
         "models": Verb(
             "Search the catalogue of open models, or refresh it from the hub.", "freehold models --country FR"
         ),
     },
     "Keep models": {
-        "pull": Verb("Download a model, or add a file that is already here.", "freehold pull smollm2:135m"),
-        "list": Verb("List installed models.", "freehold list"),
+        "pull": Verb(
+            "Download a model, or add a file that is already here.", "freehold pull smollm2:135m", "stored"
+        ),
+        "list": Verb("List installed models.", "freehold list", "stored"),
         "show": Verb("Show what a model is and where its settings come from.", "freehold show smollm2:135m"),
         "create": Verb(
             "Make a model from another one, with a system prompt, settings or a Modelfile.",
             'freehold create pirate --from qwen2.5-coder:0.5b --system "Answer as a pirate."',
         ),
-        "cp": Verb("Give a model another name.", "freehold cp smollm2:135m small"),
+        "cp": Verb("Give a model another name.", "freehold cp smollm2:135m small", "stored"),
         "make-tiny": Verb(
-            "Make a tiny random model of a family, for tests.", "freehold make-tiny qwen3 --out tiny"
+            "Make a tiny random model of a family, for tests.",
+            "freehold make-tiny qwen3 --out tiny",
+            "create",
         ),
-        "update": Verb("Download newer versions of models.", "freehold update"),
-        "rm": Verb("Delete a model, or remove another program's from the list.", "freehold rm smollm2:135m"),
+        "update": Verb("Download newer versions of models.", "freehold update", "stored"),
+        "rm": Verb(
+            "Delete a model, or remove another program's from the list.", "freehold rm smollm2:135m", "stored"
+        ),
     },
     "Make a model yours": {
         "eval": Verb(
@@ -94,7 +105,9 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "serve": Verb(
             "Serve models to clients of OpenAI, Anthropic and Ollama.", "freehold serve smollm2:135m"
         ),
-        "open": Verb("Open the server's page as its owner, in this machine's browser.", "freehold open"),
+        "open": Verb(
+            "Open the server's page as its owner, in this machine's browser.", "freehold open", "ps"
+        ),
         "keys": Verb("Make, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"),
         "mcp": Verb(
             "Configure the programs whose tools a model may call.",
@@ -107,6 +120,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "route": Verb(
             "Show which models of a gateway would answer a request, and why; judge a prompt router.",
             'freehold route explain "Who is our supplier?" --label private --gateway gateway.toml',
+            "gateway",
         ),
         "ledger": Verb(
             "Show what a gateway's requests cost, by model, key or task, and why each target was chosen.",
@@ -119,13 +133,14 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "audit": Verb(
             "Show which requests with a label were sent to a provider, and to which.",
             "freehold audit --label private --since 90d",
+            "ledger",
         ),
         "launch": Verb(
             "Show or write the settings another program needs to use this server.",
             "freehold launch codex",
         ),
         "ps": Verb("List the models in the server's memory.", "freehold ps"),
-        "stop": Verb("Unload a model, or stop the server.", "freehold stop smollm2:135m"),
+        "stop": Verb("Unload a model, or stop the server.", "freehold stop smollm2:135m", "ps"),
     },
     "Use GPUs or several machines": {
         "deploy": Verb(
@@ -140,10 +155,11 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "doctor": Verb("Show CPU, memory, kernels and model stores in use.", "freehold doctor"),
     },
     "Help": {
-        "help": Verb("Show the help of a verb.", "freehold help run"),
+        "help": Verb("Show the help of a verb.", "freehold help run", "helping"),
         "completion": Verb(
             "Print a script that completes verbs, options, models and hardware with Tab.",
             'eval "$(freehold completion bash)"',
+            "complete",
         ),
     },
 }
@@ -158,3 +174,18 @@ MEANT = {
     "start": "serve", "server": "serve", "web": "open", "ui": "open", "kill": "stop", "unload": "stop",
     "status": "ps", "train": "finetune", "quantise": "quantize", "benchmark": "bench", "upgrade": "update",
 }  # fmt: skip
+
+# The verbs below `freehold deploy`: the file of cli/deploying that has each, its name there, and its line in the list.
+UNDER_DEPLOY = {
+    "status": ("verbs", "status", "List deployments, their replicas and latest deaths."),
+    "restart": ("verbs", "restart", "Replace every replica by a new engine; no answer is cut."),
+    "upgrade": ("verbs", "upgrade", "Move a deployment to another plan, replica by replica."),
+    "stop": ("verbs", "stop", "End a deployment after its answers, and forget it."),
+    "logs": ("verbs", "logs", "Print what an engine wrote."),
+    "bench": ("capacity", "bench", "Measure what the steps of a running engine take."),
+    "capacity": (
+        "capacity",
+        "command",
+        "Find the replicas that a load and an objective need, by simulation.",
+    ),
+}

@@ -19,6 +19,7 @@ from typing import Any
 
 from freehold.advisor.interval import Interval
 from freehold.backends.capacity import trace as traces
+from freehold.backends.capacity.options import CapacityOptions
 from freehold.backends.capacity.simulation import (
     FIGURES,
     POLICIES,
@@ -42,42 +43,11 @@ from freehold.reports.gateway_file import ledger_file
 
 SCHEMA = 1
 PERCENTS = (50, 95, 99)
-WEEK_S = 7 * 86400.0
 STEADY_S = 600.0  # of requests at a rate
 _RUN = (
     *("replicas", "routing", "hit_rate", "utilisation", "refused", "preempted", "steps"),
     *("span_s", "replica_s", "late_s"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class CapacityOptions:
-    """What `freehold deploy capacity` was asked for. None, 0 and "" are choices left to it."""
-
-    model: str = ""  # of the catalogue, the store, or a folder: with `on`
-    trace: RequestTrace | Path | str | None = None  # requests, or a file of them
-    ledger: bool = False  # requests of this home's gateway
-    ledger_file: Path | str | None = None  # requests of this ledger
-    since: float = WEEK_S  # s back, of a ledger
-    rate: float = 0.0  # requests a second, arriving independently
-    prompt: int = 1024  # tokens of a prompt, with `rate`
-    max_tokens: int = 256  # tokens of an answer, with `rate`
-    vary: bool = False  # exponential lengths around these means
-    seconds: float | None = None  # length of the trace: 600 with `rate`; of a file its beginning
-    faster: float = 1.0  # times the trace's rate
-    steps: EngineModel | Path | str | None = None  # what deploy_bench measured, or its file
-    on: str = ""  # hardware of one replica, whose steps are predicted
-    engine: str = ""
-    quant: str = ""  # which published copy, as `freehold deploy` has it
-    replicas: int | str = ""  # 4, or "1..8"
-    objective: str = ""
-    routing: str = "least-loaded"  # several with commas, or "all"
-    autoscale: str = ""  # "queue=16" or "utilisation=0.7"
-    start_time: float = 120.0  # s until a new replica answers, with `autoscale`
-    streams: int | None = None  # answers at a time of one replica
-    room: int | None = None  # tokens of KV cache of one replica
-    chunk: int | None = None  # tokens that a step computes at most
-    rent: float | None = None  # dollars an hour of a replica; with `on` the catalogue's
 
 
 @dataclass(frozen=True, slots=True)

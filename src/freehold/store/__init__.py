@@ -1,7 +1,7 @@
 """Where weights come from and where they are stored: sources, downloads, and the models other programs have.
 
 Everything Freehold writes is under one home; foreign files are referenced, never copied or moved.
-Path: cli/pull or freehold.load -> Store.pull or Store.resolve -> a source -> files and a manifest.
+Path: cli/stored or freehold.load -> Store.pull or Store.resolve -> a source -> files and a manifest.
 """
 
 from freehold.store.contract import Event, Finished, Note, Planned, Progress

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from freehold.config import nearest
 from freehold.errors import UsageError
 from freehold.serving import MAX_STOP_CHARS, MAX_STOPS
+from freehold.types import MAX_SEED
 
 MAX_COUNT = 1 << 30  # more tokens than any context holds
-MAX_SEED = (1 << 63) - 1
 MAX_GIVEN = 100  # names in one object
 
 # name there -> (name here, lowest, highest); the lowest of a mass or a factor is itself left out

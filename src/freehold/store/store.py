@@ -7,7 +7,7 @@
     <home>/adapters/<digest>[.gguf]                and the adapters they answer with (overlays.py)
     <home>/forgotten.json                          foreign models the user does not want to see
 
-Path: cli or freehold.load -> Store.resolve(MODEL) -> ModelRef; cli/pull -> Store.pull -> a source.
+Path: cli or freehold.load -> Store.resolve(MODEL) -> ModelRef; cli/stored -> Store.pull -> a source.
 """
 
 from __future__ import annotations

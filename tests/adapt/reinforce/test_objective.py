@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from freehold.adapt.reinforce.policy import CAP, Mismatch, Objective, advantages
+from freehold.adapt.reinforce.policy import Mismatch, Objective, advantages
+from freehold.adapt.settings import CAP
 
 torch = pytest.importorskip("torch")
 

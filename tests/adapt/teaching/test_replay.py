@@ -45,7 +45,7 @@ def test_a_short_run_has_the_first_rows_of_a_long_one(model: SamplingModel):
 @pytest.mark.parametrize("count", [1, 3, 8, 20])
 def test_the_base_is_computed_alike_wherever_a_run_begins(base: ModelRef, model: SamplingModel, count: int):
     pytest.importorskip("torch")
-    from freehold.adapt.loop import AdapterSettings
+    from freehold.adapt.settings import AdapterSettings
     from freehold.adapt.teaching import BaseActivations
 
     trainee = AdapterSettings(rank=2, threads=1).trainee(Path(base.path))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from freehold.adapt.licences import base_licence, check_base
-from freehold.adapt.loop import AdapterSettings, OnStep, OnText, TrainingLoop, TrainingRun
+from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
 from freehold.adapt.reinforce import account
 from freehold.adapt.reinforce.account import (
     SHOWN,
@@ -31,10 +31,11 @@ from freehold.adapt.reinforce.account import (
     summary,
     text_of,
 )
-from freehold.adapt.reinforce.policy import CAP, Loss, Objective, Policy, PolicyRow, advantages, seeds_of
+from freehold.adapt.reinforce.policy import Objective, Policy, PolicyRow, advantages, seeds_of
 from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, PromptSet, prompts_of
 from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, template_digest
 from freehold.adapt.sampling import open_sampling
+from freehold.adapt.settings import ReinforceSettings
 from freehold.adapt.teaching import still_known
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import check_trainable
@@ -43,30 +44,9 @@ from freehold.errors import UsageError
 from freehold.evals.verifier import RewardScore, Verifier
 from freehold.store import ModelRef
 
-MOST_MISMATCH = 0.15  # nats per token; 0.03 to 0.08 is usual as served, 0.66 was a prompt off its template
 BEFORE, AFTER = "before.json", "after.json"
 ADAPTER = "reinforced"  # its name in the engine that is asked what is still known
 _NAMED = 3  # attacks that a message names
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReinforceSettings(AdapterSettings):
-    """How to train. Every field is in the receipt."""
-
-    steps: int
-    prompts: int = 8  # a step
-    group: int = 8  # answers to a prompt
-    max_tokens: int = 64  # of an answer
-    loss: Loss = "dr_grpo"
-    rate: float = 1e-4
-    updates: int = 1  # of one step's answers
-    cap: float = CAP  # of a token's weight, trainer's over sampler's; 0: no weights
-    most_mismatch: float = MOST_MISMATCH
-    unseen: int = 100  # prompts to measure with
-    passes_at: float = 1.0
-    shots: int = 0
-    system: str = ""
-    allow_gameable: bool = False
 
 
 @dataclass(frozen=True, slots=True)

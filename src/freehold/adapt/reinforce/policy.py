@@ -11,12 +11,13 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold.adapt.sampling import SampledAnswer, SamplingModel
+from freehold.adapt.settings import CAP, Loss
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 from freehold.errors import UsageError
@@ -159,9 +160,7 @@ def _passes(rows: Sequence[PolicyRow]) -> Iterator[list[PolicyRow]]:
 # drawn from the sampler's distribution (truncated importance sampling). No term holds the policy at its base.
 # A group whose scores are equal has no gradient and is dropped.
 
-Loss = Literal["dr_grpo", "dapo"]
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28
-CAP = 2.0  # of a token's weight
 SPREAD = 1e-6  # scores of a group that differ by less are equal
 
 

@@ -14,9 +14,10 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field, fields
 from itertools import cycle
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from freehold.cli.chat.markdown import Renderer
+from freehold.options import option
 from freehold.serving import ModelInfo
 from freehold.types import Chunk, FinishReason, Format, Overflow, SamplingParams, TokenLogprob, Usage
 
@@ -26,10 +27,15 @@ class AnswerSettings:
     """Sampling and limits of the answers to come; `/set` and `/think` change them."""
 
     sampling: SamplingParams = field(default_factory=SamplingParams)
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    think: bool | None = None
-    overflow: Overflow = "error"
+    max_tokens: int | None = option(None, "Stop after this many tokens.", least=1)
+    stop: tuple[str, ...] = option((), "Stop the answer before TEXT; repeatable.", metavar="TEXT")
+    think: bool | None = option(None, "Turn reasoning on or off, if the model supports it.", off="no-think")
+    overflow: Overflow = option(
+        "error",
+        "When the context is full: fail, or drop the oldest messages with a warning.",
+        choices=get_args(Overflow),
+        shown=False,
+    )
     format: Format | None = None
 
     def stream_options(self) -> dict[str, Any]:

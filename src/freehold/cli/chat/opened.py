@@ -1,33 +1,82 @@
-"""The model of a `run`: loaded by this home's server where one runs, otherwise in this process.
+"""The model of a `run`: loaded by this home's server where one runs, otherwise in this process; and its output.
 
-Knows the server, the store and the options about loading; knows no prompt.
+Knows the server, the store, the options about loading, and where text is written; knows no prompt.
 Path: run -> Opened -> attached or open_llm -> HttpModel or LLM
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self, cast
 
 from freehold.backends.finding import driven
-from freehold.cli.chat.conversation import ModelFacts
-from freehold.cli.chat.output import tell
+from freehold.cli.chat.chat import ModelFacts
+from freehold.cli.chat.markdown import DataRenderer, PlainRenderer, Renderer, StreamRenderer
 from freehold.cli.chat.request import RunRequest
 from freehold.cli.shared import held_or_fetched
 from freehold.config import Settings
-from freehold.errors import EngineClosed, FreeholdError, ModelNotFound, ServerUnreachable, UsageError
+from freehold.errors import (
+    EngineClosed,
+    EngineLost,
+    FreeholdError,
+    ModelNotFound,
+    ServerUnreachable,
+    UsageError,
+)
 from freehold.serving import ModelInfo
 from freehold.store import ModelRef, Store
 from freehold.store.naming import NamedModel, adapter_of, parted
 from freehold.terminal import Ticking
+from freehold.types import Message
 
 if TYPE_CHECKING:
+    from freehold.backends.finding import EngineChoice
     from freehold.cli.chat.tools import TerminalTools
     from freehold.cli.serving.attach import RunningServer
     from freehold.local import LLM
     from freehold.remote.openai import HttpModel
+    from freehold.server.inside import DeployedLLM
+
+
+# --- answers go to stdout, through the renderer that fits it, notes to stderr -----------------------
+
+
+def show(message: Message, request: RunRequest) -> None:
+    """Show a message of a session that is continued, as it was shown at first."""
+    if message.role == "user":
+        tell(f">>> {message.content}")
+        return
+    shown = renderer(request)
+    shown.feed(message.content)
+    shown.finish()
+
+
+def renderer(request: RunRequest, *, data: bool = False) -> Renderer:
+    """Return what writes the answer; `data`: it is JSON or of another format, and not Markdown."""
+    if request.as_json:
+        return DataRenderer(lambda text: None)
+    if data or not sys.stdout.isatty():
+        return DataRenderer(write)
+    colour = os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+    if request.plain or not colour:
+        return PlainRenderer(write, colour=colour)
+    return StreamRenderer(write, shutil.get_terminal_size().columns)
+
+
+def write(text: str) -> None:
+    """Write a part of the answer on stdout."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def tell(text: str) -> None:
+    """Print a line on stderr."""
+    Ticking.make_way()
+    print(text, file=sys.stderr, flush=True)
 
 
 def tell_notes(llm: LLM | HttpModel, seen: int = 0) -> int:
@@ -36,6 +85,9 @@ def tell_notes(llm: LLM | HttpModel, seen: int = 0) -> int:
     for note in notes[seen:]:
         tell(f"note: {note}")
     return len(notes)
+
+
+# --- the model: on the server, by another engine, or in this process --------------------------------
 
 
 class Opened:
@@ -169,7 +221,6 @@ def by_engine(settings: Settings, store: Store, named: NamedModel, request: RunR
     """Start another engine with MODEL, if one was asked for or is predicted to be faster; None: ours computes."""
     if request.engine == "freehold" or (request.engine == "auto" and not driven()):
         return None
-    from freehold.cli.chat.engines import opened
     from freehold.cli.serving.engines import OURS, EngineWish, engine_for, told
 
     if named.adapter and not named.path:
@@ -182,9 +233,25 @@ def by_engine(settings: Settings, store: Store, named: NamedModel, request: RunR
         tell(line)
     if choice.engine == OURS:
         return None
-    llm = opened(settings, ref, choice, request.context)
+    llm = _started(settings, ref, choice, request.context)
     _tell_facts(llm.info, request, f", by {choice.engine}")
     return llm
+
+
+def _started(settings: Settings, ref: ModelRef, choice: EngineChoice, context: int | None) -> DeployedLLM:
+    """Start another engine with a stored model; it ends with the model. Raises EngineLost with the way back to ours."""
+    from freehold.backends.planning.options import DeployOptions, planned
+    from freehold.cli.deploying.running import progress
+    from freehold.cli.progress import StatusLine
+    from freehold.server.inside import DeployedLLM
+
+    options = DeployOptions(str(ref.path), ref.name, choice.engine, context=context or 0)
+    plan = planned(settings, options, start=True)
+    try:
+        with StatusLine("the engine has ended") as line:
+            return DeployedLLM(settings, options, plan, lambda row: line.show(progress(row)))
+    except EngineLost as e:
+        raise EngineLost(e.message, "--engine freehold computes on the processor") from e
 
 
 def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:

@@ -19,7 +19,6 @@ from freehold.chats.types import (
     ChatCard,
     ChatChange,
     ChatFinish,
-    ChatMatch,
     ChatSettings,
     SavedChat,
     SavedMessage,
@@ -145,7 +144,8 @@ class Sessions:
 
     def search(self, text: str, limit: int = 50) -> list[SessionMatch]:
         """Find messages that contain `text`, ignoring case, newest session first."""
-        return [_matched(match) for match in self.folder.search(text, limit)]
+        matches = self.folder.search(text, limit)
+        return [SessionMatch(_listed(each.chat), each.role, each.excerpt) for each in matches]
 
     def _session(self, chat: SavedChat) -> ChatSession:
         system = chat.settings.system
@@ -197,10 +197,6 @@ def check_name(name: str) -> str:
 
 def _listed(card: ChatCard) -> ChatSession:
     return ChatSession(_name(card), card.model, id=card.id, title=card.title or "(empty)")
-
-
-def _matched(match: ChatMatch) -> SessionMatch:
-    return SessionMatch(_listed(match.chat), match.role, match.excerpt)
 
 
 # --- writes a terminal chat to its file as it happens -----------------------------------------------

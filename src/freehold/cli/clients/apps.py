@@ -169,7 +169,7 @@ def _code_folder(env: Environment) -> Path:
     """The settings folder of VS Code's user."""
     if IS_MAC:
         return _home(env) / "Library" / "Application Support" / "Code" / "User"
-    return Path(env.get("XDG_CONFIG_HOME") or _home(env) / ".config") / "Code" / "User"
+    return _config(env) / "Code" / "User"
 
 
 def _config(env: Environment) -> Path:

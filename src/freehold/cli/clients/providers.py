@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freehold.cli.serving.gatewayfile import gateway_option
-from freehold.cli.shared import json_option, table
+from freehold.cli.shared import gateway_option, json_option, table
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
 from freehold.reports.gateway_file import read_gateway

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 
 from freehold.advisor.interval import Interval, digits
 from freehold.backends.capacity.simulation import ReplicaSearch, SimulatedRun, shown
-from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.planning.printed import sizes
 from freehold.catalog.hardware import Rig
 from freehold.reports.capacity import PERCENTS, Capacity
@@ -25,8 +24,9 @@ def lines(capacity: Capacity) -> Iterator[str]:
         f"{trace.source}: {_count(len(trace.requests), 'request')} in {_time(trace.span_s)}, {digits(trace.rate)}/s, "
         f"{trace.prompt_mean:,.0f} + {trace.answer_mean:,.0f} tokens"
     )
+    doubt = engine.time.doubt()
     about = ", ".join(str(v) for v in map(engine.about.get, _ABOUT) if v)
-    yield f"{about or 'engine'}: {engine.time.basis}; a step may take {_doubt(engine)}"
+    yield f"{about or 'engine'}: {engine.time.basis}; a step may take {doubt.low:.2f} to {doubt.high:.2f} times as long"
     yield from _plan(capacity)
     yield from _table([HEAD, *(_row(run, capacity.hourly(run)) for run in capacity.runs)])
     for run in capacity.runs:
@@ -121,11 +121,6 @@ def _notes(run: SimulatedRun) -> Iterator[str]:
             f"{named}: autoscaling {scaling.least}..{scaling.most} by {target}, "
             f"{_count(len(run.counts) - 1, 'change')}, a start takes {_time(scaling.start_s)}"
         )
-
-
-def _doubt(engine: EngineModel) -> str:
-    doubt = engine.time.doubt()
-    return f"{doubt.low:.2f} to {doubt.high:.2f} times as long"
 
 
 def _count(number: int, what: str) -> str:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.backends.planning.options import DeployOptions
-from freehold.cli.deploying.starting import LOOKED_S, last_words, ready
-from freehold.cli.deploying.tables import progress
+from freehold.cli.deploying.running import LOOKED_S, last_words, progress, ready
 from freehold.cli.progress import StatusLine
-from freehold.cli.serving.telling import tell
+from freehold.cli.serving.logs import tell
 from freehold.errors import EngineLost, FreeholdError
 
 if TYPE_CHECKING:

@@ -19,10 +19,9 @@ import click
 from freehold.backends.contract import DeploymentRow, DeployPlan
 from freehold.backends.kept import KeptDeployment, forget, kept
 from freehold.backends.planning.options import planned
-from freehold.cli.deploying import tables
+from freehold.cli.deploying import running as tables
 from freehold.cli.deploying.options import asked_of, plan_options
-from freehold.cli.deploying.running import RunningDeployments
-from freehold.cli.deploying.starting import LOOKED_S
+from freehold.cli.deploying.running import LOOKED_S, RunningDeployments
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.attach import running, server_here
 from freehold.cli.shared import Seconds, json_option, table

@@ -1,6 +1,6 @@
 """The report of a comparison as one HTML page: the verdict, then bills, break-evens, sensitivity.
 
-Knows sections and captions; the wording is cost_text.py's, advisor.report draws.
+Knows sections and captions; the wording is cost.py's, advisor.report draws.
 Path: cost.command -> report -> text of a page
 """
 
@@ -26,7 +26,7 @@ from freehold.advisor.report import (
     tornado,
 )
 from freehold.advisor.report import TornadoBar as Drawn
-from freehold.cli.report.cost_text import (
+from freehold.cli.report.cost import (
     ASSUMPTIONS,
     HEAD,
     MOST_SWINGS,
@@ -59,7 +59,7 @@ def report(comparison: Comparison, today: date) -> str:
         _bills(comparison),
         _evens(comparison),
         _moves(comparison),
-        _inputs(comparison, today),
+        Section("Inputs", (table(("", ""), about(comparison, today)),)),
         _rests(comparison, today),
     ]
     return page(title, verdict(comparison), [s for s in sections if s], (f"freehold cost, {today}.", *_FOOT))
@@ -125,10 +125,6 @@ def _moves(comparison: Comparison) -> Section | None:
 
     caption = "One assumption alone goes from its low to its high end, all others stay at their middle."
     return Section(title, (figure(draw, caption),))
-
-
-def _inputs(comparison: Comparison, today: date) -> Section:
-    return Section("Inputs", (table(("", ""), about(comparison, today)),))
 
 
 def _rests(comparison: Comparison, today: date) -> Section:

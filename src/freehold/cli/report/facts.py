@@ -60,11 +60,14 @@ def facts_lines(model: Model, today: date) -> list[tuple[str, str]]:
         ("terms", model.licence_url),
         ("", "gated: the licence has to be accepted on its page" if model.gated else ""),
         *_lineage(model),
-        *_layers(model),
+        *(("layers" if not i else "", _group(g)) for i, g in enumerate(model.layers)),
         *_cache(model),
         *_scores(model),
         ("about", model.note),
-        *_unknown(model),
+        *(
+            ("not known" if not i else "", f"{key}: looked for in {source}")
+            for i, (key, source) in enumerate(model.not_published)
+        ),
         ("facts", "; ".join(model.sources)),
         ("", checked),
     ]
@@ -92,12 +95,6 @@ def _languages(model: Model) -> str:
     return f"{named} (named, of {model.languages_stated} claimed)" if more else named
 
 
-def _unknown(model: Model) -> list[tuple[str, str]]:
-    """Return the facts that were searched and not found, with the sources."""
-    rows = [f"{key}: looked for in {source}" for key, source in model.not_published]
-    return [("not known" if not i else "", row) for i, row in enumerate(rows)]
-
-
 def _billions(count: float) -> str:
     short = float(f"{count:.3g}") if count < 10 else count  # 7.57B of 7.5673, but 120.6B as it is called
     return f"{short:g}B" if count >= 0.5 else f"{short * 1000:g}M"
@@ -112,10 +109,6 @@ def _lineage(model: Model) -> list[tuple[str, str]]:
             licence = "unknown"
         rows.append(("made from" if not rows else "", f"{parent} (licence: {licence})"))
     return rows
-
-
-def _layers(model: Model) -> list[tuple[str, str]]:
-    return [("layers" if not i else "", _group(g)) for i, g in enumerate(model.layers)]
 
 
 def _group(g: LayerSpec) -> str:

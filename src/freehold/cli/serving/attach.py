@@ -1,8 +1,8 @@
-"""Finds this home's running server and calls its admin routes.
+"""Finds this home's running server and calls its admin routes; the lock that makes it the home's only one.
 
 Knows the Unix socket and the admin routes; streams are remote/openai.py's. A server of another version with the same
 admin protocol is used, with a note; one with another protocol is an error that names both versions.
-Path: cli/run, ps, stop -> running -> GET /admin/hello -> RunningServer
+Path: cli/run, ps -> running -> GET /admin/hello -> RunningServer; serve -> lock_of; ps, launch, keys -> holder
 """
 
 from __future__ import annotations
@@ -11,16 +11,20 @@ import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from freehold.cli.serving.lock import holder
+from freehold import private
 from freehold.config import Settings
 from freehold.errors import FreeholdError, ServerUnreachable, UpstreamFailed
 from freehold.remote.http import ADMIN_PROTOCOL, Api
 from freehold.serving import EngineStats, ModelInfo
 from freehold.version import __version__
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
 
 GREETING_S = 10.0  # a server answers in milliseconds; on a machine that swaps, in seconds
 WAY_OUT = "stop it (freehold serve printed its pid) and start it again"
@@ -114,7 +118,12 @@ class RunningServer:
         listing = self.api.call("GET", "/admin/ps", as_=_Listing)
         here = [self._loaded(row) for row in listing.models]
         known = {model.name for model in here}
-        return here + [_coming(name, p) for name, p in listing.loading.items() if name not in known]
+        for name, progress in listing.loading.items():
+            if name not in known:
+                share = progress.done / max(progress.total, 1)
+                plain = {"name": name, "loading": msgspec.to_builtins(progress)}
+                here.append(Loaded(name, None, EngineStats(), 0, 0, share, None, plain))
+        return here
 
     def needs(self) -> dict[str, str]:
         """Return what models here need in memory, as the page's list says; nothing from a server without a page."""
@@ -147,11 +156,6 @@ class RunningServer:
             row.expires_at,
             self.api.read(raw, dict),
         )
-
-
-def _coming(name: str, progress: _LoadProgress) -> Loaded:
-    plain = {"name": name, "loading": msgspec.to_builtins(progress)}
-    return Loaded(name, None, EngineStats(), 0, 0, progress.done / max(progress.total, 1), None, plain)
 
 
 def running(settings: Settings) -> RunningServer | None:
@@ -212,3 +216,41 @@ def _greeted(api: Api) -> Greeting:
             f"stop it with its own freehold stop or kill {greeting.pid}, then start freehold serve again",
         )
     return greeting
+
+
+# --- the lock that makes one server a home's only one, and the process id of its holder -------------
+
+
+def lock_of(settings: Settings) -> BaseFileLock:
+    """Return the lock that this home's server holds for as long as it lives."""
+    from filelock import FileLock
+
+    folder = settings.socket.parent
+    private.folder(folder, settings.home)
+    return FileLock(private.file(folder / "server.lock"), thread_local=False)
+
+
+def pid_file(settings: Settings) -> Path:
+    """Return where the holder of the lock writes its pid."""
+    return settings.socket.with_name("server.pid")
+
+
+def holder(settings: Settings) -> int:
+    """Return the pid of this home's server, whether it accepts connections or not; 0 if there is none."""
+    from filelock import Timeout
+
+    if not pid_file(settings).exists():
+        return 0
+    try:
+        with lock_of(settings).acquire(timeout=0):
+            return 0
+    except Timeout:
+        with suppress(FileNotFoundError):  # it stopped meanwhile
+            return int(pid_file(settings).read_text(encoding="utf-8") or 0)
+        return 0
+
+
+def ended(settings: Settings) -> None:
+    """Wait until this home's server is gone."""
+    with lock_of(settings).acquire(poll_interval=0.05):
+        pass

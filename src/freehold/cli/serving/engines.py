@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from freehold.backends.finding import EngineChoice, choose, look, place_of
-from freehold.cli.serving.telling import tell
+from freehold.cli.serving.logs import tell
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.store import ModelRef, Store

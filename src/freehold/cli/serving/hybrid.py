@@ -1,22 +1,27 @@
 """The gateway of a starting server: its file is read, its keys leave the environment, its parts are announced.
 
 Knows the file and the messages; the parts are router/opening.py's. Imported only where a gateway.toml is named.
-Path: cli/serve.py -> HybridStart.open -> router/opening.py
+Path: cli/serve.py -> HybridStart.open -> router/opening.py; cli/bar.py -> gateway_models
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freehold.config import Settings
+from freehold.evals.trial import ServedChat
 from freehold.reports.gateway_file import AskedVariables, outside_of
 from freehold.router.opening import LiveGateway, ServedGateway, check_packages, ledger_path, open_models
 from freehold.router.toml.outside import KeptEnvironment
-from freehold.serving import ModelManager
+from freehold.serving import ModelManager, Origin
 from freehold.store import Store
+from freehold.worker.models import EngineModels
 
 if TYPE_CHECKING:
     from freehold.server.core.keys import Ring
@@ -73,3 +78,38 @@ def missing_variables(settings: Settings, path: Path) -> list[str]:
     needed = AskedVariables()
     read(path, outside_of(settings, needed))
     return sorted(needed.asked)
+
+
+# --- the same for a verb that asks the models of a gateway.toml -------------------------------------
+# The server's own parts in an event loop of another thread, without a door. Requests are labelled, budgeted and
+# booked as a client's are.
+
+DRAIN_S = 5.0
+
+
+@contextmanager
+def gateway_models(
+    settings: Settings, store: Store, path: Path, labels: tuple[str, ...], key: str
+) -> Iterator[Callable[[str], ServedChat]]:
+    """Give a function from a name to a model of the gateway, asked with these labels as this key."""
+    start = HybridStart(settings, store, path)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="freehold-gateway", daemon=True)
+    thread.start()
+
+    async def opened() -> ServedGateway:
+        return await start.open(EngineModels(store))
+
+    models = asyncio.run_coroutine_threadsafe(opened(), loop).result()
+
+    def use(name: str) -> ServedChat:
+        directory = models.asked_by(Origin(key=key, labels=labels, door="bar"))
+        return ServedChat(asyncio.run_coroutine_threadsafe(directory.use(name), loop).result(), loop)
+
+    try:
+        yield use
+    finally:
+        asyncio.run_coroutine_threadsafe(models.close(DRAIN_S), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

@@ -1,8 +1,8 @@
-"""The log of `serve`: lines of text or JSON on stderr, written by a thread.
+"""The log of `serve`: lines of text or JSON on stderr, written by a thread; its messages, in the log once it is open.
 
 Knows levels and formats; knows no request. A blocked reader of stderr never blocks the server: lines wait in a queue,
 and those beyond its limit are counted and reported.
-Path: cli/serve -> logging_to -> LogWriter -> stderr
+Path: cli/serve -> logging_to, tell -> LogWriter -> stderr
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ class LogWriter(logging.Handler):
                 records.append(self._waiting.get())
             if self._lost:
                 lost, self._lost = self._lost, 0
-                records.insert(-1, _record(f"{lost:,} lines of the log were dropped: stderr is blocked"))
+                dropped = f"{lost:,} lines of the log were dropped: stderr is blocked"
+                records.insert(
+                    -1, logging.LogRecord("freehold.log", logging.WARNING, "", 0, dropped, (), None)
+                )
             lines = [self.format(record) + "\n" for record in records if record is not None]
             Ticking.make_way()
             try:
@@ -105,10 +108,6 @@ def is_logging() -> bool:
     return any(isinstance(handler, LogWriter) for handler in logging.getLogger().handlers)
 
 
-def _record(message: str) -> logging.LogRecord:
-    return logging.LogRecord("freehold.log", logging.WARNING, "", 0, message, (), None)
-
-
 @contextmanager
 def logging_to(out: IO[str] | None, level: str, form: LogForm) -> Iterator[None]:
     """Log to `out` (None: stderr) within; other libraries from level warning."""
@@ -126,3 +125,14 @@ def logging_to(out: IO[str] | None, level: str, form: LogForm) -> Iterator[None]
         root.setLevel(before[0])
         ours.setLevel(before[1])
         lines.close()
+
+
+def tell(text: str) -> None:
+    """Print a message on stderr, through the log once it is open."""
+    if not is_logging():
+        Ticking.make_way()
+        return print(text, file=sys.stderr, flush=True)
+    level, _, rest = text.partition(": ")
+    known = {"error": logging.ERROR, "warning": logging.WARNING}
+    message = rest if level in known else text
+    return logging.getLogger("freehold.serve").log(known.get(level, logging.INFO), "%s", message)

@@ -20,11 +20,8 @@ from typing import TYPE_CHECKING
 from freehold import private
 from freehold.backends.finding import driven
 from freehold.cli.serving.engines import EngineWish, deployments_of
-from freehold.cli.serving.lock import lock_of, pid_file
-from freehold.cli.serving.logs import logging_to
-from freehold.cli.serving.opening import open_browser, opening, owner_address, page_line
-from freehold.cli.serving.options import ServeOptions
-from freehold.cli.serving.telling import tell
+from freehold.cli.serving.logs import logging_to, tell
+from freehold.cli.serving.options import ServeOptions, open_browser, opening, owner_address, page_line
 from freehold.cli.shared import held_or_fetched, named_adapter
 from freehold.config import Settings
 from freehold.errors import AddressTaken, FreeholdError, ServerUnreachable, UsageError
@@ -191,6 +188,8 @@ def named(store: Store, model: str) -> str:
 def _only_server(settings: Settings) -> Iterator[None]:
     """Hold this home's lock; raise AddressTaken with the address of the running server."""
     from filelock import Timeout
+
+    from freehold.cli.serving.attach import lock_of, pid_file
 
     lock = lock_of(settings)
     try:

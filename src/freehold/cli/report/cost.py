@@ -1,7 +1,7 @@
-"""A comparison of self-hosting with APIs as text: lines, tables and a tornado diagram.
+"""A comparison of self-hosting with APIs, and a ledger's savings, as text: lines, tables and a tornado diagram.
 
 The HTML page uses the same wording. Knows no arithmetic.
-Path: cost.command -> show; cost_page.report -> about, row, assumption_row
+Path: cost.command -> show, show_ledger; cost_page -> about, row, assumption_row
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from freehold.cli.shared import pairs, table
 
 if TYPE_CHECKING:
     from freehold.advisor.breakeven import Assumption, Comparison, Even, Swing
+    from freehold.reports.cost import LedgerCost
+    from freehold.router.savings import DollarRange
+
 
 HEAD = ("OPTION", "DOLLARS A MONTH", "PER MILLION", "BREAK-EVEN (TOKENS A DAY)", "UTILISATION")
 ASSUMPTIONS = ("ASSUMPTION", "LOW", "MID", "HIGH", "UNIT", "WHAT")
@@ -228,3 +231,49 @@ def short(value: float) -> str:
 def spoken(value: Interval) -> str:
     """Return a range as plain numbers."""
     return f"{value.mid:g}" + ("" if value.low == value.high else f" ({value.low:g} to {value.high:g})")
+
+
+# --- what a gateway's requests did cost beside what they would have cost elsewhere ------------------
+
+LEDGER_HEAD = ("INSTEAD", "WOULD HAVE COST, USD", "SAVED, USD", "REQUESTS", "MODELS")
+
+
+def show_ledger(cost: LedgerCost) -> None:
+    """Print a comparison."""
+    savings = cost.found
+    days = savings.period_s / 86400
+    rows = [
+        ("requests", f"{savings.requests:,} in {days:g} days"),
+        ("to providers", f"{savings.rented:,.6f} USD, as the ledger's rows add up"),
+        ("owned machines", _range(savings.owned)),
+        ("in all", _range(savings.cost)),
+    ]
+    for place, seconds in savings.busy_s.items():
+        speed = f", {cost.speeds[place]:,.1f} tokens/s while busy" if place in cost.speeds else ""
+        on = f" on {cost.machines[place].owned.name}" if place in cost.machines else ""
+        rows.append((place, f"busy for {seconds:,.1f} s{speed}{on}"))
+    pairs(rows)
+    click.echo()
+    against = [
+        (one.name, _range(one.cost), _range(one.saved), f"{one.requests:,}", one.what)
+        for one in savings.against
+    ]
+    table(LEDGER_HEAD, against, right=(3,))
+    click.echo(
+        "\nA negative saving is a loss. REQUESTS: those it says something of; the others keep their cost."
+    )
+    for note in savings.notes:
+        click.echo(f"note: {note}", err=True)
+    for place, machine in cost.machines.items():
+        click.echo(f"\n{place}: {machine.owned.name}, {_words(machine.hour)} USD an hour")
+        pairs([(a.key, f"{_words(a.value)} {a.unit}: {a.source}") for a in machine.assumed])
+
+
+def _words(value: Interval) -> str:
+    return f"{value.mid:g}" if value.low == value.high else f"{value.low:g}-{value.high:g}"
+
+
+def _range(value: DollarRange) -> str:
+    if value.low == value.high:
+        return f"{value.mid:,.6f}"
+    return f"{value.mid:,.4f} ({value.low:,.4f} to {value.high:,.4f})"

@@ -1,0 +1,153 @@
+"""The settings of the verbs that train an adapter, which are their options too: `AlignSettings(beta=-3)` is refused.
+
+Knows names, ranges and helps; imports no torch and no NumPy until a model is bound.
+Path: cli/align.py and its neighbours -> cli/options.py; align, finetune, distil, reinforce -> AdapterSettings.trainee
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from freehold.options import check, option
+from freehold.types import MAX_SEED
+
+if TYPE_CHECKING:
+    from freehold.adapt.training.steps import Optimizer
+    from freehold.adapt.training.trainee import Trainee
+
+WARMUP = 0.1  # share of the steps
+CAP = 2.0  # of a token's weight
+MOST_MISMATCH = 0.15  # nats per token; 0.03 to 0.08 is usual as served, 0.66 was a prompt off its template
+Loss = Literal["dr_grpo", "dapo"]
+_BFLOAT16 = "Multiply in bfloat16, which is faster on processors with AMX and on AMD's with AVX512_BF16"
+_REPLAY = "Rows of MODEL's own text rehearsed per step, to reduce forgetting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterSettings:
+    """How an adapter is trained. Every field is in the receipt."""
+
+    rate: float = option(2e-4, "Learning rate.", name="lr", above=0, most=1)
+    rank: int = option(16, "Rank of the adapter.", least=1, most=512)
+    alpha: float = 32.0
+    seed: int = option(0, "Seed of all draws.", least=0, most=MAX_SEED)
+    threads: int | None = option(None, "Compute threads; default: the physical cores.", least=1)
+    half: bool = option(False, f"{_BFLOAT16}, and the default there.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def trainee(self, model: Path, memory: int | None = None) -> Trainee:
+        """Bind a model with new pairs. `memory`: of activations, in bytes. Raises what Trainee.open raises."""
+        from freehold.adapt.training.trainee import ACTIVATIONS, Trainee
+
+        return Trainee.open(
+            model,
+            rank=self.rank,
+            alpha=self.alpha,
+            seed=self.seed,
+            threads=self.threads,
+            half=self.half,
+            memory=ACTIVATIONS if memory is None else memory,
+        )
+
+    def optimizer(self, trainee: Trainee, steps: int) -> Optimizer:
+        """Make an optimizer whose rate grows over the first tenth of `steps` and then falls to zero."""
+        from freehold.adapt.training.steps import Optimizer
+
+        warmup = max(1, round(WARMUP * steps))
+        return Optimizer(trainee.parameters(), self.rate, warmup=warmup, total=steps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignSettings(AdapterSettings):
+    """How to align. Every field is in the receipt."""
+
+    beta: float = option(0.1, "Weight of the margin; a smaller one lets the model move further.", above=0)
+    nll: float = option(0.1, "Weight of the likelihood of chosen answers; 0 is plain DPO.", least=0)
+    smoothing: float = option(
+        0.0, "Share of pairs assumed to be labelled the wrong way round.", least=0, below=0.5
+    )
+    epochs: int = option(1, "Passes over the pairs.", least=1, most=100)
+    batch: int = option(8, "Pairs a step.", least=1, most=256)
+    replay: int = option(2, f"{_REPLAY}.", least=0, most=64)
+    replay_weight: float = 1.0
+    test_share: float = option(
+        0.1, "Share of prompts set aside for the test, without --test.", least=0, most=0.9
+    )
+    max_length: int = option(1024, "Maximum tokens of a prompt and its answer together.", least=8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneSettings(AdapterSettings):
+    """How to teach. Every field is in the receipt."""
+
+    rate: float = option(1e-3, "Learning rate.", name="lr", above=0, most=1)
+    epochs: int = option(1, "Passes over --data.", least=1, most=100)
+    batch: int = option(8, "Answers a step.", least=1, most=256)
+    replay: int = option(2, f"{_REPLAY}; 0: none.", least=0, most=64)
+    replay_weight: float = option(
+        1.0, "Weight of the divergence on these rows relative to the loss.", least=0
+    )
+    max_length: int = option(1024, "Maximum tokens of a prompt and its answer together.", least=8)
+    skip_long: bool = option(False, "Skip longer examples and print how many; nothing is truncated.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistilSettings(AdapterSettings):
+    """How to distil. Every field is in the receipt."""
+
+    on_policy: bool = option(
+        False, "Let MODEL answer and TEACHER judge each token; both must have the same tokenizer."
+    )
+    tries: int = option(
+        2,
+        "Maximum attempts of TEACHER per prompt until an answer passes; the first is greedy.",
+        least=1,
+        most=16,
+    )
+    max_tokens: int = option(256, "Tokens of an answer.", least=1)
+    max_length: int = option(1024, "Maximum tokens of a prompt and its answer together.", least=8)
+    epochs: int = option(2, "Passes over the prompts.", least=1, most=100)
+    batch: int = option(8, "Prompts a step.", least=1, most=256)
+    replay: int = option(2, f"{_REPLAY}; not with --on-policy.", least=0, most=64)
+    replay_weight: float = 1.0
+    test_share: float = option(
+        0.1,
+        "Share of prompts set aside for the test, if they have checks and there is no --test.",
+        least=0,
+        most=0.9,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReinforceSettings(AdapterSettings):
+    """How to reinforce. Every field is in the receipt."""
+
+    steps: int = option(help="Steps to train.", least=1)
+    prompts: int = option(8, "Prompts a step.", name="batch", least=1, most=256)
+    group: int = option(8, "Answers to each prompt.", least=2, most=64)
+    max_tokens: int = option(64, "Tokens of an answer.", least=1)
+    loss: Loss = option("dr_grpo", "How advantages and tokens are normalised.", choices=get_args(Loss))
+    rate: float = option(
+        1e-4, "Learning rate; 0 trains nothing, for a control run.", name="lr", least=0, most=1
+    )
+    updates: int = option(
+        1, "Updates from one step's answers; all but the first are clipped.", least=1, most=8
+    )
+    cap: float = option(
+        CAP, "Maximum weight of a token (trainer over sampler); 0: every token has weight 1.", least=0
+    )
+    most_mismatch: float = option(
+        MOST_MISMATCH,
+        "Stop if trainer and sampler are further apart than this, in nats per token.",
+        above=0,
+    )
+    unseen: int = option(100, "Prompts to measure with.", least=0, most=2000)
+    passes_at: float = option(1.0, "The score from which an answer passes.", name="pass-at", above=0, most=1)
+    shots: int = option(0, "Solved prompts shown before each, as turns of the chat.", least=0, most=32)
+    system: str = option("", "A system message before every prompt.")
+    allow_gameable: bool = option(False, "Train even if the verifier rewards useless answers.")
+    half: bool = option(False, f"{_BFLOAT16}, but moves trainer and sampler further apart.")
