@@ -171,7 +171,6 @@ def _task(task: str | None, samples: str | None) -> str:
 
 
 def _trial(settings: Settings, advice: Advice, options: dict[str, Any], top: int | None) -> Tried | None:
-    """Run the shortlist on the cases that --try names."""
     if not options["samples"]:
         if options["judge"] or options["fetch"]:
             raise UsageError("--judge and --yes need --try", "name a file of cases: --try samples.jsonl")
@@ -188,7 +187,6 @@ def _trial(settings: Settings, advice: Advice, options: dict[str, Any], top: int
 
 
 def _advice(settings: Settings, task: str, options: dict[str, Any]) -> Advice:
-    """Return the advice for the task and the options."""
     from freehold.choosing import advise
 
     facts = company_facts(

@@ -199,7 +199,6 @@ def _from_ledger(
     other: str | None,
     options: Mapping[str, Any],
 ) -> None:
-    """Price the requests of a ledger."""
     from freehold.providers.contract import HOUSE
     from freehold.reports.cost import from_ledger, savings_json
 

@@ -90,7 +90,6 @@ def parameters_of(given: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _read(file: Path) -> tuple[Recipe, Path]:
-    """Return a Modelfile's recipe, and the folder that its paths start at."""
     try:
         with file.open(encoding="utf-8") as opened:
             text = opened.read(MAX_CHARS + 1)

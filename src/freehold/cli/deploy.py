@@ -8,6 +8,7 @@ Path: main -> deploy -> planning.options.planned -> deploying/running.py, or ser
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +24,7 @@ from freehold.cli.deploying.options import (
 from freehold.cli.helping import section
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.logs import LEVELS
-from freehold.cli.serving.options import door_options, read_options
+from freehold.cli.serving.options import ServeRequest, door_options, read_options
 from freehold.cli.shared import drain_option, gateway_option, json_option, offline_option, with_offline
 from freehold.cli.verbs import UNDER_DEPLOY
 from freehold.config import Settings, nearest
@@ -180,7 +181,6 @@ def command(ctx: click.Context, model: str = "", **values: Any) -> None:
 
 
 def _again(settings: Settings, options: Mapping[str, Any]) -> int:
-    """Start what is kept and does not run."""
     from freehold.backends.kept import kept
     from freehold.cli.deploying.running import RunningDeployments
     from freehold.cli.serving.attach import running
@@ -218,11 +218,10 @@ def _start(
         with server:
             return start_all(RunningDeployments(server), plans, printed=values["as_json"], again=again)
     from freehold.cli.deploying.serving import StartedDeployments
-    from freehold.cli.serve import command as serve
     from freehold.cli.serving.running import serve_models
     from freehold.store import Store
 
-    usual = serve.make_context("serve", []).params
-    door = {name: value for name, value in values.items() if name in usual}
-    options = read_options(settings, {**usual, **door})
+    names = {each.name for each in fields(ServeRequest)}
+    request = ServeRequest(**{name: value for name, value in values.items() if name in names})
+    options = read_options(settings, request)
     return serve_models(settings, Store(settings), (), options, StartedDeployments(plans, again=again))

@@ -229,7 +229,6 @@ def _lines(name: str, value: Any) -> list[str]:
 
 
 def _engine(engine: dict[str, Any]) -> str:
-    """Return a line about an engine at hand."""
     told = ", ".join(engine["devices"]) or engine["note"]
     return f"{engine['name']}: {engine['program']}" + (f" ({told})" if told else "")
 

@@ -136,7 +136,6 @@ def _target(settings: Settings, url: str | None, model: str | None, key: str | N
 
 
 def _keyed(settings: Settings) -> bool:
-    """Return whether a server of this home requires a key."""
     from freehold.server.core.keys import KeyFile
 
     return bool(KeyFile(settings.keys).read())

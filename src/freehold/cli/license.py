@@ -118,7 +118,6 @@ def _nothing_to_judge(
 
 
 def _print_all(as_json: bool) -> None:
-    """List every licence with its most asked terms."""
     from freehold.catalog.licence import licences
 
     if as_json:
@@ -201,7 +200,6 @@ def _fill(text: str, first: str = "", rest: str = "      ") -> None:
 
 
 def _print_card(one: Licence) -> None:
-    """Print a licence's terms by topic."""
     from freehold.catalog.licence import TOPICS
 
     rows = [
@@ -260,7 +258,6 @@ def _named(identifier: str) -> str:
 
 
 def _told(facts: Facts) -> str:
-    """Describe the given facts."""
     facts_in_words = []
     for name, value in asdict(facts).items():
         plain = name.replace("_", " ")

@@ -109,6 +109,7 @@ _FORMS: dict[str, Callable[[str], click.ParamType]] = {
     "list": lambda kind: click.STRING,
     "amount": lambda kind: Amount(whole=kind == "int"),
     "time": lambda kind: Seconds(),
+    "never": lambda kind: Seconds(never=True),
     "bytes": lambda kind: MemorySize(),
     "billions": lambda kind: Billions(),
     "path": lambda kind: click.Path(path_type=Path),

@@ -180,7 +180,6 @@ class _QuantizeProgress:
 
 
 def _rows(out: Path, record: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the receipt as rows of text."""
     result = record["result"]
     share, licences = result["bytes"] / result["source_bytes"], ", ".join(record["licence"]["licences"])
     types = ", ".join(f"{name} {human(n)}" for name, n in result["bytes_by_type"].items())

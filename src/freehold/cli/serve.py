@@ -14,13 +14,12 @@ from typing import Any
 import click
 
 from freehold.cli.helping import section
+from freehold.cli.options import setting_options
 from freehold.cli.serving.engines import OWN
-from freehold.cli.serving.logs import LEVELS, tell
-from freehold.cli.serving.options import door_options, read_options
+from freehold.cli.serving.logs import tell
+from freehold.cli.serving.options import ServeRequest, door_options, read_options
 from freehold.cli.serving.running import named, serve_models
 from freehold.cli.shared import (
-    MemorySize,
-    Seconds,
     draft_option,
     drain_option,
     engine_option,
@@ -41,77 +40,19 @@ from freehold.store import Store
 @section("Address and access")
 @door_options
 @section("Loading models")
-@click.option(
-    "--context",
-    type=click.IntRange(1),
-    help="Context in tokens; default: the model's, if it fits into memory.",
-)
+@setting_options(ServeRequest, "context")
 @kv_option
 @draft_option
 @speculate_option
 @paging_option
 @engine_option
-@click.option(
-    "--adapter",
-    "adapters",
-    multiple=True,
-    metavar="[MODEL+]NAME=PATH",
-    help="Serve a LoRA adapter of MODEL (default: the first) as MODEL+NAME; repeatable.",
-)
-@click.option("--threads", type=click.IntRange(1, 1024), help="Number of compute threads.")
-@click.option(
-    "--cache-size",
-    type=MemorySize(),
-    metavar="SIZE",
-    help="Memory of each model's KV cache: 2GB, 500MB. Default: half of what is free.",
-)
-@click.option(
-    "--keep-alive",
-    type=Seconds(never=True),
-    metavar="TIME",
-    help="Unload a model after this idle time, or never. Default: 5m.",
-)
-@click.option("--max-models", type=click.IntRange(1), help="Maximum number of models in memory.")
-@click.option(
-    "--disk-cache/--no-disk-cache",
-    default=True,
-    help="Store the KV cache of long prompts in the data folder; it survives restarts.",
-)
+@setting_options(ServeRequest, "adapters", "threads", "cache_size", "keep_alive", "max_models", "disk_cache")
 @section("Limits")
-@click.option(
-    "--max-queued",
-    type=click.IntRange(1),
-    help="Maximum waiting requests per model; more are refused (429). Default: 512.",
-)
-@click.option(
-    "--max-requests",
-    type=click.IntRange(1, 1_000_000),
-    metavar="N",
-    help="Maximum concurrent requests per key, or per address without keys (429). Default: 256.",
-)
-@click.option(
-    "--target-itl",
-    type=click.FloatRange(1),
-    metavar="MS",
-    help="Target inter-token latency of running answers during prefill, in milliseconds.",
-)
+@setting_options(ServeRequest, "max_queued", "max_requests", "target_itl")
 @section("The server")
 @gateway_option
 @drain_option
-@click.option(
-    "--log-level",
-    type=click.Choice(LEVELS),
-    default="info",
-    show_default=True,
-    help="Level of the log on stderr: info logs every request, warning only failures.",
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="json: one object per line. Prompts and answers are never logged.",
-)
+@setting_options(ServeRequest, "log_level", "log_format")
 @click.option(
     "--install-service",
     is_flag=True,
@@ -139,8 +80,8 @@ def command(ctx: click.Context, models: tuple[str, ...], **values: Any) -> None:
         tell(f"warning: {note}")
     force, installing = values.pop("force"), values.pop("install_service")
     source = click.core.ParameterSource.COMMANDLINE
-    values["own"] = next((o for name, o in OWN.items() if ctx.get_parameter_source(name) is source), "")
-    options = read_options(settings, values)
+    own = next((o for name, o in OWN.items() if ctx.get_parameter_source(name) is source), "")
+    options = read_options(settings, ServeRequest(own=own, **values))
     store = Store(settings)
     if installing:
         from freehold.cli.serving.service import install

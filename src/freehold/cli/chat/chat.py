@@ -202,7 +202,6 @@ class Conversation:
         self._measure()
 
     def _measure(self) -> None:
-        """Count the tokens of the chat."""
         if self.messages:
             self._used = self.model.count_tokens(self.messages)
 

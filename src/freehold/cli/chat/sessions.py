@@ -356,7 +356,6 @@ class ChatKeeper:
             parent = turn.id
 
     def _system(self) -> str:
-        """Return the system prompt as it is in the file."""
         return "".join(m.content for m in self.session.messages if m.role == "system")
 
     def _settle(self) -> None:

@@ -174,7 +174,6 @@ class CheckedServer:
 
 @contextmanager
 def _server(settings: Settings, url: str | None, key: str, model: str | None) -> Iterator[CheckedServer]:
-    """Give the named server, the running one, or one started for the checks."""
     if url is not None:
         if not model:
             raise UsageError("a model is missing", "freehold doctor compat MODEL --url URL")

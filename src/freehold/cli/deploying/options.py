@@ -144,12 +144,10 @@ def refuse_without_model(ctx: click.Context) -> None:
 
 
 def _on_the_line(ctx: click.Context, names: Collection[str]) -> Iterator[click.Option]:
-    """Yield those options that were given on the command line."""
     for param in ctx.command.params:
         if isinstance(param, click.Option) and param.name in names and _is_given(ctx, param):
             yield param
 
 
 def _is_given(ctx: click.Context, param: click.Parameter) -> bool:
-    """Return whether a parameter was given on the command line."""
     return ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE

@@ -351,7 +351,6 @@ def print_advice(advice: Advice, shown: tuple[Judged, ...], *, everything: bool,
 
 
 def _print_picks(advice: Advice, shown: tuple[Judged, ...]) -> None:
-    """Print the ranking, then the reasons and the command of the first."""
     marks = (LETTERS[i] if i < len(LETTERS) else f"{i + 1}" for i in range(len(shown)))
     rows = [(mark, *row(advice, judged)) for mark, judged in zip(marks, shown, strict=True)]
     print_table(tuple(h.upper() for h in head(advice)), rows, right=(2, 4))

@@ -66,7 +66,6 @@ def report(comparison: Comparison, today: date) -> str:
 
 
 def _bills(comparison: Comparison) -> Section:
-    """Draw the monthly cost of each option."""
     parts = [part for part in PARTS if comparison.parts[part]]
     ours = (*(comparison.parts[part] for part in parts), 0.0)
     own = Bar(comparison.owned.name, ours, dollars(comparison.month.mid), strong=True)
@@ -111,7 +110,6 @@ def _bounds(value: Interval) -> tuple[float, float, float]:
 
 
 def _moves(comparison: Comparison) -> Section | None:
-    """Draw the tornado."""
     even = headline(comparison)
     swings = [Drawn(s.assumption.title, s.at_low, s.at_high, *ends(s)) for s in (even or comparison).swings]
     if not swings:

@@ -145,7 +145,6 @@ def _cache(model: Model) -> list[tuple[str, str]]:
 
 
 def _scores(model: Model) -> list[tuple[str, str]]:
-    """Return the published results, one row per source."""
     by_source: dict[str, list[str]] = {}
     for s in model.scores:
         how = f" ({s.setting})" if s.setting else ""

@@ -10,15 +10,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING, get_args
 
 from freehold.cli.options import setting_options
-from freehold.cli.serving.logs import LogForm, tell
+from freehold.cli.serving.logs import LEVELS, LogForm, tell
 from freehold.cli.shared import Seconds
 from freehold.config import Settings
 from freehold.errors import UsageError
+from freehold.options import option
 from freehold.platforms import has_screen
 from freehold.reports.gateway_file import gateway_path
 
@@ -27,61 +26,103 @@ if TYPE_CHECKING:
     from freehold.server.core.keys import Key, Ring
     from freehold.server.core.limits import ServerLimits
     from freehold.server.core.sockets import Tls
-    from freehold.types import ServedModelOptions
+    from freehold.types import KvType, ServedModelOptions
     from freehold.worker.options import EngineOptions
 
 
-_DOOR = (
-    setting_options(Settings, "host", "port", unset=True),
-    click.option(
-        "--ollama-port",
-        type=click.IntRange(1, 65535),
-        metavar="PORT",
-        help="Also listen on PORT; Ollama's clients expect 11434.",
-    ),
-    click.option(
-        "--key-file",
-        type=click.Path(path_type=Path),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeRequest:
+    """The command line of a server. None: not given."""
+
+    host: str | None = None  # this and the next are options of the settings
+    port: int | None = None
+    ollama_port: int | None = option(
+        None, "Also listen on PORT; Ollama's clients expect 11434.", least=1, most=65535, metavar="PORT"
+    )
+    key_file: Path | None = option(
+        None,
+        "Require a key whose hash is in FILE. Default: keys.json of the data folder, if it exists.",
+        form="path",
         metavar="FILE",
-        help="Require a key whose hash is in FILE. Default: keys.json of the data folder, if it exists.",
-    ),
-    click.option(
-        "--insecure",
-        is_flag=True,
-        help="Allow other machines without a key; prints who can then send requests.",
-    ),
-    click.option(
-        "--allow-host",
-        multiple=True,
-        metavar="NAME",
-        help="Accept this name in the Host header of requests without a key; repeatable.",
-    ),
-    click.option(
-        "--origin",
-        multiple=True,
-        metavar="URL",
-        help="Allow requests from web pages of this origin; repeatable.",
-    ),
-    click.option(
-        "--console/--no-console",
-        default=True,
-        help="Serve the page at / and the routes that only the page uses.",
-    ),
-    click.option("--open", "open_page", is_flag=True, help="Open the page in the browser, as its owner."),
-    click.option(
-        "--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Certificate for TLS, in PEM."
-    ),
-    click.option(
-        "--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="Private key of the certificate."
-    ),
-)
+    )
+    insecure: bool = option(False, "Allow other machines without a key; prints who can then send requests.")
+    allow_host: tuple[str, ...] = option(
+        (), "Accept this name in the Host header of requests without a key; repeatable.", metavar="NAME"
+    )
+    origin: tuple[str, ...] = option(
+        (), "Allow requests from web pages of this origin; repeatable.", metavar="URL"
+    )
+    console: bool = option(
+        True, "Serve the page at / and the routes that only the page uses.", off="no-console"
+    )
+    open_page: bool = option(False, "Open the page in the browser, as its owner.", name="open")
+    tls_cert: Path | None = option(None, "Certificate for TLS, in PEM.", form="path", metavar="FILE")
+    tls_key: Path | None = option(None, "Private key of the certificate.", form="path", metavar="FILE")
+    context: int | None = option(
+        None, "Context in tokens; default: the model's, if it fits into memory.", least=1
+    )
+    kv_type: KvType = "f16"
+    draft: str | None = None
+    speculate: bool = True
+    allow_paging: bool = False
+    engine: str | None = "auto"
+    adapters: tuple[str, ...] = option(
+        (),
+        "Serve a LoRA adapter of MODEL (default: the first) as MODEL+NAME; repeatable.",
+        name="adapter",
+        metavar="[MODEL+]NAME=PATH",
+    )
+    threads: int | None = option(None, "Number of compute threads.", least=1, most=1024)
+    cache_size: int | None = option(
+        None,
+        "Memory of each model's KV cache: 2GB, 500MB. Default: half of what is free.",
+        form="bytes",
+        metavar="SIZE",
+    )
+    keep_alive: float | None = option(
+        None, "Unload a model after this idle time, or never. Default: 5m.", form="never", metavar="TIME"
+    )
+    max_models: int | None = option(None, "Maximum number of models in memory.", least=1)
+    disk_cache: bool = option(
+        True,
+        "Store the KV cache of long prompts in the data folder; it survives restarts.",
+        off="no-disk-cache",
+    )
+    max_queued: int | None = option(
+        None, "Maximum waiting requests per model; more are refused (429). Default: 512.", least=1
+    )
+    max_requests: int | None = option(
+        None,
+        "Maximum concurrent requests per key, or per address without keys (429). Default: 256.",
+        least=1,
+        most=1_000_000,
+        metavar="N",
+    )
+    target_itl: float | None = option(
+        None,
+        "Target inter-token latency of running answers during prefill, in milliseconds.",
+        least=1,
+        metavar="MS",
+    )
+    gateway: Path | None = None
+    drain: float = 30.0
+    log_level: str = option(
+        "info",
+        "Level of the log on stderr: info logs every request, warning only failures.",
+        choices=LEVELS,
+    )
+    log_format: LogForm = option(
+        "text", "json: one object per line. Prompts and answers are never logged.", choices=get_args(LogForm)
+    )
+    as_json: bool = False
+    own: str = ""  # a given option that our engine alone has
 
 
 def door_options(command: Callable) -> Callable:
     """Add the options that say where a server listens, and who may ask it."""
-    for option in reversed(_DOOR):
-        command = option(command)
-    return command
+    names = ("ollama_port", "key_file", "insecure", "allow_host", "origin", "console", "open_page")
+    command = setting_options(ServeRequest, *names, "tls_cert", "tls_key")(command)
+    return setting_options(Settings, "host", "port", unset=True)(command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,64 +151,64 @@ class ServeOptions:
     own: str = ""  # a given option that our engine alone has
 
 
-def read_options(settings: Settings, values: dict[str, Any]) -> ServeOptions:
+def read_options(settings: Settings, request: ServeRequest) -> ServeOptions:
     """Check the options, and fill in from the settings what was not given. Raises UsageError."""
     from freehold.server.core.auth import check_bind
     from freehold.server.core.limits import ServerLimits
     from freehold.server.core.sockets import checked
 
-    host = values["host"] or settings.host
-    keys = ring(settings, values["key_file"], insecure=values["insecure"])
-    check_bind(host, keys, insecure=values["insecure"])
-    hosts = (*own_names(), *values["allow_host"]) if values["insecure"] else values["allow_host"]
-    most = values["max_requests"]
+    host = request.host or settings.host
+    keys = ring(settings, request.key_file, insecure=request.insecure)
+    check_bind(host, keys, insecure=request.insecure)
+    hosts = (*own_names(), *request.allow_host) if request.insecure else request.allow_host
+    most = request.max_requests
     return ServeOptions(
         host=host,
-        port=settings.port if values["port"] is None else values["port"],
-        ollama_port=values["ollama_port"],
+        port=settings.port if request.port is None else request.port,
+        ollama_port=request.ollama_port,
         keys=keys,
-        insecure=values["insecure"],
+        insecure=request.insecure,
         hosts=tuple(name.lower() for name in hosts),
-        origins=values["origin"],
-        tls=checked(values["tls_cert"], values["tls_key"]),
-        engine=_engine_options(settings, values),
+        origins=request.origin,
+        tls=checked(request.tls_cert, request.tls_key),
+        engine=_engine_options(settings, request),
         limits=ServerLimits() if most is None else ServerLimits(caller_requests=most),
-        drain_s=values["drain"],
-        as_json=values["as_json"],
-        adapters=values["adapters"],
-        log_level=values["log_level"],
-        log_format=values["log_format"],
-        gateway=gateway_path(settings, values["gateway"]),
-        console=values["console"],
-        open_page=values.get("open_page", False),
-        computes=values.get("engine") or "freehold",
-        own=values.get("own", ""),
+        drain_s=request.drain,
+        as_json=request.as_json,
+        adapters=request.adapters,
+        log_level=request.log_level,
+        log_format=request.log_format,
+        gateway=gateway_path(settings, request.gateway),
+        console=request.console,
+        open_page=request.open_page,
+        computes=request.engine or "freehold",
+        own=request.own,
     )
 
 
-def _engine_options(settings: Settings, values: dict[str, Any]) -> EngineOptions:
+def _engine_options(settings: Settings, request: ServeRequest) -> EngineOptions:
     """Return the options of the engine processes. Raises UsageError for a draft model without speculation."""
     from freehold.worker.options import EngineOptions
 
-    if values["draft"] and not values["speculate"]:
+    if request.draft and not request.speculate:
         raise UsageError("--draft needs speculation, and --no-speculation turns it off", "give one of them")
     kept = Seconds(never=True).convert(settings.keep_alive, None, None)
     limits: ServedModelOptions = {}
-    if values["max_queued"] is not None:
-        limits["max_queued"] = values["max_queued"]
-    if values["target_itl"] is not None:
-        limits["target_itl_s"] = values["target_itl"] / 1000
+    if request.max_queued is not None:
+        limits["max_queued"] = request.max_queued
+    if request.target_itl is not None:
+        limits["target_itl_s"] = request.target_itl / 1000
     return EngineOptions(
-        context=values["context"],
-        kv_type=values["kv_type"],
-        threads=values["threads"],
-        speculate=values["speculate"],
-        allow_paging=values["allow_paging"],
-        draft=values["draft"],
-        disk=settings.home / "kv" if values["disk_cache"] else None,
-        cache_bytes=values["cache_size"],
-        max_models=values["max_models"],
-        keep_alive_s=kept if values["keep_alive"] is None else values["keep_alive"],
+        context=request.context,
+        kv_type=request.kv_type,
+        threads=request.threads,
+        speculate=request.speculate,
+        allow_paging=request.allow_paging,
+        draft=request.draft,
+        disk=settings.home / "kv" if request.disk_cache else None,
+        cache_bytes=request.cache_size,
+        max_models=request.max_models,
+        keep_alive_s=kept if request.keep_alive is None else request.keep_alive,
         engine=limits,
     )
 
