@@ -18,7 +18,7 @@ from freehold.errors import UsageError
 MANY = 10**15  # a limit above this is none that a reader needs
 Value = TypeVar("Value")
 # How a value is written on a command line; list: an option that is repeated, whose values are joined by commas.
-Form = Literal["", "text", "list", "amount", "time", "never", "bytes", "billions", "path", "file", "folder"]
+Form = Literal["", "text", "list", "amount", "time", "never", "bytes", "billions", "path"]
 _KEY = "option"
 
 

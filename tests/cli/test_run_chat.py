@@ -608,7 +608,7 @@ def test_a_lone_exit_asks_and_a_blank_line_leaves(home):
     chat = Desk(home, "It ends a program.", "Hello.").chat
     assert chat.handle("exit") and chat.handle("hello")  # another message goes on
     desk = Desk(home, "It ends a program.")
-    assert desk.chat.handle("exit") and "leave the chat? Enter leaves" in desk.said
+    assert desk.chat.handle("exit") and "quit the chat? Enter quits" in desk.said
     assert not desk.model.calls
     assert desk.chat.handle("exit") and desk.model.calls[0].messages[-1].content == "exit"
     assert desk.chat.handle("") and desk.chat.handle("quit") and not desk.chat.handle("")
@@ -623,4 +623,4 @@ def test_save_makes_a_model_of_the_system_prompt(home):
 
     desk = Desk(home, keep=keep).type("/system Answer as a pirate.", "/save pirate", "/save")
     assert made == [("pirate", "Answer as a pirate.")]
-    assert "freehold run pirate chats with it" in desk.said and "/save NAME makes a model" in desk.said
+    assert "to chat: freehold run pirate" in desk.said and "/save NAME makes a model" in desk.said

@@ -113,8 +113,6 @@ _FORMS: dict[str, Callable[[str], click.ParamType]] = {
     "bytes": lambda kind: MemorySize(),
     "billions": lambda kind: Billions(),
     "path": lambda kind: click.Path(path_type=Path),
-    "file": lambda kind: click.Path(path_type=Path, exists=True, dir_okay=False),
-    "folder": lambda kind: click.Path(path_type=Path, file_okay=False),
 }
 
 
