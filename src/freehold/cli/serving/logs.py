@@ -15,10 +15,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
-from freehold.server.core.requestlog import RequestLine
 from freehold.terminal import Ticking
+
+if TYPE_CHECKING:
+    from freehold.server.core.requestlog import RequestLine
 
 LogForm = Literal["text", "json"]
 LEVELS = ("debug", "info", "warning", "error")
@@ -50,6 +52,9 @@ class _JsonFormat(logging.Formatter):
 
 
 def _line(record: logging.LogRecord) -> RequestLine | None:
+    # With the web framework, which --help does without.
+    from freehold.server.core.requestlog import RequestLine
+
     first = record.args[0] if isinstance(record.args, tuple) and record.args else None
     return first if isinstance(first, RequestLine) else None
 
