@@ -64,7 +64,7 @@ def test_an_objective_gives_the_fewest_replicas_with_a_range_and_cost(invoke, st
     )
     assert out.splitlines()[0].startswith("azure-conv-1000.csv: 1,000 requests in")
     assert "REPLICAS  ROUTING" in out and "replicas for ttft-p95=1.00 s" in out
-    assert "by the doubt about steps" in out and "USD an hour" in out
+    assert "given the uncertainty of the step times" in out and "USD an hour" in out
 
 
 def test_json_has_the_trace_the_engine_the_runs_and_the_answer(invoke, steps):

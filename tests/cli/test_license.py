@@ -71,7 +71,7 @@ def test_a_model_is_judged_and_the_clause_is_named(run: Run):
 
 def test_what_would_decide_is_asked(run: Run):
     _, out, _ = run("llama3.1:8b")
-    assert "not decided" in out and "to decide it, state: monthly users of your products" in out
+    assert "not decided" in out and "for a verdict, state: monthly users of your products" in out
 
 
 def test_the_verb_is_spelled_either_way(capsys: pytest.CaptureFixture[str]):

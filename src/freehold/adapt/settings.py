@@ -22,7 +22,7 @@ CAP = 2.0  # of a token's weight
 MOST_MISMATCH = 0.15  # nats per token; 0.03 to 0.08 is usual as served, 0.66 was a prompt off its template
 Loss = Literal["dr_grpo", "dapo"]
 _BFLOAT16 = "Multiply in bfloat16, which is faster on processors with AMX and on AMD's with AVX512_BF16"
-_REPLAY = "Rows of MODEL's own text rehearsed per step, to reduce forgetting"
+_REPLAY = "Samples of MODEL's own text replayed per step, to reduce forgetting"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class AlignSettings(AdapterSettings):
         0.0, "Share of pairs assumed to be labelled the wrong way round.", least=0, below=0.5
     )
     epochs: int = option(1, "Passes over the pairs.", least=1, most=100)
-    batch: int = option(8, "Pairs a step.", least=1, most=256)
+    batch: int = option(8, "Pairs per step.", least=1, most=256)
     replay: int = option(2, f"{_REPLAY}.", least=0, most=64)
     replay_weight: float = 1.0
     test_share: float = option(
@@ -86,7 +86,7 @@ class FinetuneSettings(AdapterSettings):
 
     rate: float = option(1e-3, "Learning rate.", name="lr", above=0, most=1)
     epochs: int = option(1, "Passes over --data.", least=1, most=100)
-    batch: int = option(8, "Answers a step.", least=1, most=256)
+    batch: int = option(8, "Answers per step.", least=1, most=256)
     replay: int = option(2, f"{_REPLAY}; 0: none.", least=0, most=64)
     replay_weight: float = option(
         1.0, "Weight of the divergence on these rows relative to the loss.", least=0
@@ -111,7 +111,7 @@ class DistilSettings(AdapterSettings):
     max_tokens: int = option(256, "Tokens of an answer.", least=1)
     max_length: int = option(1024, "Maximum tokens of a prompt and its answer together.", least=8)
     epochs: int = option(2, "Passes over the prompts.", least=1, most=100)
-    batch: int = option(8, "Prompts a step.", least=1, most=256)
+    batch: int = option(8, "Prompts per step.", least=1, most=256)
     replay: int = option(2, f"{_REPLAY}; not with --on-policy.", least=0, most=64)
     replay_weight: float = 1.0
     test_share: float = option(
@@ -127,7 +127,7 @@ class ReinforceSettings(AdapterSettings):
     """How to reinforce. Every field is in the receipt."""
 
     steps: int = option(help="Steps to train.", least=1)
-    prompts: int = option(8, "Prompts a step.", name="batch", least=1, most=256)
+    prompts: int = option(8, "Prompts per step.", name="batch", least=1, most=256)
     group: int = option(8, "Answers to each prompt.", least=2, most=64)
     max_tokens: int = option(64, "Tokens of an answer.", least=1)
     loss: Loss = option("dr_grpo", "How advantages and tokens are normalised.", choices=get_args(Loss))

@@ -114,7 +114,8 @@ def _measured(measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "unseen pairs",
-            f"{measured['preferred']:.1%} of {measured['pairs']} prefer the chosen answer over the reference",
+            f"{measured['preferred']:.1%} of {measured['pairs']} "
+            "have a larger margin for the chosen answer than the reference",
         ),
         (
             "",

@@ -45,7 +45,7 @@ def command(
     offline: bool,
     **given: Any,
 ) -> None:
-    """Make NAME from another model, with a system prompt and settings or a Modelfile; no weights are copied.
+    """Create NAME from another model, with a system prompt and settings or a Modelfile; no weights are copied.
 
     In a Modelfile, FROM takes the same names as `pull`. ADAPTER takes a PEFT folder or a GGUF adapter, and a copy
     is kept. Relative paths start at the Modelfile's folder. NAME shares the engine of its base, unless it has its

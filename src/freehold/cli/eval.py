@@ -79,7 +79,7 @@ def command(
     offline: bool,
     **options: Any,
 ) -> None:
-    """Score MODEL on tasks: greedy answers, 95 % intervals, results in lm-eval's shape.
+    """Score MODEL on tasks: greedy decoding, 95% confidence intervals, results in lm-eval's format.
 
     ADAPTER is a PEFT folder or a GGUF adapter, so smollm2:135m+./mine is the model with the adapter in ./mine.
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--preflight",
     is_flag=True,
-    help="Only check the data: mask, lengths, whether one batch can be learnt, time and memory.",
+    help="Only check the data: loss mask, lengths, whether the model can overfit one batch, time and memory.",
 )
 @click.option(
     "--gguf/--no-gguf", default=True, show_default=True, help="Write adapter.gguf for llama.cpp too."

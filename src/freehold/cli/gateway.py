@@ -186,7 +186,7 @@ def explain_prompt(
 @json_option
 @click.pass_context
 def admit_router(ctx: click.Context, table: Path, as_json: bool) -> None:
-    """Judge routers between two models on a TABLE of questions that both answered.
+    """Test routers between two models on a TABLE of questions that both answered.
 
     TABLE is CSV or JSON lines (.gz or not) with id, task, prompt, weak and strong (scores from 0 to 1); `score` is your
     own router's, higher to the strong model, `seen` is 1 where it was trained on the question's task, and weak_cost and

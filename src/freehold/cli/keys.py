@@ -53,7 +53,7 @@ def _file(f: Callable[..., Any]) -> Callable[..., Any]:
 @json_option
 @click.pass_obj
 def add(settings: Settings, name: str, file: Path | None, as_json: bool, **options: Any) -> None:
-    """Make a key called NAME and print it, once.
+    """Create a key named NAME and print it once.
 
     Only the key's hash is stored. NAME is the tenant: fair shares, the prefix cache and budgets are kept per tenant.
     """

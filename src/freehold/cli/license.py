@@ -177,7 +177,7 @@ def _print_sources(judgement: Verdict) -> None:
     if judgement.questions:
         questions = zip(judgement.missing, judgement.questions, strict=True)
         _fill(
-            "to decide it, state: " + "; ".join(f"{text} ({FACT_OPTIONS[fact]})" for fact, text in questions)
+            "for a verdict, state: " + "; ".join(f"{text} ({FACT_OPTIONS[fact]})" for fact, text in questions)
         )
     for source in dict.fromkeys(r.source for r in judgement.reasons):
         click.echo(f"source: {source}")

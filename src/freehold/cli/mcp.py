@@ -41,7 +41,7 @@ def command() -> None:
 @click.option("--env", multiple=True, metavar="NAME=VALUE", help="Set a variable of the program; repeatable.")
 @click.option("--header", multiple=True, metavar="NAME=VALUE", help="Send a header to the URL; repeatable.")
 @click.option("--key", "keys", multiple=True, metavar="KEY", help="Let this API key use it too; repeatable.")
-@click.option("--private", is_flag=True, help="The URL may lead into a private network.")
+@click.option("--private", is_flag=True, help="Allow a URL in a private network.")
 @json_option
 @click.pass_obj
 def add(settings: Settings, name: str, words: tuple[str, ...], as_json: bool, **options: Any) -> None:
@@ -140,7 +140,7 @@ def revoke(settings: Settings, name: str, tool: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def test(settings: Settings, name: str, as_json: bool) -> None:
-    """Start a server, list its tools, and end it."""
+    """Start a server, list its tools, and stop it."""
     from freehold.tools.mcp.configured import tool_servers
     from freehold.tools.mcp.permissions import pinned
     from freehold.tools.mcp.use import visible

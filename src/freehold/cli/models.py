@@ -84,7 +84,7 @@ def list_(words: tuple[str, ...], sort: str, reverse: bool, as_json: bool, **opt
 @command.command("lint", epilog="Example: freehold models lint")
 @json_option
 def lint(as_json: bool) -> None:
-    """List catalogue entries that lack a fact; exit 1 if there are any.
+    """List catalogue entries with missing facts; exits with status 1 if there are any.
 
     Facts are layers, context, weights and their precision; your own entries are checked too. An entry may lack one if
     its `not_published` names the source that was searched. With --json, prints {"schema": 1, "models": n,

@@ -158,7 +158,7 @@ def _licence_lines(ruled: Verdict | None) -> list[tuple[str, str]]:
     rows = [("licence", f"{ruled.answer}, by {', '.join(ruled.licences) or 'no known licence'}")]
     rows += [("", f"{r.bearing}: {r.sentence} [{r.clause}]") for r in ruled.reasons[:_MOST_REASONS]]
     if ruled.questions:
-        rows.append(("", "to decide it, state: " + "; ".join(ruled.questions)))
+        rows.append(("", "for a verdict, state: " + "; ".join(ruled.questions)))
     return [*rows, ("", DISCLAIMER)]
 
 

@@ -397,7 +397,7 @@ def coarse_note(bits: float, weights: int, divergence: TextDivergence | None) ->
         if divergence is not None
         else "--report measures how much here"
     )
-    return f"two bits on a model below 1B lose much ({measured_as}): for fit tests and speed only"
+    return f"at two bits, a model below 1B loses much quality ({measured_as}): for fit tests and speed only"
 
 
 # --- encodes tensors by what their inputs are like --------------------------------------------------

@@ -78,10 +78,10 @@ def _least(capacity: Capacity, search: ReplicaSearch) -> Iterator[str]:
     bounds = f"{low} to {high if high is not None else 'more than was tried'}"
     bounds = "no other number" if low == high else bounds
     count = _count(search.replicas, "replica")
-    yield f"{run.routing}: {count} for {aims} ({bounds} by the doubt about steps)"
+    yield f"{run.routing}: {count} for {aims} ({bounds} given the uncertainty of the step times)"
     for aim in search.aims:
         value = shown(run.bounded(aim.figure, aim.percent))
-        yield f"  {aim.figure}-p{aim.percent:g}: {value}, as far as this trace is like the next"
+        yield f"  {aim.figure}-p{aim.percent:g}: {value}, if future traffic resembles this trace"
     if cost := capacity.hourly(run):
         million = cost.times(1e6 * run.span_s / 3600 / max(run.answer_tokens, 1))
         yield f"  {cost} USD an hour, {million} USD a million tokens of answers"

@@ -337,7 +337,8 @@ def print_advice(advice: Advice, shown: tuple[Judged, ...], *, everything: bool,
         _print_tiers(advice)
         if any(j.placement and not j.placement.sure for j in shown):
             click.echo(
-                "this machine was busy when measured: a model is excluded only by the upper end of its speed"
+                "this machine was busy when measured: a model is excluded only "
+                "by the upper bound of its predicted speed"
             )
     for line in beside_lines(advice):
         click.echo(line)

@@ -200,9 +200,7 @@ def refusal(structure: Structure) -> str:
     ]
     if not named:
         shown = structure.architecture or "of this model, which is not known,"
-        return (
-            f"Freehold's engine does not run the architecture {shown} yet{_lacking(structure.architecture)}"
-        )
+        return f"Freehold's engine does not support the architecture {shown} yet{_lacking(structure.architecture)}"
     family = next((f for f in named if f.experts == structure.experts), None)
     if family is None:
         return _other_kind(structure.architecture, structure.experts)

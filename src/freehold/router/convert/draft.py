@@ -55,9 +55,9 @@ class GatewayDraft:
 
     def text(self) -> str:
         """Return the file."""
-        lines = [f"# Made from {_line(self.origin)} by: freehold gateway convert"]
+        lines = [f"# Generated from {_line(self.origin)} by: freehold gateway convert"]
         if self.left:
-            lines += ["#", "# Not taken over:", *(f"# - {_line(each)}" for each in self.left)]
+            lines += ["#", "# Not converted:", *(f"# - {_line(each)}" for each in self.left)]
         for section, tables in self.sections.items():
             for name, table in tables.items():
                 lines += ["", *(f"# {_line(each)}" for each in table.remarks), f"[{section}.{_key(name)}]"]

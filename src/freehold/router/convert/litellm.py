@@ -52,7 +52,7 @@ _ROUTING = ("num_retries", "timeout", "request_timeout", "stream_timeout", "allo
 _LISTS = ("fallbacks", "context_window_fallbacks", "default_fallbacks")
 _BUDGET = 'a budget is a key\'s: [keys.NAME] budget = { usd = 20, per = "day" }'
 _MEANING = {  # settings without a counterpart -> what is here instead
-    "master_key": "freehold keys add NAME --admin makes an administrator's key",
+    "master_key": "freehold keys add NAME --admin creates an administrator's key",
     "database_url": "keys are in keys.json, spending in the ledger of the data folder",
     "max_budget": _BUDGET,
     "budget_duration": "a budget is a key's: its `per`",

@@ -30,7 +30,7 @@ async def tools(call: HttpCall) -> None:
 
 
 async def try_server(call: HttpCall) -> None:
-    """Start a server, list its tools, and end it."""
+    """Start a server, list its tools, and stop it."""
     await call.struct(NothingAsked)
     name = call.scope["path_params"]["name"]
     runner = run_tools(call, _LOOK, [name], keep=False)

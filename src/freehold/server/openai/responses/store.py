@@ -192,7 +192,7 @@ class Responses:
         """Return a response, as one just used; 404 if it is not kept for this tenant."""
         kept = self._find(tenant, id)
         if kept is None:
-            message = f"no response {id[:80]!r} is kept; they go with the server, and the oldest first"
+            message = f"no response {id[:80]!r} is stored; they go with the server, and the oldest first"
             raise Refused(404, message, param="response_id", code="response_not_found")
         return kept
 
