@@ -61,7 +61,7 @@ def test_answer_leaves_its_key_model_tokens_and_times(serving, logged, caplog, r
     shown = "".join(f"{r.getMessage()} {r.__dict__}" for r in caplog.records if r.name == "freehold.requests")
     for secret in ("sesame", "oyster", bearer("ann")["Authorization"].split()[1]):
         assert secret not in shown
-    assert " ann POST " in shown and "read 5 (cached 2) made 5 first 0." in shown
+    assert " ann POST " in shown and "prompt 5 (cached 2) completion 5 first 0." in shown
 
 
 @pytest.mark.parametrize(

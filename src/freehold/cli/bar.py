@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 LEVEL = 0.95
 _FEW = 30  # cases; fewer resample badly
-_HEAD = ("TASK", "MODEL", "SCORE", "LOWER", "CASES", "MEASURED", "HOLDS")
+_HEAD = ("TASK", "MODEL", "SCORE", "LOWER", "CASES", "MEASURED", "VALID")
 
 
 @click.group("bar")
@@ -81,7 +81,7 @@ def run_bar(
     key: str,
     as_json: bool,
 ) -> None:
-    """Run TASK's cases on a model and keep the score with its 95 % interval.
+    """Run TASK's cases on a model and save the score with its 95% confidence interval.
 
     TASK is a file, or a task of the gateway.toml that names one. The file has one JSON object per line with
     `prompt` or `messages`, and one of exact, contains, regex, json, json_schema, tests or judge. After Ctrl-C, the

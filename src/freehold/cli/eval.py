@@ -242,7 +242,7 @@ def _compare(one: Path, other: Path, *, as_json: bool) -> None:
 
 # --- what `freehold eval` prints: a table of tasks with intervals, or one JSON object ---------------
 
-_HEAD = ("TASK", "METRIC", "SCORE", "95 %", "ITEMS", "ANSWERED NOW")
+_HEAD = ("TASK", "METRIC", "SCORE", "95% CI", "ITEMS", "ANSWERED NOW")
 
 
 def show(report: Report) -> None:

@@ -44,9 +44,9 @@ def command() -> None:
 @json_option
 @click.pass_context
 def check(ctx: click.Context, file: Path, without_keys: bool, as_json: bool) -> None:
-    """Check FILE as `serve` does when it starts: each mistake with its line, its value and a fix.
+    """Check FILE as `serve` does when it starts: each error with its line, the invalid value and a fix.
 
-    Exits 1 for a file with mistakes. For a valid file, prints each route's targets, where they run, their prices,
+    Exits with status 1 if the file has errors. For a valid file, prints each route's targets, where they run, their prices,
     and the labels that they accept. Sends nothing.
     """
     from freehold.cli.report.routes import as_rows, show

@@ -22,7 +22,7 @@ HEAD = ("NAME", "KIND", "MODELS", "RATE", "TOKENS", "SPENT TODAY", "CREATED")
 
 @click.group("keys")
 def command() -> None:
-    """Make, list and revoke the API keys of `freehold serve`.
+    """Create, list and revoke the API keys of `freehold serve`.
 
     Only hashes are stored, in keys.json of the data folder. A running server applies a change within a second.
     """

@@ -210,7 +210,7 @@ def _name(settings: Settings, model: str) -> str:
 @json_option
 @click.pass_obj
 def open_command(settings: Settings, only_print: bool, as_json: bool) -> None:
-    """Open the page of the running server as its owner.
+    """Open the web console of the running server, signed in as the owner.
 
     Prints an address with a one-time code, valid for 60 seconds, and opens it if there is a browser. The page can
     then also pull and delete models, use tools and make keys. For chat on this machine, the plain address is

@@ -106,9 +106,11 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Serve models to clients of OpenAI, Anthropic and Ollama.", "freehold serve smollm2:135m"
         ),
         "open": Verb(
-            "Open the server's page as its owner, in this machine's browser.", "freehold open", "ps"
+            "Open the web console in this machine's browser, signed in as the owner.", "freehold open", "ps"
         ),
-        "keys": Verb("Make, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"),
+        "keys": Verb(
+            "Create, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"
+        ),
         "mcp": Verb(
             "Configure the programs whose tools a model may call.",
             "freehold mcp add files -- python ~/files_server.py ~/notes",

@@ -55,7 +55,9 @@ class ServeRequest:
     console: bool = option(
         True, "Serve the page at / and the routes that only the page uses.", off="no-console"
     )
-    open_page: bool = option(False, "Open the page in the browser, as its owner.", name="open")
+    open_page: bool = option(
+        False, "Open the web console in the browser, signed in as the owner.", name="open"
+    )
     tls_cert: Path | None = option(None, "Certificate for TLS, in PEM.", form="path", metavar="FILE")
     tls_key: Path | None = option(None, "Private key of the certificate.", form="path", metavar="FILE")
     context: int | None = option(

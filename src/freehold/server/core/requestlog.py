@@ -38,9 +38,9 @@ class RequestLine:
         parts = [time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.at)), f["key"] or "-"]
         parts += [f["method"], f["route"], f["model"] or "-", str(f["status"])]
         if f["prompt_tokens"]:
-            parts.append(f"read {f['prompt_tokens']} (cached {f['cached_tokens']})")
+            parts.append(f"prompt {f['prompt_tokens']} (cached {f['cached_tokens']})")
         if f["answer_tokens"]:
-            parts.append(f"made {f['answer_tokens']}")
+            parts.append(f"completion {f['answer_tokens']}")
         if f["ttft_s"] is not None:
             parts.append(f"first {f['ttft_s']:.3f} s")
         if f["tok_s"] is not None:
