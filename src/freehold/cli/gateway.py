@@ -46,8 +46,8 @@ def command() -> None:
 def check(ctx: click.Context, file: Path, without_keys: bool, as_json: bool) -> None:
     """Check FILE as `serve` does when it starts: each error with its line, the invalid value and a fix.
 
-    Exits with status 1 if the file has errors. For a valid file, prints each route's targets, where they run, their prices,
-    and the labels that they accept. Sends nothing.
+    Exits with status 1 if the file has errors. For a valid file, prints each route's targets, where they run, their
+    prices, and the labels that they accept. Sends nothing.
     """
     from freehold.cli.report.routes import as_rows, show
     from freehold.reports.gateway_file import outside_of
