@@ -206,6 +206,11 @@ def docstrings(path: Path) -> Iterator[str]:
             yield ast.get_docstring(node) or ""
 
 
+def test_only_rooms_have_path_lines():
+    files = [path for path in FILES if path.name != "__init__.py"]
+    assert not [path for path in files if any("Path: " in docstring for docstring in docstrings(path))]
+
+
 def test_path_lines_name_what_exists():
     wrong = [
         f"{path.relative_to(ROOT)}: {name} of {line}"

@@ -2,7 +2,6 @@
 
 Puts the catalogue, the store's files, this machine and the user's facts together for the advisor, which knows
 none of them by itself. Adds no rule of its own; prints nothing.
-Path: freehold.advise, cli/advise, cli/show -> `placer`, `held` -> advisor
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Read the settings once, at the edge: environment over `config.toml` over defaults.
 
 Knows where the data home lies and what the user allowed; knows no model and opens no socket.
-Path: cli/main.py or freehold.load -> load_settings -> passed on as an argument, never read again.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Wrappers of a served model that pass everything on: subclass one, and override what differs.
 
-Knows the contract of serving.py alone. Path: scope.py, worker/models.py -> DelegatingHandle -> a ModelHandle
+Knows the contract of serving.py alone.
 """
 
 from __future__ import annotations

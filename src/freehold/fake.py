@@ -2,7 +2,6 @@
 
 Knows messages and canned replies; knows no weights, no tokenizer, no network. A word with the space
 before it counts as one token. It ships with the package so that users can test their own code with it.
-Path: your test -> FakeModel.stream -> Chunk
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ A collection holds the interpreter for 0.3 us for each object that it visits: 70
 other thread runs meanwhile. Nearly all objects are freed as soon as nothing refers to them. So the youngest are visited
 in portions as usual, and all others only at a moment when they are few.
 Knows numbers of objects; knows no request.
-Path: serve.run, worker/process -> visit_young_only; Doors.open -> OldObjects.look
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows no file, no machine and no cache: the catalogue states layers, an engine allocates for them, a verdict adds
 them up. Two layers that keep the same are equal, so a group is a layer with a count.
-Path: catalog.schema, advisor.anatomy, models.families -> LayerSpec -> engine.cache, advisor.fit, engine.cache.disk
 """
 
 from __future__ import annotations

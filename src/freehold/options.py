@@ -2,7 +2,6 @@
 
 The command line makes its options of these fields (cli/options.py), and a settings class refuses the same values in the
 same words where Python makes it (`check`). Knows dataclasses; knows no verb and no settings.
-Path: a settings class -> option; cli/options.py, adapt/settings.py -> options_of, check
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Each function is the system's own way to one thing, or does nothing where the system has none; docs/guides/platforms.md
 lists what is lost then. Imports nothing else of Freehold and next to nothing of Python, since every child process
 begins with it.
-Path: machine, sandbox, models/packing/packer, server/serve, worker/process, cli/serving, cli/ps -> platforms
 """
 
 from __future__ import annotations

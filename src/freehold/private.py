@@ -2,7 +2,6 @@
 
 The data home contains what was asked and answered: sessions, cached prompts, accounts, keys. What is there
 already is closed when it is next written to. Knows modes; knows no folder of ours.
-Path: whatever writes below the home -> folder, opener
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """How large a request's prompt is, where nothing has the model's tokenizer: its parts, and bounds of its tokens.
 
 The upper bound is for reservations: no prompt may cost more than was reserved. Knows text's length, and no tokenizer.
-Path: router/handle.py, server/core/scope.py -> prompt_size -> PromptSize.most
 """
 
 from __future__ import annotations

@@ -4,8 +4,6 @@ In folders that another account may write, and where a server's client names the
 
 A look at a path before it is opened says nothing of what is opened: between the two it may have become a pipe, or a
 link to one. So it is opened without waiting, and what is open is looked at. Knows one file at a time.
-Path: tokenizer/directory, store/home_files, chats/folder, backends/planning/facts -> open_regular, read_regular;
-verbs with a file of the user's -> read_bounded
 """
 
 from __future__ import annotations

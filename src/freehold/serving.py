@@ -6,7 +6,6 @@
 The HTTP server asks through these protocols; engine processes (worker/), upstream engines and routes implement
 them; wrappers subclass what is in delegating.py. Types and limits only: no socket, no process, and no tokenizer is
 assumed to be on this machine.
-Path: server/core/computing.py -> ModelHandle.start -> worker/handle.py -> Stream
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Work that takes long calls `check_stopped` between its pieces; a caller that may leave says in
 `stops_when` how to tell. Knows no thread, no request and no clock.
-Path: worker/process/intake.py -> stops_when -> Tokenizer.encode -> check_stopped
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A terminal's moving line, and text that a terminal shows and does not obey.
 
 Knows a stream and a clock; knows no verb and no model. If stderr is not a terminal, nothing moves.
-Path: cli, store/progress, local/opening -> Ticking -> stderr
 """
 
 from __future__ import annotations

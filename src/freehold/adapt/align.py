@@ -2,7 +2,6 @@
 
 Direct preference optimisation against the model without its adapter, with a likelihood term that keeps the chosen
 answers likely. What was learnt is measured on pairs whose prompts were not trained on.
-Path: cli/align -> align -> PairReference, preference_loss -> TrainingLoop -> RunFolder.finish
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ The first try is greedy; a rejected answer is tried again, sampled. Rejected are
 limit, repeat a piece many times, or fail their line's judge: a student would learn those as well. Each answer follows
 from its prompt and its seed alone, so a continued run keeps the same ones.
 Knows questions and a model that samples; knows no student.
-Path: distil -> AnswerBook.ask -> SamplingModel.sample -> Taught
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Sequence-level across tokenizers: the teacher answers, faulty answers are rejected, the student learns the rest. With
 `on_policy`, where both have the same tokens: the student answers, and the teacher says at each token how likely it was.
 Prompts with a judge measure teacher and student on those that were not trained on, as served.
-Path: cli/distil -> distil -> AnswerBook -> TrainingLoop -> RunFolder.finish
 """
 
 from __future__ import annotations

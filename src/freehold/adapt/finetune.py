@@ -3,7 +3,6 @@
 The base writes some text first; while the examples are learnt, a loss keeps the tuned model's distribution on that
 text near the base's. What was learnt is measured on the user's test items and what was forgotten on facts and a text
 of ours, before and after, by the engine that serves.
-Path: cli/finetune -> Lessons.read -> finetune -> teaching.teaching -> TrainingLoop -> RunFolder.finish
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 The catalogue is asked by the name under which the store holds a model, then by the licence that was recorded with it;
 for a file of the user's neither may be known, and the receipt says so. Refused is only what a clause refuses; what
 depends on facts the user did not state is recorded as open. Not legal advice.
-Path: align, distil -> base_licence, teaching -> advisor.verdict -> receipt
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows files, line numbers and conversations; knows no tokenizer and no loss. A prompt is a user's message, or
 `messages` that end with one.
-Path: align, quantize.texts -> read_lines, conversation -> Message
 """
 
 from __future__ import annotations

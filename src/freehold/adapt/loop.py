@@ -3,7 +3,6 @@
 What a step computes is the verb's; it must follow from the step's number, the seed and the trainee's state alone, so
 that a resumed run has the same bits. After Ctrl-C the state of the last whole step is kept; a run that computes NaN or
 infinity ends there, with the state before. Knows no loss and no data.
-Path: finetune, align, distil, reinforce.course -> TrainingRun.make -> TrainingLoop.run -> RunFolder.keep, log, finish
 """
 
 from __future__ import annotations

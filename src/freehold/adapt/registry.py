@@ -1,7 +1,7 @@
 """Where this user's trainings and evaluations lie: a line for each when it begins, so that the page finds them.
 
 Results are made where the user says; the home keeps their paths alone, and the process that works on each. Knows no
-verb's work. Path: cli/finetune.py and the other verbs -> note; server/console/training.py -> noted
+verb's work.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ The work is in `.NAME.part` beside the result NAME: `run.json` (what is being do
 newest state), `steps.jsonl` (a line a step) and the result's files. Each is written aside and renamed. A run with the
 same inputs resumes at the checkpoint; its bits are those of an undisturbed run if all that is random follows from the
 seed and the step. A run that ends before it made anything leaves nothing. Knows no model and no verb.
-Path: a verb of adapt -> RunFolder.open -> keep, log, finish
 """
 
 from __future__ import annotations

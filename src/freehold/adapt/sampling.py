@@ -3,7 +3,6 @@
 Ids and never text: in a text control tokens are plain letters, and every answer would be off-template. An adapter may
 be in memory alone, so a trainer samples with the values of its latest step. Rows of a prompt and its answer are made
 as the server renders them. Knows no data and no loss.
-Path: distil -> open_sampling -> SamplingModel.sample, answer_logits -> Engine
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The settings of the verbs that train an adapter, which are their options too: `AlignSettings(beta=-3)` is refused.
 
 Knows names, ranges and helps; imports no torch and no NumPy until a model is bound.
-Path: cli/align.py and its neighbours -> cli/options.py; align, finetune, distil, reinforce -> AdapterSettings.trainee
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Teaching by examples: a step of it, the base's own text against forgetting, and what was known before and after.
 
 Knows rows of answers and a model; knows no file of the user's.
-Path: finetune, align, distil -> TeachingCourse.step, Nearness, still_known -> TrainingLoop, receipt
 """
 
 from __future__ import annotations

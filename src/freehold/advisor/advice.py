@@ -4,7 +4,6 @@ Every model of the catalogue is checked against every rule, so that an answer ca
 the rest, models whose results reach the task's bar are ranked; models below it, or without any published result, are
 listed apart. "Nothing here is good enough" is an answer, with what would be. Knows no machine and no engine: a
 `Placer` says where a model would run and how fast.
-Path: cli/advise, freehold.advise -> advise(request, models, placer) -> Advice.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 `from_catalogue` works from published sizes and a quantisation's mix, and is as exact as they are;
 `file_anatomy.from_file` reads a file's headers and is exact. Knows no machine and no engine: what an engine makes of
 it (packs, caches in blocks, buffers) is fit.py's, and speed is not here.
-Path: cli/fit -> file_anatomy.from_file or from_catalogue -> Anatomy -> fit.fit, roofline.single_stream
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Every figure is a range: the answer at every assumption's middle, and what four of five draws of all of them
 lie between, each drawn for itself between its ends (the same draws every time). The tornado moves one alone.
 Knows no table and no page.
-Path: cost -> compare(Owned, assumptions, Traffic, offers) -> Comparison
 """
 
 from __future__ import annotations

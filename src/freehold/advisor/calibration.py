@@ -7,7 +7,6 @@ is the median of log(measured / uncorrected): over a model's own runs where ther
 of its make (dense, experts, states, latents), else over all that ran here, each model counted once. Runs beside others'
 load are kept and do not count, nor do those whose costs other formulas counted. Knows no model and no clock: the caller
 says which and when.
-Path: cli/run, cli/bench -> record; advisor.fit -> read -> History.correction
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Answers one question of cost: host this model for this traffic, or pay an API by the token?
 
 Chooses what the caller left open: machines, their speed, the APIs to compare with. Knows no wording.
-Path: cli/cost.py -> cost -> host, breakeven.assumptions, breakeven.compare -> Comparison
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Two files of data: `engines.toml` is written by hand from each engine's documentation; `speeds.toml` is fitted by
 `benches/choose/published.py --refit` to the rows under benches/choose/published. Predicts nothing.
-Path: roofline -> engine, speed -> UpstreamEngine, Speed; places -> line -> Line
 """
 
 from __future__ import annotations

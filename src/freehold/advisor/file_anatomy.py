@@ -2,7 +2,6 @@
 
 Tensors give bytes by role and type; metadata give what each layer keeps. Knows two formats' keys; knows no catalogue,
 no machine and no engine.
-Path: cli/fit, places -> from_file -> Anatomy
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Results are on three scales that do not compare (MTEB multilingual, MTEB English, and multilingual after reranking), so
 each names its own; a model without one comes after those with one. A reranker pays where its published result is
-above what the embedder reached alone. Knows no text. Path: advice -> evidence, beside -> Beside
+above what the embedder reached alone. Knows no text.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@
 
 Speeds are Intervals in tokens a second: `decode` of one answer when the context is full, `prefill` of a prompt that
 fills it. Knows nothing of licences and of quality. Physics of other engines is roofline.py's.
-Path: cli/fit, cli/advise -> place_here or place_on -> fit -> Fit | Misfit
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """An uncertain figure: its middle, and bounds that should contain the true value.
 
 `level` is how often it does: at 0.8, four of five outcomes fall between `low` and `high`. Knows no unit.
-Path: advisor.fit, roofline and cost -> Interval -> a verb's table, `as_json`
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Records the speed of answers for `freehold fit`: each plain one appends a line with measured and predicted speed.
 
 Knows usages and speeds; imports what it needs when there is something to keep, as an import would delay an answer.
-Path: cli/run, cli/bench, worker.process -> learn or keep -> fit.observed -> calibration.record
 """
 
 from __future__ import annotations

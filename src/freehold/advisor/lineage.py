@@ -1,7 +1,6 @@
 """Finds the licences that apply to a model: its own and those of every model it was made from.
 
 Knows names, parents and licence identifiers; knows no user's facts and judges nothing.
-Path: verdict -> subject -> standing -> catalog.model, catalog.licence.
 """
 
 from __future__ import annotations

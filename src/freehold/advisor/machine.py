@@ -3,7 +3,6 @@
 Rates are measured a few times, a quarter of a second each, and kept in machine.json of the data folder by processor,
 threads and instruction set. Where memory lies and what neighbours do changes them, so the median of the latest counts.
 Knows no model. GPUs are asked through NVML where its library is; published figures are catalog.hardware's.
-Path: advisor.fit.place_here -> here -> Machine
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 `on_rigs` chooses among named hardware, cheapest first, and takes the quantisation that rounds least of those that are
 fast enough. `here` is this machine with our own engine, and the very file that the model's name would fetch.
 Both are `Placer`s of advice.
-Path: cli/advise -> here or on_rigs -> fit, roofline -> advice.Placement or Refusal
 """
 
 from __future__ import annotations

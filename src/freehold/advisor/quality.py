@@ -6,7 +6,6 @@ logits), within bounds: nothing beyond the values and sizes that a line was laid
 up to twice as large or a larger sibling reach, and never from a skill that a model was made for to another skill.
 Else there is no evidence, and nothing is said. Published results are their makers' claims about full-precision
 weights; nothing is measured here.
-Path: advice, cli/show -> Scale(task, models) -> Scale.of(model) -> Quality; rounded(quality, quant) for a file.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Charts as SVG and a report as one HTML page: nothing in it is fetched from anywhere, and it prints.
 
 Knows shapes, text and two colour schemes; knows no model and no price.
-Path: cli/cost.py, cli/advise.py -> page(sections of figure(chart) and table) -> one file.
 """
 
 from __future__ import annotations

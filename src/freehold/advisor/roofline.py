@@ -4,7 +4,6 @@ A step's time is a sum of terms: bytes over bandwidth, operations over rate, and
 (layers, sums over devices, sequences). `step` gives them at the limits a vendor publishes; how many times these an
 engine takes is fitted (engines.Speed), and so is how far four of five measurements lay from it (Speed.spread).
 Knows no local measurements (advisor/fit.py makes them), no drafts, no split prefill, no layers left to a CPU.
-Path: cli/fit --on, cli/advise --on, cli/cost -> place -> single_stream or serving -> Interval
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Refused by one clause is refused; an unknown fact or licence blocks, and the verdict names what would decide.
 Not legal advice: it reads terms as data and cannot weigh them as a lawyer does.
-Path: cli/license, advice -> verdict -> lineage.standing, verdict.holds -> Verdict.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@
 
 One file an engine implements `EngineDriver`; this folder has what they share: flags, sizes, processes, replicas. What
 a server has of them is a deployment: a name, and its engines. Knows no HTTP and no server.
-Path: EngineDriver.plan -> DeployPlan -> EngineDriver.launch -> LaunchedEngine
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@
     driver = drivers.driver_of(plan)
 
 Knows names and files; knows nothing of what an engine is.
-Path: cli, deployments -> driver -> EngineDriver
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
 
 Looks on PATH and in environments of ours. A program is asked (`llama-server --list-devices`) only where a driver
 reports an accelerator. Speeds are advisor.fit's predictions; knows no plan and starts no engine.
-Path: cli/run, cli/serve, cli/doctor -> look -> EnginesHere -> choose -> EngineChoice
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
 A plan holds no secret, and neither does a file; it is its owner's alone all the same, as commands name folders. Plans
 and rows cross the owner's socket in the same JSON. A file that cannot be read is left where it is and named. Knows no
 process and no server.
-Path: server/system/deployments.py -> keep, forget -> home/deployments/NAME.json
 """
 
 from __future__ import annotations

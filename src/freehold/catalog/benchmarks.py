@@ -1,7 +1,6 @@
 """Benchmarks, the public boards that publish their results, and the tasks that they are evidence for.
 
 Knows what each measures, of how many items, in which skill; knows no model (advisor/quality.py puts them together).
-Path: schema.lint, advisor.quality -> BENCHMARKS.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows the shapes of the families below, by config.json's model_type; refuses any other by name rather than guess.
 Counts what makes text: towers for images and layers for drafting (MTP) are left out, and an embedding that is the
 head counts once. Knows no file, no quantisation and no machine.
-Path: a config.json -> count -> Count -> data/models: text_parameters; tests compare it with published totals.
 """
 
 from __future__ import annotations

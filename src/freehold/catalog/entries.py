@@ -2,7 +2,6 @@
 
 Knows recipes; data/models (models.py) says what the model itself is. The newest entry of a name wins
 (data is append-only). A wrong file is our own fault and says where.
-Path: catalog.find -> entries -> data/names/*.toml.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Published figures of devices, not measured ones (advisor/machine.py measures this machine). Facts are appended, never
 overwritten: of several rents or prices the newest counts. 0 means unknown.
-Path: --on 2xh100 -> catalog.rig -> Rig -> advisor (does it fit, how fast, what does it cost)
 """
 
 from __future__ import annotations

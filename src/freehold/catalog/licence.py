@@ -3,7 +3,6 @@
 Holds no licence's text: it names where the text is and the digest of the copy that was read. Repositories are named
 by the licences and in data/repositories.toml, whole, never by a pattern. Judges nothing;
 what a term means for a user is advisor.verdict's. Terms not restated are those of the entry it `extends`.
-Path: catalog.licence(text) -> licences -> data/licences/*.toml -> Licence.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows sizes and published scores; knows no licence text, no machine. What no source states is empty,
 zero or None, never guessed. What layers keep is layers.py's.
-Path: catalog.model -> models.py (files) -> schema.py (TOML -> Model) -> Model.cache_bytes.
 """
 
 from __future__ import annotations

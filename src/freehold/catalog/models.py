@@ -3,7 +3,6 @@
 `data/models/*.toml` is one file a publisher, `data/sources.toml` spells the sources out, benchmarks.py adds
 results. One model costs the reading of one file; all of them are read once. Knows no network; `freehold models
 refresh` adds to the user's file and never to ours.
-Path: catalog.models / catalog.model -> schema.parse -> schema.build -> Model.
 """
 
 from __future__ import annotations

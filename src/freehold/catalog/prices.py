@@ -3,7 +3,6 @@
 The table is the package genai-prices, read as installed and never fetched; `data/prices/extra.toml` holds
 what it lacks. Tiers are cliffs: a prompt beyond one is priced at its rate from the first token, so requests
 are priced one by one and never as a day's sum. Knows no traffic and no hardware.
-Path: cli/cost.py -> find, hosts -> Offer.cost(PricedRequest) -> advisor.breakeven
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Quantisations by name: the weight types in a file, and bits per weight of each.
 
 Knows types and shares; knows no model and no file.
-Path: advisor.anatomy.from_catalogue -> mix -> Mix
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Tables of words (data/questions.toml, tasks.toml, the names of devices and models), matched from the left, the longest
 phrase first. No word is dropped in silence: it is understood, filler, or listed as ignored. Knows no score and no
 machine; choosing.py turns the question into an answer.
-Path: cli/advise, freehold.advise -> question -> Question -> AdviceRequest
 """
 
 from __future__ import annotations

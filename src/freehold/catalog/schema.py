@@ -4,7 +4,6 @@ A file has `lab`, `country` and [[model]] tables. Tables of one id are dated fac
 `checked` wins key by key, so a fact that changes is appended and the older one stays to be read. Scores
 add up: a newer one replaces that of its benchmark and setting alone.
 The shipped files and the user's own go through the same checks. Knows no folder and no network.
-Path: models.py -> parse -> tables; models.py -> build -> Model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A chat as a file to keep or to carry elsewhere: JSON with all of it, Markdown to read.
 
 What is imported is checked against limits before anything is written. Knows no folder.
-Path: server/console/chats.py -> exported, markdown; taken -> ChatFolder.write
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Whose chats they are is decided by the folder alone, so an id leads to no other caller's chat. A deleted chat stays
 in `.deleted` for UNDO_S, whatever restarts meanwhile, and is gone at the first look after that.
-Knows files; knows no request and no terminal. Path: server/console/chats.py or cli/run.py -> ChatFolder -> ChatWriter
+Knows files; knows no request and no terminal.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Reading is lenient where that loses nothing: a torn last line is left out, a line that is damaged is skipped and
 counted, what hung on it hangs on the message before. Knows no file, no lock and no clock.
-Path: ChatFolder.read -> replay -> SavedChat; ChatWriter -> encoded -> append
 """
 
 from __future__ import annotations

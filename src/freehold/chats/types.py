@@ -1,7 +1,6 @@
 """What a chat is in memory: its messages as a tree, its settings, its card in a list.
 
 The file's format is in docs/design/console.md. Knows no file and no model.
-Path: server/console/routes.py -> SavedChat
 """
 
 from __future__ import annotations

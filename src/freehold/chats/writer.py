@@ -6,7 +6,6 @@ lock is taken too (`live`), so that a reader can tell an answer in progress from
 
 What is flushed to the disk: a message, an end and a change, which cannot be made again. What an answer grew by is
 left to the kernel: it survives this program's death, and after a power cut the answer can be made again.
-Path: ChatFolder.writer -> ChatWriter -> append -> the file
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`freehold advise TASK`: open models for a task, ranked, with reasons and the command that runs the first.
 
 Knows options and outputs; the rules and the ranking are the advisor's.
-Path: main -> advise -> choosing.advise -> report/advice or reports/plain
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`freehold align MODEL --pairs FILE -o OUT`: an adapter that prefers the chosen of two answers, with a receipt.
 
 Knows options and lines of text; adapt.align does the work. MODEL must be here already: nothing is fetched.
-Path: main -> align -> Store.resolve -> adapt.align.align -> a folder
 """
 
 from __future__ import annotations

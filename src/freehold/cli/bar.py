@@ -2,7 +2,6 @@
 
 Knows options, names and messages; evals runs and judges, router.bar keeps. A model of a gateway.toml is asked through
 the gateway, so that labels, budgets and the ledger hold for these requests too.
-Path: main -> bar -> evals.trial.run -> BarStore.keep
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Decode reads every weight once per token, so memory bounds it: read bandwidth / 
 multiplies every weight for every token, so arithmetic bounds it: int8 operations / (2 x weights). Rounds
 alternate prefill and decode, so that other load affects both; medians are reported. The ceilings leave out float
 work, attention and synchronisation, so 100 % is not reached.
-Path: main -> bench -> local.open_model -> LLM.generate -> Usage; ceilings from _native.measure_*
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows which parameter of which verb takes which kind of name; makes no network request. A source that cannot be read
 completes nothing: an error would be printed into the line being typed.
-Path: the shell -> main -> LazyGroup.get_command -> with_names -> click's completion -> names
 """
 
 from __future__ import annotations

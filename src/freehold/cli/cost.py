@@ -1,8 +1,6 @@
 """`freehold cost [MODEL]`: monthly costs of APIs and of self-hosting, and the break-even volume.
 
 Knows options and JSON; the arithmetic is the advisor's, prices are the catalogue's, rows a gateway's ledger's.
-Path: main -> cost -> advisor.cost -> Comparison -> report/cost.py or JSON;
-      cost --from-ledger -> reports/cost.py -> report/cost.py
 """
 
 from __future__ import annotations

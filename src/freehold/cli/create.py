@@ -1,7 +1,4 @@
-"""`freehold create NAME`: a model made from another one, without copying weights; `make-tiny FAMILY`: a random one.
-
-Path: main -> create -> modelfile.parse -> create.make; main -> make_tiny_command -> tiny.make
-"""
+"""`freehold create NAME`: a model made from another one, without copying weights; `make-tiny FAMILY`: a random one."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 Knows options and the order of starting: the running server of this home is asked to add the deployment; where none
 runs, this command becomes the server.
-Path: main -> deploy -> planning.options.planned -> deploying/running.py, or serving/running.py
 """
 
 from __future__ import annotations

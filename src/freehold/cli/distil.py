@@ -1,7 +1,6 @@
 """`freehold distil TEACHER --into MODEL --prompts FILE -o OUT`: an adapter that answers as a larger model does.
 
 Knows options and lines of text; adapt.distil does the work. Both models must be here already: nothing is fetched.
-Path: main -> distil -> Store.resolve -> adapt.distil.distil -> a folder
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Only reads: CPU, kernel table, threads, memory, GPUs and engines for them, stores, versions. With --kernels: each
 weight format on each kernel table. With --verify: every model file and pack against its checksums.
-Path: main -> doctor -> native.isas, psutil, finding.look, Store.list -> stdout
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`freehold embed MODEL [TEXT...]`: texts to vectors, one per line.
 
 Knows lines and number formats; LLM.embed computes. The model is loaded in this process.
-Path: main -> embed -> open_model -> LLM.embed -> stdout
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`freehold eval MODEL[+ADAPTER] --data TASK`: score a model on tasks, or compare two results item by item.
 
 Knows options and names; evals answers, marks and compares. The model is loaded in this process.
-Path: main -> eval -> open_task, evaluate -> Report -> eval.show, results.written
 """
 
 from __future__ import annotations

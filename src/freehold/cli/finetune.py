@@ -1,7 +1,6 @@
 """`freehold finetune MODEL --data FILE -o OUT`: an adapter that learnt a user's examples, with a receipt.
 
 Knows options and lines of text; adapt.finetune does the work. MODEL must be here already: nothing is fetched.
-Path: main -> finetune -> Store.resolve -> adapt.finetune.finetune -> a folder
 """
 
 from __future__ import annotations

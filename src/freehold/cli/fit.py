@@ -1,7 +1,6 @@
 """`freehold fit MODEL`: memory, longest context and speed, here or on named hardware, per quantisation.
 
 Knows options and columns; the report is reports/fit.py's, its answers advisor/fit.py's.
-Path: main -> fit -> reports.fit.fit_report -> advisor.fit.fit
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`freehold gateway check|convert` and `route explain|admit`: what a gateway.toml says, and what it would do.
 
 Knows options and words; the file's rules are router/reading.py's. Sends nothing, and starts no engine.
-Path: main -> gateway -> read, report/routes.py; main -> route_command -> router/explain.py, router/admission
 """
 
 from __future__ import annotations

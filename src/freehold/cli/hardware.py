@@ -1,6 +1,6 @@
 """`freehold hardware MODEL --users N`: hardware that serves this many users, prices, and why other hardware does not.
 
-Knows options and columns; the sizing is advisor/places.py's. Path: main -> hardware -> choosing.hardware -> Sizing
+Knows options and columns; the sizing is advisor/places.py's.
 """
 
 from __future__ import annotations

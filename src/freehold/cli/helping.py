@@ -1,7 +1,6 @@
 """What --help and `freehold help` show: the example first, options in sections, ranges in words.
 
 Knows click's commands; knows no other verb.
-Path: main, docs/generate.py -> Context.get_help -> sections_of -> record
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`freehold keys add|list|rm|owner`: the server's API keys, stored as hashes; a running server reloads them.
 
-Knows options and messages; the file is server/core/keys.py's. Path: main -> keys -> KeyFile
+Knows options and messages; the file is server/core/keys.py's.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows files, backups and messages; apps.py has the programs and the edits. A record in the data folder says
 what was written where, so that --restore undoes exactly that.
-Path: main -> launch -> apps.APPS -> file
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`freehold ledger [show REQUEST]` and `audit`: a gateway's requests, what each cost and why, and which were sent out.
 
 Knows options and words; reading is router/ledger's. Works while a server writes.
-Path: main -> ledger -> queries.sums, queries.find or queries.audit -> text, JSON or CSV
 """
 
 from __future__ import annotations

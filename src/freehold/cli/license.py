@@ -2,7 +2,6 @@
 
 Lists, shows and compares licences and models. Knows wording: terms come from the catalogue, the answer from the
 advisor.
-Path: main -> license -> advisor.verdict, advisor.lineage.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The `freehold` command: finds the verb, imports only its file, prints a failure as two lines.
 
 Knows the verbs' names and one-line helps (verbs.py); importing it imports click and nothing else.
-Path: freehold VERB ... -> main -> cli/<verb>.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`freehold mcp add|list|rm|test|revoke`: the servers of tools, in config.toml.
 
-Knows options and messages; a server is started by `test` alone. Path: main -> mcp -> configfile, ToolConnection
+Knows options and messages; a server is started by `test` alone.
 """
 
 from __future__ import annotations

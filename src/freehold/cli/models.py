@@ -1,7 +1,6 @@
 """`freehold models`: searches, filters and sorts the catalogue; `models refresh` compares it with the hub.
 
 Knows options and columns; the facts are the catalogue's, store/refresh.py asks the hub.
-Path: main -> models -> catalog.models; models refresh -> store.refresh.
 """
 
 from __future__ import annotations

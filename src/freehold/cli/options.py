@@ -1,7 +1,6 @@
 """Options of the command line, made of what settings declare.
 
 Knows how click writes a range, and how a format is given; knows no model. Ranges and helps: freehold/options.py.
-Path: a verb -> setting_options; run.command or chat.Chat -> chosen, read_format -> SamplingParams, Format
 """
 
 from __future__ import annotations

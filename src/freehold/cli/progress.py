@@ -1,7 +1,6 @@
 """Shows progress: of a pull as store/progress.py does, or as JSON lines; of other long work, a line on stderr.
 
 After Ctrl-C, what was kept. Knows events and lines; knows no source and no work.
-Path: cli/stored, cli/run -> reporter(...) -> Store.pull(on_event); cli/quantize -> StatusLine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`freehold ps|stop|open`: the models in the running server's memory; ending it or one of them; its page.
 
 Knows the owner's routes, columns and words; loads no model.
-Path: main -> ps -> attach.server_here -> GET /admin/ps, /admin/deployments; POST /admin/unload, /admin/stop
 """
 
 from __future__ import annotations

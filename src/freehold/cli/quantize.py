@@ -1,7 +1,6 @@
 """`freehold quantize MODEL -o OUT`: a model's weights in fewer bits, as a GGUF, with a receipt.
 
 Knows options and lines of text; adapt.quantize does the work. MODEL must be here already: nothing is fetched.
-Path: main -> quantize -> Store.resolve -> adapt.quantize.quantising.quantise -> a folder
 """
 
 from __future__ import annotations

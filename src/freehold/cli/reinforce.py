@@ -1,7 +1,6 @@
 """`freehold reinforce MODEL --reward VERIFIER -o OUT`: an adapter that earns higher scores, with a receipt.
 
 Knows options and lines of text; adapt.reinforce does the work. MODEL must be here already: nothing is fetched.
-Path: main -> reinforce -> Store.resolve -> adapt.reinforce.course.reinforce -> a folder
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows options, streams and exit codes; chat/ has the chat. A running server answers with its model; otherwise, and with
 --local, the model is loaded in this process. Both give the same answers.
-Path: main -> run -> chat/opened -> LLM.stream -> a renderer -> stdout; without a prompt -> chat.Chat
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows the options; serving/running.py starts the server. One server per home holds its lock while it runs; `ps`, `stop`
 and `run` reach it through its Unix socket.
-Path: main -> serve -> serving/options.py -> serving/running.py -> server.serve.run
 """
 
 from __future__ import annotations

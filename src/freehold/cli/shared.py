@@ -1,4 +1,4 @@
-"""Options, parameter types and output that several verbs share. Path: a verb's file -> its decorators."""
+"""Options, parameter types and output that several verbs share."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """`freehold show|why MODEL`: the card of a model, in the store or in the catalogue; and all that is known about it.
 
 Knows columns and wording; the card is reports/card.py's, the facts reports/why.py's.
-Path: main -> show -> describe, why_report -> stdout
 """
 
 from __future__ import annotations

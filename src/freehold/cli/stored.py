@@ -1,7 +1,4 @@
-"""`freehold pull|list|cp|rm|update`: the verbs about the models in the store.
-
-Path: main -> pull_command, list_command, cp_command, rm_command, update_command -> Store
-"""
+"""`freehold pull|list|cp|rm|update`: the verbs about the models in the store."""
 
 from __future__ import annotations
 

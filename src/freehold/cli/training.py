@@ -1,4 +1,4 @@
-"""Options and rows that the verbs share which train an adapter. Path: finetune, align, reinforce, distil -> here."""
+"""Options and rows that the verbs share which train an adapter."""
 
 from __future__ import annotations
 

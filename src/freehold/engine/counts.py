@@ -1,7 +1,6 @@
 """What an engine did since it was made: sums that only grow.
 
 Knows sequences and tokens; knows no block, no model, no clock but the one of its last step.
-Path: Engine.step -> Counts -> Engine.stats -> EngineStats
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Turns what a step computed for a sequence into its next tokens, or passes it to the request's sink.
 
 Knows logits, drafts, grammars and where an answer ends; knows no schedule, no block and no lock.
-Path: Engine.step -> Emitter.emit -> sampler.choose -> TokenOut
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Knows ids, steps and pooling; knows no text and no protocol. A caller puts its t
 until they are done, so texts of many callers share a step; they are concatenated without padding. A text's
 vector is the same bits, whatever shares its step. Clients take equal parts of the tokens computed. Batch texts are
 computed in steps of their own, and only while no interactive one waits: in an interactive step they would lengthen it.
-Path: LLM.embed -> Encoder.embed -> native Plan.run -> Pool
 """
 
 from __future__ import annotations

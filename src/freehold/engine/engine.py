@@ -3,7 +3,6 @@
 Knows sequences, steps and the lock around a step; knows no text, no template and no protocol.
 A thread that needs a token computes steps for all live sequences; in a served engine one thread computes them all.
 The engine starts no thread of its own. An error of one sequence ends that sequence alone.
-Path: local.LLM.stream -> Engine.generate -> Engine.step = schedule -> run -> postprocess -> TokenOut
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Wraps errors of a step as StepFailed or DamagedPack.
 
 Knows errors and packed weights; knows no sequence and no step.
-Path: Engine.step, Emitter.emit and Encoder.embed -> named, traced
 """
 
 from __future__ import annotations

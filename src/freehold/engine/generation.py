@@ -2,7 +2,6 @@
 
 Knows its sequence and how to enter it; knows no step. Iterated over, it drives the engine; in a served
 engine, where one thread pumps, it is started and its tokens are taken.
-Path: Engine.generate -> Generation -> Engine.enter, Engine.advance, Engine.cancel
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """One vector of a text's last hidden states: their mean, the last token's or the first's, at unit length.
 
 Knows rows of hidden states; knows no model and no step. They may come in any chunks: a sum's order is of positions.
-Path: scoring.embed or Encoder.embed -> Pool.add -> Pool.vector
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Makes requests and their sequences, every field checked against the model and the context.
 
 Knows token ids, the options of a request and a context's length; knows no queue, no step and no lock.
-Path: Engine.generate, scoring.prefill -> Requests.answer, Requests.prefill -> Requests.sequence -> Generation
 """
 
 from __future__ import annotations

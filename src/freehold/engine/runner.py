@@ -1,7 +1,6 @@
 """Turns a step's chunks into arrays and runs the model's plan over them in one native call.
 
 Knows positions, block tables and which rows return logits or only a token; knows no text and no end of an answer.
-Path: Engine.step -> ModelRunner.run -> native Plan.run
 """
 
 from __future__ import annotations

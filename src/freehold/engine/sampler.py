@@ -3,7 +3,6 @@
 Knows requests and their SamplingParams; knows no sequence and no text. Order: penalties, bias, the logits mask,
 then native sampling (temperature, top-k, typical, top-p, min-p, Gumbel noise of seed, position and id).
 Log-probabilities are of the unchanged row. Plain sampling the plan does itself, and computes few of the logits.
-Path: Emitter.emit -> choose -> native.sample
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a model computes for a given text: logits, log-probabilities and vectors, in steps shared with answers.
 
 Knows token ids, rows and pooling; knows no sampling and no schedule.
-Path: local.answering, local.embedding -> prefill, embed -> Engine.step -> Emitter.emit -> a sink
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A request, the sequence that answers it, and the chunk of it that a step computes.
 
 Knows token ids, counts and what is still to be computed; knows no text, no weights, no lock.
-Path: Engine.generate -> Request -> Sequence -> Scheduler -> Emitter.emit -> TokenOut
 """
 
 from __future__ import annotations

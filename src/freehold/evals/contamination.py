@@ -3,7 +3,6 @@
 A run that many training texts or many tests have is an instruction they share, and counts for nothing: Brown et al.
 2020 (GPT-3), appendix C, set the same bound of ten. Training texts are read once, as a stream; copies of a text count
 as one. Knows texts; knows no file and no format.
-Path: training texts, tests -> overlaps -> Overlap
 """
 
 from __future__ import annotations

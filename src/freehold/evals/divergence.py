@@ -3,7 +3,6 @@
 For each token: KL(reference || other) in nat over the whole vocabulary, whether both have the same most probable
 token, and the log-probability of the text's next token under both. A block is a window of text; the interval of a mean
 is from blocks, whose tokens depend on each other. No logits are kept.
-Path: adapt/quantize/quantising.py -> diverge -> LogitSource.rows, DivergenceCounter.add -> TextDivergence
 """
 
 from __future__ import annotations

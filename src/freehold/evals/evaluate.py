@@ -4,7 +4,6 @@ An answer is kept under the weights, the adapter and the very tokens of its prom
 of marking. So a run that was stopped continues, and after a change only what it touched is computed again. Greedy:
 an answer does not depend on what is computed beside it.
 Knows no task by name and prints nothing.
-Path: cli/eval -> evaluate -> LLM.answer_many, LLM.score_many -> TaskResult
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Pairs decide more than shares: a case that both models pass, or neither, tells nothing of which is better. Knows
 zeros and ones; knows no model.
-Path: trial.run -> marks -> share, compared
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Field names and hashes are those of lm-eval 0.4, so that what reads its folders reads ours, and items of both can be
 paired. An item without a metric (too long for the context, or without a verdict) counts as wrong.
-Path: cli/eval -> Report -> written; compare -> ResultComparison
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@
 
 The last is for those who can score texts (evaluate.py): no answer is written. `metric` names a group of cases that is
 counted apart too. Every bad line is named with its number; none is left out. Knows no model.
-Path: cli/report/trying, cli/bar -> read -> Samples -> trial.run
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ A file of the data folder holds the answers of one model to one set of cases: ev
 digests of both, readable by its owner alone. A first line says what it is; a line that was cut short is answered
 again. A model behind a server's handle is asked as a
 local one is (ServedChat). Knows no ranking and prints nothing.
-Path: cli/report/trying, cli/bar -> run -> TrialResult; cli/show -> kept
 """
 
 from __future__ import annotations

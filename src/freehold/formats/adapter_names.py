@@ -1,7 +1,6 @@
 """Names of LoRA adapters: which are valid in `base+adapter`, and the errors for others.
 
 Knows texts; knows no file, no model and no engine.
-Path: cli, EngineModels.add_adapter or local Adapters.add -> check_adapter_name
 """
 
 from __future__ import annotations

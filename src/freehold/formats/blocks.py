@@ -4,7 +4,6 @@ The oracle that native kernels are tested against, and not fast; types without a
 the plain numbers stores, per block, small integer codes and float scales, so a decoder here yields
 `codes * scales + offsets` and nothing else. Layouts follow ggml's block structs (the GGUF type registry); a weight's
 place in its block is described once, by `_planes`. Knows bytes and numbers; knows no tensor.
-Path: Tensor.numpy -> dequantize, or Packer -> split_codes -> DECODERS, PLAIN -> DecodedBlocks
 """
 
 from __future__ import annotations

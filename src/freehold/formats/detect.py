@@ -1,7 +1,6 @@
 """Opens a model file by what it contains, never by its name, and names its quantisation.
 
 Knows which reader takes which first bytes, and GGUF's general.file_type; knows nothing of what the readers do.
-Path: store (a path) -> open_model_file -> gguf.open_gguf or safetensors.open_safetensors
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows names, types and limits; knows no architecture. Every value is untrusted: it is there, of its type and
 inside its limits, or the error names the key, what was found and what was expected.
-Path: families.<family>.config_from_* -> Fields -> Sizes
 """
 
 from __future__ import annotations

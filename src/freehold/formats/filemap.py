@@ -1,7 +1,7 @@
 """Maps a model file into memory, read-only; describes a file that is not a model; names one without a digest.
 
 Knows paths, bytes and magic numbers; knows no format beyond its first bytes.
-Path: gguf.open_gguf or safetensors.open_safetensors -> map_file
+
 
 A file that is cut short while it is mapped reads as zeros from there on (csrc/memory.cpp), so a caller that has read
 one asks `check_whole` afterwards. The store never writes in place: it replaces a file by renaming another over it.

@@ -3,7 +3,7 @@
 Knows the container: header, metadata, tensor descriptors; knows no architecture and no meaning of a key.
 Nothing in the file is trusted: a count, length, offset or product is compared with the bytes that are there
 before it is used, so a lying header fails at once and allocates nothing.
-Path: open_model_file -> open_gguf -> models (weight map), tokenizer (metadata)
+
 
 Layout: "GGUF", version u32, tensor count u64, key count u64; keys; descriptors; padding; tensor data.
 """

@@ -3,7 +3,7 @@
 Knows the container: keys, descriptors, offsets, alignment; knows no architecture and makes no weights. A header is
 complete before the first tensor, so types and shapes are planned first, and a file that was interrupted can be
 continued: the same header, the tensors that were whole, then the rest.
-Path: models/tiny/make.py -> gguf_header -> a file that gguf.open_gguf reads
+
 
 The layout is described in gguf.py.
 """

@@ -2,7 +2,7 @@
 
 Knows both containers, PEFT's settings and what of them changes the arithmetic; knows no model. What is set and not
 computed here is refused by its name, so that no adapter answers as another one than was trained.
-Path: models.lora.load_adapter -> open_lora -> LoraFile
+
 
 PEFT: adapter_config.json, adapter_model.safetensors with base_model.model.MODULE.lora_A.weight [rank, K] and
 lora_B.weight [N, rank]. GGUF: general.type "adapter", adapter.type "lora", adapter.lora.alpha; WEIGHT.lora_a, .lora_b.

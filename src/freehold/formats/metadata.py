@@ -2,7 +2,6 @@
 
 Knows keys, types and the file's name for its errors; knows no meaning of any key: whether a value
 makes sense is for the tokenizer and the models to say.
-Path: gguf.open_gguf (metadata) or safetensors.open_safetensors (config.json) -> models, tokenizer
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Knows the container, the shard index and where the side files are; knows no architecture and no config key.
 Trusts nothing: the header must describe the file exactly, to the byte, and shards must be in the directory.
-Path: open_model_file -> open_safetensors -> models (weight map, config), tokenizer (tokenizer.json)
+
 
 Layout of a file: header length u64, header (a JSON object), tensor data without gaps.
 """

@@ -1,7 +1,6 @@
 """One tensor of a model file, and the open file that holds many.
 
 Knows how to view and decode a tensor's bytes; knows no file format and no model.
-Path: gguf.open_gguf or safetensors.open_safetensors -> Tensor -> models (weight map), pack
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Knows how a row's bits, scales and table make weights, and how they are laid; chooses no bits (the encoder does) and
 knows no file. Not fast: the oracle that native kernels are tested against.
-Path: blocks.dequantize or split_codes -> decode -> DecodedBlocks; a writer -> pack_rows -> tensor bytes
+
 
 A tensor is its table, int8[128], and its rows one after another. A row of n weights, n a multiple of 32:
 

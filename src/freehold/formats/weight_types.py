@@ -1,7 +1,6 @@
 """The types that weights are stored in: GGUF's ids, blocks and bytes, and the names of types that are not read.
 
 Knows numbers and names; decodes nothing (blocks.py does).
-Path: gguf.open_gguf -> quant_type -> QuantType; Tensor -> row_bytes
 """
 
 from __future__ import annotations

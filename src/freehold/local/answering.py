@@ -3,7 +3,6 @@
 Knows tokens, text in pieces and where an answer ends; knows no template, no step and no socket. There are two
 ways to wait for a token, and one way for it to become a chunk: iterating drives the engine, and
 `take` returns what steps of other threads made.
-Path: LLM.stream or ServedModel.start -> LocalJob -> Generation -> LocalAnswer -> Chunk
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows event loops and one thread that computes steps while requests are running; knows no prompt and no sampling, which
 are LLM's. Cancelling a task stops its request within one step.
-Path: AsyncLLM.stream -> LLM._job_of -> LocalJob.enter; _Steps._run -> Engine.drive -> LocalJob.take -> Chunk
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Constraints on an answer: a format, tool calls, a budget of thinking tokens.
 
 Knows dialects and grammars, and what a job asks; knows no step.
-Path: LLM._prepared -> ConstraintBuilder.constraint -> LocalJob -> ConstraintMatcher
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Texts in, vectors out: what LLM.embed does, for encoders and for decoders alike.
 
 Knows texts, their limits and token ids; the engine knows the rest. A text is cut only where the caller asks for it.
-Path: LLM.embed -> Embedder.embed -> Encoder.embed or scoring.embed
 """
 
 from __future__ import annotations

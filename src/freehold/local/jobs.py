@@ -1,7 +1,6 @@
 """The limits of a job from an untrusted caller; every field has one, checked before anything is computed.
 
 Knows numbers only; ranges of sampling, ids and the context are checked where they are used.
-Path: worker/process/intake.py -> ServedModel.start -> check_job
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The keywords of a loaded model's calls, each stated once: TypedDicts for type checkers, and signatures made of them.
 
 Knows names, types and defaults; knows no model.
-Path: LLM.chat, LLM.generate, AsyncLLM, freehold.load -> ChatOptions, GenerateOptions, LoadOptions
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows prompts, sampling and the engine's interface; knows no weights, no scheduling and no protocol. A call from
 Python and a job from a server (opening.py) take the same path: Prompter, Engine.generate_many, LocalJob.
-Path: cli/run or freehold.load -> LLM.stream -> LocalJob -> Engine -> Answer -> Chunk
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The models on this machine, from Python: fetch one, list them.
 
 Knows the store; loads nothing.
-Path: freehold.pull, freehold.list -> Store
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Open a model: from a name or file to an LLM.
 
 Knows the store, model files, tokenizers and templates; knows no request.
-Path: cli/run or freehold.load -> Store.resolve -> open_model -> load_model, Engine, Tokenizer -> LLM
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Prompts: a chat rendered and cut to fit, a text, token ids, or a gap between two texts.
 
 Knows messages, templates and token counts; knows no engine and no answer.
-Path: ServedModel.start -> Prompter.prompt -> Prompt
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Says before a model is fetched or loaded whether the engine runs it, and what memory its weights take.
 
 Knows the catalogue's structures, files' headers and the registry of families; fetches nothing and reads no weight.
-Path: cli/stored, cli/shared, worker/process/judge -> check_fetch, check_runs, unrunnable, weight_bytes
 """
 
 from __future__ import annotations

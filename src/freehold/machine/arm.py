@@ -2,7 +2,6 @@
 
 The numbers are MIDR_EL1's, as the Linux kernel lists them for arm64 (its cputype header) and util-linux for lscpu,
 read on 2026-11-27. A core that is not here is shown by its numbers.
-Path: machine.processor -> core_name, is_small
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Where facts about a machine are read: its system's name, the root of its files, and its sysctl.
 
 The seam for tests: they pass recorded texts of machines that are not here. Knows no fact.
-Path: machine.{processor, memory} -> Host
 """
 
 from __future__ import annotations

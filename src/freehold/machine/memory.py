@@ -1,7 +1,6 @@
 """How much memory may still be taken: by the machine, its control group, and the pressure that macOS reports.
 
 Also the sizes of its pages and of the caches. Knows /proc through psutil; knows no model.
-Path: machine.available_bytes -> here; advisor.machine -> cache_megabytes; cli/doctor -> page_sizes
 """
 
 from __future__ import annotations

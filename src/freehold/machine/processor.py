@@ -2,7 +2,6 @@
 
 A step of the engine ends when its last thread does, so cores that are much slower than others are left out.
 Reads /proc/cpuinfo, /sys and the device tree on Linux, sysctl on macOS, all through a Host; knows no kernel of ours.
-Path: machine.{cpu_name, default_threads}, cli/doctor, cli/bench -> processor -> Processor
 """
 
 from __future__ import annotations

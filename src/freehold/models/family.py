@@ -2,7 +2,6 @@
 
 Knows declarations and the order in which parts run; knows no arithmetic, no file's bytes, no particular mixer.
 A weight is declared once, with its name in both formats and its shape, so no model file has loading code.
-Path: bind.read_source -> Family.network -> declared tensors -> Network.forward(ops, weights)
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Bound tensors in, loaded model out: packs the weights for the kernels and traces the forward pass.
 
 Knows panels, memory and what a token reads of the weights; knows no format's names and no architecture.
-Path: bind.read_source -> load_model -> LoadedModel -> engine.Engine
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 Knows how both formats name and order what a family declares; knows no request. A module that the model does not
 have, or that is not computed with adapters (embeddings, the output head), is refused by its name: what is not
 applied must not be ignored.
-Path: local.opening or LLM.add_adapter -> load_adapter -> Adapter -> engine.Request -> native plan
-Path: a trainer's step -> pack_pairs -> Adapter -> engine.Request
 """
 
 from __future__ import annotations

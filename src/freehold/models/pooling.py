@@ -2,7 +2,6 @@
 
 Knows modules.json and the pooling module's config.json; knows no model and no arithmetic. What is not computed is
 refused: a further layer after the pooling would change every vector.
-Path: local/opening.py -> pooling_from_dir -> LLM.embed
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 They take more sampling than OpenAI, `max_tokens`, formats under `structured_outputs`, a begun answer, bare text; they
 return reasoning as `reasoning_content`, and want it back. A field they do not know they ignore, so warnings are only
-given for what none of them knows. Path: upstream.py -> CompatibleWire
+given for what none of them knows.
 """
 
 from __future__ import annotations

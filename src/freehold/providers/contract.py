@@ -2,7 +2,6 @@
 
 A wire is pure: jobs to requests, answers to chunks, failures to causes. It sees no connection, and is tested by
 recordings; hop.py sends what it makes. Knows no route, no label's meaning and no price.
-Path: upstream.py -> Wire.request -> hop.py -> Wire.reader or Wire.whole -> Chunk
 """
 
 from __future__ import annotations

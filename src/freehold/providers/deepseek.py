@@ -1,7 +1,7 @@
 """DeepSeek's chat completions: OpenAI's, with thinking as a switch, and cached tokens by hit and miss.
 
 The reasoning of turns that called tools must be sent back, also an empty one, or the request is refused; that of other
-turns is ignored there, and not sent. Written from api-docs.deepseek.com. Path: upstream.py -> DeepSeekWire
+turns is ignored there, and not sent. Written from api-docs.deepseek.com.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Refused is what would make another answer than the one asked for; a warning stands for what only shapes how tokens
 are drawn, which no provider promises. Nothing is left out in silence. Knows no wire's field.
-Path: Wire.request -> Demands -> Outgoing.warnings
 """
 
 from __future__ import annotations

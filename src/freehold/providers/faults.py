@@ -1,7 +1,6 @@
 """What all wires share of failures: answers that cannot be read, a provider's words on one line, when to ask again.
 
 No fault has a text of the answer that failed, nor what looks like a key or quotes the prompt: it would reach logs.
-Path: Wire.fault, EventReader.push -> decoded, plain, retry_after_s -> UpstreamFault; upstream.py -> cleaned, quotes
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Takes nothing but a cleared request, and checks again that it may go there. Follows no redirect, uses no proxy but the
 provider's own, keeps no cookie, unpacks nothing. Errors say what happened and where, never what was sent.
-Knows no wire. Path: upstream.py -> Hop.post -> aiohttp -> HopReply.some
+Knows no wire.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Mistral's chat completions: OpenAI's with other names, ids of nine characters, and reasoning inside the content.
 
-Written from docs.mistral.ai. Path: upstream.py -> MistralWire
+Written from docs.mistral.ai.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ signed before them; without it the provider refuses the turn. Blocks are kept in
 model and id of the call, and are never put into a request for another. Outside a provider's wire every signature has
 a stamp of the model that made it, also where a client carries it; `carried`, at the one door to providers, takes the
 stamp off, and leaves out what another made.
-Knows no wire. Path: router/attempts.py -> Signatures.restored -> upstream.py -> carried -> Chunk -> SignatureWatch.seen
+Knows no wire.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Knows the fields of Job and EmbedJob; tests/providers/test_texts.py fails when o
 Pictures are not read: what a bitmap shows is beyond patterns. Bytes that only claim to be a picture are.
 Texts come in two steps, so that what takes long can be done in another process: `parts_of` only walks the fields, and
 `unpacked` decodes base64, percent signs and JSON.
-Path: router/labels.py -> parts_of -> detect/; texts_of -> labels.py, faults.py
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 An answer is given out once its first token has come; whatever fails before is an UpstreamFault that the next target
 can follow, and after it a fault of the stream. Knows no route, no retry, no price.
-Path: router/attempts.py -> start -> wire_of, Hop.post -> EventSplitter, EventReader -> UpstreamStream
 """
 
 from __future__ import annotations

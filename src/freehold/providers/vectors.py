@@ -1,6 +1,6 @@
 """What all wires share of embeddings: rows of numbers become unit vectors, a sum of tokens is shared out by length.
 
-Knows no wire. Path: Wire.vectors -> unit_vectors -> Vectors
+Knows no wire.
 """
 
 from __future__ import annotations

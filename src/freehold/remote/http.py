@@ -2,7 +2,6 @@
 
 Knows statuses and error bodies; knows no message and no model. It asks once: an answer that breaks off is an error,
 and is never requested again in silence.
-Path: HttpModel.stream or cli/serving/attach.py -> Api.events, Api.call -> httpx2
 """
 
 from __future__ import annotations

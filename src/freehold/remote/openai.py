@@ -1,7 +1,6 @@
 """A ChatModel over OpenAI's wire: our own server, or any API that speaks the same protocol.
 
 Knows the requests and events of chats and completions; knows no connection, no tokens and no template.
-Path: cli/run -> HttpModel.stream -> Api.events -> POST /v1/chat/completions -> Chunk
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A line of JSON a question, [verb, words], and a line an answer: ["", text] or [error's class, message, hint]. It reads
 config.toml anew for each, and takes processor time only where answers leave some.
-Path: server/console/choose -> main -> answer -> fit, plain, why, cost, models
 """
 
 from __future__ import annotations

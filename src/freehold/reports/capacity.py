@@ -4,7 +4,6 @@
     found.least[0].replicas, found.runs[0].percentile("ttft", 95), found.as_json()
 
 Knows where requests and step times come from; the simulation is backends/capacity/. Prints nothing.
-Path: freehold.deploy_capacity, cli/deploying/capacity.py -> simulated -> least, simulate -> Capacity
 """
 
 from __future__ import annotations

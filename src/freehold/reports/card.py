@@ -1,7 +1,6 @@
 """The card of a model, in the store or in the catalogue: the record, the catalogue's facts, the file's metadata.
 
 Knows where each fact comes from; knows no wording beyond the sources' names.
-Path: cli/show, why -> describe -> Store.show, catalog.model, formats.open_model_file, sampling_defaults
 """
 
 from __future__ import annotations

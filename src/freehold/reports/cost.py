@@ -1,7 +1,6 @@
 """Monthly costs of APIs, of self-hosting and of a gateway's requests, as plain values.
 
 Knows fields; the arithmetic is the advisor's and the router's, prices are the catalogue's.
-Path: cli/cost, asked -> cost_json; from_ledger -> savings_json
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Whether a model fits, how long a context and how fast, here or on named hardware, per quantisation.
 
 Knows which quantisations are asked about and where sizes come from; the answers are advisor/fit.py's.
-Path: cli/fit, asked -> fit_report -> file_anatomy.from_file or anatomy.from_catalogue -> advisor.fit.fit
 """
 
 from __future__ import annotations

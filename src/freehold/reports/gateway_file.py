@@ -2,7 +2,6 @@
 
 Knows settings, the store and the price table; opens no connection. Where neither --gateway nor config.toml names a
 file, nothing of router/ is imported.
-Path: cli/serve.py, cli/gateway.py -> read_gateway -> router/reading.py
 """
 
 from __future__ import annotations

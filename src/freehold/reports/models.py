@@ -2,7 +2,6 @@
 
 Each figure is the one that `fit`, `license` and `why` state of the model: in its file where the store has one,
 otherwise in the quantisation that would be pulled. Knows no wording and nothing of what is in memory.
-Path: asked -> models_json -> choosing.here, advisor.fit, advisor.verdict, why.quality_by_task
 """
 
 from __future__ import annotations

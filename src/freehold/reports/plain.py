@@ -1,7 +1,6 @@
 """Verdicts of licences, a model's facts and the advice as plain values.
 
 Knows names of fields; terms come from the catalogue, answers from the advisor.
-Path: cli/license, cli/models, cli/advise, asked -> verdicts_json, facts_json, as_plain
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """All facts about a model: its card, the licence's verdict, quality by task, speed here, and what is not known.
 
 Adds no fact of its own and knows no wording.
-Path: cli/show, asked -> why_report -> card.describe, advisor.{verdict, quality, fit, calibration}
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A request is equal if its whole job is, and it comes from the same key with the same labels over the same route. Such
 answers are in memory, with a bound in bytes; the oldest goes first. Knows jobs, digests and chunks; knows no label.
-Path: handle.py -> AnswerCache.find -> CachedStream; RoutedStream -> AnswerCache.keep, KeptTexts.keep
 """
 
 from __future__ import annotations

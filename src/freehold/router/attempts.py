@@ -4,7 +4,6 @@ An answer is good when its first chunk has come; where a route escalates, when i
 where the client does not stream, when it is whole. Failures before that go to the next target by their cause; the
 caller's own faults go nowhere, and what the caller's own time limit cut says nothing of a target. Knows causes, times
 and breakers; knows no wire.
-Path: handle.py -> Attempts.first_good -> TargetCalls.start, look -> Started -> stream.py
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ A result holds for what was measured and nothing else: these cases, this file of
 and default system prompt. Where one of them has changed the result is void, and where there is none the model does
 not pass. A rented model can change unannounced under its name, so its results expire. Knows no model that answers
 and no statistics; evals has both.
-Path: cli/bar -> BarStore.keep -> HOME/bars/*.json -> Bars.passes -> a route's candidates
 """
 
 from __future__ import annotations

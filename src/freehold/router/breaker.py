@@ -3,7 +3,6 @@
 After the cooldown one request tries such a target, and its first token decides for all: those that come meanwhile
 wait for it, where they have no other target. Knows names and seconds; knows no request and no cause. One process's
 own: two servers learn of a fault separately.
-Path: routing.py -> Breakers.why_not; attempts.py -> Breakers.turn/begin/failed/answered/dropped
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ The ledger reserves in one statement, so that no number of requests at once exce
 if those in flight cost less than they may is worth a short wait: reservations are for the dearest answer, and most
 answers cost less. What is left unusable at a window's end is less than one such answer. Keys without a budget cost
 no statement here. Knows amounts; knows no price and no target.
-Path: record.py -> Budgets.reserve -> ledger/store.py; record.py -> Budgets.book
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One call of one target, owned or rented: the same Stream from either, and one set of causes where it fails.
 
 A call for a place that the request may not be at is refused here, and in the hop again. Knows no route and no other
-target. Path: attempts.py, shadow.py -> TargetCalls.start -> ModelHandle.start, RentedModels.start
+target.
 """
 
 from __future__ import annotations

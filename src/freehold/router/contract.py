@@ -2,7 +2,6 @@
 
 Protocols, so that a test can state a neighbour in ten lines. Implemented by rented.py, budgets.py and
 bar.py. Knows none of them.
-Path: handle.py, attempts.py -> RentedModels, Books, BarCheck
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Around the manager of our engines, which it asks for what is owned. A request keeps the plan it began with; a reload
 makes another for those that come after. Knows names and plans; knows no wire and no protocol.
-Path: cli/serve -> GatewayModels.asked_by -> OriginModels.use -> RoutedHandle
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Vectors of two models are not comparable, so a route embeds with its first target's model only, at whatever places
 have it. A count comes from an engine, from a provider's own door, or is our estimate, and says so. Knows no stream.
-Path: handle.py -> embedded, counted -> RentedModels.embed, ModelHandle.embed
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 The same functions as a request's (labels, routing, prices), with no engine started and no provider asked. A classifier
 is not asked either: a label that needs one is taken as set, as it is when the classifier fails.
-Path: cli/gateway -> explain -> models.py, routing.py -> Explanation
 """
 
 from __future__ import annotations

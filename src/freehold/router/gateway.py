@@ -2,7 +2,6 @@
 
 Values only; reading.py makes them, and refuses what does not fit together. Defaults and ranges of plain fields are
 declared here, and read by `TomlTable.fields`. Money is in nano-dollars, so that sums are exact. Knows no request.
-Path: reading.py -> Gateway -> directory.py, routing.py
 """
 
 from __future__ import annotations

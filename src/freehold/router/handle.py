@@ -2,7 +2,6 @@
 
 Here is the order of a request: labels, targets, money, cache, attempts, stream. Knows the parts and their order; each
 part's rules are its own.
-Path: directory.py -> RoutedHandle.start -> models.py, routing.py, attempts.py -> RoutedStream
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ A label is set by the request's key, its header, its route, what a detector find
 is asked (opt-in). Labels only add. What cannot be examined (token ids, a text with too many candidates, a classifier
 that fails) has the label. A short text is read here; a long one, or one with many candidates, in another process.
 Knows labels and places; knows no provider's address and opens nothing.
-Path: directory.py -> Labeller.clear -> providers/texts.py, detect/, models.py -> Cleared -> routing.py
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 `LiveGateway` reads the file again when it changes. Knows the parts and who has to be closed after whom; knows no
 request and no route.
-Path: cli/serving/hybrid.py -> open_models -> GatewayModels of directory.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What all requests of a server with a gateway share: it outlives a reload of the file.
 
-Knows no request and no route. Path: directory.py -> GatewayParts -> handle.py -> attempts.py, stream.py, embeds.py
+Knows no request and no route.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Resolved once at start and at reload: a request's price is integer arithmetic. Prices are cliffs: a prompt beyond a
 tier is priced at its rate from the first token. Knows which seller a
 provider's kind is; a server of another kind has no price here, and gateway.toml states it. Knows no budget.
-Path: reading.py -> Price -> booking: Price.cost(Usage, when)
 """
 
 from __future__ import annotations

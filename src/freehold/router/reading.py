@@ -1,7 +1,6 @@
 """Reads gateway.toml into a Gateway, or refuses it with every mistake at once: line, value, way out.
 
 Pure but for what Outside looks up: opens no connection. A mistake in one table does not hide those of another.
-Path: cli/serve.py -> read -> Gateway or BadGateway
 """
 
 from __future__ import annotations

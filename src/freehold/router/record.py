@@ -1,7 +1,6 @@
 """One request's entry in the ledger while it is made: its reservations, attempts and costs, and its one row.
 
 Knows prices and the books; no text passes through it. A row is booked once, whatever ends the request.
-Path: handle.py -> RequestRecord -> attempts.py, stream.py -> RequestRecord.book -> ledger/store.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 A plain model name is a route of one target. Reasons are one line each: the ledger keeps them, explain shows them,
 and a refusal lists them. `GatewayPlan` is one gateway.toml as requests use it: a request keeps the one it began with.
 Knows what a request needs; asks no model and opens nothing.
-Path: handle.py -> choose -> TargetChoice -> attempts.py
 """
 
 from __future__ import annotations

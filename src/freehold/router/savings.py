@@ -4,7 +4,6 @@ Each is a range. What a request did cost is exact to the nano-dollar. What it wo
 tokenizer counts other tokens, another provider's cache holds other prefixes, and an owned machine is paid for when it
 is idle too. A request that a counterfactual says nothing of keeps its cost, and is counted as such. Nothing here
 says that the other answers were as good; the bar does. Knows no wording of a page.
-Path: cli/cost -> savings(rows, ...) -> Savings
 """
 
 from __future__ import annotations

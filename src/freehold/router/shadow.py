@@ -3,7 +3,6 @@
 A shadow asks another target too, for a share of a route's requests: its answer is dropped, its figures go to the
 ledger. Never for a request with a label, never before the client's answer is whole, a bounded number at a time, and
 none once the server stops. What it costs is the house's: no key's budget pays for it. Knows one request at a time.
-Path: handle.py -> Shadows.begin -> TargetCalls.start -> RequestRecord.book; stream.py -> Background.shielded
 """
 
 from __future__ import annotations

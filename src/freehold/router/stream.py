@@ -2,7 +2,6 @@
 
 However it ends there is one row: whole, broken by its target, or left by the client; where no usage came, the tokens
 are estimated from what passed. Knows chunks, counts and the record; opens nothing.
-Path: handle.py -> RoutedStream <- Started; RoutedStream -> RequestRecord.book
 """
 
 from __future__ import annotations

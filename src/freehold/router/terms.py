@@ -2,7 +2,6 @@
 
 The facts are the catalogue's (catalog/data/licences), cut to one word for the ledger. Where a licence lets outputs
 train on conditions the word is "unknown": `freehold license --taught-by` judges those with the user's facts.
-Path: toml/models.py -> terms_of -> advisor/lineage.py
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 The guess is for windows, for explain, and for answers that broke off and carry no usage; it follows the ratio of a
 target's own counts. Bounds for reservations are those of prompts.py. Knows text's length, and no tokenizer.
-Path: handle.py, routing.py -> TokenRatio.prompt_tokens
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ called while it is read. The code never learns what a result is compared with (r
 and reads goes to and comes from the test's standard streams.
 
 Knows messages and two pipes; knows no limits and no verdict.
-Path: confined -> Peer.ask, Peer.serve -> ValuePacker, Remote
 """
 
 from __future__ import annotations

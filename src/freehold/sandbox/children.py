@@ -7,8 +7,6 @@ because each has a hole:
     started by one thread that lives as long as the process, and a caller's thread may come and go.
   - Elsewhere a thread of the child looks once a second whether it has been adopted. It needs the interpreter
     lock, so a child that works on a stranger's file limits its own processor time as well (renderer.py).
-
-Path: worker/client, rendering, trial_compile -> spawn; the child's main -> follow_parent, limited
 """
 
 from __future__ import annotations

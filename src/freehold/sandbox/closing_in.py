@@ -3,7 +3,6 @@
 What is left to it: the pipes it is given, the files it may read, memory and processor time up to a limit. It starts no
 process and no thread, connects nowhere, writes nothing but to its pipes. Knows the kernel's limits through platforms;
 knows no code and no job.
-Path: confined, verifier -> close_in -> platforms.confine
 """
 
 from __future__ import annotations

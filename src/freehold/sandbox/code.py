@@ -3,7 +3,6 @@
 Linux alone has the means to confine a process (platforms.confine); where it lacks them, such code is not run. Code and
 test are two processes (confined.py): what passes is decided by one whose memory the code cannot reach. What the code
 learns goes nowhere but into a few words beside "failed". Knows no model and no case.
-Path: evals/samples.py -> failure -> confined.py
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ each test it forks two, hands them the pipes that the parent made for them, and 
 verdict. Both close themselves in (closing_in.py) before they read anything. One runs the code and answers what the
 other asks (apart.py). The other runs the test and alone can write the verdict: the code's process holds neither that
 pipe nor the test, so that nothing it does to itself is a pass.
-Path: code.py -> main -> _run_code, _run_test
 """
 
 from __future__ import annotations

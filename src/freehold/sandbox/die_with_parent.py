@@ -2,7 +2,6 @@
 
 Started as `python -m freehold.sandbox.die_with_parent MODULE ARGUMENTS... PARENT`, where PARENT is the parent's
 process id. For programs that do not call `children.follow_parent` themselves.
-Path: cli/clients/compat -> spawn -> die_with_parent -> the module
 """
 
 from __future__ import annotations

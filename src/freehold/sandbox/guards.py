@@ -2,7 +2,6 @@
 
 Filters, tests and methods are those of a list; deadlines and sizes are those of the job that runs. Knows values and
 limits; knows no template and nothing of Jinja.
-Path: jinja.render -> limited; every loop step, call and filter -> current().tick
 """
 
 from __future__ import annotations

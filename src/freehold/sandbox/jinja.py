@@ -5,7 +5,6 @@ loops in loops nor recursion nor the size of strings. Here filters, tests, globa
 every loop step, call and filter checks a deadline, and every operator, filter, method and join that can multiply
 text checks sizes *before* it allocates (guards.py). A template that would exceed a limit ends in BadTemplate. What one
 operation does inside is beyond these limits, so an untrusted template is run where it can be killed (renderer.py).
-Path: renderer -> render
 """
 
 from __future__ import annotations

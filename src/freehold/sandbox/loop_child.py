@@ -1,7 +1,6 @@
 """A child process that an event loop asks: a request goes to it in frames, and no step of the loop waits for it.
 
 Knows processes and frames (wire.py); knows nothing of what a child computes. The child's end is `parent_socket`.
-Path: router/detect/apart.py -> LoopChild.ask -> the child's main -> parent_socket
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ What is done with an object is asked of its process; plain values are copied.
 
 An object of the code takes part in no comparison with a value of the test, and in sums and `in` only where the test
 made it by calling a class: it could say that it equals everything. Knows what is asked; of the answers, apart.py.
-Path: apart.Peer.found -> Remote -> Peer.ask
 """
 
 from __future__ import annotations

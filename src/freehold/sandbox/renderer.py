@@ -4,7 +4,6 @@ Knows Jinja and its own limits; knows no chat. Nothing inside one operation look
 that share their parts, a sort, a regular expression), so the kernel does: a timer of processor time ends the process
 by SIGPROF, and an allocation beyond the limit of addresses fails. It imports as little as it can, and is there in
 some 60 ms.
-Path: rendering.Renderers -> python -m freehold.sandbox.renderer FD PARENT -> jinja.render
 """
 
 from __future__ import annotations

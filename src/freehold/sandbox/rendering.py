@@ -2,7 +2,6 @@
 
 Knows the child's protocol, its limits and how it died; knows no Jinja and no chat. Processes are started when first
 needed, shared by all threads and kept; one that a template killed is replaced by the next call.
-Path: ChatTemplate -> Renderers.run -> renderer.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 The validator is compiled code: a schema of a few lines may keep it busy for ever, and nothing inside the process could
 stop it. So it runs in a process of its own, which keeps what it compiled for the next value. No schema fetches
 another. Knows schemas; knows no case.
-Path: evals/samples.py -> SchemaChecks.fault -> main
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A process and all that descends from it: who they are, what they use, and the end of all of them.
 
 Knows process ids; knows no engine. Ids are used again by the system, so a process is known by its id and its start.
-Path: backends/process/supervisor, tools/mcp/guard -> descendants, end_all; OwnProcess.progress -> usage
 """
 
 from __future__ import annotations

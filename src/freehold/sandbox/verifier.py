@@ -6,7 +6,6 @@ then runs the reward: a file's `reward(prompt, answer, item)`, or the verifier o
 process watches the child's processor time, kills it when an answer takes too long, and forks another one for the next
 answer. A score counts only in a message that carries the answer's own token; what is printed goes nowhere. Code that
 searches the interpreter for the token could cheat, but may return any score anyway.
-Path: evals/verifier.py -> spawn -> main -> _Scorer -> _work
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The table of routes. A new route is a line here: method, path, handler, the struct it reads, who may ask.
 
-Knows every handler and no protocol. Path: serve.py -> make_app -> Gate -> Starlette's router -> Endpoint -> handler
+Knows every handler and no protocol.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
 
 Answers come through the server's own code, so fields, sampling and receipts are those of `freehold serve`; only this
 user opens the Unix socket, and there is no port. Knows a thread and its event loop; what is deployed is a plan.
-Path: freehold.deploy, cli/chat/opened.py -> DeployedLLM -> InsideServer.deploy -> serve.Doors, DeployedModels -> Api
 """
 
 from __future__ import annotations

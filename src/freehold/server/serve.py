@@ -2,7 +2,6 @@
 
 Knows sockets, signals and uvicorn; knows no route. The network's sockets and the Unix socket get the same
 application, behind a guard that checks and one that trusts the owner.
-Path: cli/serve -> sockets.bind_tcp, bind_unix -> run -> Doors.open -> app.py
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 A size or a time that differs is seen at every use. For the store's own files, whose digest was checked when they
 came, the digest then decides: a file that was copied or restored is the same one. What another program holds may
 change there, so it is loaded with a note. Knows records and files; knows no network.
-Path: Store._used -> verified, notes_of
 """
 
 from __future__ import annotations

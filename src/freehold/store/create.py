@@ -1,7 +1,6 @@
 """Makes a model from another one: checks the recipe against its base and writes a record.
 
 Knows the store and recipes; knows no route and no terminal.
-Path: cli/create or server/ollama/store.py -> make -> Overlays.write
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What lies below a home: records, folders, packs, locks, and other programs' models beside them.
 
 Knows files and their state; knows no source and no reference.
-Path: Store -> HomeFiles -> manifest.py, home_files.scan
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The HTTP client of the store: one place for redirects, retries, Retry-After, and what a status means.
 
-Sends the hub's token to the hub's own origin only. Knows no files. Path: hub.py, url.py, ranges.py -> Http.
+Sends the hub's token to the hub's own origin only. Knows no files.
 """
 
 from __future__ import annotations

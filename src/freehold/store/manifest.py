@@ -1,7 +1,7 @@
 """The record kept for each model: where its files lie, their digests, where they came from.
 
 One `manifest.json` in the model's folder, written beside and renamed, so that it is whole or absent.
-Knows no network. Path: Store -> read_manifest / write_manifest.
+Knows no network.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Instructions in any case and order; a value ends with its line, or where the three quotes close that open it.
 Lines that begin with # are comments. Nothing is resolved or checked against a model here, and an unknown word is
-an error with its line. Path: cli/create or server/ollama/store.py -> parse -> Recipe -> create.make
+an error with its line.
 """
 
 from __future__ import annotations

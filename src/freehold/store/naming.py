@@ -2,7 +2,6 @@
 
 The plus means the same in every verb. After it comes an adapter's path, with a name of its own if the user wrote one
 ([NAME=]PATH), or the name of an adapter that a running server has.
-Path: cli/run, cli/eval, cli/serving, reports/gateway_file -> parted -> Store.resolve
 """
 
 from __future__ import annotations

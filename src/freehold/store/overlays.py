@@ -4,7 +4,7 @@
 
 An overlay without a template of its own shares its base's engine: its jobs are changed before they go in
 (`overlaid`). One with a template is opened as a model of its own over the same file. Knows jobs and records; knows
-no weights and no protocol. Path: Store.resolve -> Overlays.find -> ModelRef.overlay; worker or LLM -> overlaid -> Job
+no weights and no protocol.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Translates Ollama's sampling parameters: `options` of a request, PARAMETER of a Modelfile.
 
 Knows names, types and ranges; knows no model. A parameter without a meaning here is listed in `warnings`, never
-dropped in silence. Path: server/ollama/fields.py or overlays.py -> read -> Parameters -> Job
+dropped in silence.
 """
 
 from __future__ import annotations

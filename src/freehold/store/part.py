@@ -1,7 +1,7 @@
 """A half-fetched file on disk: `NAME.part` and beside it `NAME.part.json`, the record of finished ranges.
 
 The record is written after its range is on the disk, so the bytes that it counts survive a kill at any byte and
-a power cut. Knows no network. Path: ranges.fetch_file -> Part.
+a power cut. Knows no network.
 """
 
 from __future__ import annotations

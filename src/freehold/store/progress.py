@@ -1,7 +1,6 @@
 """Show a pull: a bar in a terminal, a line under a notebook's cell, plain lines elsewhere.
 
 Knows events and where a person looks at them; knows no source and no command line.
-Path: freehold.pull, cli/progress -> watching(...) -> Store.pull(on_event)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Choose among a repository's files: GGUF variants by quantisation, or one set of safetensors.
 
-Knows names and sizes only. Path: HubSource.plan and the foreign stores -> variants -> choose.
+Knows names and sizes only.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Connections x range size is at most 16 MB (config.py), and only finished ranges are recorded: what is asked
 for and not yet recorded is never more. Bytes are hashed in order as the finished prefix grows.
-Path: hub.py, url.py -> fetch_file -> worker threads -> Part; the digest, then the rename.
 """
 
 from __future__ import annotations

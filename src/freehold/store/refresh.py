@@ -2,7 +2,6 @@
 
 One request for a repository's card and one for its config.json, pinned to the commit that the first one
 names. Knows no terminal; overwrites no fact: a change is a new table with today's date and its source.
-Path: cli/models.py -> Refresher.ask -> Change; Refresher.append -> catalogue.toml.
 """
 
 from __future__ import annotations

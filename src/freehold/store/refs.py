@@ -1,7 +1,6 @@
 """Read what a user typed as MODEL: a catalogue name, a file path, a hub reference or a URL.
 
 Touches the disk only to see whether a path exists, and not for a client's request.
-Path: Store.resolve / Store.pull -> parse_ref
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 The new files are fetched into a home of their own below <home>/updates, where an interrupted fetch continues; the old
 ones answer until `take` renames the folders. Knows the store and sources; runs no model.
-Path: cli/stored -> renewal -> fetched -> (a trial) -> take
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Sampling defaults: the author's where a file or the catalogue states them, else Freehold's.
 
 Knows generation metadata in both file formats, and the catalogue's word for files without; knows no sampler.
-Path: open model file -> sampling_defaults -> local.load (SamplingParams), cli/show (where each came from)
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Chooses where a reference comes from: URL, hub, package index; a later source where an earlier one fails.
 
 Knows references and the catalogue's entries; fetches nothing.
-Path: Store.pull -> planned -> a source's plan
 """
 
 from __future__ import annotations

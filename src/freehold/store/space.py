@@ -1,7 +1,4 @@
-"""Disk space: refuse before a download that cannot fit, and name a full disk when it fills midway.
-
-Path: a source's fetch -> require; every write -> full_disk.
-"""
+"""Disk space: refuse before a download that cannot fit, and name a full disk when it fills midway."""
 
 from __future__ import annotations
 

@@ -1,13 +1,11 @@
 """The store: names in, paths out. Pulls missing models, lists those on this machine, removes them.
 
-    <home>/models/<slug>/manifest.json + files     one folder a model; without a manifest it is unfinished
-    <home>/packs/<sha256>-*                        packed weights, written by the engine's side
-    <home>/locks/<slug>.lock                       one pull of a model at a time
-    <home>/overlays/<slug>.json                    models made from others (overlays.py)
-    <home>/adapters/<digest>[.gguf]                and the adapters they answer with (overlays.py)
-    <home>/forgotten.json                          foreign models the user does not want to see
-
-Path: cli or freehold.load -> Store.resolve(MODEL) -> ModelRef; cli/stored -> Store.pull -> a source.
+<home>/models/<slug>/manifest.json + files     one folder a model; without a manifest it is unfinished
+<home>/packs/<sha256>-*                        packed weights, written by the engine's side
+<home>/locks/<slug>.lock                       one pull of a model at a time
+<home>/overlays/<slug>.json                    models made from others (overlays.py)
+<home>/adapters/<digest>[.gguf]                and the adapters they answer with (overlays.py)
+<home>/forgotten.json                          foreign models the user does not want to see
 """
 
 from __future__ import annotations

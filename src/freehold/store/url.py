@@ -1,7 +1,6 @@
 """A plain http(s) address of a GGUF file as a source.
 
 One ranged request of four bytes tells size, version, range support and whether it is a GGUF file at all.
-Path: Store.pull -> UrlSource.plan -> UrlSource.fetch -> ranges.fetch_file.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Knows a vocabulary and its added tokens; knows no file format, no chat template,
 The `tokenizers` library does the merging of ordinary text; the added tokens (control and user-defined) are
 cut out here, because who may write them depends on where the text comes from: control tokens are recognised
 in template text only, never in what a user wrote. Bytes, not strings, are what a token stands for.
-Path: ChatTemplate.render -> Tokenizer.encode_rendered -> Engine -> Detokenizer
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows tokenizer.json, tokenizer_config.json, special_tokens_map.json and generation_config.json; knows no
 weights. The pipeline (normaliser, word splitter, merges) is the file's own and runs in the `tokenizers`
 library; only its added tokens and its BOS/EOS template are taken over here.
-Path: directory.tokenizer_from_dir -> Tokenizer
 """
 
 from __future__ import annotations

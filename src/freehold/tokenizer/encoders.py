@@ -4,7 +4,6 @@ Knows pipelines and vocabularies that are built; knows no file and no added toke
 `tokenizers` takes a third of a second to build a vocabulary of 150,000 tokens. So for byte-pair vocabularies it only
 normalises and cuts words, with a vocabulary of 256 bytes, and native.Bpe merges: the same ids, tested against it.
 It keeps some 230 bytes for each byte of a text that it cuts, so a long text is cut in windows.
-Path: Tokenizer.encode -> an Encode -> ids
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Fill-in-the-middle prompts: the tokens around a prefix and a suffix, between which the model writes.
 
 Knows how families spell them; knows no prompt. They are control tokens, so no user's text contains them.
-Path: local.Prompter -> fill_tokens
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ They are in Go's template language. Those of one turn know three texts, .System,
 template once for each turn, and the last turn ends at .Response. That part is written exactly: text, these
 fields, if with and, or and not, trims, comments, quoted text. Anything else (range, .Messages, .Tools, functions) is
 refused by name, never approximated. Knows the language and no chat.
-Path: server/ollama/fields -> to_jinja -> Job.template -> ChatTemplate
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows the dictionaries that templates read, as `transformers` passes them; knows no Jinja. What differs between
 templates is found by rendering a chat with a call in it (`CallSpelling`), or is the dialect's.
-Path: ChatTemplate.render -> Spelling.chat
 """
 
 from __future__ import annotations

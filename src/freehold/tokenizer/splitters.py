@@ -1,7 +1,6 @@
 """Cuts an answer's text as it streams: at stop strings, and between reasoning and the answer proper.
 
 Knows text in pieces; knows no token, no model, no request.
-Path: local.LLM.stream -> Detokenizer -> ThinkingSplitter -> StopStrings -> Chunk
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows Jinja templates; knows no token ids and no model. The text is what `transformers` renders, byte for
 byte. Which parts of it a user wrote matters to the tokenizer, so a render comes with a guarded twin (core.Rendered),
 which is made from a second render.
-Path: Prompter.prompt -> ChatTemplate.render -> Tokenizer.encode_rendered
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows probes and what their renders mean; knows no Jinja and no process. All probes of a template go to the renderer
 at once, so that they cost one message and share one limit. What only a mark in the source tells is not found here.
-Path: ChatTemplate.traits -> probes -> Run -> Traits
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows GGUF's tokenizer keys and their meaning; knows no file reader, no chat template.
 Three kinds: byte-level BPE with a named pre-tokenizer ("gpt2"), SentencePiece BPE, whose merges follow from
 scores ("llama"), and SentencePiece unigram ("t5"). tokenizer.json is read by directory.py.
-Path: formats.gguf -> vocab.tokenizer_from_gguf -> Tokenizer
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows sockets, frames and a child process; knows no streams, no restarts. The process gets one end of a
 socket pair without a path or port; it runs in a session of its own, so that Ctrl-C reaches the server alone,
 and it ends when this end is closed or this process ends.
-Path: EngineHandle -> EngineProcess.start -> Open -> EngineReady; EngineProcess.send -> worker/process -> Frame
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Restarts a crashed engine process and resumes its streams from the tokens already sent. Sampling depends only on seed
 and position, so the continuation is identical. The quarantine finds a request that crashes its engines.
 Knows streams, deaths and times; knows no model file, no memory limit and no protocol.
-Path: EngineModels.use -> EngineHandle.start -> EngineProcess.send(Submit); Frame -> EngineStream
 """
 
 from __future__ import annotations

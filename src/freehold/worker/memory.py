@@ -1,7 +1,6 @@
 """Memory for the models of a server: counts bytes before a load, and unloads idle models until they suffice.
 
 Knows sizes, processes and which models are idle; knows no name of a file and no request.
-Path: EngineModels._admit -> EngineMemory.reserve -> EngineHandle.unload
 """
 
 from __future__ import annotations

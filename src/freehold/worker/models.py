@@ -1,7 +1,6 @@
 """The models of a server: found by name, loaded on demand, unloaded when idle or for room.
 
 Knows names, adapters and overlays; knows no stream and no protocol. Memory is counted in memory.py.
-Path: server -> EngineModels.use -> EngineHandle; EngineHandle -> EngineModels._admit -> Open
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a server starts its engines. Path: cli/serve -> EngineOptions -> EngineModels"""
+"""How a server starts its engines."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """A job's stream on the server's side, with the token log that outlives an engine; and calls with one reply.
 
 Knows chunks, tokens and limits; knows no socket and no process.
-Path: EngineHandle.start -> EngineStream <- Piece; server/openai reads it
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows the messages, their numbers and their limits; knows no process, no model and no protocol of the web.
 A frame is four bytes of length (little endian) and a message; both ends refuse a length beyond MAX_FRAME
 before they hold any of it, and any message that is not one of those below. Nothing is ever pickled.
-Path: EngineHandle.start -> Submit -> worker/process -> Frame (one a step, for all streams) -> EngineStream
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ said so. Wide inputs get their moments in blocks along the diagonal. Knows texts
 file but the model.
 What a layer left is kept in the run's folder, so a run that continues
 begins after it.
-Path: adapt.quantize -> calibrate -> LayerStreams.run -> Gathered.add
 """
 
 from __future__ import annotations

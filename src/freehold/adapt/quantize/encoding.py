@@ -3,7 +3,6 @@
 Knows values and types; knows no file and no recipe. Values are decoded and encoded some rows at a time, so that a
 large matrix takes little memory.
 How errors of earlier columns move the targets of later ones is here too.
-Path: quantising.CalibratedEncoder -> encoded_pieces, encode -> native.quantize_rows -> GGUFWriter.write
 """
 
 from __future__ import annotations

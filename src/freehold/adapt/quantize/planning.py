@@ -2,7 +2,6 @@
 
 Knows requests, recipes and mixes; encodes nothing. A mix is measured once: a run that continues takes the types
 that its folder kept.
-Path: quantising.quantise -> planned -> recipes.choose or planning.mixed -> QuantizationPlan
 """
 
 from __future__ import annotations

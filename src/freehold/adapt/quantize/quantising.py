@@ -2,7 +2,6 @@
 
 Knows the order of the work: choose types, write the model in steps that a crash keeps, measure, write down. Knows no
 terminal. Nothing is fetched; no network is used.
-Path: cli/quantize.py -> quantise -> planning, writing, report -> RunFolder.finish
 """
 
 from __future__ import annotations

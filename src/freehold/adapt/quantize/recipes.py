@@ -3,7 +3,6 @@
 The rules are llama.cpp's (its llama-quant source of 2026-11), so that a file type means the same here: attention
 values and an MLP's output get more bits, the head Q6_K, small and one-dimensional tensors keep theirs. Knows names
 and shapes; reads no weights.
-Path: cli/quantize.py -> choose -> TensorChoice -> planning.quantize
 """
 
 from __future__ import annotations

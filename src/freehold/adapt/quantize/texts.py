@@ -4,7 +4,6 @@ The default takes prose, code and chats in turn: the language reference, the sta
 questions about its functions whose answers are their docstrings or their code, in the model's own template. One-sided
 text is dangerous below four bits. All of it is read from the machine, so its hash goes into a receipt.
 Knows tokenizers and templates; knows no model and no moments.
-Path: adapt.quantize -> default_texts, file_texts -> calibrate
 """
 
 from __future__ import annotations

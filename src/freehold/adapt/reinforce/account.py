@@ -1,7 +1,6 @@
 """The account of a run: each step's line in steps.jsonl, what unseen prompts earn before and after, the receipt.
 
 Knows scores, advantages and updates as numbers; knows no update.
-Path: adapt/reinforce/course.py -> step_line; -> summary -> receipt
 """
 
 from __future__ import annotations

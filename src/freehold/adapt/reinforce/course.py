@@ -3,7 +3,6 @@
 Each step samples a group of answers to some prompts from the policy as it is, has them scored, and moves the adapter
 by the advantages within each group. Before the first step the verifier is attacked; before and after the run the
 policy is measured on unseen prompts. Everything random follows from the seed and the step's number.
-Path: cli/reinforce.py -> reinforce -> TrainingLoop -> Course.step -> Policy.sample, Verifier.score, Policy.update
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows prompts as token ids, answers with the sampler's log-probabilities, and advantages; knows no verifier and no
 file. Every sample follows from (seed, step, number of the prompt), and every update from its arguments.
-Path: adapt/reinforce/course.py -> Policy.sample, Policy.update -> SamplingModel.sample, Trainee.log_probs
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 A file's line has `prompt` or `messages`, and what else its reward needs; its `answer`, if it has one, serves for
 examples and attacks. Data sets make items without end, so no step sees one twice. What is unseen is set apart before
 training, and no training prompt has the words of one. Knows a verifier's items; knows no model.
-Path: adapt/reinforce/course.py -> prompts_of -> PromptSet.step
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows what each verb means for rows that begin at position 0; knows no family, no loss and no cache. A buffer is an
 object that holds its current tensor, so that verbs in place stay safe for autograd. A verb that is missing here is
 refused by its name.
-Path: trainee.Trainee.states -> Network.forward(TorchOps, ...) -> packed.Head
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Low-rank pairs beside them, and the output head in slices of the vocabulary. Knows rows of bytes; knows no layer. The
 gradient goes to the input alone, so no float copy of a matrix outlives its product.
-Path: trainee.Trainee.open -> assemble -> PackedMatrix -> graph.TorchOps
 """
 
 from __future__ import annotations

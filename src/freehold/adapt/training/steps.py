@@ -2,7 +2,6 @@
 
 Knows parameters, gradients and counts; knows no model and no loss. Nothing in it is random.
 Source: arXiv 1711.05101 (AdamW).
-Path: finetune, align, reinforce, distil -> Optimizer.step -> arrays -> run.RunFolder.keep
 """
 
 from __future__ import annotations

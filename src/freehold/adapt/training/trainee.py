@@ -2,7 +2,6 @@
 
 Knows a model file and what one forward pass over token rows gives; knows no data, no loss and no optimiser. SFT, DPO
 and GRPO are weightings of what `log_probs` returns; rehearsal and distillation are divergences of what `states` does.
-Path: finetune, align, reinforce, distil -> Trainee.log_probs -> Network.forward(graph.TorchOps) -> packed.Head
 """
 
 from __future__ import annotations

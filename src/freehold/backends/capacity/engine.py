@@ -3,7 +3,6 @@
 A step makes one token of each answer and reads prompt tokens with what the chunk leaves. Between two events (an
 arrival, an end, a prompt's last chunk) steps are alike but for depths that grow by one token each, so their seconds
 have a closed form and are taken at once. Knows no trace and no other engine.
-Path: simulation.simulate -> SimulatedEngine.submit, run -> SimulatedRequest
 """
 
 from __future__ import annotations

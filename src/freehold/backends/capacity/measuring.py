@@ -6,7 +6,6 @@
 Prompts alone give the cost of a prompt token; answers side by side, at several depths, the cost of a step; a prompt
 beside answers how the engine shares a step; requests that come and go what they take beside it. Prompts are warmed
 where the engine has a prefix cache, so that answers of one measurement begin together. Knows no trace.
-Path: measuring.deploy_bench -> measure -> StepSamples -> fit -> EngineModel
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `freehold deploy capacity` and `freehold.deploy_capacity` may be asked, which are the verb's options too.
 
-Imports nothing that simulates. Path: cli/deploying/capacity.py, reports/capacity.py -> CapacityOptions
+Imports nothing that simulates.
 """
 
 from __future__ import annotations

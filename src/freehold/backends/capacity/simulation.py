@@ -2,7 +2,6 @@
 
 Also finds the fewest replicas that meet an objective. Knows arrivals and replicas; what a step takes is the engine's.
 Deterministic: the same trace gives the same figures.
-Path: reports/capacity.py -> least -> simulate -> SimulatedRun
 """
 
 from __future__ import annotations

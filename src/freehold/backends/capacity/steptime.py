@@ -3,7 +3,6 @@
 A step of `batch` answers whose contexts have `depth` tokens together, and of prompt tokens that attend to `positions`
 together, takes fixed(batch) + depth * a + tokens * b + positions * c seconds. It may be any function of the batch, and
 is linear in the rest: so the sum over many steps has a closed form, and the simulator takes them at once.
-Path: measuring.fit, steptime.predicted, or EngineModel.load -> StepTime -> engine.SimulatedEngine
 """
 
 from __future__ import annotations

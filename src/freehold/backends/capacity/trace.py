@@ -2,7 +2,6 @@
 
 From a CSV (timestamp, tokens read, tokens written), JSON lines in Mooncake's form (with hashes of blocks of 512),
 from rows that a caller already has, or made up at a rate. Files may be gzipped. Knows no engine and no ledger.
-Path: reports/capacity.py -> from_file, from_rows, steady -> RequestTrace -> simulation.simulate
 """
 
 from __future__ import annotations

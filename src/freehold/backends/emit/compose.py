@@ -2,7 +2,6 @@
 
 Keys are files; the engine's entry reads its own into its environment, where no command line and no inspection of the
 container shows it. One machine: compose starts nothing elsewhere.
-Path: emit.emit -> compose_files -> compose_document
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Read in the engines' sources: vLLM 0.32.0 (`--headless` is read by `vllm serve` only, not by the module that starts one
 server), SGLang 0.5.23, TensorRT-LLM's main branch of 2026, llama.cpp. Knows no file format.
-Path: kubernetes.documents, compose.compose_document, skypilot.skypilot_task -> engine_words -> ContainerEngine
 """
 
 from __future__ import annotations

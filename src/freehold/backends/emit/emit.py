@@ -4,7 +4,6 @@
         (folder / file.name).write_text(file.text)
 
 EmitOptions are what a plan does not know: images, volumes, the place of the program.
-Path: emit -> kubernetes_files -> EmittedFile
 """
 
 from __future__ import annotations

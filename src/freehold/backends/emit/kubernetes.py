@@ -1,7 +1,7 @@
 """A plan as objects of Kubernetes: the engine over one node or several, our server before it, and who may reach whom.
 
 A replica on one node is a Deployment's pod, one over several a group of a LeaderWorkerSet. What must hold of them
-beyond their schema is in tests/backends/emit/manifest_rules.py. Path: emit.emit -> kubernetes_files -> documents
+beyond their schema is in tests/backends/emit/manifest_rules.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Pod templates of a cluster: what every container of ours has, whatever it runs.
 
 Non-root, no capability, no token of the cluster's API, no host network; secrets by reference; /dev/shm in memory.
-Path: kubernetes.documents -> engine_pod, server_pod
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ KEY: the variable or the file that has it. COUNTERS: prefix of the engine's seri
 the first one came, then health alone: a full engine must not leave its Service because a probe waits in its queue.
 `alive`: health is 200, and requests that run move a counter at least every 300 s. A core that hangs passes health.
 Its text is shipped in a ConfigMap and run by the engine's Python, so it imports the standard library alone.
-Path: emit.file_text -> kubernetes.documents; in a container: main
 """
 
 from __future__ import annotations

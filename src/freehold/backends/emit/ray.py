@@ -4,7 +4,6 @@
 
 The machines need `ray[serve]`, the engine's command and the model's files; none of them needs Freehold, unless it is
 the engine. Knows no container.
-Path: emit.emit -> ray_files -> ray.plan.app_text, ray.plan.firewall
 """
 
 from __future__ import annotations

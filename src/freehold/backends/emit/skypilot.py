@@ -2,7 +2,6 @@
 
 Engines listen on loopback of the first machine, or meet on addresses of the task's own network; our server listens on
 loopback too, so a client comes through `ssh -L`. Keys are made on the machine and stay there.
-Path: emit.emit -> skypilot_files -> skypilot_task
 """
 
 from __future__ import annotations

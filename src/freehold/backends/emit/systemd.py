@@ -4,7 +4,6 @@ The unit may reach loopback alone, so neither engine can report or fetch anythin
 socket is closed from outside; a server that listens beyond loopback is reached from private networks too. Devices stay
 visible: engines need them. What engines compile is kept in the data folder: homes are read-only, and /tmp is new at
 each start.
-Path: emit.emit -> systemd_files -> unit_text
 """
 
 from __future__ import annotations

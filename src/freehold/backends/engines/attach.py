@@ -6,7 +6,6 @@
 
 Its address is on this machine, or https. Plain http to another machine shows prompts, answers and the key to everyone
 on the way, so it takes the explicit word that the way is private already (a tunnel, a cable): `cleartext`.
-Path: cli -> attached_plan -> DeployPlan.attached; drivers.driver_of -> AttachDriver.launch -> AttachedEngine
 """
 
 from __future__ import annotations

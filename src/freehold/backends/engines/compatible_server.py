@@ -1,6 +1,6 @@
 """A server that speaks OpenAI's routes and is none of the engines we know: attached only, with what all have.
 
-It is given no field beyond what such servers document; it tells no counters. Path: drivers.py -> AttachDriver
+It is given no field beyond what such servers document; it tells no counters.
 """
 
 from __future__ import annotations

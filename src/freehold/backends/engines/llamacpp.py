@@ -8,7 +8,6 @@ Run here: a build of 2026-08. What that showed, and what the plan does about it:
 - SIGTERM closes the socket at once and gives no further token: the stream ends without an end when the next ping is
   due, by default 30 s later. So a replica is emptied first, and pings come each second.
 - No prompt is in its log at its usual verbosity; the socket's file stays after its end.
-Path: drivers.py -> LlamaCpp.plan -> room -> DeployPlan; LlamaCpp.launch -> launch -> OwnProcess
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ Read in the wheel of 0.32.2, tested against a stand-in; there is no Apple machin
 - A request's `model`, `draft_model` and `adapters` name what it loads, from the hub too: MlxWire always asks for the
   model that it was started with, the hub is offline, and no other field passes.
 - It takes no format and no begun answer, has no metrics, and ends at once when it is asked to.
-Path: drivers.py -> Mlx.plan -> room -> DeployPlan; Mlx.launch -> launch -> OwnProcess
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ Read in its repository, tested against a stand-in; no Ollama has run here.
   folder under its digest, and made a model by /api/create: nothing is pulled, and the user's own store is not touched.
 - It has no metrics: a hang is found by answers that stop growing.
 - SIGTERM ends it and its runners at once: a replica is emptied first.
-Path: drivers.py -> Ollama.plan -> room -> DeployPlan; Ollama.launch -> launch -> EngineClient
 """
 
 from __future__ import annotations

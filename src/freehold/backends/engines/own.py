@@ -3,7 +3,6 @@
 A replica is one server with a home of its own in the replica's folder, on loopback, with a key. On this machine the
 home leads to the model's files and packs of ours, so that all replicas map the same weights; each has its part of the
 cores and a cache. Knows no cluster.
-Path: cli/deploy -> OwnEngine.plan -> shared_out, ray/plan.py: over; OwnEngine.launch -> OwnProcess
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Key and admin key close its routes; on a command line every program of the machine could read them, and it takes none
 from the environment, so both are in keys.yaml, which `--config` names. Knows SGLang alone.
-Path: drivers.driver -> Sglang.plan -> planning.laid_out, Wording -> DeployPlan
 """
 
 from __future__ import annotations

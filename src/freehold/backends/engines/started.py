@@ -1,6 +1,6 @@
 """What drivers of engines do alike: the start as a process of ours, its phases by lines of the log, counters.
 
-Knows patterns; the tables are the drivers'. Path: EngineDriver.launch -> StartedEngine.launch -> launch -> OwnProcess
+Knows patterns; the tables are the drivers'.
 """
 
 from __future__ import annotations

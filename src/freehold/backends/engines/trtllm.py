@@ -2,7 +2,6 @@
 
 Its telemetry is on unless it is switched off twice. Several nodes start under MPI, whose ranks it takes: every node
 runs the same line. Knows trtllm-serve alone.
-Path: drivers.driver -> Trtllm.plan -> planning.laid_out, Wording -> DeployPlan
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ A plan is made without importing it: flags as data, sizes by advisor's arithmeti
 `python -m vllm.entrypoints.openai.api_server`, since its console script asks for a distribution called vllm, which the
 CPU build is not. On several nodes it starts by that script, since `--headless` is read by `vllm serve` only. Knows its
 flags.
-Path: drivers.driver -> Vllm.plan -> planning.laid_out, Wording -> DeployPlan
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A driver's wire is a subclass: `extras` for its own fields, `gives_ids` and `takes_ids` for what it can do. Jobs only:
 no route of an engine beyond /chat/completions, /completions and /embeddings has a way to it from here.
-Path: replica.py -> upstream.start -> EngineWire.request -> CompletionReader -> Chunk with token ids
 """
 
 from __future__ import annotations

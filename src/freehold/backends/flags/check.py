@@ -4,7 +4,6 @@
 
 Everything is refused before an engine starts, with the nearest name. doors.toml says what is refused and why.
 Knows a schema and that table; knows no plan.
-Path: EngineDriver.plan -> checked -> FlagSchema.find, door -> PlannedFlag
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The flags that a version of an engine takes: data/ENGINE-VERSION.json, made by tools/engine_schema.py.
 
 Knows names, kinds and choices; knows no door (check.py) and no plan. Nothing of an engine is imported.
-Path: EngineDriver.plan -> nearest -> FlagSchema.find -> FlagSpec.wrong
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@
     nodes = nodes_on("2x8xh100")                  # two boxes of eight
 
 Reads headers and small JSON files, never weights. Knows no engine and no flag.
-Path: cli -> deployed, nodes_on -> PlanRequest -> EngineDriver.plan
 """
 
 from __future__ import annotations

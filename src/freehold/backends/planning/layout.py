@@ -1,7 +1,6 @@
 """What decides a layout: how a model may be spread, what an engine can, what the user wants; and what would fit.
 
 planning.py and one_machine.py fill a Layout, each engine's driver words it in its own flags. Knows no flag.
-Path: EngineDriver.plan -> EngineTraits, Wishes -> planning.laid_out -> Layout; misfit -> UsageError
 """
 
 from __future__ import annotations

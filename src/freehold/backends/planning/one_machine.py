@@ -2,7 +2,6 @@
 
 vLLM's CPU build takes a share of all memory for its cache unless it is given bytes, and its ranks are processes. No
 speed is predicted: no row of it was published or measured. The others' speeds on accelerators are the advisor's.
-Path: planning.laid_out -> on_processors -> Layout; LlamaCpp.plan, Ollama.plan, Mlx.plan -> room -> Layout
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@
     print(plan.shell())
 
 Reads headers and finds programs; starts no engine. An environment is looked at, and asked for its engine's version.
-Path: freehold.plan_deployment, cli/deploying/options.py -> planned -> EngineDriver.plan -> DeployPlan
 """
 
 from __future__ import annotations

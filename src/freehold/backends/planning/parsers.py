@@ -2,7 +2,6 @@
 
 Each name is in its engine's registry; which family it fits is the name's plain meaning, so a plan that takes one says
 so. Knows families and names; knows no file of a model.
-Path: facts.deployed -> family -> DeployedModel; EngineDriver.plan -> parser_names
 """
 
 from __future__ import annotations

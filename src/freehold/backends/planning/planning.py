@@ -4,7 +4,6 @@
 
 advisor.roofline's arithmetic says what fits and how fast it is on accelerators; on processors memory alone decides.
 Knows no flag of any engine: each driver words a Layout in its own.
-Path: EngineDriver.plan -> laid_out -> layout.candidates, advisor.roofline -> Layout
 """
 
 from __future__ import annotations

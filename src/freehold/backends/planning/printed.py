@@ -1,7 +1,6 @@
 """A plan for people and for programs: a text with a reason for each flag, and JSON without any secret.
 
 Knows a DeployPlan's fields; starts nothing.
-Path: cli -> text or as_dict -> stdout
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A driver asks for a flag with its reason; a flag that the user gave replaces it, and one that this version of the
 engine does not have is left out. The result is checked against the schema once more.
-Path: EngineDriver.plan -> opened, Wording.add, Wording.plan -> DeployPlan
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 The rules of causes.toml are read from the oldest line on and the first that fits wins, as engines report a cause first
 and its consequences for pages after it. Knows what engines print; knows no process.
-Path: OwnProcess.ended -> death -> RULES
 """
 
 from __future__ import annotations

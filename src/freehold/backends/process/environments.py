@@ -6,7 +6,6 @@
 Two engines do not fit into one environment, as they pin different versions of Torch. They are made by uv, or pip, from
 the user's own configuration: where packages come from is not said here. Only an environment that was made here is
 changed; of any other the trouble is named with its cure. Knows packages; knows no plan and no flag.
-Path: cli -> read, make -> EngineEnvironment.facts -> EngineDriver.plan; last_word -> the engine's own parser
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@
 Beside it a supervisor (`freehold.backends.process.supervisor`) ends the tree when this process is gone. Secrets travel
 to it by a pipe and to the engine by its environment, so no command line has them. Knows processes and lines;
 knows no HTTP and no engine: what a line means is the driver's and causes.py's.
-Path: EngineDriver.launch -> launch -> OwnProcess -> supervisor -> the engine
 """
 
 from __future__ import annotations

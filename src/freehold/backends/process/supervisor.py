@@ -13,7 +13,6 @@ environment, which others can read:
 
 and it reports on stdout, a line of JSON each: {"pid", "temporary"} or {"error"}, and at last {"ended", "left",
 "removed", "memory_kill"}. The engine's own output goes to stderr, which is a pipe to us. Knows no engine.
-Path: OwnProcess -> spawn -> supervisor -> the engine; DeployedModels.sweep -> end_left
 """
 
 from __future__ import annotations

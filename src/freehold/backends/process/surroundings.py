@@ -2,7 +2,6 @@
 
 Our environment may hold keys of providers, tokens of hubs, and switches that open an engine's doors
 (VLLM_SERVER_DEV_MODE); what is not on the list here stays with us. Knows variables and placeholders; knows no engine.
-Path: EngineDriver.launch -> launch -> filled, make_links, write_keys, engine_environment -> OwnProcess
 """
 
 from __future__ import annotations

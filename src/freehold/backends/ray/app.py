@@ -6,7 +6,6 @@
 It needs `ray[serve]`, which brings aiohttp, and the engine's command on each machine, nothing else: no line of Freehold
 runs inside Ray. Who asks must send the key; the app holds only its hash. The key of an engine is made at random by its
 replica and never leaves it. SETTINGS is the one thing that differs between two apps. Knows no model.
-Path: main -> build -> Passage.answer -> EngineChild -> the engine
 """
 
 from __future__ import annotations

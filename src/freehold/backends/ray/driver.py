@@ -5,7 +5,6 @@
 
 It speaks as the engine of its replicas does, with a header by which Serve keeps a prompt's beginning on one replica.
 Knows no process: process.py starts the head, as it starts any engine.
-Path: drivers.driver_of -> RayDriver.launch -> head.py; replica.py -> SessionWire.request -> x-session-id
 """
 
 from __future__ import annotations

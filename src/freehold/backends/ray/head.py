@@ -6,7 +6,6 @@ Runs in the environment that has Ray, in a folder with app.py; no line of Freeho
 network namespace of its own, whose loopback it switches on; its socket is then the only way in. SIGTERM drains the
 app, SIGHUP replaces every replica, and the end of Ray is its end. With `--address` it starts no Ray and only deploys
 its app there. Keys come by environment. Knows no engine and no request: bytes pass through.
-Path: OwnProcess -> main -> RayHead.run -> app.py, Relay
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
 
 The wrapped plan is one replica of our deployment: our server sees one engine, behind one Unix socket. Pure, as every
 plan: no process, no network, no clock.
-Path: cli/deploy -> over -> DeployPlan -> RayDriver.launch -> app_text
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Consistent hashing with bounded loads (Mirrokni, Thorup and Zadimoghaddam, 2018): a key's replica is the next one on a
 ring, and a replica that has more than its share times BOUND is passed over. Replicas that die and come back have the
 same points, so the prompts that they have cached find them again.
-Knows keys and numbers of requests; knows no engine. Path: deployment.py -> prefix_key, PrefixRing.order
+Knows keys and numbers of requests; knows no engine.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Before the first token a dead replica's request is asked of another. After it, an answer that is the same each time
 (greedy, or with a seed) is continued by another from its ids, or computed again without what the client has; any other
 ends with an error. A torn answer is known by its wire: an error event, the finish reason "abort", or no end at all.
-Path: deployment.py -> DeployedStream.open -> EngineCalls.start; server/core/answering.py -> DeployedStream.__anext__
 """
 
 from __future__ import annotations

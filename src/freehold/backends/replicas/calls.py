@@ -1,7 +1,6 @@
 """What one engine is asked: jobs on its wire, its tokenizer, its metrics; all over the socket that is ours alone.
 
 Knows one engine's address and key; knows no other replica and no retry.
-Path: replica.py -> EngineCalls.start -> upstream.start -> hop.py -> the engine's socket
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A roll starts a new replica, waits for its first token, takes the old one out of rotation, lets its answers end and ends
 it: one after the other, so that there are never fewer than before. Where one fails, those not yet replaced stay. Where
 two engines have no room beside each other, the old one ends first, and is started again if the new one fails.
-Knows replicas and requests' keys; knows no wire. Path: models.py -> ReplicaSet.start -> DeployedStream -> Replica
+Knows replicas and requests' keys; knows no wire.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Around the server's own manager. A deployment's name is one name for all its replicas, in every API, and hides a stored
 model of the same name. Counters have a `replica` label and outlive restarts. Knows names; knows no wire and no process.
-Path: server -> DeployedModels.use -> DeployedHandle; server/system/deployments.py -> DeployedModels.add -> ReplicaSet
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
 Ready is one token, or one vector, through the road that clients take. Any end that was not asked for is a death,
 whatever its status. An engine whose counters stop while requests run is hung, and killed. Knows no other
 replica, and no text.
-Path: deployment.py -> Replica.run -> EngineDriver.launch -> LaunchedEngine; answer.py -> Replica.calls
 """
 
 from __future__ import annotations

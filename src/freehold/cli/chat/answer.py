@@ -1,7 +1,6 @@
 """An answer: the settings it is requested with, the chunks as they arrive, and the report at its end.
 
 Knows chunks, counts and options; knows no terminal and no session.
-Path: run or chat.Chat -> StreamedAnswer.shown for each chunk -> warnings, as_json, speeds
 """
 
 from __future__ import annotations

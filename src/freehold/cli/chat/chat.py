@@ -2,7 +2,6 @@
 
 A Conversation sees its model through the ChatModel protocol and knows no command; a Chat adds the commands. What is
 typed comes from terminal.LineReader.
-Path: run -> Chat.run -> Chat.handle -> Conversation.ask, or a command of COMMANDS
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 So output is the same over ssh, in tmux and in a log; a word appears once it is complete, a table once it
 ends. Supports what models write: headings, lists, quotes, fences, tables, rules, **bold**, *italic*,
 `code`. Control characters from the model never reach the terminal. Knows no model and no chat.
-Path: run or chat.Chat -> StreamRenderer.feed -> write
 """
 
 from __future__ import annotations

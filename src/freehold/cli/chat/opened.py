@@ -1,7 +1,6 @@
 """The model of a `run`: loaded by this home's server where one runs, otherwise in this process; and its output.
 
 Knows the server, the store, the options about loading, and where text is written; knows no prompt.
-Path: run -> Opened -> attached or open_llm -> HttpModel or LLM
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `freehold run` is asked: options that may contradict each other, MODEL and PROMPT, and text from stdin.
 
-Knows options and names of models; loads none. Path: run.command -> RunRequest, check -> split_words -> joined
+Knows options and names of models; loads none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Saved chats as the terminal names them: by a name that was given, or by the time they began.
 
 The files are those of the page (freehold.chats); a session is the branch of a chat that is shown. Knows no model and
-no terminal. Path: run --continue/--session/--search, chat.Chat -> Sessions -> ChatFolder; ChatKeeper writes
+no terminal.
 """
 
 from __future__ import annotations

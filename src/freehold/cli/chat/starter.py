@@ -1,7 +1,6 @@
 """The first model of a person who named none: asked once in a terminal, chosen elsewhere, kept in config.toml.
 
 Knows the question and the file; which models run well here is choosing.starters'.
-Path: cli/run -> default_model -> first_model -> choosing.starters -> config.toml
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Enter sends; Alt-Enter and Ctrl-J start a new line; a text that opens with three double quotes is sent by
 the Enter after the closing three; pasted lines stay together. Knows no model.
-Path: run -> LineReader.read -> chat.Chat.handle
 """
 
 from __future__ import annotations

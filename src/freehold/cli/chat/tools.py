@@ -2,7 +2,6 @@
 
 The tools run in a loop of a thread of their own; questions come to the thread that reads the terminal, and Ctrl-C
 there ends the call. Knows the terminal and the loop of answers and calls; knows no protocol.
-Path: run -> Tooled.stream -> ChatModel.stream, RunTools.use -> TerminalDesk.ask -> the user
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The programs of `freehold launch`: the file each reads, the settings it needs, the command that starts it.
 
 Facts from their documentation, with the page and the date. Knows no disk: text in, text out.
-Path: launch -> APPS[name] -> App.edit -> apps.py
 """
 
 from __future__ import annotations

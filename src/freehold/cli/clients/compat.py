@@ -1,7 +1,6 @@
 """`freehold doctor compat`: runs the installed SDKs against a server, one row per feature, green or red.
 
 Knows which server to use, or starts one for the checks, and connects to no other address.
-Path: doctor -> compat -> CHECKS -> stdout
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`freehold doctor providers`: one short call to each provider of a gateway.toml, shown before it is made.
 
 A call goes the way of a request: cleared, priced, written into the ledger. Knows the file and what to ask, and no wire.
-Path: doctor -> providers -> GatewayModels -> stdout
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`freehold deploy capacity|bench`: how many replicas an objective takes, by simulation; the step times it needs.
 
 Knows options; the simulation and the measuring are backends/capacity/'s, the wording is deploying/figures.py's.
-Path: deploy -> capacity -> CapacityOptions -> reports.capacity.simulated -> figures.lines; bench -> deploy_bench
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `freehold deploy capacity` prints: a table of runs, the fewest replicas, cost.
 
-Knows words; the figures are reports/capacity.py's. Path: deploying/capacity.py -> lines
+Knows words; the figures are reports/capacity.py's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The options of `freehold deploy` and `deploy upgrade` that say what to plan, once for both; those that say nothing.
 
 Knows names and help texts; what they mean is backends/planning/options.py's.
-Path: cli/deploy.py, cli/deploying/verbs.py -> plan_options, asked_of -> DeployOptions
 """
 
 from __future__ import annotations

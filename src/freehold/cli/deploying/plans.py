@@ -1,7 +1,6 @@
 """A plan on stdout: a reason for each flag and a line for a shell, or JSON; or files that start it elsewhere.
 
 Knows words; plans and the texts of files are made elsewhere.
-Path: cli/deploy.py, deploying/verbs.py -> show_plan, emit_plan -> stdout or a folder
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The deployments of this home's running server: asked through its owner's socket, shown, and started.
 
 Knows the routes of server/system/deployments.py, their JSON and words for people.
-Path: cli/deploy.py, cli/deploying/verbs.py -> RunningDeployments -> Unix socket -> server/system/deployments.py
 """
 
 from __future__ import annotations

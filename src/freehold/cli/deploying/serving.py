@@ -1,6 +1,6 @@
 """Deployments of a server that is started for them: added once its doors are open, followed on stderr.
 
-Knows plans, the server's desk and the event loop. Path: cli/deploy.py -> serving/running.py -> StartedDeployments.begin
+Knows plans, the server's desk and the event loop.
 """
 
 from __future__ import annotations

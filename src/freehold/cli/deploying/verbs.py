@@ -2,7 +2,6 @@
 
 Knows options and words; the server does it, through its owner's socket. Without a server, `status` lists what is kept,
 and `stop` forgets it.
-Path: deploy -> RunningDeployments -> stdout
 """
 
 from __future__ import annotations

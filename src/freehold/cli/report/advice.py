@@ -1,7 +1,4 @@
-"""The advice in a terminal, as a chart and as one HTML page. Knows columns; advisor.report draws.
-
-Path: cli/advise -> print_advice, relaxed -> stdout; chart, report -> text of a file
-"""
+"""The advice in a terminal, as a chart and as one HTML page. Knows columns; advisor.report draws."""
 
 from __future__ import annotations
 

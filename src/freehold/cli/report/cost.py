@@ -1,7 +1,6 @@
 """A comparison of self-hosting with APIs, and a ledger's savings, as text: lines, tables and a tornado diagram.
 
 The HTML page uses the same wording. Knows no arithmetic.
-Path: cost.command -> show, show_ledger; cost_page -> about, row, assumption_row
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The report of a comparison as one HTML page: the verdict, then bills, break-evens, sensitivity.
 
 Knows sections and captions; the wording is cost.py's, advisor.report draws.
-Path: cost.command -> report -> text of a page
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model's facts as `models` and `show` print them: values, units, sources, age.
 
-Knows wording; the facts are the catalogue's. Path: cli/models.py, cli/show.py -> facts_lines
+Knows wording; the facts are the catalogue's.
 """
 
 from __future__ import annotations

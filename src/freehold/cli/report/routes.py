@@ -1,6 +1,6 @@
 """What a valid gateway.toml means: each route's targets, their places, labels and prices.
 
-Knows a Gateway; sends nothing and prints no key. Path: cli/gateway.py -> show -> stdout
+Knows a Gateway; sends nothing and prints no key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`freehold advise --try FILE`: the shortlist on the user's own cases, ranked by the results; `--run`: the first pick.
 
 Knows the store, options and wording; evals runs and judges, advisor.advice ranks and predicts.
-Path: cli/advise -> tried -> evals.trial.run -> Tried; run_first -> local.open_shown
 """
 
 from __future__ import annotations

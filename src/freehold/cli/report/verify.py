@@ -1,7 +1,6 @@
 """Checks every model file against its SHA-256 and every pack against its checksums, for `doctor`.
 
 Only reads: damaged files are listed with the command that repairs them. Knows files and digests; knows no format.
-Path: doctor -> verify -> Store.files, packs.damage_of -> rows on stdout, progress on stderr, exit 1 on damage
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows the Unix socket and the admin routes; streams are remote/openai.py's. A server of another version with the same
 admin protocol is used, with a note; one with another protocol is an error that names both versions.
-Path: cli/run, ps -> running -> GET /admin/hello -> RunningServer; serve -> lock_of; ps, launch, keys -> holder
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A table is written at the file's end and removed from its header to the next one. What would come of an edit is parsed
 before it is written, and an edit that would change anything else is refused. Knows TOML's lines; knows no setting.
-Path: cli/mcp -> add_table, remove_table -> config.toml; cli/chat/starter -> set_key
 """
 
 from __future__ import annotations

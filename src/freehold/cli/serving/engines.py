@@ -2,7 +2,6 @@
 
 Without a driver of an accelerator nothing is imported and no program is started. Knows choices and words; predictions
 are backends/finding.py's.
-Path: cli/chat/opened.py, cli/serving/running.py -> engine_for -> finding.look, choose -> EngineChoice
 """
 
 from __future__ import annotations

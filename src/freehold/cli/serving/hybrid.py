@@ -1,7 +1,6 @@
 """The gateway of a starting server: its file is read, its keys leave the environment, its parts are announced.
 
 Knows the file and the messages; the parts are router/opening.py's. Imported only where a gateway.toml is named.
-Path: cli/serve.py -> HybridStart.open -> router/opening.py; cli/bar.py -> gateway_models
 """
 
 from __future__ import annotations

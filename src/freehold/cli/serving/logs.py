@@ -2,7 +2,6 @@
 
 Knows levels and formats; knows no request. A blocked reader of stderr never blocks the server: lines wait in a queue,
 and those beyond its limit are counted and reported.
-Path: cli/serve -> logging_to, tell -> LogWriter -> stderr
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The options of `freehold serve`, checked and put together with the settings; what is printed of who has access.
 
-Knows options and settings; opens nothing but a browser. Path: serve.command -> read_options -> ServeOptions -> opening
+Knows options and settings; opens nothing but a browser.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """One server of this home, from its checked options to its end: lock, sockets, models, announcements.
 
 Knows the order of starting and who holds what; options are read elsewhere, the server is server/, engines are worker/.
-Path: cli/serve.py -> serve_models -> running.bound, sockets.bind_unix -> server.serve.run -> worker.models.EngineModels
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 a launchd agent.
 
 Knows systemd's file format and the server's needs; runs no systemctl.
-Path: serve.command -> install -> ~/.config/systemd/user/freehold.service
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Knows sequences, blocks and the tree of their tokens; knows no pages, and what l
 of a kind. Full blocks enter the tree as soon as they are computed, so sequences with a common prefix share them while
 they run; a block that others may see is not written, but a copy of it. Taking a block over equals computing it again
 bit for bit, since a position's keys depend on the tokens up to it alone.
-Path: Scheduler.schedule -> BlockManager.adopt, grow; Engine.step -> prepare, publish; ModelRunner.run -> take_copies
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """How much memory a cache takes, and how long a context this machine has room for.
 
 Knows what layers keep, its bytes and the available memory; knows no sequence.
-Path: Engine.__init__ -> choose_context, CacheBytes.places -> kinds_beside_full
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ sort of data: where the data of a block or a sequence lies (a place: an index in
 prefix can be reused, and what must happen before and after a step. The manager calls all kinds alike and never checks
 their class. A model has at most one kind that is not paged, because a prefix hit needs one position that suits all.
 Knows blocks and sequences; knows no tree, no disk and no bytes.
-Path: Scheduler, Engine -> BlockManager -> CacheKind; ModelRunner -> CacheKind.table
 """
 
 # ruff: noqa: B027  (an empty method is a default: the kind has nothing to do there)

@@ -10,7 +10,6 @@ dropped.
 
 Layout: `FREEHKV1` or `FREEHST1`, SHA-256 of the key, SHA-256 of the salt, tokens (u32), bytes of content (u32), the
 tokens (u32 each, all of them big-endian), CRC-32 of the content (u32), content (the layers' pages or states in a row).
-Path: DiskTier.load -> DiskCache.read; DiskTier.keep -> DiskCache.keep -> thread
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows blocks; knows no sequence and no bytes. Any prefix is good, nothing is reserved, and a block's place is its own
 number. Layers of latent attention keep a compressed row a position in the same way.
-Path: BlockManager -> FullAttention.copy; ModelRunner -> FullAttention.table
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows blocks, how many hold them, and the tree's nodes; knows no sequence. A block is free, or live (sequences hold
 it), or cached (no sequence does, and the tree knows its tokens). Cached blocks are taken back when no free one is
 left, the longest unused first.
-Path: BlockManager, DiskTier -> BlockPool.take, hold, drop, insert
 """
 
 from __future__ import annotations

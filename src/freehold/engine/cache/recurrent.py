@@ -8,7 +8,6 @@ points where a snapshot is due, and before draft tokens. So refused drafts cost 
 first refused one are computed again in the next step.
 Every live sequence reserves one slot. What is left holds snapshots, the longest unused taken back first.
 Knows sequences, blocks and slots; knows no values and no tree.
-Path: BlockManager -> Recurrent.usable, begin, prepare, commit, enter; ModelRunner -> Recurrent.table
 """
 
 from __future__ import annotations

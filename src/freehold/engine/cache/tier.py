@@ -2,7 +2,6 @@
 
 Knows sequences, nodes, places and their bytes; knows no file. A block's content is the data
 of all paged kinds; a recurrent state is stored apart.
-Path: BlockManager.adopt -> DiskTier.load -> DiskCache.read; BlockManager.publish, retire -> DiskTier.keep
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Knows blocks and windows; knows no tokens and no pages. Such a layer sees the la
 needs a window block for its pages only while a sequence's window reaches it. A block that no window reaches keeps its
 own until another block needs one, the longest idle first: until then a prefix that ends there is a hit.
 Every sequence reserves its maximum before it begins, so allocation never fails.
-Path: BlockManager -> SlidingWindow.usable, commit, prepare; ModelRunner -> SlidingWindow.table
 """
 
 from __future__ import annotations

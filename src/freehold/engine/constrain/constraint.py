@@ -3,7 +3,6 @@
 Thinking is free but for its budget; when that is used up, the tag that closes it is forced. The text after it
 follows a grammar from its beginning, or from triggers on that the model may write. Knows grammars, the tags around
 thinking and the ids that end an answer; knows no logits. The state is a function of the tokens.
-Path: Engine.generate -> Constraint.matcher -> Emitter.emit -> ConstraintMatcher.mask, choose, ConstraintMatcher.advance
 """
 
 from __future__ import annotations

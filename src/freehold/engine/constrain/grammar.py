@@ -4,7 +4,6 @@ Knows a tokenizer's bytes and llguidance, which does the parsing; knows no logit
 Whatever fails in a grammar is raised as UsageError, for the one answer that uses it. No call of the parser can be
 interrupted, so those that an engine's step makes have narrow limits. An answer that needs wider ones continues in a
 thread apart (`_WideMatcher`), and no step waits for it.
-Path: ServedModel.start -> Grammars.grammar -> Grammar.matcher -> ConstraintMatcher -> GrammarMatcher.mask, advance
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows llguidance and one grammar; imports next to nothing else, so that it starts in some 60 ms. A chain of a few
 thousand rules overflows llguidance's stack, which no caller can catch, and nothing stops a compilation in a thread.
-Path: Grammars.grammar -> try_compile -> python trial_compile.py PARENT -> llguidance
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Knows what steps cost and how long running answers may wait; knows no tenant, no
 step: the newest tokens of running answers come first, prefill gets what is left. Beside interactive answers a step
 may take a small multiple of what their tokens take alone, so that a prompt of any length delays each token by no
 more; without them a step is as long as a cancellation or a new request may wait.
-Path: Scheduler.schedule -> Budget.open, Budget.tokens, Budget.spend; Scheduler.learn -> Budget.learn
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The sequences that have not ended, how many hold blocks, and which of two goes first.
 
 Knows priorities, arrival and deadlines; knows no block, no budget and no clock.
-Path: Scheduler.add -> LiveSequences.add; Scheduler.schedule -> LiveSequences.rank; Admission -> queued
 """
 
 from __future__ import annotations

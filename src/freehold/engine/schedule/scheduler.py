@@ -4,7 +4,6 @@ Knows sequences, blocks, priorities and clients; knows no text and no weights. O
 newest tokens of running answers first, prefill with what is left. Clients share steps (shares.py), slots and blocks. Of
 the prompts those of the client with the least service go first, of one client's the shortest, and a quarter goes to
 the oldest. Batch work gets what interactive work leaves, and a turn now and then.
-Path: Engine.step -> Scheduler.schedule -> ModelRunner.run -> Scheduler.learn -> Emitter.emit
 """
 
 from __future__ import annotations

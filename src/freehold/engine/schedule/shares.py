@@ -3,7 +3,6 @@
 Knows clients and seconds; knows no sequence, no clock. A virtual counter per client (Sheng et al., "Fairness
 in Serving Large Language Models", OSDI 2024), counted in seconds of steps instead of weighted tokens: what a
 prompt's and an answer's tokens cost on this machine is measured anyway, and a cached token costs nothing.
-Path: Scheduler.learn -> Shares.charge; Scheduler.schedule -> Shares.used
 """
 
 from __future__ import annotations

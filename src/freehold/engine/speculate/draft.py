@@ -2,7 +2,6 @@
 
 Knows token ids and evidence: the length of an n-gram match, or a draft model's own confidence; knows costs only
 as a function of a step's tokens.
-Path: Speculation.extend -> Draft.gains, best_extra; Speculation.learn -> Draft.learn -> AcceptanceRates.add
 """
 
 from __future__ import annotations

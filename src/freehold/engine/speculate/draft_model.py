@@ -4,7 +4,6 @@ Knows a runner, blocks, a shadow of each sequence and what its own steps cost; d
 sequence's own seed and parameters: the same noise leads both models to the same token wherever their
 logits nearly agree, so drafts are accepted at any temperature. A state cannot be taken back as keys can, so a model of
 recurrent layers drafts in a scout, a fork of the shadow, and the shadow computes what was accepted of it.
-Path: Speculation -> DraftModel.advance -> ModelRunner.run -> choose -> token and confidence
 """
 
 from __future__ import annotations

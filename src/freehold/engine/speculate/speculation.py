@@ -3,7 +3,6 @@
 Knows drafts, their acceptance rates and what steps of this many tokens cost; knows no logits. A draft token is
 verified by equality, since sampling is a function of logits, history, seed and position: whatever is decided
 here changes the time of an answer and no token of it.
-Path: Scheduler.schedule -> Speculation.extend -> ModelRunner.run -> Emitter.emit -> Speculation.learn
 """
 
 from __future__ import annotations

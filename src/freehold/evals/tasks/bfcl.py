@@ -4,7 +4,6 @@ The data is that of the `bfcl-eval` package. "tools" offers the functions throug
 "text" describes them in a system message and reads Python calls from the answer, for templates without tools. The two
 are tasks of their own: their scores cannot be compared. Java and JavaScript values, several turns and web search are
 refused by name.
-Path: open_task -> bfcl -> EvalTask; bfcl.calls_fault
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 The package is installed by the user. Its verifiers are not ours: they see a model's answers in a confined process, and
 one that raises, or whose score is not a number from 0 to 1, marks the answer wrong and is counted.
-Path: open_task -> gym -> EvalTask; evaluate -> Verifier.score
 """
 
 from __future__ import annotations

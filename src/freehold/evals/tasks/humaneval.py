@@ -3,7 +3,6 @@
 Two forms. "completion" continues the prompt as plain text and stops where a function's body ends: the stops and the
 length are those of lm-eval's task `humaneval`, so that results can be set beside its own. "chat" asks for the function
 in a chat and runs the first code block of the answer. The tests run in a confined process.
-Path: open_task -> humaneval -> EvalTask
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Strict counts the reply as it is, loose also one that would obey without its first or last line or its asterisks; by
 prompt (all rules of a request) and by instruction (each rule). The name is IFEval's, the prompts are not: scores
 cannot be set beside IFEval's.
-Path: open_task -> instructions -> instructions.obeys
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """From what `--data` names to a task: a user's file of cases, or one of those that Freehold knows.
 
-    FILE.jsonl | humaneval | ifeval | bfcl:CATEGORY | rg:DATASET[:k=v[,k=v...]]
-
-Path: cli/eval -> open_task -> TaskMaker -> EvalTask
+FILE.jsonl | humaneval | ifeval | bfcl:CATEGORY | rg:DATASET[:k=v[,k=v...]]
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows the registry of families, and what a structure that no family computes is refused for; reads no weight, packs
 nothing. A tensor the family does not name is refused: what is not computed must not be ignored.
-Path: formats.open_model_file -> read_source -> Binder -> Source -> load.load_model, oracle.Oracle
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Declared weights meet a file's tensors: found by name, checked against the shape, cut or joined where files differ.
 
 Knows names, shapes and types; knows no config and no family, reads no weight.
-Path: bind.read_source -> Binder.take -> Bound -> Source
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows Mistral's keys and names of a model with latent attention and experts (Mistral Large 3); a key or a tensor that is
 not known here is refused. Knows no arithmetic. Queries and keys turn in adjacent pairs, as in DeepSeek's files.
 Source: Mistral-Large-3-675B-Instruct-2512's params.json.
-Path: bind.read_source -> from_mistral -> families.deepseek2.config_from_hf
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a file holds of a declared weight: a tensor, experts that lie apart, or a part of a tensor that holds several.
 
 Knows tensors and how to cut them, and of names the two that MXFP4 has; knows no family and no kernel.
-Path: bind.read_source -> Stored -> load (panels), oracle
 """
 
 from __future__ import annotations

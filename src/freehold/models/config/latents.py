@@ -2,7 +2,6 @@
 
 Knows keys, limits and the scale that YaRN's temperature gives scores; knows no tensor.
 Sources: arXiv 2405.04434 (DeepSeek-V2), 2309.00071 (YaRN).
-Path: families.<family>.config_from_* -> gguf_latent or hf_latent -> LatentSizes -> parts.latent.LatentAttention.of
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The sizes and the router of a mixture of experts, as both file formats state them.
 
 Knows the keys of experts and routers, and which layers have experts; knows no tensor and no arithmetic.
-Path: families.<family>.config_from_* -> gguf_mixture or hf_mixture -> Mixture -> parts.moe
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Knows a RoPE's parameters as both file formats write them, and the formulas; kno
 The result is a frequency per pair and one factor on cosine and sine, which the native `Rope` takes as is.
 Sources: RoFormer (arXiv 2104.09864), YaRN (arXiv 2309.00071), longrope (arXiv 2402.13753), Llama 3.1's scaling (its
 own code).
-Path: config_from_* -> RopeSpec -> RopeSpec.table -> native Rope
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows the keys and the limits of sizes, one value for all layers or a list of one a layer, and what a GGUF does not
 state; knows no tensor and no arithmetic. A family's own config adds what only it has.
-Path: families.<family>.config_from_* -> gguf_sizes or hf_sizes -> Sizes -> parts
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What the oracle's ops are made of: norms, activations, rotation, masks, recurrences, in NumPy.
 
 Knows formulas over float32 arrays, with double sums where order would matter; knows no model.
-Path: oracle.NumpyOps -> rms_norm, rotate, softmax
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows what each op means, one sequence at a time, in float32 with double sums where order would matter; slow.
 Parts are shared with the engine on purpose: this judges the kernels and the packing; the golden vectors, which
 another implementation made, judge the composition.
-Path: tests and benches -> Oracle.logits -> Network.forward(NumpyOps, ...)
 """
 
 from __future__ import annotations

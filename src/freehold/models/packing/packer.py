@@ -2,7 +2,6 @@
 
 Says beforehand how many bytes that takes, and how fast a model runs that memory does not hold. Knows bound tensors and
 weight types; knows no architecture and no file of packs.
-Path: load.load_model or opening -> Packer -> native.Matrix
 """
 
 from __future__ import annotations

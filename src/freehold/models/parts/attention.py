@@ -5,7 +5,6 @@
 Variants are fields: biases, a norm on queries and keys, a norm after the output, a soft cap on scores, clipped
 projections, a temperature on far queries, a factor on what is added to x.
 Sources: arXiv 2305.13245 (grouped queries), 2104.09864 (rotary positions).
-Path: families.<family>.layer -> Attention -> Network.forward
 """
 
 from __future__ import annotations

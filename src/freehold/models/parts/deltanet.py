@@ -7,7 +7,6 @@
 Several value heads may share a key head. Files differ in how they divide the projections, and in the order of value
 heads: grouped by key head, or in turns (qwen35's GGUF), which no tensor tells and the family must.
 Source: arXiv 2412.06464.
-Path: families.<family>.layer -> DeltaNet -> Network.forward
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""A decoder's ends: the embedding before the first layer, the norm and output head after the last.
-
-Path: Family.ends -> DecoderEnds -> Network.forward
-"""
+"""A decoder's ends: the embedding before the first layer, the norm and output head after the last."""
 
 from __future__ import annotations
 

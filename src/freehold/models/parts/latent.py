@@ -7,7 +7,6 @@ This is the absorbed form: k_h and v_h, the halves of Wkvb for head h, are appli
 and values of heads are never made, and a page holds c and the rotated r alone. Prefill and decode compute the same
 sums, so their bits agree. The parts that turn come last in a head, and last in Wkva's rows.
 Source: arXiv 2405.04434 (DeepSeek-V2), section 2.1.
-Path: families.<family>.layer -> LatentAttention -> Network.forward
 """
 
 from __future__ import annotations

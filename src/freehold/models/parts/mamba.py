@@ -6,7 +6,6 @@
 Heads of a group share B and C, and the last norm is of each group, after the gate. Steps have no bounds: transformers
 applies a config's limits to prompts and not to single tokens, so a config that states any is refused.
 Source: arXiv 2405.21060.
-Path: families.<family>.layer -> Mamba2 -> Network.forward
 """
 
 from __future__ import annotations

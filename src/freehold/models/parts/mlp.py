@@ -4,7 +4,6 @@
 
 Gates may be cut to those that lie some deviations above their mean; the others count as 0.
 Source: arXiv 2002.05202 (GLU variants).
-Path: families.<family>.layer -> GatedMlp, PlainMlp -> Network.forward
 """
 
 from __future__ import annotations

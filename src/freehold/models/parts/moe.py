@@ -7,7 +7,6 @@ biases, or between two projections of their own that narrow the token (latent); 
 sent to, with a sigmoid of its own or without. Where files keep the matrices is a layout.
 Sources: arXiv 2401.04088 (Mixtral), 2409.02060 (OLMoE), 2401.06066 (DeepSeekMoE: shared experts), Qwen1.5-MoE's page of
 2024 (the gated shared expert), gpt-oss's model card (clamps, biases).
-Path: families.<family>.layer -> Moe -> Network.forward
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 An RMS norm with a weight costs no op of its own: the products that read it normalise their rows themselves. A layer
 norm does, once for all that read it. Sources: arXiv 1607.06450 (layer norm), 1910.07467 (RMS norm).
-Path: parts.<part>.forward -> NormForm.before -> Ops
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Knows how declared weights become stored tensors; knows no family's names or shapes. A configuration is data
 (configs/NAME.json, see TinyConfig). The GGUF is made from the safetensors, read as any model is: both hold one model.
-Path: cli/create.py -> write_safetensors, write_gguf -> declared tensors -> safetensors_bytes, gguf_bytes
 """
 
 from __future__ import annotations

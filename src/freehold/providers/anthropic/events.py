@@ -2,7 +2,6 @@
 
 The stream ends with message_stop: the chunk with finish_reason waits for it. Counts of the prompt leave out what was
 found in the cache or written to it; Usage has the sum. Knows no connection.
-Path: hop.py -> MessageReader.push -> Chunk; AnthropicWire.whole -> MessageReader
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Anthropic's Messages API: a job becomes a request, answers and errors become chunks and causes.
 
 events.py knows the answers; there are no embeddings. What a model does not take is refused or in the warnings. Written
-from platform.claude.com/docs and the types of the vendor's own client. Path: upstream.py -> AnthropicWire
+from platform.claude.com/docs and the types of the vendor's own client.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 The wire has no end event of its own. A stream has ended with the event in which the last of the answers that were
 asked for has its finishReason, or in which the prompt was blocked; one that stops before it was broken off. Thoughts
 are billed as output and counted apart from the candidates' tokens; Usage has the sum. Knows no connection.
-Path: hop.py -> ResponseReader.push -> Chunk; GeminiWire.whole -> ResponseReader
 """
 
 from __future__ import annotations

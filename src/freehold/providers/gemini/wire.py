@@ -2,7 +2,6 @@
 
 events.py knows the answers. What a model does not take is refused or in the warnings. Written from ai.google.dev/api
 and the types of the vendor's own client.
-Path: upstream.py -> GeminiWire
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Takes what OpenAI documents and what others add to it: reasoning as `reasoning_content`, `reasoning` or parts of the
 content, cached tokens under several names. An answer that is whole in a way of its own (no [DONE], a reason of another
 name or none, counts of null) is taken, and `oddities` says what was odd. Knows no request.
-Path: EventSplitter -> CompletionReader.push -> Chunk
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 events.py reads the answers. What a model does not take is refused or in the warnings; where providers that speak the
 same wire differ, their wires override a method.
-Written from platform.openai.com/docs and the types of the vendor's own client. Path: upstream.py -> OpenAIWire
+Written from platform.openai.com/docs and the types of the vendor's own client.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Simple on purpose: on published tables many methods reach one plateau (LLMRouterBench, 33 models, 21 sets), so one that
 loses here is not saved by a larger one. Scores of a question come from folds that do not hold it. Knows no metric.
-Path: admit -> learned -> scores
 """
 
 from __future__ import annotations

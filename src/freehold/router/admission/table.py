@@ -3,7 +3,6 @@
 Columns: id, task, prompt, weak, strong (scores from 0 to 1), and, where they are there, score (of the user's own
 router: higher goes to the strong model), seen (1: that router was trained on this task), weak_cost and strong_cost (any
 unit). Every bad row is named by its line. Knows no router.
-Path: cli/gateway -> read_table -> AnsweredTable -> admit
 """
 
 from __future__ import annotations

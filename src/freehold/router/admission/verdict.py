@@ -3,7 +3,6 @@
 A router is admitted where, on tasks that it was not trained on, its APGR beats chance, prompt length and the mean gain
 of fifty labelled answers a task, each with the lower end of a 95 % interval (resampled by whole tasks, paired). Where
 one of the two models is both better and cheaper there is nothing to route. Knows no file.
-Path: cli/gateway -> admit(AnsweredTable) -> RouterVerdict
 """
 
 from __future__ import annotations

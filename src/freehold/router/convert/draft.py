@@ -1,7 +1,6 @@
 """From another program's YAML to a gateway.toml in the making: tables with remarks, and what could not be taken over.
 
 YAML is read safely: plain values only, no object is made. Knows YAML and TOML's spelling; knows no other program.
-Path: cli/gateway.py -> read_yaml -> convert/litellm.py -> GatewayDraft.text -> cli/gateway.py
 """
 
 from __future__ import annotations

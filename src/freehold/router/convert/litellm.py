@@ -2,7 +2,6 @@
 
 Every deployment is a model, every model name a route: its deployments in their order, then its fallbacks'. What has no
 counterpart is listed. Keys in the file are never copied, nor quoted. Knows LiteLLM's words; reads no file.
-Path: cli/gateway.py -> converted -> GatewayDraft
 """
 
 from __future__ import annotations

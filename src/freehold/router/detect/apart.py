@@ -3,7 +3,6 @@
 A thread would not do: checks are Python and hold the interpreter's lock, and one operation of a string of megabytes
 holds it for long. So a text goes to one of MOST processes in slices, and the event loop has a turn after each. A key
 uses one process at a time; keys that wait take turns. Every failure is a NotRead, which sets the labels.
-Path: models.py -> LongTexts.find -> reader.py
 """
 
 from __future__ import annotations

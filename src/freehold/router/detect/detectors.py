@@ -2,7 +2,6 @@
 
 Checks are counted: a text may hold a candidate every seven bytes, and each costs some 10 us, one of a telephone
 number up to 1 ms. An `Effort` bounds their sum. Knows no text of a request beyond a hit and its neighbours.
-Path: sieve.py -> PERSONAL, CREDENTIALS, PHONES -> Detector.check
 """
 
 from __future__ import annotations

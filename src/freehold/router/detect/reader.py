@@ -2,7 +2,6 @@
 
 Knows the sieve and its own limits: what takes too much processor or memory ends the process, and the parent takes the
 text as one that could not be read. Answers hold names of findings, never what was found.
-Path: apart.LongTexts -> python -m freehold.router.detect.reader FD PARENT -> Sieve.find
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ RE2 takes time in proportion to a text's length, whatever is in it. A text is re
 that only look like others (full-width digits, spaces that do not break, zero-width characters), also as the plain
 ones; where it has JSON's escapes, as a tool's result often has, also without them. Answers never hold what was found.
 Checks are bounded by an Effort: a text with more candidates is not read to its end, and counts as having all.
-Path: labels.py or reader.py -> Sieve.find -> detectors.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Reads a ledger without changing it, also while a server writes it: rows, sums by group, what it proves of a label.
 
 Knows rows and columns, and no gateway.toml; opens the file for reading alone.
-Path: cli/ledger.py, cli/report/cost.py -> sums, rows_in, find -> rows.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the ledger keeps of a request: who, what, where, why, how much; and the windows that budgets count in.
 
-Values only; no text of prompt or answer. Path: record.py -> LedgerRow -> ledger/store.py
+Values only; no text of prompt or answer.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 A budget counts an estimated row as what was reserved for it, as its provider may charge for more than passed here.
 `requests` is the truth. `spend` holds what its rows and the reservations of a key's window add up to; triggers keep
 it, and OPEN_WINDOW makes a window from both, estimated rows at their estimate. Knows no process and no clock.
-Path: store.Ledger, queries.py -> INSERT, of_row, row_of
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Writes happen on the event loop: a row is a few dozen microseconds, and the writ
 them. Nothing waits inside SQLite: where another process holds the file, callers wait asynchronously, LOCK_WAIT_S at
 most. A process that is killed loses no row. A power cut may lose the last rows written since the last checkpoint,
 never the file. Knows no route and no price.
-Path: budgets.py -> Ledger.reserve; booking -> Ledger.book -> rows.py
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A key is never in the file: it names a variable of the environment or an entry of the keyring, and no message quotes a
 value in the place of a key. Knows which words go together; asks Outside whether a stored model and a price exist. Knows
-no label and no route. Path: reading.py -> read_providers, read_models -> Provider, GatewayModel
+no label and no route.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What gateway.toml refers to outside itself: environment variables, the keyring, stored models, the price table.
 
 Passed in, so that tests and `freehold gateway check` choose their own. Knows no rule of the file.
-Path: cli/serve.py -> Outside -> reading.py
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Refuses routes that can never answer. Knows the file's providers and models, and money as nano-dollars a period; knows
 no request and no key's secret, and runs no detector.
-Path: reading.py -> read_labels, read_routes, read_keys -> Label, GatewayRoute, KeyPolicy
 """
 
 from __future__ import annotations

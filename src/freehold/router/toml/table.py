@@ -3,7 +3,7 @@
 A wrong value is noted and its default returned, so that reading continues to the file's other mistakes. What a plain
 field of a dataclass may hold, its annotation says (`TomlTable.fields`). A message never quotes what may be a secret:
 `shown` shortens values, and fields that hold keys quote none. Knows types, ranges, times and lines; knows no meaning
-of a key. Path: toml/models.py, toml/routes.py -> TomlTable -> Mistakes -> BadGateway -> cli/main.py
+of a key.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The fields of Anthropic's requests: types, ranges, and which of them there are.
 
 Knows the wire; chat.py reads the messages and job.py the rest. docs/reference/http.md is made from these structs.
-Path: HttpCall.struct -> MessagesRequest -> job.py -> Job
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A field is honoured, refused by name because leaving it out would change the answer, or named in the warnings.
 Knows the wire's fields and Job's; knows no route. `fit` adapts the job to the model (whether it thinks).
-Path: messages.py -> message_job -> Job; Computing -> fit
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Anthropic's routes: POST /v1/messages and /v1/messages/count_tokens, and GET /v1/models for its clients.
 
 A chat in, an assistant's message or a number out; answering.py runs the steps of a request.
-Path: Gate -> messages -> job.message_job -> Answering -> MessageShape
 """
 
 from __future__ import annotations

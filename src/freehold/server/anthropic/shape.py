@@ -1,7 +1,7 @@
 """Anthropic's message, whole and as events with names, cut into content blocks; and its errors.
 
 Knows JSON and server-sent events. A message has a field `freehold` besides Anthropic's: clients ignore fields that they
-do not know. Path: Answering -> MessageShape -> Blocks -> bytes
+do not know.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A few batches at a time, a few lines abreast in all, as jobs of priority "batch", which an engine computes with what
 interactive ones leave. A batch's folder says what it is and how far it came, so a restarted server continues it.
-Knows order, folders and the clock; knows no field of a request. Path: Doors -> Desk.run; files.py -> Desk
+Knows order, folders and the clock; knows no field of a request.
 """
 
 from __future__ import annotations

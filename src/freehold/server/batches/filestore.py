@@ -2,7 +2,6 @@
 
 A file is data and a record beside it; it exists once its record does, so a crash leaves all of it or nothing, and
 `sweep` removes what has no record. Knows folders, bounds and seconds; knows no form and no batch.
-Path: openai/files.py and batches/desk.py -> Files
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is known of a batch, and how its folder keeps it: a record, the lines of its input, a journal of results.
 
-Knows OpenAI's words for a batch and three kinds of files; knows no clock. Path: Desk -> Batch, Journal -> the folder
+Knows OpenAI's words for a batch and three kinds of files; knows no clock.
 """
 
 from __future__ import annotations

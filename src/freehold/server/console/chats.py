@@ -1,7 +1,7 @@
 """The routes of chats and their messages: list, search, read, change, delete with undo, export, import.
 
 Every chat is looked up in the folder of the caller's key, so that another's id is answered as one that never was.
-Knows folders and JSON; knows no model and no run. Path: Gate -> a handler -> ChatShelf.folder -> ChatFolder
+Knows folders and JSON; knows no model and no run.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the Models page shows, and every question of choosing: answers are those that the command line prints.
 
-Knows who may ask about what; knows no figure. Path: route -> models, choose -> choose.Questions
+Knows who may ask about what; knows no figure.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 One task takes one look for all viewers and ends with the last of them; without a viewer nothing is computed. Figures
 are those of /metrics: the engines' latest stats, and the histograms that answers fill. Knows who may see what; knows no
-engine process and asks none. Path: route -> live -> LiveFeed.watch -> Look
+engine process and asks none.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Who asks the console: logging in and out, what a caller may do, and sessions, which stand for a key or the owner.
 
 Knows keys, codes and how often an address was wrong.
-Path: page -> login, owner, logout -> PageSessions; `freehold open` -> owner's socket -> code
 """
 
 from __future__ import annotations

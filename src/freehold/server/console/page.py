@@ -2,7 +2,6 @@
 
 Every file is read once, with the first request for one: a path names a file of that list or nothing, and a page that is
 open keeps its files while others are installed. Knows files and headers; knows no model, no key and no chat.
-Path: Gate -> app.root -> page; route -> asset
 """
 
 from __future__ import annotations

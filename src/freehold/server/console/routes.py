@@ -1,4 +1,4 @@
-"""The console's routes. Knows every handler of the console. Path: app.routes -> console_routes"""
+"""The console's routes. Knows every handler of the console."""
 
 from __future__ import annotations
 

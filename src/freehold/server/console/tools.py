@@ -1,7 +1,6 @@
 """The console's part for tools: servers, what they offer, and what was allowed for good; nothing is configured here.
 
 Knows callers and what the pool has seen; knows no chat.
-Path: route -> tools, try_server, revoke -> ToolServers, Permissions
 """
 
 from __future__ import annotations

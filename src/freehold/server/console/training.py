@@ -1,7 +1,7 @@
 """What was trained and measured on this machine: receipts, curves of steps, results of evaluations, pairs of them.
 
 Reads what `freehold finetune` and its like wrote, as far as it is whole: a damaged receipt is a row that says so. Knows
-files and their fields; knows no training. Path: route -> trainings, training, compared -> adapt/registry.py
+files and their fields; knows no training.
 """
 
 from __future__ import annotations

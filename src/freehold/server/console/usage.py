@@ -5,7 +5,6 @@ Usage comes from the gateway's ledger and the keys' accounts.
 Sums are those of `freehold ledger --json`, savings those of `freehold cost --from-ledger --json`. Where there is no
 ledger, or no key, there is null, not zero; without a ledger the receipts of the caller's chats are summed. Knows who
 may see whose; knows no price.
-Path: route -> usage -> router/ledger/queries.py, accounts.py, choose.Questions
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ Counts tokens of prompts and answers by the day (UTC) in memory, and keeps them 
 behind: a server that is killed forgets SAVE_S of them, one whose disk is full continues and catches up. What requests
 in flight may still cost is reserved, so that no number of them at once exceeds a budget. Knows keys' names; knows no
 protocol and no model.
-Path: Endpoint -> Accounts.admit; scope.MeteredHandle -> Accounts.reserve -> Reserved.spend; Doors -> Accounts.save
 """
 
 from __future__ import annotations

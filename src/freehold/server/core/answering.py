@@ -2,7 +2,6 @@
 
 The shape (of one of the protocols) knows the wire; this file knows the order (begin, chunks, end) and how errors are
 reported; computing.py reads the model. Knows no field of a request and no protocol.
-Path: openai/chat.py and its like -> Answering.stream -> Computing.run -> AnswerShape -> EventStream
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Access: the rule for binding, keys, sessions, audiences of routes, and the guard against web pages.
 
 Knows names of hosts and the headers of a request; knows no body and no model, and of a session only whom it stands for.
-Path: cli/serve -> check_bind; Gate -> Guard.check -> Key; Endpoint -> Guard.check_audience
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ A body is charged by its bytes while it comes and by what it becomes once it is 
 Beyond LOOP_BYTES it is parsed in a thread apart, one body of each caller at a time, so that the loop continues and no
 caller waits for all the bodies of another; one whose client has left by then is dropped unparsed.
 Knows bytes, seconds and callers; knows no field of any protocol.
-Path: HttpCall.struct -> json_body -> read_body -> structure_of -> limits.parse -> limits.typed
 """
 
 from __future__ import annotations

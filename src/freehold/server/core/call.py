@@ -2,7 +2,6 @@
 
 Knows ASGI, the request id and the client's presence; knows no protocol's fields. A ServerCall is the part that needs no
 connection.
-Path: gate.Gate -> Endpoint -> HttpCall -> a handler
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Every protocol and the page's runs compute through it, so there is one way to a token. Knows jobs, streams and the
 limits of a call; knows no wire.
-Path: Answering.stream -> Computing.run -> ModelHandle.start -> Stream -> a sink
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ A connection without a whole request is idle and may be closed for a newer one: 
 so thousands of silent ones shut no client out. Where none is idle, a few more are let in that may ask for /health and
 /ready alone; the next ones are answered 503 at once. Requests are counted apart (call.Gate), by their key.
 Knows uvicorn's protocol, bytes of a head, addresses and the clock; knows no route but those two.
-Path: serve._Half -> Guarded -> on_headers_complete -> uvicorn's cycle -> app
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What fields of several protocols have in common: bounds, priorities, keep_alive, schemas, embeddings, pictures.
 
 Knows types and numbers of the wire, and warns of unknown fields; knows no protocol's own fields and no route.
-Path: a protocol's structs -> these types; a handler -> unknown -> warnings
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The outermost layer of the application: guard, request id, a count for each caller, and an answer to every exception.
 
-Knows calls, keys and limits; knows no route but the probes. Path: connections -> Gate -> Starlette's router -> Endpoint
+Knows calls, keys and limits; knows no route but the probes.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A key is kept as its sha256 alone. It is 192 random bits, so there is nothing to guess from the hash and nothing that
 a slow hash or a salt would add; a password would need both. Knows no request and no count of what was used.
-Path: cli/keys -> KeyFile.add; cli/serve -> Ring; auth.Guard -> Ring.find -> Key
 """
 
 from __future__ import annotations

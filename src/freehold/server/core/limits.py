@@ -1,7 +1,6 @@
 """What one client may take of the server, and how a body that is whole becomes a struct.
 
 Knows bytes, seconds and JSON; knows no field of any protocol. Every cap is checked before what it caps is built.
-Path: Gate -> HttpCall.struct -> bodies.json_body -> parse -> a typed struct and warnings
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The models that a request may name, as rows for any protocol: downloaded, in memory, or both.
 
 Knows names; knows no protocol's fields.
-Path: openai/models.py or anthropic/wire.py -> listed, answer_one -> ModelManager.names
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A call of the parser or the encoder holds the interpreter to its end: two million numbers in one call kept the loop
 waiting for 0.2 s. Knows values; knows no route.
-Path: json_body -> structure_of -> decoded; a handler -> HttpCall.apart -> long_list -> an answer's field
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A scrape reads the engines' own counters from their latest stats; what only the HTTP side sees (first token, gaps,
 whole answers, statuses) is kept here in plain lists, because a histogram is fed once per chunk.
-Path: computing.py -> Metrics.of -> PerModel; GET /metrics -> Metrics.exposition; GET /health -> Health.stuck
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows the error tree, HTTP, and OpenAI's error format, the default where a protocol has none of its own; knows no
 route. A failure with no name here is a 500 that says nothing but its
 request id: paths, addresses and prompts stay in the log.
-Path: a handler raises -> gate.Gate or answering.EventStream -> problem -> Wording -> bytes
 """
 
 from __future__ import annotations

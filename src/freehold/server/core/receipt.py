@@ -1,7 +1,6 @@
 """The receipt of a request: tokens, context, sampling and seconds actually used. Every answer carries it.
 
 Knows the engines' reports at the begin and the end of each answer; knows no protocol, only its own receipt.
-Path: Computing -> Tally -> a shape's counts, and the receipt in its answer or in its stream's last event
 """
 
 from __future__ import annotations

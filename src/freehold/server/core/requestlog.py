@@ -2,7 +2,6 @@
 
 Prompts, answers and secrets are never logged. Polled routes (health, metrics, the page) are logged at level debug,
 failures of the server at warning. Knows a Call that is over; knows no stream and no format of the log.
-Path: Gate -> log_request -> logging -> cli/serving/logs.py
 """
 
 from __future__ import annotations

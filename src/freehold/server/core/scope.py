@@ -3,7 +3,6 @@
 Every protocol asks through this view (HttpCall.models), so that none of them can skip a scope or a budget. A request
 starts once all that it may cost is reserved, and gets fewer tokens where its key has no more.
 Knows keys, accounts and the contract of serving.py; knows no protocol.
-Path: HttpCall.models -> ScopedDirectory.use -> MeteredHandle.start -> MeteredStream -> Reserved.spend
 """
 
 from __future__ import annotations

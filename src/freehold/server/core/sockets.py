@@ -1,7 +1,6 @@
 """The sockets that a server listens on: bound, their certificate checked, and their connections accepted in turn.
 
 Knows addresses, folders, modes and TLS; knows no request.
-Path: cli/serve -> bind_tcp, bind_unix, checked -> serve.run -> Acceptor
 """
 
 from __future__ import annotations

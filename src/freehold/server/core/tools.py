@@ -3,7 +3,6 @@
 The owner may use all; a key those whose `keys` name it; a local program without a key none, since a browser's page
 looks the same. What talks to servers is imported with the first use. Knows callers; knows no protocol and no
 chat.
-Path: server/console/tools.py -> allowed, run_tools -> RunTools
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A field is honoured, refused by name because leaving it out would change the answer, or named in the answer's
 warnings. Knows the wire's fields and Job's; knows no route and no model.
-Path: HttpCall.struct -> OllamaChatRequest or GenerateRequest -> chat_job, text_job -> Job
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """POST /api/chat, /api/generate, /api/embed and /api/embeddings: a model is loaded, unloaded, or answers.
 
 Their handlers call the steps of a request in order, and word errors for this protocol.
-Path: chat, generate -> answer -> Answering -> OllamaShape; embed, embeddings -> ModelHandle.embed
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A card holds the facts of a model's file: read once, and again when the file changes. A file that cannot be read has an
 empty card, so that a list of models does not fail. Knows the wire's shapes, cards and the store's records; loads
-nothing. Path: Gate -> tags, ps, show -> Cards.of
+nothing.
 """
 
 from __future__ import annotations

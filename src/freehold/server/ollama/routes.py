@@ -1,6 +1,6 @@
 """The routes of Ollama's protocol: those that answer, and those that look at the store or change it.
 
-Knows every handler of this folder. Path: app.make_app -> routes, store_routes
+Knows every handler of this folder.
 """
 
 from __future__ import annotations

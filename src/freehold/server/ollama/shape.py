@@ -2,7 +2,6 @@
 
 A client that meets an empty line fails, so a beat is a whole object that says nothing. A tool call is written once
 it is whole, its arguments an object. Knows the wire; knows no route and no model.
-Path: Answering -> OllamaShape -> bytes
 """
 
 from __future__ import annotations

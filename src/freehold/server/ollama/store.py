@@ -2,7 +2,6 @@
 
 What takes long works in a thread of its own, its progress a line of JSON a step. A thread ends at its next event once
 the client is gone: what it fetched is kept, and the same request continues from there. Knows threads and lines.
-Path: pull, create -> run -> Store.pull, store.create.make -> tell -> EventStream
 """
 
 from __future__ import annotations

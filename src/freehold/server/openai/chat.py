@@ -1,7 +1,6 @@
 """POST /v1/chat/completions: a chat in, an assistant's message out.
 
 Knows OpenAI's chat shapes; answering.py runs the steps of a request.
-Path: Gate -> chat -> fields.chat_job -> Answering -> ChatShape
 """
 
 from __future__ import annotations

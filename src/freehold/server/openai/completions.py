@@ -2,7 +2,6 @@
 
 lm-eval's loglikelihoods read `token_logprobs` and `top_logprobs` here: the first prompt token has null in both, and
 a token that is the most probable has exactly the number of the best alternative.
-Path: Gate -> completions -> completion_jobs -> Answering -> TextShape
 """
 
 from __future__ import annotations

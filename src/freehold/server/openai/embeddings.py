@@ -1,7 +1,6 @@
 """POST /v1/embeddings: texts or token ids in, vectors out, as numbers or as base64; and what is scored by vectors.
 
 Knows OpenAI's, Cohere's and vLLM's shapes; the engine makes the vectors, whatever kind of model it has.
-Path: Gate -> embeddings, rerank, score -> ModelHandle.embed -> body
 """
 
 from __future__ import annotations

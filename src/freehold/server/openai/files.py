@@ -1,7 +1,6 @@
 """POST /v1/files and POST /v1/batches, and what is asked of files and batches: list, describe, read, delete, cancel.
 
 The files are the inputs and the outputs of batches. Knows OpenAI's words for them; knows no disk.
-Path: Gate -> upload -> read_form -> Files.add; content -> the file's bytes; create -> Desk.create
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """GET /v1/models, what could be asked and what is in memory; and a model's tokenizer in vLLM's shapes.
 
 Knows names, sizes, texts and ids; the tokenizer is in the engine process.
-Path: Gate -> models -> listing.py; tokenize -> TokenizerFace.tokenize
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What OpenAI's answers share: ids, the frame of an event, usage, the receipt, how a stream ends; pages of lists.
 
 Knows JSON and server-sent events; a subclass knows its choices.
-Path: Answering -> ChatShape or TextShape -> bytes
 """
 
 from __future__ import annotations

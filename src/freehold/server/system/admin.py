@@ -1,7 +1,7 @@
 """Routes of the owner (greeting, models in memory, load, unload, adapters, stop), and what monitoring asks.
 
 Over the network the owner's take an admin's key, which is of no other use. Knows the models and the running server's
-door. Path: cli/ps, cli/run -> Unix socket -> hello, ps, load, unload, stop
+door.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A plan names the program to be started, so adding and upgrading take the owner's socket or token; an admin's key lists,
 restarts and stops. What is added is kept as a file and forgotten when it is stopped. Knows no engine.
-Path: freehold deploy -> Unix socket -> DeploymentDesk -> backends.rows.Deployments
 """
 
 from __future__ import annotations

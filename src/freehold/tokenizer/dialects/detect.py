@@ -1,7 +1,4 @@
-"""Which dialect a chat template speaks: detected by the marks in its source, never by a model's name.
-
-Path: ChatTemplate.dialect -> dialect_of
-"""
+"""Which dialect a chat template speaks: detected by the marks in its source, never by a model's name."""
 
 from __future__ import annotations
 

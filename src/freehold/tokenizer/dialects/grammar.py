@@ -2,7 +2,6 @@
 
 A call begins as the family's templates write it, names a tool that was given, and has arguments by that tool's own
 schema. Knows forms and schemas; knows no tokens but how a mark is spelled, which its caller says.
-Path: ConstraintBuilder.constraint -> lark, lark_of_bare -> Format
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 analysis is thinking, final is text, commentary is text too, or a call if it is meant for functions.NAME. The prompt
 ends with <|start|>assistant, so the first message begins with its header.
-Path: Answer -> HarmonyParser.push -> thinking, text, calls
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Whatever the rules admit fits the schema: a keyword that they cannot keep is refused, never passed over. But `format`
 is a remark, as JSON schema has it, and numbers are those that a machine's word holds, without exponents.
-Path: grammar.lark -> CallForm.arguments -> arguments
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Readers are generators: each `yield` says "more text, please", so a reader is written straight down and the place
 where it waits is its state. What a reader decides depends on the characters and on the end, never on where the
 pieces were cut; that is why a streamed answer parses as a whole one does. Knows JSON's grammar; knows no model.
-Path: ToolParser.push -> Dialect.read -> TextSource
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
     keys = ["ann"]
 
 Neither the page nor a request writes them: a command is the right to run any program. Knows the table; starts nothing.
-Path: Settings.mcp -> tool_servers -> ToolServer -> RunTools
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The SDK's session lives in a task of its own, since its scopes must be left where they were entered. A request that
 takes too long, or whose caller is gone, ends the server: nothing else makes sure that it stops.
-Knows the SDK's session; knows no permission. Path: ToolServers.connected -> ToolConnection -> over_stdio -> the server
+Knows the SDK's session; knows no permission.
 """
 
 from __future__ import annotations

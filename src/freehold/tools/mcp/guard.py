@@ -5,7 +5,6 @@
 The server has our pipes as its own stdin, stdout and stderr. The guard keeps none of them: it adopts what loses its
 parent, and waits for the end of a pipe from us, or of the server; then it ends everything below it. Its one order, a
 line of JSON on that pipe, has the command and the environment, which no command line shows. Knows no protocol.
-Path: ChildServer -> spawn -> main -> the server
 """
 
 from __future__ import annotations

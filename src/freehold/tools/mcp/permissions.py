@@ -2,7 +2,6 @@
 
 A file of JSON that its user alone can read, one for each key, written whole. What was allowed once is kept as well, so
 that a change can be shown when the tool asks again. Knows descriptions and a file; starts no server.
-Path: ToolConnection.listed -> pinned -> PinnedTool -> RunTools.use -> Permissions.allows, grant
 """
 
 from __future__ import annotations

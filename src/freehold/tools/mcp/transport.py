@@ -2,7 +2,7 @@
 
 The connection is made to an address that was checked, since a name that is resolved again could stand for another. No
 redirect is followed, no proxy of the environment is used, and an answer has 4 MB at most. Knows HTTP; knows no protocol
-above it. Path: connection.over_http -> CheckedTransport -> configured.resolved
+above it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A permission is compared with what the server says at that moment: its tools are listed again before each call, and
 again after the user's answer, which may take minutes. Knows permissions and connections; knows no model, no page and no
-terminal. Path: a run or a verb -> RunTools.offer, use -> ToolDesk.ask -> ToolConnection.call -> ToolResult
+terminal.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows the order of its life: greet, load, answer, leave; knows no web and no other model. A reader thread prepares jobs
 (intake.py), and the main thread computes steps and sends what each gave (jobs.py). It is spawned with the socket as
 its only connection, and ends when that or the server's process does.
-Path: worker/client.py -> python -m freehold.worker.process FD SERVER -> Process.run -> HostedModel.pump -> Frame
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Knows messages, threads and which work takes long; knows no step. Jobs are prepared by the reader thread, long ones and
 formats to be compiled in others, so that a short one need not wait; calls that only count tokens in two of their own,
 one for long texts; embeddings in threads of their own, where they wait for their steps.
-Path: Process._read -> Intake.take -> HostedModel.start -> LiveJobs.enter
 """
 
 from __future__ import annotations

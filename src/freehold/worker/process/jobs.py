@@ -1,7 +1,6 @@
 """What an engine process holds: a model, the jobs it is answering, the events of each step, and the way to send them.
 
 Knows jobs, events and one lock between intake and steps; knows no socket and no prompt.
-Path: Intake -> LiveJobs.enter -> HostedJob.enter; Process.run -> LiveJobs.deliver -> HostedJob.take -> Channel
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""`python -m freehold.worker.process.judge PARENT`: judges the models of one line of JSON, and ends.
-
-Path: store/judging -> main -> local/runnable
-"""
+"""`python -m freehold.worker.process.judge PARENT`: judges the models of one line of JSON, and ends."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 Knows jobs and HostedModel; knows no engine. Token k of answer i follows from the seed and the position, so
 that a resumed answer equals one that was never interrupted.
-Path: Process.run -> load -> ScriptedModel.start, ScriptedModel.pump -> Piece
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Ends at the first difference. What is not as it was (files, engine, prompt) is said instead, before anything is
 computed. Nothing is added to the chat.
-Path: again -> AgainRun.compute -> Computing.run -> compared -> EventLog
 """
 
 from __future__ import annotations

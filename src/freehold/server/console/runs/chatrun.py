@@ -2,7 +2,6 @@
 
 Knows a plan, a chat's lines and the contract of tools (chats/types.py); the model is read by Computing, as for
 every request.
-Path: start -> ChatRun.compute -> Computing.run -> RunAnswer -> EventLog, RunSaver
 """
 
 from __future__ import annotations

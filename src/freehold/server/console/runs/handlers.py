@@ -1,7 +1,6 @@
 """The routes of runs: start, follow, cancel, approve a tool, compute again, compare two answers.
 
 Every chat and every run is looked up under the caller's folder. Knows requests and JSON; knows no model.
-Path: Gate -> a handler -> RunPlan.of, ChatWriter -> Runs.start; events -> EventLog -> EventStream
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A chat's branch as a job: its messages, with files before their text, and what its settings ask for.
 
-Knows a chat and a job's fields; knows no run and no disk. Path: start, again -> RunPlan.of -> RunPlan.job -> Computing
+Knows a chat and a job's fields; knows no run and no disk.
 """
 
 from __future__ import annotations

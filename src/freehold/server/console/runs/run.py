@@ -2,7 +2,7 @@
 
 A run is a ServerCall as a request is: it counts among the server's calls, so a drain waits for it and a stop cuts it,
 and its line in the log and in the metrics is written as theirs. Knows a caller, events and an engine's deaths; what is
-computed is its kinds' (ChatRun, AgainRun). Path: Runs.start -> ConsoleRun -> EventLog
+computed is its kinds' (ChatRun, AgainRun).
 """
 
 from __future__ import annotations

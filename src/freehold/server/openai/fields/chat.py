@@ -1,7 +1,6 @@
 """The fields of POST /v1/chat/completions and of its messages, and the job that they make; OpenAI's unknown fields.
 
 Knows the wire's fields and Job's; knows no route and no model. docs/reference/http.md is made from these structs.
-Path: HttpCall.struct -> ChatRequest -> chat_job -> Job; a route's handler -> unknown_fields -> warnings
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A field is honoured, refused by name because leaving it out would change the answer, or named in `warnings`.
 Knows the wire's fields and Job's; knows no route and no model. docs/reference/http.md is made from these structs.
-Path: ChatRequest, CompletionRequest or ResponseRequest -> sampling, stops -> Job
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 A free-form tool (`custom`) is described to the model as a function with one text argument. Tools that a provider would
 run itself (web search, MCP servers, ...) are left out, with a warning each: agents send them to any server.
 Knows what a tool is by its own fields; chats nest them under the name of the type (tools.py), responses have them flat.
-Path: response_job -> read_tools, or chat_job -> offers.offered -> Offering -> Offered
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 Sampling and the like are those of the other generating requests; a field is honoured, refused by name, or named in
 `warnings`. Knows the wire's fields and Job's; knows no route and no store.
-Path: HttpCall.struct -> ResponseRequest -> response_job -> Job; echo -> ResponseShape
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 A whole answer goes the same way and leaves the events unread, so it holds the items that a stream announces. Items of
 MCP servers come before the model's own. Knows the API's items and events; knows no job and no bytes.
-Path: ResponseShape -> Output.add, Output.finish -> events
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """POST /v1/responses, how a response looks, and what is kept of it: read, list what was asked, delete.
 
 Knows the order: earlier items, own items, job, answer, keep. Knows no field's meaning and no item's events.
-Path: Gate -> create -> response_job -> Answering -> ResponseShape; retrieve and its like -> Responses
 """
 
 from __future__ import annotations

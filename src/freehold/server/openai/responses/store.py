@@ -4,7 +4,7 @@ A response is kept as the JSON of its items, its own and those that asked for it
 it belongs to is found through the response before it. Nothing is parsed to keep, list or give it again. A chat that is
 continued may hold what a body may. What continues an answer has the labels of the answer's request. The least recently
 used goes first: of the tenant, and beyond the sum of the tenant with the most bytes.
-Nothing outlives the server. Knows tenants and ids; knows no request. Path: routes.py -> Responses
+Nothing outlives the server. Knows tenants and ids; knows no request.
 """
 
 from __future__ import annotations
