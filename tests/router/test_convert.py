@@ -74,6 +74,15 @@ def test_prices_a_token_become_prices_a_million_with_their_tier():
     assert azure.remote is not None and azure.remote.context == 128_000
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("id", "nan"), ("max_tokens", float("nan")), ("input_cost_per_token", "nan")]
+)
+def test_what_is_no_number_among_a_models_facts_is_no_price(key: str, value: object):
+    info = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6, key: value}
+    model = {"model_name": "m", "litellm_params": {"model": "openai/gpt-4o"}, "model_info": info}
+    assert "gpt-4o" in converted({"model_list": [model]}, "config.yaml").text()
+
+
 def test_a_machine_at_a_private_address_is_never_guessed_to_be_owned():
     gateway, draft = made("team.yaml")
     assert not gateway.providers["hosted-vllm"].owned

@@ -239,7 +239,7 @@ def _million(value: Any) -> Decimal | None:
         paid = (Decimal(str(value)) * 1_000_000).quantize(Decimal("0.000001"))
     except InvalidOperation:
         return None
-    return paid if 0 <= paid <= 100_000 else None
+    return paid if paid.is_finite() and 0 <= paid <= 100_000 else None
 
 
 # --- tags and routes ---------------------------------------------------------------------------------
