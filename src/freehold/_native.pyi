@@ -6,7 +6,7 @@ Every call that computes drops the GIL. See csrc/freehold.h for who owns what.
 WIDE_UNIT: inputs of wide codes that share a scale. BLOCK_TOKENS: positions in a page of the KV cache.
 LAYOUT: version of the panels' layout; packed files are keyed by it.
 REVISION: SHA-256 over the native sources, and the compiler; what is cached across restarts is keyed by it.
-testing: single kernels by the name of their table, for tests/csrc.
+testing: single kernels by the name of their table, for tests/csrc; wheels are without it.
 """
 
 from collections.abc import Sequence

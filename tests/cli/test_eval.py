@@ -42,7 +42,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_table_has_each_metric_with_its_interval(run: Run, path: Path):
     status, out, err = run("eval", str(path), "--data", "own.jsonl", "--context", "256")
     head, first, *_ = out.splitlines()
-    assert status == 0 and head.split() == ["TASK", "METRIC", "SCORE", "95", "%", "ITEMS", "ANSWERED", "NOW"]
+    assert status == 0 and head.split() == [
+        "TASK",
+        "METRIC",
+        "SCORE",
+        "95%",
+        "CI",
+        "ITEMS",
+        "ANSWERED",
+        "NOW",
+    ]
     assert first.split()[:2] == ["own", "acc"] and first.split()[-2:] == ["3", "3"]
     assert "CPU-seconds" in err and "own: 3 of 3 cases" in err
 

@@ -103,7 +103,7 @@ def test_what_does_not_fit_says_why_and_what_would(run: Run):
     assert (row["fits"], row["longest_context"]) == (False, None)
     assert "GB before any context" in row["reason"]
     (row,) = json.loads(run("deepseek-ai/DeepSeek-V4-Flash", "--quant", "Q3_K_M", "--json")[1])["fits"]
-    assert "does not run the architecture deepseek4" in row["reason"]
+    assert "does not support the architecture deepseek4" in row["reason"]
 
 
 def test_named_hardware_and_engines(run: Run):

@@ -43,7 +43,7 @@ def logged(level: str, form: logs.Form) -> list[str]:
 def test_text_has_a_line_a_request_and_levels_before_warnings():
     talk, line, error, other = logged("info", "text")
     assert talk == "serving at here" and error == "error: no model" and other == "warning: careful"
-    assert line.endswith("x x x x 200 read 3 (cached 3) made 3 first 0.250 s 12.5 tok/s 1.500 s")
+    assert line.endswith("x x x x 200 prompt 3 (cached 3) completion 3 first 0.250 s 12.5 tok/s 1.500 s")
 
 
 def test_levels_let_through_what_they_say():

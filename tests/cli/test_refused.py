@@ -50,7 +50,7 @@ def unfetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_verb_that_would_fetch_refuses_with_what_is_missing(run: Run, verb: str, spelling: str):
     status, out, err = run(verb, spelling, *(["Hi"] if verb in ("run", "embed") else []))
     assert (status, out) == (1, "")
-    assert "deepseek-ai/DeepSeek-V4-Flash: Freehold's engine does not run" in err
+    assert "deepseek-ai/DeepSeek-V4-Flash: Freehold's engine does not support" in err
     assert "it has compressed sparse attention" in err
 
 
@@ -61,7 +61,7 @@ def test_every_recognised_architecture_is_refused_before_it_is_fetched(run: Run,
         status, out, err = run(verb, model.id)
         assert lack in out + err and status == (1 if verb == "pull" else 0), verb
     for call in (freehold.pull, check_runs):
-        with pytest.raises(UnsupportedModel, match="does not run"):
+        with pytest.raises(UnsupportedModel, match="does not support"):
             call(model.id)
 
 

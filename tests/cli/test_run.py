@@ -218,12 +218,12 @@ def without_gpt_oss(monkeypatch: pytest.MonkeyPatch):
 def test_model_that_could_not_be_run_is_not_fetched(freehold, monkeypatch, verb, without_gpt_oss):
     monkeypatch.setattr("freehold.store.Store.pull", lambda *_: pytest.fail("fetched"))
     status, _, err = freehold(*verb)
-    assert status == 1 and "does not run the architecture gpt-oss" in err
+    assert status == 1 and "does not support the architecture gpt-oss" in err
 
 
 def test_pull_refuses_beforehand_what_cannot_be_run(freehold, without_gpt_oss):
     status, _, err = freehold("pull", "gpt-oss:20b", "--offline")
-    assert status == 1 and "does not run the architecture gpt-oss" in err
+    assert status == 1 and "does not support the architecture gpt-oss" in err
 
 
 def test_nothing_to_continue_is_said(freehold):

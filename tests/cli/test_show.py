@@ -43,5 +43,5 @@ def test_a_window_that_a_file_may_have_lost_is_told_with_the_context_it_is_exact
 
 def test_a_refused_architecture_is_shown_with_what_is_missing(run: Run):
     status, out, _ = run("show", "deepseek-ai/DeepSeek-V4-Flash")
-    assert status == 0 and "deepseek4: Freehold's engine does not run" in out
+    assert status == 0 and "deepseek4: Freehold's engine does not support" in out
     assert "compressed sparse attention" in out
