@@ -16,41 +16,30 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.engine.sequence import Request, TokenOut
 from freehold.errors import NonFiniteLogits, UsageError
+from freehold.options import options_of
 from freehold.types import SamplingParams
 
 F32 = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 MAX_SEED = (1 << 64) - 1
-MAX_TEMPERATURE = 100.0
-MAX_PENALTY = 100.0
 MAX_BIAS = 1e6
 MAX_TOP_LOGPROBS = 1000
 FORBIDDEN = (
     -1e30
 )  # a logit below any that penalties and biases can make, and finite, as native.sample requires
 
-# Field -> (lowest, highest, whether the lowest itself is allowed).
-_RANGES: dict[str, tuple[float, float, bool]] = {
-    "temperature": (0.0, MAX_TEMPERATURE, True),
-    "top_p": (0.0, 1.0, False),
-    "min_p": (0.0, 1.0, True),
-    "typical_p": (0.0, 1.0, False),
-    "repetition_penalty": (0.0, MAX_PENALTY, False),
-    "presence_penalty": (-MAX_PENALTY, MAX_PENALTY, True),
-    "frequency_penalty": (-MAX_PENALTY, MAX_PENALTY, True),
-}
+# The fields that are floats, with the ranges that SamplingParams declares.
+_FLOATS = tuple(each for each in options_of(SamplingParams).values() if each.kind == "float")
 
 
 def check_sampling(params: SamplingParams, tokens: int) -> SamplingParams:
     """Return `params` when every value is within its range; UsageError naming the first that does not."""
-    for name, (low, high, closed) in _RANGES.items():
-        value = getattr(params, name)
-        inside = _is_number(value) and low <= value <= high and (closed or value > low)
-        if not inside:
-            raise UsageError(
-                f"{name} is {value!r}; expected {'' if closed else 'more than '}{low:g} to {high:g}"
-            )
+    for each in _FLOATS:
+        value = getattr(params, each.field)
+        if not (_is_number(value) and each.allows(value)):
+            low = f"{each.least:g}" if each.above is None else f"more than {each.above:g}"
+            raise UsageError(f"{each.field} is {value!r}; expected {low} to {each.most:g}")
     for name, high in (("top_k", 1 << 31), ("penalty_window", 1 << 31), ("seed", MAX_SEED + 1)):
         value = getattr(params, name)
         if value is None and name == "seed":

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from freehold.server.core.fields import FORCED, MAX_SEED, Name, Share, doc
+from freehold.server.core.fields import FORCED, Name, Share, doc
 from freehold.serving import MAX_MESSAGES, MAX_STOP_CHARS, MAX_STOPS, MAX_TOOLS
-from freehold.types import Overflow, Priority
+from freehold.types import MAX_SEED, Overflow, Priority
 
 MAX_BLOCKS = 4096  # of one message
 

@@ -23,7 +23,6 @@ from freehold.serving import MAX_TEXTS, ModelInfo, Vectors
 from freehold.types import MAX_FORMAT_CHARS, Format, Image, Priority, SamplingParams
 
 FORCED = 1 << 30  # more tokens than any context holds
-MAX_SEED = (1 << 63) - 1
 LEAST_MASS = 1e-6  # the top_p that stands for 0: the most probable token alone
 # Levels of reasoning that clients name -> the three that templates know.
 EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high"}

@@ -14,11 +14,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from freehold.chats.types import ChatSettings, SavedChat, SavedMessage
-from freehold.server.core.fields import MAX_SEED, Count, Pictures, Share, parts_of
+from freehold.server.core.fields import Count, Pictures, Share, parts_of
 from freehold.server.core.limits import typed
 from freehold.server.core.problems import Refused
 from freehold.serving import Job
-from freehold.types import Image, Message, Tool, ToolCall
+from freehold.types import MAX_SEED, Image, Message, Tool, ToolCall
 
 SEED_BITS = 32  # of a seed that is drawn here: a page's numbers have 53
 Penalty = Annotated[float, Meta(ge=-2, le=2)]

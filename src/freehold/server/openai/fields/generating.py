@@ -13,7 +13,6 @@ from msgspec import Meta, Struct
 
 from freehold.server.core.fields import (
     FORCED,
-    MAX_SEED,
     Count,
     Name,
     Rank,
@@ -26,7 +25,7 @@ from freehold.server.core.fields import (
 )
 from freehold.server.core.problems import Refused
 from freehold.serving import MAX_BIASES, MAX_STOP_CHARS, MAX_STOPS, Job
-from freehold.types import MAX_CHOICES, MAX_FORMAT_CHARS, Format
+from freehold.types import MAX_CHOICES, MAX_FORMAT_CHARS, MAX_SEED, Format
 
 # --- what an answer's text must be, by every name that OpenAI's clients have for it: one Format comes out
 # OpenAI's `response_format`, vLLM's `structured_outputs` and its older `guided_*`, llama.cpp's `json_schema` and
