@@ -122,6 +122,26 @@ def test_a_fast_answer_is_followed_to_its_end_and_a_sent_message_is_scrolled_to(
     expect(chat.get_by_role("log").get_by_text("Hello! What shall I say?")).to_be_in_viewport()
 
 
+def test_a_text_that_shrinks_and_grows_between_two_frames_does_not_end_the_following(chat, server):
+    chat.goto(f"{server.url}/#/chat/{write_chat(server, 40)}")
+    last = chat.get_by_role("log").get_by_role("article").last
+    expect(last).to_be_in_viewport()
+    last.evaluate(
+        """async (article) => {
+            const frame = () => new Promise(requestAnimationFrame);
+            const text = article.appendChild(document.createElement("div"));
+            text.style.height = "1500px";
+            for (let i = 0; i < 3; i++) await frame();
+            text.style.height = "0px";
+            await new Promise((done) => setTimeout(done, 0));
+            text.style.height = "3000px";
+            for (let i = 0; i < 3; i++) await frame();
+        }"""
+    )
+    assert chat.evaluate(_FROM_END) < 10
+    assert chat.get_by_role("button", name="To the end").count() == 0
+
+
 def test_conversation_is_a_log_of_articles_named_you_and_by_the_model(chat):
     say(chat, "show me a table")
     said(chat).get_by_role("table").wait_for()

@@ -48,7 +48,7 @@ export class Scrolling {
       this.heights.layout(this.items.peek());
       this.pad();
     }
-    if (this.atEnd.peek()) box.scrollTop = box.scrollHeight;
+    if (this.atEnd.peek()) this.follow(box);
     else this.stay(box);
     // What shrinks above (a question that was answered) brings messages into view without any scroll.
     if (!this.atEnd.peek()) this.draw(this.heights.drawn(box.scrollTop, box.clientHeight));
@@ -81,7 +81,7 @@ export class Scrolling {
         width = box.clientWidth;
         this.heights.clear(Math.min(736, width - 32) / 8.2);
       }
-      if (this.atEnd.peek()) box.scrollTop = box.scrollHeight;
+      if (this.atEnd.peek()) this.follow(box);
       this.scrolled();
     });
     frame.observe(box);
@@ -105,6 +105,12 @@ export class Scrolling {
       this.drawn(id)?.scrollIntoView({ block: "start" });
       this.scrolled();
     });
+  }
+
+  /** Scroll to the end, and note it: text that turned out less high than it was estimated is not a reader who goes up. */
+  private follow(box: HTMLElement): void {
+    box.scrollTop = box.scrollHeight;
+    this.last = box.scrollTop;
   }
 
   private draw(now: [number, number]): void {
