@@ -1,7 +1,7 @@
 """Write console/src/api/types.ts from the structs and typed dictionaries that the server answers its page with.
 
 Run: python tools/console_types.py [--check], after one of them changed; tests/server/test_console_types.py checks the
-committed file. What other rooms print as JSON, and the events of a run, are in console/src/api/reports.ts, by hand.
+committed file. By hand beside it: reports.ts, what other rooms print as JSON; run.ts, the events of a run.
 Types leave nothing in the built page; `make console` notes the digests of its sources.
 """
 

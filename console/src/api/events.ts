@@ -2,7 +2,7 @@
 import { texts } from "../texts";
 import { ApiError, parse } from "./client";
 import { request } from "./session";
-import type { RunEvent } from "./types";
+import type { RunEvent } from "./run";
 
 const RETRY_MS = [250, 500, 1000, 2000]; // the last one holds
 

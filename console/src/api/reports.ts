@@ -1,8 +1,6 @@
 // JSON of /console/api that the server passes on from `freehold VERB --json` or keeps as plain objects, written by hand.
 // docs/design/console.md says what it means.
 
-import type { ChatSettings, Message, ToolCall, ToolState } from "./types";
-
 export interface Receipt {
   model?: string;
   context: { limit: number; used: number; cached: number; dropped_messages: number };
@@ -14,15 +12,9 @@ export interface Receipt {
   tok_s?: number;
   thinking_s?: number;
   continued?: boolean; // it continues an answer that was cut off, so that it cannot be made again
-  bits?: { settings?: ChatSettings } | null; // null: the engine reports no token ids
+  bits?: { settings?: object } | null; // the ChatSettings it had; null: the engine reports no token ids
   warnings: string[];
   [more: string]: unknown;
-}
-
-export interface StartedRun {
-  run: string;
-  user: Message | null;
-  answer: Message;
 }
 
 /** Of two answers, a and b: equal, or the first token that differs. */
@@ -34,33 +26,6 @@ export interface Difference {
   is?: string; // and in b
   at?: number; // where it begins: thinking before content
   tok_s: [number | null, number | null];
-}
-
-export type RunEvent =
-  | { t: "begin"; run: string; chat: string; answer: string; parent: string | null; model: string }
-  | { t: "ready"; model: string; context: Partial<Receipt["context"]>; sampling: object; max_tokens: number }
-  | { t: "text"; at: number; text: string }
-  | { t: "thinking"; at: number; text: string; s: number }
-  | { t: "wait"; why: "queue" | "load" | "prompt" | "engine" | "tools"; expected_s?: number; done?: number; of?: number }
-  | Ask
-  | { t: "tool"; call: string; server: string; tool: string; arguments: string; state: ToolState; result?: string }
-  | { t: "calls"; answer: string; calls: ToolCall[]; receipt: Receipt | null }
-  | { t: "result"; message: string; parent: string; call: string; content: string; outcome: ToolState }
-  | { t: "note"; text: string; code: string }
-  | { t: "again"; equal: boolean; tokens: number; first?: number; was?: string; is?: string; changed?: string }
-  | { t: "end"; finish: string; receipt: Receipt | null; error?: { message: string; code: string; hint?: string } };
-
-/** A tool wants approval. `claims`: what the tool says of itself. */
-export interface Ask {
-  t: "ask";
-  call: string;
-  server: string;
-  tool: string;
-  arguments: string;
-  claims: { description: string; annotations: Record<string, unknown> };
-  changed?: { before: string; after: string };
-  until: number;
-  digest: string; // of the tool as this question describes it: the answer holds for no other
 }
 
 /** An 80 % range. */

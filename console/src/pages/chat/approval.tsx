@@ -3,7 +3,7 @@
 import { type Signal, useSignal } from "@preact/signals";
 import { createElement } from "preact";
 import { useEffect, useRef } from "preact/hooks";
-import type { Ask } from "../../api/types";
+import type { Ask } from "../../api/run";
 import { Button } from "../../parts/button";
 import { Icon } from "../../parts/icons";
 import { notifyError } from "../../parts/notice";

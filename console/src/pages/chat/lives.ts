@@ -1,7 +1,7 @@
 // Runs in progress as the page shows them beside their answers, and what remains to be said of one that has ended.
 // Written by followers; knows no route and no event.
 import { type Signal, signal } from "@preact/signals";
-import type { Ask, RunEvent } from "../../api/types";
+import type { Ask, RunEvent } from "../../api/run";
 
 export type Tool = Extract<RunEvent, { t: "tool" }>;
 export type Wait = Extract<RunEvent, { t: "wait" }>;

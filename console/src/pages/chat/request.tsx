@@ -2,7 +2,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect } from "preact/hooks";
 import { me } from "../../api/me";
-import type { Message } from "../../api/types";
+import type { ChatSettings, Message } from "../../api/types";
 import { Button } from "../../parts/button";
 import { Dialog } from "../../parts/dialog";
 import { texts } from "../../texts";
@@ -54,7 +54,7 @@ export function RequestDialog({ chat, message, close }: Props) {
 type Body = Record<string, unknown>;
 
 export function bodyOf(chat: Chat, message: Message, before: string[]): Body {
-  const settings = message.receipt?.bits?.settings ?? chat.settings.peek();
+  const settings = (message.receipt?.bits?.settings as ChatSettings | undefined) ?? chat.settings.peek();
   const said = before.map((id) => messageOf(chat, id).peek()).filter((each): each is Message => each !== null);
   const sampling = message.receipt?.sampling ?? settings.sampling ?? {};
   const kept = Object.entries(sampling).filter(([name, value]) => typeof value === "number" || name === "seed");

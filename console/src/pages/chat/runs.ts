@@ -3,7 +3,8 @@
 import { batch } from "@preact/signals";
 import { ApiError, post } from "../../api/client";
 import { follow } from "../../api/events";
-import type { Ask, AttachedFile, ChatSettings, RunEvent, StartedRun } from "../../api/types";
+import type { Ask, RunEvent, StartedRun } from "../../api/run";
+import type { AttachedFile, ChatSettings } from "../../api/types";
 import { notifyError } from "../../parts/notice";
 import { texts } from "../../texts";
 import { Follower } from "./follower";

@@ -3,7 +3,8 @@
 import { batch, signal } from "@preact/signals";
 import { ApiError, get, post, hintOnce } from "../../api/client";
 import { follow } from "../../api/events";
-import type { Card, Difference, Leaf, Message, OpenedChat, Receipt, RunEvent, StartedRun } from "../../api/types";
+import type { RunEvent, StartedRun } from "../../api/run";
+import type { Card, Difference, Leaf, Message, OpenedChat, Receipt } from "../../api/types";
 import { notifyError } from "../../parts/notice";
 import { connected, reach } from "../chat/link";
 

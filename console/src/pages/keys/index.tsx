@@ -10,19 +10,9 @@ import { whole } from "../../parts/numbers";
 import { Empty, Loaded, Page } from "../../parts/page";
 import { Table, type Column } from "../../parts/table";
 import { texts } from "../../texts";
-import { MakeKey } from "./make";
+import { type KeyRow, MakeKey } from "./make";
 
 const words = texts.keys;
-
-export interface KeyRow {
-  name: string;
-  kind: "client" | "admin";
-  models: string[];
-  rate: string | null;
-  tokens: string | null;
-  spent_today: number;
-  created: string;
-}
 
 export default function Keys() {
   if (!me.value!.can.includes("keys"))

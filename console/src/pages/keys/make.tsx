@@ -8,10 +8,19 @@ import { Dialog } from "../../parts/dialog";
 import { Field, Toggle } from "../../parts/field";
 import { saying } from "../../parts/notice";
 import { texts } from "../../texts";
-import type { KeyRow } from "./index";
 import "./keys.css";
 
 const words = texts.keys;
+
+export interface KeyRow {
+  name: string;
+  kind: "client" | "admin";
+  models: string[];
+  rate: string | null;
+  tokens: string | null;
+  spent_today: number;
+  created: string;
+}
 
 export function MakeKey({ made, close }: { made: () => void; close: () => void }) {
   const secret = useSignal<(KeyRow & { key: string }) | null>(null);
