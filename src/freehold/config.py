@@ -155,12 +155,19 @@ def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     return near[0] if near else ""
 
 
+def suggestion(name: str, known: list[str] | tuple[str, ...], otherwise: str | None = None) -> str:
+    """Return a hint for a name that is not known: the nearest one that is, else `otherwise`, else all that are."""
+    near = nearest(name, known)
+    if near:
+        return f"did you mean {near}?"
+    return f"known: {', '.join(known)}" if otherwise is None else otherwise
+
+
 def check_names(table: Mapping[str, object], known: Sequence[str]) -> None:
     """Raise UsageError for a keyword that is not known, with the nearest one that is."""
     for name in table:
         if name not in known:
-            near = nearest(name, [*known])
-            hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+            hint = suggestion(name, [*known])
             raise UsageError(f"unknown option {name!r}", hint)
 
 
@@ -194,8 +201,7 @@ def _read_file(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is not valid TOML: {e}") from e
     for key, value in values.items():
         if key not in _KEYS:
-            near = nearest(key, list(_KEYS))
-            hint = f"did you mean {near}?" if near else f"known keys: {', '.join(_KEYS)}"
+            hint = suggestion(key, list(_KEYS), f"known keys: {', '.join(_KEYS)}")
             raise UsageError(f"{path}: unknown key {key!r}", hint)
         if type(value) is not _KEYS[key]:
             raise UsageError(f"{path}: {key} = {value!r} must be a {_KEYS[key].__name__}")

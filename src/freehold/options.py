@@ -75,7 +75,8 @@ class FieldOption:
             problem = f"{value!r} is outside the range: {self._range()}"
         else:
             return
-        raise UsageError(f"{self.field}: {problem}", field=self.field)
+        hint = "" if self.default is None else f"the default is {self.default!r}"
+        raise UsageError(f"{self.field}: {problem}", hint, field=self.field)
 
     def allows(self, value: float) -> bool:
         """Return whether a number is in the range."""

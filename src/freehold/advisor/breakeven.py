@@ -25,7 +25,7 @@ from freehold.advisor.interval import Interval
 from freehold.catalog.hardware import Money, Rig
 from freehold.catalog.model import Model
 from freehold.catalog.prices import Offer, PricedRequest
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UsageError
 from freehold.regular import bounded_lines
 
@@ -163,8 +163,7 @@ def from_csv(path: Path, edges: Sequence[int]) -> Traffic:
 def _check_head(path: Path, head: Iterable[str]) -> None:
     for name in head:
         if name not in COLUMNS:
-            near = nearest(name, COLUMNS)
-            hint = f"did you mean {near}?" if near else f"known are {', '.join(COLUMNS)}"
+            hint = suggestion(name, COLUMNS, f"known are {', '.join(COLUMNS)}")
             raise UsageError(f"{path}: no column named {name!r}", hint)
     if missing := [n for n in NEEDED if n not in head]:
         raise UsageError(f"{path} has no column {missing[0]}", f"needed are {', '.join(NEEDED)}")

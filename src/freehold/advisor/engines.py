@@ -16,7 +16,7 @@ from typing import Any
 
 from freehold.catalog.hardware import Device
 from freehold.catalog.model import Model, tupled
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UsageError
 from freehold.layers import STATE_WIDTH
 
@@ -93,10 +93,7 @@ def engine(name: str) -> UpstreamEngine:
     known = {e.name: e for e in engines()}
     if wanted in known:
         return known[wanted]
-    near = nearest(wanted, list(known))
-    raise UsageError(
-        f"no engine named {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(known)}"
-    )
+    raise UsageError(f"no engine named {name!r}", suggestion(wanted, list(known)))
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any
 from freehold.advisor.lineage import Standing, Subject, standing, subject
 from freehold.catalog.licence import AMOUNTS, Atom, Condition, Licence, Term, find
 from freehold.catalog.model import Model
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UsageError
 
 # --- what a user states about themselves: purpose, users, revenue, seat, what becomes of the model --
@@ -203,10 +203,9 @@ def from_table(table: Mapping[str, Any], where: str) -> Facts:
     known = {f.name: str(f.type) for f in fields(Facts)}
     for key, value in table.items():
         if key not in known:
-            near = nearest(key, list(known))
             raise UsageError(
                 f"{where}: unknown key {key!r}",
-                f"did you mean {near}?" if near else f"known: {', '.join(known)}",
+                suggestion(key, list(known)),
             )
         wanted = (bool,) if "bool" in known[key] else (str,) if known[key] == "str" else (int, float)
         if type(value) not in wanted:

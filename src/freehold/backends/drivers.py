@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 
 from freehold.backends.contract import DeployPlan, EngineDriver
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UsageError
 
 # name -> the file of engines/ that has its DRIVER
@@ -39,8 +39,7 @@ def driver(name: str) -> EngineDriver:
     wanted = _ALSO.get(wanted, wanted)
     files = _FILES | _ATTACHED
     if wanted not in files:
-        near = nearest(wanted, names())
-        hint = f"did you mean {near}?" if near else f"known: {', '.join(names())}"
+        hint = suggestion(wanted, names())
         raise UsageError(f"no engine named {name!r}", hint)
     return import_module(f"freehold.backends.engines.{files[wanted]}").DRIVER
 

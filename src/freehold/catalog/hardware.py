@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from freehold.catalog.model import texts
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import StoreError, UsageError
 
 KINDS = ("gpu", "mac", "cpu")
@@ -169,8 +169,7 @@ def device(name: str) -> Device:
     known = {n: d for d in devices() for n in (d.name, *d.aliases)}
     if wanted in known:
         return known[wanted]
-    near = nearest(wanted, list(known))
-    hint = f"did you mean {near}?" if near else f"known are {', '.join(d.name for d in devices())}"
+    hint = suggestion(wanted, list(known), f"known are {', '.join(d.name for d in devices())}")
     raise UsageError(f"no hardware named {name!r}", hint)
 
 

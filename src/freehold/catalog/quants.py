@@ -13,7 +13,7 @@ from typing import Any
 
 from freehold.catalog.entries import plain
 from freehold.catalog.model import Model, data_table
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UsageError
 
 _BLOCK = 256  # weights that K types share scales over; a row must be a multiple of them
@@ -87,10 +87,7 @@ def mix(name: str) -> Mix:
     for text in (wanted, plain, {"FP16": "F16", "FP32": "F32", "AWQ": "INT4", "GPTQ": "INT4"}.get(plain, "")):
         if text in known:
             return known[text]
-    near = nearest(wanted, list(known))
-    raise UsageError(
-        f"no quantisation named {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(known)}"
-    )
+    raise UsageError(f"no quantisation named {name!r}", suggestion(wanted, list(known)))
 
 
 def finer(name: str, published: str) -> bool:

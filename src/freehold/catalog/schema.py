@@ -18,7 +18,7 @@ from typing import Any
 
 from freehold.catalog.benchmarks import BENCHMARKS
 from freehold.catalog.model import ROLES, THINKING, Model, Score, Stretch, data_table
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import StoreError
 from freehold.layers import KINDS, LayerSpec
 
@@ -92,8 +92,7 @@ def lint(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """Return the key, what is wrong with it and the way out; None for a sound table."""
     for key, value in table.items():
         if key not in KEYS:
-            near = nearest(key, list(KEYS))
-            return key, f"unknown key {key!r}", f"did you mean {near}?" if near else ""
+            return key, f"unknown key {key!r}", suggestion(key, list(KEYS), "")
         kind = KEYS[key]
         exact = kind if kind in (date, bool) else None  # a datetime is a date to Python, true is a number
         if type(value) is not exact if exact else not isinstance(value, kind) or isinstance(value, bool):
@@ -226,9 +225,12 @@ def _scores(scores: list[Any]) -> tuple[str, str, str] | None:
             return "scores", fault, ""
         benchmark, setting = score["benchmark"], score["setting"]
         if benchmark not in BENCHMARKS:
-            near = nearest(benchmark, list(BENCHMARKS))
             known = f"known: {', '.join(BENCHMARKS)}"
-            return "scores", f"unknown benchmark {benchmark!r}", f"did you mean {near}?" if near else known
+            return (
+                "scores",
+                f"unknown benchmark {benchmark!r}",
+                suggestion(benchmark, list(BENCHMARKS), known),
+            )
         if (benchmark, setting) in seen:
             return "scores", f"{benchmark} ({setting}) is given twice", "tell settings apart"
         seen.add((benchmark, setting))

@@ -17,7 +17,7 @@ import click
 from freehold.cli.chat.starter import default_model
 from freehold.cli.clients.apps import APPS, App, NotUnderstood, Target
 from freehold.cli.shared import json_option
-from freehold.config import Settings, nearest
+from freehold.config import Settings, suggestion
 from freehold.errors import FreeholdError, StoreError, UsageError
 
 SCHEMA = 1
@@ -116,9 +116,8 @@ def command(
 
 def _app(name: str) -> App:
     if name not in APPS:
-        near = nearest(name, list(APPS))
         raise UsageError(
-            f"{name!r} is not a program of launch", f"did you mean {near}?" if near else ", ".join(APPS)
+            f"{name!r} is not a program of launch", suggestion(name, list(APPS), ", ".join(APPS))
         )
     return APPS[name]
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import FreeholdError, UsageError
 from freehold.sandbox.code import failure
 from freehold.sandbox.schemas import BadSchema, SchemaChecks
@@ -452,8 +452,7 @@ def check_keys(table: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """Raise UsageError for a key that is not known, with the nearest one."""
     for key in table:
         if key not in known:
-            near = nearest(key, list(known))
-            hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+            hint = suggestion(key, list(known))
             raise UsageError(f"unknown key {key!r}", hint)
 
 

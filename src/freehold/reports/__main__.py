@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from freehold.config import Settings, nearest
+from freehold.config import Settings, suggestion
 from freehold.errors import FreeholdError, UsageError
 from freehold.sandbox.children import follow_parent
 
@@ -44,10 +44,9 @@ def answer(settings: Settings, verb: str, words: Words) -> str:
     known, make = VERBS[verb]
     for name in words:
         if name not in known:
-            near = nearest(name, list(known))
             raise UsageError(
                 f"{verb} takes no {name[:40]!r}",
-                f"did you mean {near}?" if near else f"it takes {', '.join(known)}",
+                suggestion(name, list(known), f"it takes {', '.join(known)}"),
             )
     report = make(settings, {name: known[name](name, values) for name, values in words.items()})
     return json.dumps(report, indent=None if verb in _ON_ONE_LINE else 1) + "\n"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UsageError
 from freehold.store import parameters
 from freehold.store.overlays import MAX_MESSAGES
@@ -152,9 +152,8 @@ def _strange(recipe: Recipe, word: str) -> Recipe:
     if word in _IDLE:
         note = f"{word} was ignored: {_IDLE[word]}"
         return recipe if note in recipe.notes else replace(recipe, notes=(*recipe.notes, note))
-    near = nearest(word[:60], [*WORDS, *_IDLE])
     raise UsageError(
-        f"there is not an instruction {word[:60]!r}", f"did you mean {near}?" if near else _known()
+        f"there is not an instruction {word[:60]!r}", suggestion(word[:60], [*WORDS, *_IDLE], _known())
     )
 
 

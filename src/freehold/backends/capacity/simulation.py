@@ -21,7 +21,7 @@ from freehold.backends.capacity.engine import SimulatedEngine, SimulatedRequest
 from freehold.backends.capacity.steptime import EngineModel
 from freehold.backends.capacity.trace import RequestTrace
 from freehold.backends.replicas.affinity import PrefixRing, pick
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UsageError
 
 MOST_REPLICAS = 4096
@@ -392,10 +392,7 @@ def policy(name: str) -> RoutingPolicy:
     """Return a new policy. Raises UsageError with the nearest name."""
     if name in POLICIES:
         return POLICIES[name]()
-    near = nearest(name, list(POLICIES))
-    raise UsageError(
-        f"no routing named {name!r}", f"did you mean {near}?" if near else f"known: {', '.join(POLICIES)}"
-    )
+    raise UsageError(f"no routing named {name!r}", suggestion(name, list(POLICIES)))
 
 
 # --- objectives in words (ttft-p95=2s), and the fewest replicas that meet them --------------------------
@@ -433,10 +430,9 @@ def parse(text: str) -> tuple[Aim, ...]:
                 f"{part!r} is not an objective", "write ttft-p95=2s, tpot-p50=40ms or latency-p99=30s"
             )
         if match[1] not in FIGURES:
-            near = nearest(match[1], FIGURES)
             raise UsageError(
                 f"no figure named {match[1]!r}",
-                f"did you mean {near}?" if near else f"known: {', '.join(FIGURES)}",
+                suggestion(match[1], FIGURES),
             )
         seconds = float(match[3]) * (1e-3 if match[4] == "ms" else 1.0)
         if not seconds:

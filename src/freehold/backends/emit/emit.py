@@ -15,7 +15,7 @@ from importlib import import_module, resources
 from typing import Any
 
 from freehold.backends.contract import DeployPlan
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UsageError
 
 SERVER_PORT = 11435  # of our server, in containers too
@@ -138,10 +138,9 @@ KINDS = {
 def emit(plan: DeployPlan, kind: str, options: EmitOptions | None = None) -> Sequence[EmittedFile]:
     """Return the files. Raises UsageError: an unknown kind, an image that is missing, what the kind cannot run."""
     if kind not in KINDS:
-        near = nearest(kind, tuple(KINDS))
         raise UsageError(
             f"{kind!r} is not a kind of files",
-            f"did you mean {near}?" if near else f"one of {', '.join(KINDS)}",
+            suggestion(kind, tuple(KINDS), f"one of {', '.join(KINDS)}"),
             "emit",
         )
     if plan.attached and kind != "systemd":

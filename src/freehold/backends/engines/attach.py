@@ -41,7 +41,7 @@ from freehold.backends.contract import (
 )
 from freehold.backends.engines.started import StartedEngine
 from freehold.catalog.hardware import Device, Rig
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import EngineLost, UsageError
 from freehold.providers.hop import http_client
 
@@ -388,10 +388,9 @@ def _served(at: AttachTarget, survey: EngineSurvey, model: str) -> str:
         )
     if model in survey.models or not survey.models:
         return model
-    near = nearest(model, survey.models)
     raise UsageError(
         f"{at.shown} has no model {model!r}",
-        f"did you mean {near}?" if near else f"it has {', '.join(survey.models[:8])}",
+        suggestion(model, survey.models, f"it has {', '.join(survey.models[:8])}"),
     )
 
 

@@ -171,13 +171,13 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
         add("--nnodes", layout.across, why["pipeline"])
         add("--node-rank", "{rank}", "of this node")
         add("--dist-init-addr", f"{{head}}:{MEETING_PORT}", "where the nodes meet: keep that network private")
-    add("--context-length", layout.context, why["context"])
+    add(FLAGS["context"], layout.context, why["context"])
     words.override("--json-model-override-args", layout)
-    add("--max-running-requests", layout.streams, why["streams"])
-    add("--mem-fraction-static", f"{layout.memory_share:g}", "of each device, for weights and cache")
-    words.cache_type("--kv-cache-dtype", layout, fp8="fp8_e4m3")
+    add(FLAGS["streams"], layout.streams, why["streams"])
+    add(FLAGS["memory_share"], f"{layout.memory_share:g}", "of each device, for weights and cache")
+    words.cache_type(FLAGS["cache_type"], layout, fp8="fp8_e4m3")
     if layout.quantise:
-        add("--quantization", layout.quantise, why["quantise"])
+        add(FLAGS["quantisation"], layout.quantise, why["quantise"])
         # Else all weights in 16 bits are on the device before the first is rounded.
         add("--load-format", "layered", "rounds layer by layer: the weights fit only then")
     else:

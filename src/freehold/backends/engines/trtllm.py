@@ -195,15 +195,15 @@ def _flags(words: Wording, layout: Layout, listens: Listens) -> None:
     words.sizes(FLAGS, layout)
     if layout.across > 1:
         add("--gpus_per_node", words.request.nodes.rig.count, "how many devices each node has")
-    add("--max_seq_len", layout.context, why["context"])
+    add(FLAGS["context"], layout.context, why["context"])
     if stretch_of(words.request.model, layout.context):
         raise UsageError(
             f"a context of {layout.context:,} tokens: trtllm-serve has no flag that stretches one",
             f"--context {words.request.model.anatomy.context}, or --engine vllm",
         )
-    add("--max_batch_size", -(-layout.streams // layout.sizes.data), why["streams"])
-    add("--free_gpu_memory_fraction", f"{layout.memory_share:g}", "of what weights leave, for the cache")
-    words.cache_type("--kv_cache_dtype", layout)
+    add(FLAGS["streams"], -(-layout.streams // layout.sizes.data), why["streams"])
+    add(FLAGS["memory_share"], f"{layout.memory_share:g}", "of what weights leave, for the cache")
+    words.cache_type(FLAGS["cache_type"], layout)
     words.parsers("trtllm", "--tool_parser", "--reasoning_parser")
     add("--no-telemetry", True, "on by default; it reports even how the process ended")
 

@@ -188,16 +188,16 @@ def _flags(words: Wording, layout: Layout, listens: Listens, meets: bool) -> Non
         add("--master-port", MASTER_PORT, "of the meeting")
     elif layout.across > 1:
         words.notes.append(RAY)
-    add("--max-model-len", layout.context, why["context"])
+    add(FLAGS["context"], layout.context, why["context"])
     words.override("--hf-overrides", layout)
-    add("--max-num-seqs", -(-layout.streams // layout.sizes.data), why["streams"])
+    add(FLAGS["streams"], -(-layout.streams // layout.sizes.data), why["streams"])
     if layout.on_cpu:
-        add("--kv-cache-memory-bytes", layout.cache_bytes, why["cache"])
+        add(FLAGS["cache_bytes"], layout.cache_bytes, why["cache"])
     else:
-        add("--gpu-memory-utilization", f"{layout.memory_share:g}", "of each device, for weights and cache")
-    words.cache_type("--kv-cache-dtype", layout)
+        add(FLAGS["memory_share"], f"{layout.memory_share:g}", "of each device, for weights and cache")
+    words.cache_type(FLAGS["cache_type"], layout)
     if layout.quantise:
-        add("--quantization", "fp8_per_tensor", why["quantise"])
+        add(FLAGS["quantisation"], "fp8_per_tensor", why["quantise"])
     add("--load-format", "safetensors", "never a pickle")
     if request.model.mistral:
         add("--tokenizer-mode", "mistral", "its own tokenizer is in tekken.json")

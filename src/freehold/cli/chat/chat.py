@@ -24,7 +24,7 @@ from freehold.cli.chat.request import read_text_file
 from freehold.cli.chat.sessions import ChatKeeper, ChatSession, ChatTurn, Sessions, check_name, with_file
 from freehold.cli.helping import in_words
 from freehold.cli.options import click_type, spelt
-from freehold.config import nearest
+from freehold.config import nearest, suggestion
 from freehold.errors import FreeholdError, UsageError
 from freehold.options import FieldOption, options_of
 from freehold.types import ChatModel, Message, SamplingParams, Usage
@@ -236,8 +236,7 @@ def parse_setting(name: str, text: str) -> tuple[FieldOption, Any]:
     """Read `/set NAME VALUE`; raise UsageError with the nearest name or the range."""
     name = name.replace("_", "-")
     if name not in SETTINGS:
-        near = nearest(name, list(SETTINGS))
-        hint = f"did you mean {near}?" if near else f"settings: {', '.join(SETTINGS)}"
+        hint = suggestion(name, list(SETTINGS), f"settings: {', '.join(SETTINGS)}")
         raise UsageError(f"{name!r} is not a setting", hint)
     kind = click_type(SETTINGS[name])
     assert kind is not None  # none of them is a flag

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats import QuantType, open_model_file
 from freehold.formats.gguf import DEFAULT_ALIGNMENT
@@ -69,8 +69,7 @@ def names() -> list[str]:
 def config(name: str, seed: int | None = None) -> TinyConfig:
     """Read a configuration. Raises UsageError with the nearest name."""
     if name not in names():
-        near = nearest(name, names())
-        hint = f"did you mean {near}?" if near else "freehold make-tiny --list shows all"
+        hint = suggestion(name, names(), "freehold make-tiny --list shows all")
         raise UsageError(f"there is no tiny configuration {name!r}", hint)
     read = json.loads((_CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
     read |= {"optional": tuple(read.get("optional", ()))} | ({} if seed is None else {"seed": seed})

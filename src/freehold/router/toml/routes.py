@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import cast, get_args
 
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UsageError
 from freehold.providers.contract import Provider
 from freehold.router.gateway import (
@@ -345,8 +345,7 @@ def _shadow_mistake(
     if target in named.written:
         return f"{shown(target)} is a route", "a shadow is one model"
     if target not in named.models:
-        near = nearest(target, [*named.models])
-        return f"there is no model {shown(target)}", f"did you mean {near}?" if near else "add its table"
+        return f"there is no model {shown(target)}", suggestion(target, [*named.models], "add its table")
     if targets[:1] == (target,):
         return f"{shown(target)} is asked first already: it would shadow itself", "name another model"
     if labels and named.models[target].place not in named.allowed(labels):

@@ -17,7 +17,7 @@ from decimal import Decimal
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UsageError
 
 MOST_SHOWN = 60  # characters of a value in a message
@@ -74,8 +74,7 @@ class Mistakes:
 
     def unknown(self, path: KeyPath, what: str, name: str, known: Iterable[str], otherwise: str) -> None:
         """Note that there is no `what` of this name. The way out is the nearest of those known, or `otherwise`."""
-        near = nearest(name, [*known])
-        self.add(path, f"there is no {what} {shown(name)}", f"did you mean {near}?" if near else otherwise)
+        self.add(path, f"there is no {what} {shown(name)}", suggestion(name, [*known], otherwise))
 
     def check(self, name: str) -> None:
         """Raise BadGateway if anything was noted."""
@@ -145,8 +144,7 @@ class TomlTable:
         """Note every key that was not asked for."""
         for key in self._values:
             if key not in self._known:
-                near = nearest(key, [*self._known])
-                hint = f"did you mean {near}?" if near else f"known here: {', '.join(self._known)}"
+                hint = suggestion(key, [*self._known], f"known here: {', '.join(self._known)}")
                 self.bad(key, "unknown key", hint)
 
     def value(self, key: str, *types: type) -> Any:
@@ -196,8 +194,7 @@ class TomlTable:
         value = self.text(key)
         if not value or value in choices:
             return value or default
-        near = nearest(value, [*choices])
-        hint = f"did you mean {near}?" if near else f"one of: {', '.join(choices)}"
+        hint = suggestion(value, [*choices], f"one of: {', '.join(choices)}")
         self.bad(key, f"{shown(value)} is not a known {key}", hint)
         return default
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from freehold.config import nearest
+from freehold.config import suggestion
 from freehold.errors import UpstreamFailed, UsageError
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
@@ -72,8 +72,7 @@ def tool_server(name: str, options: Any, where: str) -> ToolServer:
     if not isinstance(options, dict):
         raise UsageError(f"{where} must be a table with command or url")
     for key in options.keys() - set(_KEYS):
-        near = nearest(key, _KEYS)
-        hint = f"did you mean {near}?" if near else f"known: {', '.join(_KEYS)}"
+        hint = suggestion(key, _KEYS)
         raise UsageError(f"{where}: unknown key {key!r}", hint)
     if ("command" in options) == ("url" in options):
         raise UsageError(f"{where} needs either command or url")
