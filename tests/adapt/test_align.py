@@ -188,5 +188,5 @@ def test_uneven_lengths_and_contradictions_are_said(model: ModelRef, tmp_path: P
     path.write_text("\n".join(map(json.dumps, lines)))
     said: list[str] = []
     align(model, path, tmp_path / "out", SETTINGS, test=None, on_note=said.append)
-    assert any("chosen answers are longer" in note for note in said)
+    assert any("will learn to write longer answers" in note for note in said)
     assert any("lines 1 and 2" in note for note in said)

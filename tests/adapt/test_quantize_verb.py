@@ -80,7 +80,10 @@ def test_fall_backs_are_said_with_their_rows_and_number(settings: Settings, tiny
     found = made(
         settings, tiny, tmp_path / "out", QuantizeRequest(quant="Q6_K"), Watching(on_note=notes.append)
     )
-    assert any("cannot be Q6_K" in note and "become Q8_0" in note and "rows of 64" in note for note in notes)
+    assert any(
+        "cannot be stored as Q6_K" in note and "become Q8_0" in note and "rows of 64" in note
+        for note in notes
+    )
     assert found["result"]["fell_back"]["blk.0.attn_q.weight"] == {"wanted": "Q6_K", "given": "Q8_0"}
 
 

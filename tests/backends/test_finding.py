@@ -142,13 +142,13 @@ def test_gpu_is_chosen_by_both_predictions_and_says_so() -> None:
     assert choice.engine == "llamacpp"
     assert choice.speeds["llamacpp"] > 5 * choice.speeds["freehold"]
     told = f"{choice.speeds['llamacpp']:.0f} tokens/s predicted on NVIDIA GeForce RTX 4090"
-    assert choice.reason == f"{told}, {choice.speeds['freehold']:.0f} on the processor"
+    assert choice.reason == f"{told}, {choice.speeds['freehold']:.0f} on the CPU"
 
 
 def test_processor_is_chosen_where_it_is_predicted_to_be_faster() -> None:
     choice = choose(anatomy(), "gguf", EnginesHere((CARD,), "", (LLAMA,)), cpu(gb_s=4000.0))
     assert choice.engine == "freehold"
-    assert "predicted on the processor" in choice.reason
+    assert "predicted on the CPU" in choice.reason
 
 
 def test_gpu_whose_free_memory_is_taken_by_others_is_not_chosen() -> None:

@@ -52,7 +52,7 @@ def test_rented_model_is_measured_through_the_gateway_and_booked(
 ):
     says(standin, 7)
     status, out, err = run("bar", "run", "sums", "--model", "big", "--gateway", file)
-    assert status == 0 and "big on sums: 0.875 (0.529 to 0.978, 95 %) on 8 cases" in out
+    assert status == 0 and "big on sums: 0.875 (0.529 to 0.978, 95% CI) on 8 cases" in out
     assert "reaches the bar of 0.5" in out and "8 of 8" in err
     with sqlite3.connect(home / "ledger.sqlite") as db:
         assert db.execute("SELECT count(*) FROM requests").fetchone() == (8,)

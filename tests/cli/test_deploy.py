@@ -310,7 +310,7 @@ def test_one_of_the_kept_deployments_that_is_lost_does_not_keep_the_others_down(
     assert start_all(asked, kept_ones, printed=False, again=True) == 1
     told = capsys.readouterr().err
     assert server.added == ["lost", "second"]
-    assert "error: lost: its file is missing" in told and "second answers after" in told
+    assert "error: lost: its file is missing" in told and "second is ready after" in told
     with pytest.raises(EngineLost):
         start_all(asked, kept_ones[:1], printed=False, again=True)
 
@@ -490,7 +490,7 @@ def test_running_server_adds_restarts_upgrades_and_stops(tmp_path, tiny):
         added = server.run("deploy", str(tiny), *vllm(), "--name", "second", "--port", "0")
         assert added.status == 0, added.err
         assert "note: --port is for a server that this command starts; one runs already" in added.err
-        assert "second answers after" in added.err
+        assert "second is ready after" in added.err
         assert server.url in added.err
         before = pids(server, "second")
         assert server.run("deploy", "restart", "second").status == 0

@@ -49,8 +49,8 @@ def test_table_has_each_metric_with_its_interval(run: Run, path: Path):
         "95%",
         "CI",
         "ITEMS",
-        "ANSWERED",
-        "NOW",
+        "NEW",
+        "ANSWERS",
     ]
     assert first.split()[:2] == ["own", "acc"] and first.split()[-2:] == ["3", "3"]
     assert "CPU-seconds" in err and "own: 3 of 3 cases" in err

@@ -26,7 +26,7 @@ def test_result_is_summed_up_on_stdout_and_fall_backs_on_stderr(run: Run, tiny: 
     status, said, err = run("quantize", str(tiny), "-o", str(out), "--quant", "Q6_K")
     assert status == 0, err
     assert f"file     {out}/model.gguf" in said and "Q8_0" in said and "licence  not known" in said
-    assert "cannot be Q6_K and become Q8_0" in err
+    assert "cannot be stored as Q6_K and become Q8_0" in err
 
 
 def test_json_is_the_receipt(run: Run, tiny: Path, tmp_path: Path):
@@ -44,7 +44,7 @@ def test_report_prints_divergence_and_speeds(run: Run, tiny: Path, tmp_path: Pat
     for part in (
         "divergence",
         "nats per token",
-        "99.9 %",
+        "p99.9",
         "same most probable token",
         "perplexity",
         "tok/s measured",

@@ -77,7 +77,7 @@ def test_the_text_says_what_was_tried_what_was_not_and_how_little_it_decides(
 ):
     _, out, _ = run("advise", "--try", str(home / "mine.jsonl"))
     assert f"{GOOD} passed 6 of 6, 100 % (" in out
-    assert f"{GOOD} over {BAD}: 5 cases to 0 where they differ" in out
+    assert f"{GOOD} against {BAD}: 5 wins, 0 losses" in out
     assert "not in the store: --yes pulls it" in out and "prove little" in out
     assert f"the ranking changed: {GOOD}, {BAD}; by published results it was {BAD}, {GOOD}" in out
 

@@ -272,7 +272,7 @@ def _notes(rows: Sequence[PairRow], data: _PairData) -> list[str]:
     if not 1 / UNEVEN <= sizes.ratio <= UNEVEN:
         longer = "longer" if sizes.ratio > 1 else "shorter"
         lines.append(
-            f"chosen answers are {longer} by {abs(sizes.ratio - 1):.0%}: the model will learn that too"
+            f"chosen answers are {abs(sizes.ratio - 1):.0%} {longer}: the model will learn to write {longer} answers"
         )
     if opposite := contradictions([*data.trained, *data.tested]):
         first = f"lines {opposite[0][0]} and {opposite[0][1]}"

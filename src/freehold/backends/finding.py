@@ -257,10 +257,10 @@ def choose(
     best, speed, why = preferred(able, lambda each: each[1])[0]
     known = speed.mid
     if known and own > known:
-        why = f"{own:.0f} tokens/s predicted on the processor, {known:.0f} by {best} on {here.title}"
+        why = f"{own:.0f} tokens/s predicted on the CPU, {known:.0f} by {best} on {here.title}"
         return EngineChoice("freehold", why, speeds=speeds)
     if known:
-        beside = f"{own:.0f} on the processor" if own else "and the processor's memory does not hold it"
+        beside = f"{own:.0f} on the CPU" if own else "and it does not fit the computer's memory"
         why = f"{known:.0f} tokens/s predicted on {here.title}, {beside}"
     return EngineChoice(best, why, speeds=speeds)
 

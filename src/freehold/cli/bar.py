@@ -80,7 +80,7 @@ def run_bar(
     key: str,
     as_json: bool,
 ) -> None:
-    """Run TASK's cases on a model and save the score with its 95% confidence interval.
+    """Run TASK's cases on a model and save the score with its confidence interval.
 
     TASK is a file, or a task of the gateway.toml that names one. The file has one JSON object per line with
     `prompt` or `messages`, and one of exact, contains, regex, json, json_schema, tests or judge. After Ctrl-C, the
@@ -268,7 +268,7 @@ def _result(
 
 def _say(result: BarResult, bar: float | None) -> None:
     click.echo(
-        f"{result.model.name} on {result.task}: {result.score:.3f} ({result.low:.3f} to {result.high:.3f}, 95 %) "
+        f"{result.model.name} on {result.task}: {result.score:.3f} ({result.low:.3f} to {result.high:.3f}, 95% CI) "
         f"on {result.cases:,} cases"
     )
     if bar is not None:

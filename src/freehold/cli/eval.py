@@ -241,7 +241,7 @@ def _compare(one: Path, other: Path, *, as_json: bool) -> None:
 
 # --- what `freehold eval` prints: a table of tasks with intervals, or one JSON object ---------------
 
-_HEAD = ("TASK", "METRIC", "SCORE", "95% CI", "ITEMS", "ANSWERED NOW")
+_HEAD = ("TASK", "METRIC", "SCORE", "95% CI", "ITEMS", "NEW ANSWERS")
 
 
 def show(report: Report) -> None:
@@ -274,7 +274,7 @@ def compared_lines(comparison: ResultComparison) -> list[str]:
         lines.append(f"  B {each.other:.3f}  {comparison.other}")
         p = "" if each.p is None else f", p = {each.p:.2g} (exact McNemar)"
         lines.append(
-            f"  A - B {each.one - each.other:+.3f} ({each.low:+.3f} to {each.high:+.3f}, 95 %); "
+            f"  A - B {each.one - each.other:+.3f} ({each.low:+.3f} to {each.high:+.3f}, 95% CI); "
             f"A higher on {each.wins}, B on {each.losses}{p}"
         )
         lines += [f"  note: {note}" for note in each.notes]

@@ -224,7 +224,7 @@ def _show(explanation: Explanation) -> None:
     click.echo(f"route {explanation.route}; labels: {labels or 'none'}")
     click.echo(f"allowed places: {', '.join(sorted(explanation.places))}")
     answer = f"{explanation.max_tokens:,} answer tokens"
-    click.echo(f"price of about {explanation.prompt_tokens:,} prompt tokens and {answer}:\n")
+    click.echo(f"estimated cost for about {explanation.prompt_tokens:,} prompt tokens and {answer}:\n")
     rows = [(t.name, t.verdict, t.place, _usd(t.likely), t.reason) for t in explanation.targets]
     table(("TARGET", "VERDICT", "PLACE", "USD", "REASON"), rows, right=(3,))
     if explanation.budget is not None:
@@ -256,10 +256,10 @@ def show(result: RouterVerdict) -> None:
     if result.no_router:
         click.echo(f"\nno router: {result.no_router}")
         return
-    click.echo("\nin domain (5 folds; 95 % intervals over questions)")
+    click.echo("\nwithin the tasks it learned from (5 folds; 95% confidence intervals over questions)")
     _figures(result.in_domain)
     if result.held_out:
-        click.echo(f"\n{result.held_out_tasks} whole tasks held out (95 % intervals over tasks)")
+        click.echo(f"\n{result.held_out_tasks} tasks held out entirely (95% confidence intervals over tasks)")
         _figures(result.held_out)
     click.echo()
     for name, why in (result.refused or {}).items():

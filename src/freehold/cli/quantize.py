@@ -224,8 +224,8 @@ def _divergence_rows(divergence: dict[str, Any] | None) -> list[tuple[str, str]]
         ),
         (
             "",
-            f"median {divergence['median']:.4f}, 90 % {divergence['p90']:.3f}, 95 % {divergence['p95']:.3f}, "
-            f"99 % {divergence['p99']:.3f}, 99.9 % {divergence['p999']:.3f}, most {divergence['max']:.2f}",
+            f"median {divergence['median']:.4f}, p90 {divergence['p90']:.3f}, p95 {divergence['p95']:.3f}, "
+            f"p99 {divergence['p99']:.3f}, p99.9 {divergence['p999']:.3f}, maximum {divergence['max']:.2f}",
         ),
         (
             "",

@@ -492,7 +492,7 @@ def _fallbacks(choices: Iterable[TensorChoice]) -> list[str]:
         if c.fell_back:
             groups.setdefault((c.wanted.name, c.type.name, c.tensor.shape[-1]), []).append(c.tensor.name)
     return [
-        f"{len(names)} tensor{'s' if len(names) > 1 else ''} with rows of {columns} cannot be {wanted} and "
+        f"{len(names)} tensor{'s' if len(names) > 1 else ''} with rows of {columns} cannot be stored as {wanted} and "
         f"become{'s' if len(names) == 1 else ''} {fallback}: {names[0]}{', ...' if len(names) > 1 else ''}"
         for (wanted, fallback, columns), names in sorted(groups.items())
     ]

@@ -298,7 +298,7 @@ class _EngineSearch:
 
         model, context = self.model, self.options.context or None
         serve = (
-            f"freehold serve {shlex.quote(self.options.model)} runs it on the processor; --engine vllm --env DIR makes "
+            f"freehold serve {shlex.quote(self.options.model)} runs it on the CPU; --engine vllm --env DIR makes "
             "an environment for vLLM; --on HARDWARE plans for other hardware"
         )
         here = look(self.settings.home, always=True)
@@ -310,7 +310,7 @@ class _EngineSearch:
         wanted: EngineName = "llamacpp" if model.files == "gguf" else "vllm"
         if wanted not in [e.name for e in here.engines]:
             raise UsageError(f"no engine for {model.name} is at hand here, and no GPU", serve)
-        return wanted, self._at_hand(wanted), (f"{wanted} was found here; it computes on the processor",)
+        return wanted, self._at_hand(wanted), (f"{wanted} was found here; it runs on the CPU",)
 
 
 def environment_folder(home: Path, env: str) -> Path:

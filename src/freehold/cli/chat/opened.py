@@ -250,7 +250,7 @@ def _started(settings: Settings, ref: ModelRef, choice: EngineChoice, context: i
         with StatusLine("the engine has ended") as line:
             return DeployedLLM(settings, options, plan, lambda row: line.show(progress(row)))
     except EngineLost as e:
-        raise EngineLost(e.message, "--engine freehold computes on the processor") from e
+        raise EngineLost(e.message, "--engine freehold runs on the CPU") from e
 
 
 def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:

@@ -83,7 +83,7 @@ def progress(of: DeploymentRow) -> str:
     for replica in of.replicas:
         phase = replica.phase or replica.state
         memory = f", {human(replica.memory_bytes)}" if replica.memory_bytes else ""
-        cpu = f", {replica.cpu_s:.0f} s of CPU" if replica.cpu_s else ""
+        cpu = f", {replica.cpu_s:.0f} s of CPU time" if replica.cpu_s else ""
         number = f"replica {replica.number}: " if len(of.replicas) > 1 else ""
         told.append(f"{number}{phase}, {replica.since_s:.0f} s{cpu}{memory}")
     rolling = f", {of.rolling}" if of.rolling else ""
@@ -251,7 +251,7 @@ def ready(row: DeploymentRow, url: str, seconds: float) -> list[str]:
     replicas = f"{up} of {count} replicas" if count > 1 else "1 replica"
     body = json.dumps({"model": row.name, "messages": [{"role": "user", "content": "Hi"}]})
     return [
-        f"{row.name} answers after {seconds:.1f} s: {replicas} of {row.plan.engine} {version}".rstrip(),
+        f"{row.name} is ready after {seconds:.1f} s: {replicas} of {row.plan.engine} {version}".rstrip(),
         f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'",
         "freehold deploy status | logs | restart | stop",
     ]

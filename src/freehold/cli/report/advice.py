@@ -381,7 +381,9 @@ def _print_tiers(advice: Advice) -> None:
         rows.append((tier, name(judged.model), size(judged.model), vouched(judged)[0], against or there))
     click.echo("")
     print_table(
-        ("TIER", "BEST OF IT", "SIZE", advice.benchmark.upper() or "QUALITY", "THERE"), rows, right=(2,)
+        ("TIER", "BEST MODEL", "SIZE", advice.benchmark.upper() or "QUALITY", "SPEED OR REASON"),
+        rows,
+        right=(2,),
     )
 
 

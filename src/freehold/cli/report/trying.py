@@ -124,8 +124,8 @@ def _pair_words(one: str, other: str, c: Compared) -> str:
     low, mid, high = c.difference
     if not c.wins + c.losses:
         return f"{one} and {other} passed the same cases"
-    apart = f"{c.wins} case{'s' * (c.wins != 1)} to {c.losses} where they differ"
-    return f"{one} over {other}: {apart}, {mid:.0f} points ({low:.0f} to {high:.0f}), p = {c.p:.2g}"
+    apart = f"{c.wins} win{'s' * (c.wins != 1)}, {c.losses} loss{'es' * (c.losses != 1)}"
+    return f"{one} against {other}: {apart}, {mid:.0f} points ({low:.0f} to {high:.0f}), p = {c.p:.2g}"
 
 
 def tried(

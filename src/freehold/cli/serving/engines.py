@@ -65,7 +65,7 @@ def told(choice: EngineChoice, wanted: str) -> list[str]:
     """Return the lines about a choice: none on a machine without an accelerator."""
     if wanted != "auto" or (choice.engine == OURS and not (choice.speeds or choice.advice)):
         return []
-    where = "Freehold's engine on the processor" if choice.engine == OURS else choice.engine
+    where = "Freehold's engine on the CPU" if choice.engine == OURS else choice.engine
     lines = [f"engine: {where}: {choice.reason}"]
     return [*lines, f"note: {choice.advice}"] if choice.advice else lines
 
