@@ -165,6 +165,7 @@ struct Rope {                     // angles position * inv_freq[i]; cos and sin 
   std::vector<float> inv_freq;    // rot/2 of them
   float factor = 1.0f;
   bool adjacent = false;
+  std::vector<uint8_t> axes;      // which number of a row's place turns each pair: see Step::places; empty: its position
 };
 
 struct KvLayer { int kv_heads, d, dv; };     // all 0: it keeps no keys and values; only dv 0: values are a part of keys
@@ -250,6 +251,7 @@ class Adapter {
 // One forward step over rows of one or more sequences. Rows of a sequence are consecutive, positions too.
 struct Step {
   int64_t rows = 0;
+  int64_t section = -1;                 // which section of the plan to run; -1: all. See Plan::section()
   const int32_t* tokens = nullptr;      // [rows]
   const int32_t* positions = nullptr;   // [rows]
   const int32_t* seqs = nullptr;        // [rows], index into block_tables, non-decreasing
@@ -264,6 +266,14 @@ struct Step {
   int64_t nadapters = 0;                // 0: no row has one, and nothing is looked up
   const Adapter* const* adapters = nullptr;
   const int32_t* row_adapters = nullptr;  // [rows], index into adapters, -1 for none
+  // Rows of pictures. A decoder's embed() copies them in place of its table's rows; a tower's features() reads nothing else.
+  int64_t nfeatures = 0, feature_width = 0;
+  const float* features = nullptr;      // [nfeatures][feature_width]
+  const int32_t* feature_rows = nullptr;  // [rows], which of them a row is, -1 for none; null: each row is the one of its number
+  // [rows], for layers whose rows of a picture see each other: keys before this position, up to the end of the sequence's
+  // rows in this step; null: those up to their own.
+  const int32_t* ends = nullptr;
+  const int32_t* places = nullptr;      // [rows][3], time, row and column for ropes with axes; null: all are the row's position
   int64_t nlogits = 0;
   const int32_t* logit_rows = nullptr;  // [nlogits], which rows want logits
   int64_t nhidden = 0;                  // rows whose last activations are wanted, as the head would read them

@@ -35,6 +35,13 @@ class Narrowed {
     step.seqs = picked(seqs_, s.seqs);
     step.npieces = 0;                         // states are written by now
     if (s.nadapters) step.row_adapters = picked(adapters_, s.row_adapters);
+    if (s.feature_rows) step.feature_rows = picked(features_, s.feature_rows);
+    if (s.ends) step.ends = picked(ends_, s.ends);
+    if (s.places) {
+      places_.clear();
+      for (int64_t t : rows) places_.insert(places_.end(), s.places + 3 * t, s.places + 3 * t + 3);
+      step.places = places_.data();
+    }
     step.logit_rows = moved(logits_, s.logit_rows, s.nlogits);
     step.hidden_rows = moved(hidden_, s.hidden_rows, s.nhidden);
     choices_.assign(s.choices, s.choices + s.nchoices);
@@ -52,7 +59,7 @@ class Narrowed {
   }
   int32_t place(int32_t row) const { return static_cast<int32_t>(std::lower_bound(rows.begin(), rows.end(), row) - rows.begin()); }
 
-  std::vector<int32_t> tokens_, positions_, seqs_, adapters_, logits_, hidden_;
+  std::vector<int32_t> tokens_, positions_, seqs_, adapters_, features_, ends_, places_, logits_, hidden_;
   std::vector<Choice> choices_;
 };
 

@@ -91,6 +91,12 @@ void Plan::insert_narrow() {
   ops.insert(at, std::move(op));
 }
 
+void Plan::section() {
+  if (trace_.cache) refuse("a plan with a cache has no sections");
+  if (runner_ || ends_.width) refuse("no section may follow logits() or hidden()");
+  trace_.sections.push_back(trace_.ops.size());
+}
+
 void Plan::finish() {
   if (!ends_.width) refuse("finish() before logits() or hidden()");
   if (runner_) return;

@@ -25,6 +25,7 @@ struct Trace {
   std::vector<int> room;                                 // of each buffer, after finish(): which of `rooms` it lies in
   std::vector<std::vector<float>> rooms;
   size_t narrow = 0;                                     // number of the Narrow op; 0: there is none
+  std::vector<size_t> sections;                          // numbers of the ops that begin one, but the first
 };
 
 class StepRunner;
@@ -34,6 +35,10 @@ class Plan {
   Plan(std::shared_ptr<Threads> threads, std::shared_ptr<KvCache> cache, int64_t max_rows);
   ~Plan();
 
+  // A run may pause here: Step::section runs the ops between two such places. Sections of a step run in order, with the same
+  // step, and what the ones before left stays in the plan's buffers. For plans without a cache.
+  void section();
+  int64_t sections() const { return static_cast<int64_t>(trace_.sections.size()) + 1; }
   void finish();
   int64_t vocab() const { return ends_.vocab; }
   int64_t hidden_width() const { return ends_.width; }   // of the rows that a step may ask for

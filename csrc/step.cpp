@@ -7,6 +7,7 @@
 #include <bit>
 #include <chrono>
 #include <cstdlib>
+#include <tuple>
 #include <typeinfo>
 #include <unordered_map>
 
@@ -124,6 +125,11 @@ void StepRunner::validate_rows(const Step& s) const {
     if (t && s.seqs[t] < s.seqs[t - 1]) refuse("rows must be in order of sequence");
     if (t && s.seqs[t] == s.seqs[t - 1] && s.positions[t] != s.positions[t - 1] + 1) refuse("rows of one sequence must be consecutive positions");
   }
+  if (!s.ends) return;
+  for (const Segment& seg : segments(s))
+    for (int64_t t = seg.row; t < seg.row + seg.rows; ++t)
+      if (s.ends[t] <= s.positions[t] || s.ends[t] > seg.position + seg.rows)
+        refuse("a row at position " + std::to_string(s.positions[t]) + " ends at " + std::to_string(s.ends[t]) + "; its sequence has positions up to " + std::to_string(seg.position + seg.rows) + " in this step");
 }
 
 // Every page that will be read or written, not only the new rows'.
@@ -181,11 +187,13 @@ ThreadTuner& StepRunner::thread_tuner(int64_t rows) {
 void StepRunner::run(const Step& step) {
   std::lock_guard lock(one_step_);
   validate(step);
+  check_section(step);
   Threads::Turn turn(*trace_.threads);
   ThreadTuner& tuner = thread_tuner(step.rows);
   // Prefill beside decode: a trial at half the threads would double the longest step that decoding streams wait for.
   const int64_t wanted = step.nlogits + step.nchoices;
-  const bool mixed = step.nseqs > 1 && wanted > 0 && wanted < step.rows;
+  const bool sectioned = step.section >= 0;                  // sections differ in what a row costs
+  const bool mixed = sectioned || (step.nseqs > 1 && wanted > 0 && wanted < step.rows);
   const bool tries_prefetch = streams(step.rows) && (mixed || !tuner.trying());
   const int64_t ahead = !streams(step.rows) ? 0 : tries_prefetch ? prefetch_.ahead(step.rows) : prefetch_.settled();
   Seat& seat = ready(step, turn.seat(), mixed ? tuner.settled() : tuner.threads(), ahead);
@@ -194,7 +202,22 @@ void StepRunner::run(const Step& step) {
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (!mixed) tuner.report(seconds / static_cast<double>(step.rows), seconds);
   if (tries_prefetch) prefetch_.took(seconds);
-  for (const auto& op : trace_.ops) op->settle(step);
+  for (size_t i = seat.begin; i < seat.end; ++i) trace_.ops[i]->settle(step);
+}
+
+void StepRunner::check_section(const Step& step) {
+  const auto sections = static_cast<int64_t>(trace_.sections.size()) + 1;
+  if (step.section < -1 || step.section >= sections) refuse("no section " + std::to_string(step.section) + " in a plan of " + std::to_string(sections));
+  if (step.section > 0 && (step.section != next_section_ || step.rows != section_rows_)) refuse("section " + std::to_string(step.section) + " does not follow the one that ran last");
+  next_section_ = step.section + 1;
+  section_rows_ = step.rows;
+}
+
+std::pair<size_t, size_t> StepRunner::ops_of(int64_t section) const {
+  const std::vector<size_t>& starts = trace_.sections;
+  if (section < 0) return {0, trace_.ops.size()};
+  const auto k = static_cast<size_t>(section);
+  return {k ? starts[k - 1] : 0, k < starts.size() ? starts[k] : trace_.ops.size()};
 }
 
 // Fills the seat and its counters. A worker late for the step before may still be on its way through the other seat.
@@ -208,7 +231,8 @@ StepRunner::Seat& StepRunner::ready(const Step& step, int number, int active, in
     seat.rest.origin = &seat.narrowed.rows;
     fill(seat.rest, seat.narrowed.step, number, active, streams(step.rows) || !streams(seat.narrowed.step.rows) ? ahead : prefetch_.settled());
   }
-  for (size_t i = 0; i < trace_.ops.size(); ++i) {
+  std::tie(seat.begin, seat.end) = ops_of(step.section);
+  for (size_t i = seat.begin; i < seat.end; ++i) {
     Op& op = *trace_.ops[i];
     op.first.reset(number);
     op.second.reset(number);
@@ -235,7 +259,7 @@ void StepRunner::fill(Run& r, const Step& step, int seat, int active, int64_t ah
 void StepRunner::walk(Seat& seat, int thread) {
   const bool watched = thread == 0 && !spent_.empty();
   double before = watched ? thread_seconds() : 0;
-  for (size_t i = 0; i < trace_.ops.size(); ++i) {
+  for (size_t i = seat.begin; i < seat.end; ++i) {
     Run& r = part(seat, i);
     if (!r.step->rows) return;
     trace_.ops[i]->run(r, thread);

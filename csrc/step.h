@@ -28,7 +28,7 @@ class StepRunner {
 
  private:
   // A step in one seat: as it came, and what is left of it after the Narrow op.
-  struct Seat { Step step; Run run; Narrowed narrowed; Run rest; };
+  struct Seat { Step step; Run run; Narrowed narrowed; Run rest; size_t begin = 0, end = 0; };   // ops [begin, end) are run
 
   void validate(const Step& step) const;
   void validate_rows(const Step& step) const;
@@ -39,11 +39,14 @@ class StepRunner {
   void walk(Seat& seat, int thread);
   Run& part(Seat& seat, size_t op) const { return trace_.narrow && op > trace_.narrow ? seat.rest : seat.run; }
   ThreadTuner& thread_tuner(int64_t rows);
+  void check_section(const Step& step);
+  std::pair<size_t, size_t> ops_of(int64_t section) const;
 
   Trace& trace_;
   std::vector<double> spent_;                                           // seconds by op; empty: not watched
   PrefetchTuner prefetch_;
   std::vector<ThreadTuner> thread_tuners_;                              // by size of step: see thread_tuner()
+  int64_t next_section_ = 0, section_rows_ = 0;                         // what may follow the section that ran last
   std::mutex one_step_;
   Seat seats_[Threads::kSeats];
 };

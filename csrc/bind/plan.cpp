@@ -31,7 +31,12 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
                                              int64_t tokens_end, const std::vector<std::shared_ptr<Adapter>>& adapters,
                                              const std::optional<In<int32_t, 1>>& row_adapters, const std::optional<In<int32_t, 1>>& hidden_rows,
                                              const std::optional<InOut<float, 2>>& hidden,
-                                             const std::optional<In<int32_t, 2>>& window_blocks, const std::optional<In<int32_t, 2>>& pieces) {
+                                             const std::optional<In<int32_t, 2>>& window_blocks, const std::optional<In<int32_t, 2>>& pieces,
+                                             const std::optional<In<float, 2>>& features, const std::optional<In<int32_t, 1>>& feature_rows,
+                                             const std::optional<In<int32_t, 2>>& places, const std::optional<In<int32_t, 1>>& ends, int64_t section) {
+  if (ends && ends->size() != tokens.size()) throw Error(ErrorKind::Usage, "ends must be [rows]");
+  if (feature_rows && (!features || feature_rows->size() != tokens.size())) throw Error(ErrorKind::Usage, "feature_rows must be [rows], beside features");
+  if (places && (places->shape(0) != tokens.size() || places->shape(1) != 3)) throw Error(ErrorKind::Usage, "places must be [rows, 3]");
   if (pieces && pieces->shape(1) != 5) throw Error(ErrorKind::Usage, "pieces must be [pieces, 5]");
   if (!adapters.empty() && (!row_adapters || row_adapters->size() != tokens.size()))
     throw Error(ErrorKind::Usage, "adapters need a number for each row");
@@ -59,6 +64,15 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
   step.window_tables = window_blocks ? window_blocks->data() : nullptr;
   step.npieces = pieces ? static_cast<int64_t>(pieces->shape(0)) : 0;
   step.pieces = pieces ? pieces->data() : nullptr;
+  step.section = section;
+  if (features) {
+    step.nfeatures = static_cast<int64_t>(features->shape(0));
+    step.feature_width = static_cast<int64_t>(features->shape(1));
+    step.features = features->data();
+  }
+  step.feature_rows = feature_rows ? feature_rows->data() : nullptr;
+  step.places = places ? places->data() : nullptr;
+  step.ends = ends ? ends->data() : nullptr;
   step.nlogits = static_cast<int64_t>(logit_rows.size());
   step.logit_rows = logit_rows.data();
   step.logits = logits.data();
@@ -84,10 +98,14 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
 }  // namespace
 
 void bind_plan(nb::module_& m) {
-  nb::class_<Rope>(m, "Rope", "Rotary embedding: angle = position * inv_freq[i], cos and sin times `factor`; pairs adjacent or halves.")
-      .def("__init__", [](Rope* self, In<float, 1> inv_freq, float factor, bool adjacent) {
-    new (self) Rope{{inv_freq.data(), inv_freq.data() + inv_freq.size()}, factor, adjacent};
-  }, "inv_freq"_a, "factor"_a = 1.0f, "adjacent"_a = false);
+  nb::class_<Rope>(m, "Rope", R"(Rotary embedding: angle = position * inv_freq[i], cos and sin times `factor`; pairs adjacent or halves.
+
+`axes` uint8 [pairs]: which number of a row's place (0 time, 1 row, 2 column) turns each pair, in steps
+that have places.)")
+      .def("__init__", [](Rope* self, In<float, 1> inv_freq, float factor, bool adjacent, const std::optional<In<uint8_t, 1>>& axes) {
+    new (self) Rope{{inv_freq.data(), inv_freq.data() + inv_freq.size()}, factor, adjacent, {}};
+    if (axes) self->axes.assign(axes->data(), axes->data() + axes->size());
+  }, "inv_freq"_a, "factor"_a = 1.0f, "adjacent"_a = false, "axes"_a = nb::none());
 
   nb::class_<KvCache>(m, "KvCache", R"(Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
 
@@ -143,12 +161,15 @@ Op methods take and return buffer numbers: float32 activations [rows of the step
   plan.def(nb::init<std::shared_ptr<Threads>, std::shared_ptr<KvCache>, int64_t>(), "threads"_a, "cache"_a.none(), "max_rows"_a);
   bind_ops(plan);
   plan.def_prop_ro("hidden_width", &Plan::hidden_width, "Width of the rows `run` gives as hidden.")
+      .def("section", &Plan::section, "Let a run pause here, in a plan without a cache: see `run` and its `section`.")
+      .def_prop_ro("sections", &Plan::sections, "How many parts `section` made of it.")
       .def("finish", &Plan::finish, "Check the trace and allocate activation buffers.")
       .def("watch", &Plan::watch, "Count from now on, and from zero, the calling thread's processor time in each op of `run`.")
       .def("spent", &Plan::spent, "Each op's name and the seconds counted, in the plan's order; empty before `watch`.")
       .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
            "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0, "adapters"_a = std::vector<std::shared_ptr<Adapter>>(),
            "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none(), "window_tables"_a = nb::none(), "pieces"_a = nb::none(),
+           "features"_a = nb::none(), "feature_rows"_a = nb::none(), "places"_a = nb::none(), "ends"_a = nb::none(), "section"_a = -1,
            R"(Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
 logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
 wanted that `sample` would choose among ids below `tokens_end` with every filter off. Return float32
@@ -158,7 +179,12 @@ positions. A step without logit_rows screens: it need not read the whole of a he
 `hidden` float32 [H, hidden_width] is filled with what the head would read of `hidden_rows` int32 [H].
 `window_tables`: as block_tables, for a cache with a sliding-window pool; read where a row of the step looks.
 `pieces` int32 [pieces, 5], for a cache with slots: sequence, first position, end, slot read (-1: zeros, at 0),
-slot written; they cover the rows of each sequence in order.)");
+slot written; they cover the rows of each sequence in order.
+`features` float32 [F, width]: rows of pictures, `feature_rows` int32 [rows]: which of them each row is,
+-1 for a token's.
+`places` int32 [rows, 3]: time, row and column of each row, for ropes with axes. `ends` int32 [rows]:
+where layers of attention both ways stop looking, beyond a row's own position. `section`: that part of
+the plan alone, of those that `Plan.section` made, in order.)");
 }
 
 }  // namespace fh

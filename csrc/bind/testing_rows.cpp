@@ -42,7 +42,7 @@ Out<float> gelu_erf(const std::string& isa, Row x) {
 
 Out<float> attend_both(const std::string& isa, In<float, 2> q, In<float, 2> keys, In<float, 2> values, float scale) {
   const int64_t rows = dim(q, 0), d = dim(q, 1);
-  expect(rows > 0 && d > 0 && d % 16 == 0, "q is [rows, d], d a multiple of 16");
+  expect(rows > 0 && d >= 16, "q is [rows, d], d of 16 or more");
   expect(dim(keys, 0) == rows && dim(values, 0) == rows && dim(keys, 1) == d && dim(values, 1) == d, "q, keys and values need one shape");
   Out<float> out = zeros<float>({rows, d});
   std::vector<float> scratch(static_cast<size_t>(both_scratch(rows, d)), NAN);
@@ -162,6 +162,7 @@ struct Attention {
     a.softcap = softcap;
     a.window = window;
     a.first_position = first;
+    a.ends = nullptr;
   }
 };
 

@@ -6,6 +6,7 @@
 //
 // Every sum has one order: scores sequential over d (a lane is a key), a row's exponentials by their place in the
 // span, values sequential over key positions (a lane is an output). Blocks of queries only share loads.
+// Rows of a picture may see each other: a row's end is beyond its own position then (AttnArgs::ends).
 // What a row cannot see never enters a product it keeps: key lanes are dropped before the maximum, and value rows
 // outside a row's range are not read, for a page's other positions may hold anything, NaN included.
 
@@ -52,16 +53,18 @@ struct Pass {
         const int end = (seen[i].hi + kBlockTokens - 1) / kBlockTokens;
         pages.hi = end > pages.hi ? end : pages.hi;
       }
-      last_page = static_cast<int>((static_cast<int64_t>(a.first_position) + row) / kBlockTokens);
+      const int page_seen = static_cast<int>((end_of(row) - 1) / kBlockTokens);
+      last_page = i && last_page > page_seen ? last_page : page_seen;
       if (++g == group) { g = 0; ++row; }
     }
   }
+  int64_t end_of(int row) const { return a.ends ? a.ends[row] : static_cast<int64_t>(a.first_position) + row + 1; }
   Range visible(int row) const {
     const int64_t start = static_cast<int64_t>(span) * kSpanTokens;
     const int64_t position = static_cast<int64_t>(a.first_position) + row;
     const int64_t first = a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
     const int64_t lo = first > start ? first - start : 0;
-    const int64_t hi = position + 1 - start < kSpanTokens ? position + 1 - start : kSpanTokens;
+    const int64_t end = end_of(row), hi = end - start < kSpanTokens ? end - start : kSpanTokens;
     return lo < hi ? Range{static_cast<int>(lo), static_cast<int>(hi)} : Range{0, 0};
   }
   float* out(int query) const { return partial + static_cast<int64_t>(query) * (2 + a.dv); }

@@ -96,16 +96,18 @@ struct AttnArgs {
   float scale, softcap;                  // scale > 0; softcap 0: none; else cap*tanh(x/cap), before the mask
   int window;                            // 0: none; else a query at i sees keys j with i-window < j <= i
   int first_position;                    // rows are consecutive positions of one sequence
+  const int32_t* ends;                   // [rows]: a row sees keys before this position; null: those up to its own
   KvType type;                           // what the pages hold
 };
 // Queries (rows x the heads that share a kv head) that are computed together against one span: their scores, 70 KB, and
 // a widened page part, 16 KB, stay in an L2.
 constexpr int kAttnTileQueries = 64;
 
-// One head of one sequence whose rows all see each other: rows of q, k, v and out lie `stride` floats apart. d is a
-// multiple of 16. Scratch: see both_scratch.
+// One head of one sequence whose rows all see each other: rows of q, k, v and out lie `stride` floats apart. d is
+// 16 or more. Scratch: see both_scratch.
 struct BothArgs { const float *q, *k, *v; float* out; int64_t stride, rows; int d; float scale; };
-constexpr int64_t both_scratch(int64_t rows, int64_t d) { return (d + 8) * ((rows + 31) / 32 * 32) + 8 * d; }
+constexpr int kBothGroup = 64, kBothTile = 256;   // queries that walk together, and the keys or values they walk at a time
+constexpr int64_t both_scratch(int64_t rows, int64_t d) { return (2 * d + kBothGroup) * ((rows + 31) / 32 * 32) + 3 * kBothGroup * d; }
 
 struct SampleParams {
   float temperature, top_p, min_p, typical_p;

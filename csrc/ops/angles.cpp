@@ -23,7 +23,8 @@ void Angles::run(Run& r, int) {
   each_row(r, first, r.step->rows, [&](int64_t t) {
     const size_t at = place(r, t) * half;
     for (size_t i = 0; i < half; ++i) {
-      const double angle = static_cast<double>(r.step->positions[t]) * static_cast<double>(rope->inv_freq[i]);
+      const int32_t turns = rope->axes.empty() || !r.step->places ? r.step->positions[t] : r.step->places[3 * t + rope->axes[i]];
+      const double angle = static_cast<double>(turns) * static_cast<double>(rope->inv_freq[i]);
       cos[at + i] = static_cast<float>(std::cos(angle)) * rope->factor;
       sin[at + i] = static_cast<float>(std::sin(angle)) * rope->factor;
     }
@@ -46,6 +47,10 @@ const Angles* angles(Plan& plan, std::shared_ptr<const Rope> rope) {
 
 void check_rope(const Rope& rope, int width) {
   if (rope.inv_freq.empty() || static_cast<int64_t>(2 * rope.inv_freq.size()) > width) refuse("a rope wider than its heads");
+  if (rope.axes.empty()) return;
+  if (rope.axes.size() != rope.inv_freq.size()) refuse("a rope of " + std::to_string(rope.inv_freq.size()) + " pairs with " + std::to_string(rope.axes.size()) + " axes");
+  for (uint8_t axis : rope.axes)
+    if (axis > 2) refuse("a rope's axis is " + std::to_string(axis) + "; a place has three numbers");
 }
 
 }  // namespace fh

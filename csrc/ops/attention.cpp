@@ -1,4 +1,5 @@
 // Causal attention over the cache's pages.
+#include <algorithm>
 #include <cmath>
 
 #include "ops/record.h"
@@ -16,6 +17,7 @@ struct AttentionRooms {
 // One item: some rows of one sequence, one kv head.
 struct Attention final : Op {
   int layer, q, out, heads, window, chunk; KvLayer shape; float scale, softcap;
+  bool both;                                  // rows see up to Step::ends, where a step has them
   MaybeVector sinks;                          // a logit for each head that joins the sum of weights, and no value
   struct Item { Segment seg; int64_t row, rows; int head, first_span, spans; int64_t partial; };
   SpanDeal<Item> deals[Threads::kSeats];      // a step's work
@@ -34,6 +36,13 @@ struct Attention final : Op {
     if (chunk) return position / chunk * chunk;
     return window ? std::max<int64_t>(0, position - window + 1) : 0;
   }
+  // The last position that any of `count` rows from `row` on sees.
+  int64_t last_seen(const Run& r, const Segment& seg, int64_t row, int64_t count) const {
+    const int64_t own = seg.position + row + count - 1;
+    if (!both || !r.step->ends) return own;
+    const int32_t* ends = r.step->ends + seg.row + row;
+    return std::max<int64_t>(own, *std::max_element(ends, ends + count) - 1);
+  }
   void allocate(int64_t, int threads) override {
     rooms->local.resize(static_cast<size_t>(threads));
     for (auto& l : rooms->local) l.resize(std::max(l.size(), static_cast<size_t>(2 * unit(tile_rows()))));
@@ -43,7 +52,9 @@ struct Attention final : Op {
     deal.clear();
     for (const Segment& seg : r.segments)
       for (int64_t row = 0, count; row < seg.rows; row += count) {
-        const int64_t first = seg.position + row, last = first + (count = together(first, seg.rows - row)) - 1;
+        const int64_t first = seg.position + row;
+        count = together(first, seg.rows - row);
+        const int64_t last = last_seen(r, seg, row, count);
         for (int h = 0; h < shape.kv_heads; ++h) {
           Item it{seg, row, count, h, 0, 0, 0};
           it.first_span = static_cast<int>(first_seen(first) / kSpanTokens);
@@ -72,6 +83,7 @@ struct Attention final : Op {
     a.window = window;
     if (chunk % kSpanTokens) a.window = static_cast<int>((it.seg.position + it.row) % chunk + 1);
     a.first_position = it.seg.position;
+    a.ends = both && r.step->ends ? r.step->ends + it.seg.row : nullptr;
     a.type = r.cache->type();
     return a;
   }
@@ -122,7 +134,7 @@ struct Attention final : Op {
   }
 };
 
-int attention(Plan& plan, int layer, int q, float scale, int window, float softcap, MaybeVector sinks, int chunk) {
+int attention(Plan& plan, int layer, int q, float scale, int window, float softcap, MaybeVector sinks, int chunk, bool both) {
   const KvLayer& shape = plan.want_layer(layer);
   if (window < 0 || chunk < 0) refuse("a window or chunk must be 0 (none) or positive");
   if (window && chunk) refuse("attention has a window or chunks, not both");
@@ -141,6 +153,7 @@ int attention(Plan& plan, int layer, int q, float scale, int window, float softc
   op->window = window;
   op->chunk = chunk;
   op->softcap = softcap;
+  op->both = both;
   op->rooms = &plan.shared<AttentionRooms>();
   op->reads = {q};
   op->writes = {op->out};
@@ -148,8 +161,9 @@ int attention(Plan& plan, int layer, int q, float scale, int window, float softc
 }
 FREEHOLD_OP(attention,
             "Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i; chunk c > 0: those of\n"
-            "i's own chunk, j / c = i / c. `sinks`: a logit for each head that joins the softmax's sum and has no value.",
-            "layer"_a, "q"_a, "scale"_a, "window"_a = 0, "softcap"_a = 0.0f, "sinks"_a = nanobind::none(), "chunk"_a = 0)
+            "i's own chunk, j / c = i / c. `sinks`: a logit for each head that joins the softmax's sum and has no value.\n"
+            "`both`: rows of a picture see each other, where the step has `ends`.",
+            "layer"_a, "q"_a, "scale"_a, "window"_a = 0, "softcap"_a = 0.0f, "sinks"_a = nanobind::none(), "chunk"_a = 0, "both"_a = false)
 
 }  // namespace
 }  // namespace fh

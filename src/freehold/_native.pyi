@@ -150,9 +150,15 @@ class Adapter:
         """Bytes of all A and B."""
 
 class Rope:
-    """Rotary embedding: angle = position * inv_freq[i], cos and sin times `factor`; pairs adjacent or halves."""
+    """Rotary embedding: angle = position * inv_freq[i], cos and sin times `factor`; pairs adjacent or halves.
 
-    def __init__(self, inv_freq: F32, factor: float = 1.0, adjacent: bool = False) -> None: ...
+    `axes` uint8 [pairs]: which number of a row's place (0 time, 1 row, 2 column) turns each pair, in steps
+    that have places.
+    """
+
+    def __init__(
+        self, inv_freq: F32, factor: float = 1.0, adjacent: bool = False, axes: U8 | None = None
+    ) -> None: ...
 
 class KvCache:
     """Pages of keys and values for all layers, "f16", "f32" or "q8"; layers are (kv_heads, key width, value width).
@@ -215,11 +221,19 @@ class Plan:
     def add(self, x: int, y: int, at: int = -1) -> None:
         """x += y in place, as wide as each other; with `at`: y to every part of x as wide as y, from `at` on."""
 
+    def add_features(self, x: int, at: int) -> None:
+        """Add the features' columns from `at` on, as many as x has, to rows of pictures, in place."""
+
     def add_norm(self, residual: int, x: int, weight: F32, eps: float) -> None:
         """residual += norm(x), in place."""
 
-    def attend_both(self, q: int, k: int, v: int, heads: int, scale: float) -> int:
-        """Attention of each row over all rows of its sequence in this step; heads of a multiple of 16."""
+    def attend_both(
+        self, q: int, k: int, v: int, heads: int, scale: float, first: int = 0, count: int = 0, into: int = -1
+    ) -> int:
+        """Attention of each row over all rows of its sequence in this step; heads of 16 columns or more.
+
+        `first`, `count`: some of the heads (0: all from `first` on); their columns of `into` are written, or a buffer.
+        """
 
     def attention(
         self,
@@ -230,9 +244,11 @@ class Plan:
         softcap: float = 0.0,
         sinks: F32 | None = None,
         chunk: int = 0,
+        both: bool = False,
     ) -> int:
         """Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i; chunk c > 0: those of
         i's own chunk, j / c = i / c. `sinks`: a logit for each head that joins the softmax's sum and has no value.
+        `both`: rows of a picture see each other, where the step has `ends`.
         """
 
     def clamp(self, x: int, limit: float) -> None:
@@ -246,10 +262,11 @@ class Plan:
         router: [streams, width], norm and scale: [width], coefs: [streams, streams], flat.
         """
 
-    def embed(self, table: Matrix, scale: float = 1.0, beyond: int = -1) -> int:
+    def embed(self, table: Matrix, scale: float = 1.0, beyond: int = -1, pictures: bool = True) -> int:
         """x = table[token] * scale.
 
         `beyond`: the row of tokens after the table's last; -1: they are refused.
+        Rows of pictures are copied, unscaled; without `pictures` they are those of their token.
         """
 
     def embed_sum(self, words: Matrix, positions: Matrix, kinds: Matrix) -> int:
@@ -281,6 +298,9 @@ class Plan:
         without one a buffer of the sum. act: "silu", "gelu", "clamped" (gpt-oss's, by `limit` and `alpha`), or "relu2"
         without a gate. `weigh_input`: weights multiply n instead. A step with an adapter for a matrix is refused.
         """
+
+    def features(self, width: int, at: int = 0) -> int:
+        """The features' columns [at, at + width) of every row, for a plan over features instead of tokens."""
 
     def gate_norm(self, y: int, z: int, weight: F32 | None, eps: float = 0.0, groups: int = 1) -> None:
         """y = norm(y * silu(z)) in place, an RMS norm of each group; without a weight the gate alone."""
@@ -318,8 +338,8 @@ class Plan:
         cut: mean + above * deviation of a row's gates.
         """
 
-    def hidden(self, x: int) -> None:
-        """The rows a step asks for, as they are. The last op of an encoder's plan, which needs no cache."""
+    def hidden(self, x: int, beside: Sequence[int] = []) -> None:
+        """The rows a step asks for, as they are, `beside` after them. The last op of a plan without a cache."""
 
     def latent_attention(self, layer: int, q: int, latent: int, scale: float) -> int:
         """Causal attention of absorbed queries over the layer's latents; returns [heads, latent]."""
@@ -510,6 +530,13 @@ class Plan:
     def hidden_width(self) -> int:
         """Width of the rows `run` gives as hidden."""
 
+    def section(self) -> None:
+        """Let a run pause here, in a plan without a cache: see `run` and its `section`."""
+
+    @property
+    def sections(self) -> int:
+        """How many parts `section` made of it."""
+
     def finish(self) -> None:
         """Check the trace and allocate activation buffers."""
 
@@ -534,6 +561,11 @@ class Plan:
         hidden: F32 | None = None,
         window_tables: I32 | None = None,
         pieces: I32 | None = None,
+        features: F32 | None = None,
+        feature_rows: I32 | None = None,
+        places: I32 | None = None,
+        ends: I32 | None = None,
+        section: int = -1,
     ) -> tuple[F32, NDArray[numpy.int64]]:
         """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
         logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
@@ -545,6 +577,11 @@ class Plan:
         `window_tables`: as block_tables, for a cache with a sliding-window pool; read where a row of the step looks.
         `pieces` int32 [pieces, 5], for a cache with slots: sequence, first position, end, slot read (-1: zeros, at 0),
         slot written; they cover the rows of each sequence in order.
+        `features` float32 [F, width]: rows of pictures, `feature_rows` int32 [rows]: which of them each row is,
+        -1 for a token's.
+        `places` int32 [rows, 3]: time, row and column of each row, for ropes with axes. `ends` int32 [rows]:
+        where layers of attention both ways stop looking, beyond a row's own position. `section`: that part of
+        the plan alone, of those that `Plan.section` made, in order.
         """
 
 def sample(

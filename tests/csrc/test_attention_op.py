@@ -10,7 +10,7 @@ import pytest
 from freehold import _native as native
 from freehold.errors import UsageError
 from freehold.layers import LayerSpec
-from freehold.models.oracle.session import KvStore, NumpyOps
+from freehold.models.oracle.session import KvStore, NumpyOps, PictureRows
 from tests.csrc import F32, normal, same_bits
 from tests.csrc.test_experts import EPS, POOL, packed
 from tests.csrc.test_routing import dense
@@ -25,11 +25,28 @@ CASES: dict[str, dict[str, Any]] = {
     "chunks inside a span": {"chunk": 8},
     "a chunk across spans": {"chunk": 300},
     "chunks of whole spans": {"chunk": 256},
+    "pictures": {"both": True},
+    "pictures and a window": {"both": True, "window": 90},
 }
+PICTURES = [
+    (3, 30),
+    (250, 330),
+    (340, 341),
+    (500, 590),
+]  # positions [first, end) that see each other, where a step has them
 
 
 def tokens(count: int) -> list[int]:
     return np.random.default_rng(7).integers(0, 64, count).tolist()
+
+
+def ends_of(first: int, count: int) -> np.ndarray:
+    """Return where rows stop looking: at the end of their picture, if all of it is in the step."""
+    ends = np.arange(first + 1, first + count + 1, dtype=np.int32)
+    for begin, end in PICTURES:
+        if first <= begin and end <= first + count:
+            ends[begin - first : end - first] = end
+    return ends
 
 
 def composed(ops: Any, x: Any, matrices: list[Any], options: dict[str, Any]) -> Any:
@@ -53,14 +70,17 @@ def native_rows(steps: list[int], options: dict[str, Any], threads: native.Threa
         hidden = np.zeros((rows, WIDTH), np.float32)
         table = np.arange(blocks, dtype=np.int32)[None, :]
         wanted = np.arange(rows, dtype=np.int32)
-        plan.run(ids[at : at + rows], part, zero, table, none, hidden_rows=wanted, hidden=hidden)
+        ends = ends_of(at, rows) if options.get("both") else None
+        plan.run(ids[at : at + rows], part, zero, table, none, hidden_rows=wanted, hidden=hidden, ends=ends)
         out[at : at + rows] = hidden
         at += rows
     return out
 
 
 def oracle_rows(count: int, options: dict[str, Any]) -> F32:
-    ops = NumpyOps(np.array(tokens(count)), KvStore(1, False), [LayerSpec("full", 1, KV_HEADS, HEAD)])
+    pictures = PictureRows(ends=ends_of(0, count))
+    spec = LayerSpec("full", 1, KV_HEADS, HEAD)
+    ops = NumpyOps(np.array(tokens(count)), KvStore(1, False), [spec], pictures)
     a = composed(ops, EMBED[tokens(count)], [dense(w) for w in PROJECTIONS], options)
     return np.asarray(a / np.sqrt((a * a).mean(-1, keepdims=True) + EPS), np.float32)
 
@@ -75,7 +95,10 @@ def test_rows_are_what_the_oracle_computes(name: str, count: int):
 @pytest.mark.parametrize("name", CASES)
 def test_no_bit_depends_on_how_a_sequence_is_divided(name: str):
     whole = native_rows([620], CASES[name])
-    for steps in ([300, 200, 120], [7, 1, 1, 91, 500, 20], [256, 256, 107, 1]):
+    both = ([335, 265, 20], [30, 220, 370])  # none of them cuts a picture
+    for steps in (
+        both if "both" in CASES[name] else ([300, 200, 120], [7, 1, 1, 91, 500, 20], [256, 256, 107, 1])
+    ):
         assert same_bits(native_rows(steps, CASES[name]), whole)
     assert same_bits(native_rows([619, 1], CASES[name], native.Threads(3)), whole)
 
@@ -119,3 +142,15 @@ def oracle_raw(options: dict[str, Any]) -> F32:
 def test_what_does_not_fit_is_refused(options: dict[str, Any], says: str):
     with pytest.raises(UsageError, match=says):
         native_rows([1], options)
+
+
+def test_a_row_that_ends_outside_the_step_is_refused():
+    cache = native.KvCache([(KV_HEADS, HEAD, HEAD)], 1, "f32")
+    plan = native.Plan(POOL, cache, 4)
+    x = plan.embed(packed(EMBED))
+    plan.logits(composed(plan, x, [packed(w) for w in PROJECTIONS], {"both": True}), packed(EMBED), None)
+    plan.finish()
+    part, zero = np.arange(4, dtype=np.int32), np.zeros(4, np.int32)
+    for ends in ([1, 2, 3, 5], [1, 1, 3, 4]):
+        with pytest.raises(UsageError, match="ends at"):
+            plan.run(zero, part, zero, np.zeros((1, 1), np.int32), part[:1], ends=np.array(ends, np.int32))

@@ -123,7 +123,7 @@ def rows(seed: int, count: int, d: int) -> tuple[F32, F32, F32]:
 
 @every_isa
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 31, 32, 33, 130])
-@pytest.mark.parametrize("d", [16, 32, 48, 64])
+@pytest.mark.parametrize("d", [16, 24, 32, 48, 64, 72])
 def test_attention_both_ways_agrees_with_reference(isa, count, d):
     q, k, v = rows(count, count, d)
     scale = 1 / math.sqrt(d)

@@ -10,7 +10,15 @@ import freehold
 from freehold.models.oracle.session import NumpyOps
 
 STUB = Path(freehold.__file__).with_name("_native.pyi")
-APART = {"__init__", "finish", "run", "hidden_width", "watch", "spent"}  # what a plan has beside its verbs
+APART = {
+    "__init__",
+    "finish",
+    "run",
+    "hidden_width",
+    "watch",
+    "spent",
+    "sections",
+}  # what a plan has beside its verbs
 
 
 def verbs() -> dict[str, list[str]]:

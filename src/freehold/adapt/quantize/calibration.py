@@ -469,6 +469,7 @@ class RecordingOps(NumpyOps):
         softcap: float = 0.0,
         sinks: F32 | None = None,
         chunk: int = 0,
+        both: bool = False,
     ) -> F32:
         """Attend over the whole text at once: texts are short here."""
         k, v = self._kv.read(layer)

@@ -56,7 +56,9 @@ class TorchOps:
 
     # --- rows in, rows out -----------------------------------------------------------------------
 
-    def embed(self, table: AdaptedMatrix, scale: float = 1.0, beyond: int = -1) -> Activations:
+    def embed(
+        self, table: AdaptedMatrix, scale: float = 1.0, beyond: int = -1, pictures: bool = True
+    ) -> Activations:
         tokens = self._batch.tokens
         known = np.where(tokens < table.packed.rows, tokens, beyond) if beyond >= 0 else tokens
         return Activations(table.packed.take(known) * scale)
@@ -158,6 +160,7 @@ class TorchOps:
         softcap: float = 0.0,
         sinks: F32 | None = None,
         chunk: int = 0,
+        both: bool = False,
     ) -> Activations:
         import torch
 
@@ -189,6 +192,9 @@ class TorchOps:
         if gate is not None:
             y = gate.value.sigmoid() * y
         residual.value = residual.value.add(y, alpha=scale)
+
+    def add_features(self, x: Activations, at: int) -> None:
+        """Add nothing: a batch has words alone."""
 
     def add_norm(self, residual: Activations, x: Activations, weight: F32, eps: float) -> None:
         residual.value = residual.value + rms_norm(x.value, _floats(weight), eps)

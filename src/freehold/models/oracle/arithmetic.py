@@ -31,9 +31,13 @@ def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F32:
 
 
 def rotate(heads: F32, positions: NDArray[np.integer], rope: RopeTable) -> F32:
-    """Turn the first elements of each head, [rows, heads, width], by position times frequency."""
+    """Turn the first elements of each head, [rows, heads, width], by position times frequency.
+
+    `positions`: [rows], or [rows, 3] of which the rope's axes choose for each pair.
+    """
     half = len(rope.inv_freq)
-    angles = positions[:, None, None] * rope.inv_freq.astype(np.float64)
+    turns = positions[:, None] if positions.ndim == 1 else positions[:, rope.axes]
+    angles = (turns * rope.inv_freq.astype(np.float64))[:, None]
     cos, sin = np.cos(angles) * rope.factor, np.sin(angles) * rope.factor
     first = slice(0, 2 * half, 2) if rope.adjacent else slice(0, half)
     second = slice(1, 2 * half, 2) if rope.adjacent else slice(half, 2 * half)
@@ -43,12 +47,22 @@ def rotate(heads: F32, positions: NDArray[np.integer], rope: RopeTable) -> F32:
     return out
 
 
-def visible(positions: NDArray[np.integer], keys: int, window: int, chunk: int = 0) -> NDArray[np.bool_]:
-    """Mask [rows, keys]: a query at i sees keys j <= i; with a window w only i - w < j, with chunks only its own's."""
+def visible(
+    positions: NDArray[np.integer],
+    keys: int,
+    window: int,
+    chunk: int = 0,
+    ends: NDArray[np.integer] | None = None,
+) -> NDArray[np.bool_]:
+    """Mask [rows, keys]: a query at i sees keys j <= i; with a window w only i - w < j, with chunks only its own's.
+
+    With `ends` it sees keys before its end instead, which is i + 1 or beyond.
+    """
     i, j = positions[:, None], np.arange(keys)[None, :]
+    before = j <= i if ends is None else j < ends[:, None]
     if chunk:
-        return (j <= i) & (j // chunk == i // chunk)
-    return (j <= i) & (j > i - window) if window else j <= i
+        return before & (j // chunk == i // chunk)
+    return before & (j > i - window) if window else before
 
 
 def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -141,11 +141,30 @@ class LatentVerbs:
 _ATTENTION_ROWS = 256  # query rows whose scores are in memory at once
 
 
+class PictureRows(NamedTuple):
+    """What a step has of pictures: see native.Plan.run."""
+
+    features: F32 | None = None  # [n, width]
+    feature_rows: NDArray[np.integer] | None = None  # [rows], -1 for a token's; None: a tower's step
+    places: NDArray[np.integer] | None = None  # [rows, 3]
+    groups: NDArray[np.integer] | None = (
+        None  # [rows], of a tower: which rows attend to each other; None: all
+    )
+    ends: NDArray[np.integer] | None = None  # [rows]
+
+
 class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
     """family.Ops executed at once: buffers are float32 arrays [rows, width]."""
 
-    def __init__(self, tokens: NDArray[np.integer], kv: KvStore, layers: Sequence[LayerSpec]) -> None:
+    def __init__(
+        self,
+        tokens: NDArray[np.integer],
+        kv: KvStore,
+        layers: Sequence[LayerSpec],
+        pictures: PictureRows = PictureRows(),  # noqa: B008
+    ) -> None:
         self.result: F32 | None = None
+        self._pictures = pictures
         self.routes: list[ChosenExperts] = []  # of each layer with experts
         self._tokens = tokens
         self._kv = kv
@@ -153,10 +172,33 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
         self._kv_heads = [spec.kv_heads for spec in layers]
         self._positions = np.arange(kv.length, kv.length + len(tokens))
 
-    def embed(self, table: DenseMatrix, scale: float = 1.0, beyond: int = -1) -> F32:
+    def embed(self, table: DenseMatrix, scale: float = 1.0, beyond: int = -1, pictures: bool = True) -> F32:
         known = self._tokens < table.height
         assert known.all() or beyond >= 0, "a token is outside the vocabulary"
-        return table.take(np.where(known, self._tokens, beyond)) * np.float32(scale)
+        x = table.take(np.where(known, self._tokens, beyond)) * np.float32(scale)
+        if pictures:
+            shown, features = self._shown()
+            x[shown] = features[:, : x.shape[1]]
+        return x
+
+    def add_features(self, x: F32, at: int) -> None:
+        shown, features = self._shown()
+        if shown.any():
+            x[shown] += features[:, at : at + x.shape[1]]
+
+    def features(self, width: int, at: int = 0) -> F32:
+        assert self._pictures.features is not None, "a tower's step has features"
+        return self._pictures.features[:, at : at + width].copy()
+
+    def section(self) -> None:
+        """Mark nothing: everything is computed at once."""
+
+    def _shown(self) -> tuple[NDArray[np.bool_], F32]:
+        """Tell which rows are pictures', and return their features."""
+        features, rows, *_ = self._pictures
+        if features is None or rows is None:
+            return np.zeros(len(self._tokens), bool), np.zeros((0, 1), np.float32)
+        return rows >= 0, features[rows[rows >= 0]]
 
     def norm(self, x: F32, weight: F32, eps: float) -> F32:
         return rms_norm(x.reshape(len(x), -1, len(weight)), weight, eps).reshape(x.shape)
@@ -213,7 +255,7 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
         if norm is not None:
             heads = rms_norm(heads, norm, eps)
         if rope is not None:
-            heads = rotate(heads, self._positions, rope)
+            heads = rotate(heads, self._turns(rope), rope)
         return heads.reshape(x.shape)
 
     def attention(
@@ -225,15 +267,18 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
         softcap: float = 0.0,
         sinks: F32 | None = None,
         chunk: int = 0,
+        both: bool = False,
     ) -> F32:
         k, v = self._kv.read(layer)
+        ends = self._pictures.ends if both else None
         rows = len(q)
         heads = q.reshape(rows, k.shape[1], -1, k.shape[2])  # [rows, kv heads, group, width]
         sink = None if sinks is None else sinks.reshape(k.shape[1], -1, 1, 1).astype(np.float64)
         out = np.empty((*heads.shape[:3], v.shape[2]), np.float32)
         for first in range(0, rows, _ATTENTION_ROWS):
             part = slice(first, first + _ATTENTION_ROWS)
-            mask = visible(self._positions[part], len(k), window, chunk)
+            seen = None if ends is None else ends[part]
+            mask = visible(self._positions[part], len(k), window, chunk, seen)
             for head in range(k.shape[1]):
                 scores = np.einsum("rgd,kd->grk", heads[part, head], k[:, head]).astype(np.float64) * scale
                 if softcap:
@@ -350,7 +395,12 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
         return ACTIVATIONS[act](_affine(n, weight, bias))
 
     def rotate(self, x: F32, rope: RopeTable, width: int) -> None:
-        x[:] = rotate(x.reshape(len(x), -1, width), self._positions, rope).reshape(x.shape)
+        x[:] = rotate(x.reshape(len(x), -1, width), self._turns(rope), rope).reshape(x.shape)
+
+    def _turns(self, rope: RopeTable) -> NDArray[np.integer]:
+        """Return what a rope turns rows by: their places where it has axes and the step has places."""
+        places = self._pictures.places
+        return self._positions if places is None or rope.axes is None else places
 
     def clamp(self, x: F32, limit: float) -> None:
         np.clip(x, -limit, limit, out=x)
@@ -375,13 +425,29 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
     def weigh(self, routes: ChosenExperts, scale: F32) -> None:
         routes.weights[:] *= scale[routes.ids]
 
-    def attend_both(self, q: F32, k: F32, v: F32, heads: int, scale: float) -> F32:
+    def attend_both(
+        self,
+        q: F32,
+        k: F32,
+        v: F32,
+        heads: int,
+        scale: float,
+        first: int = 0,
+        count: int = 0,
+        into: F32 | int = -1,
+    ) -> F32:
         q, k, v = (a.reshape(len(a), heads, -1) for a in (q, k, v))
-        weights = softmax(np.einsum("rhd,khd->hrk", q, k).astype(np.float64) * scale)
-        return np.einsum("hrk,khd->rhd", weights.astype(np.float32), v).reshape(len(q), -1)
+        scores = np.einsum("rhd,khd->hrk", q, k).astype(np.float64) * scale
+        if (groups := self._pictures.groups) is not None:
+            scores = np.where(groups[:, None] == groups, scores, -np.inf)
+        out = np.einsum("hrk,khd->rhd", softmax(scores).astype(np.float32), v)
+        some = slice(first, first + count if count else heads)
+        every = np.zeros_like(out) if isinstance(into, int) else into.reshape(out.shape)
+        every[:, some] = out[:, some]
+        return every.reshape(len(q), -1)
 
-    def hidden(self, x: F32) -> None:
-        self.result = x
+    def hidden(self, x: F32, beside: Sequence[F32] = ()) -> None:
+        self.result = np.concatenate([x, *beside], axis=1)
 
 
 def _affine(x: F32, weight: DenseMatrix, bias: F32 | None) -> F32:
@@ -443,9 +509,9 @@ class Session:
         self._layers = layers
         self._context = context
 
-    def step(self, ids: Sequence[int]) -> F32:
+    def step(self, ids: Sequence[int], pictures: PictureRows = PictureRows()) -> F32:  # noqa: B008
         """Append `ids` and return float32 logits [len(ids), V], or an encoder's last activations."""
-        ops = NumpyOps(np.asarray(ids, np.int64), self._kv, self._layers)
+        ops = NumpyOps(np.asarray(ids, np.int64), self._kv, self._layers, pictures)
         self._context = self._context or len(ids)
         self._network.forward(cast(Ops, ops), self._weights.at(self._context))
         self.routes = ops.routes

@@ -59,6 +59,7 @@ class Attention(LayerPart):
     shift: int = 0  # joins the position there
     residual: float = 1.0  # of what is added to x
     fused: bool = False  # files hold q, k and v as one matrix
+    both: bool = False  # rows of a picture see each other
     gated: bool = False  # what it gives passes a sigmoid of its own; files hold a head's query, then its gate
     gguf_pairs: bool = False  # a GGUF lays rows of q and k in adjacent rotary pairs, safetensors in halves
 
@@ -172,7 +173,7 @@ class Attention(LayerPart):
         if self.beta:
             ops.temper(q, self.beta, self.original, self.shift)
         scale, seen = self.scale or self.head_dim**-0.5, (self.window, self.softcap)
-        a = ops.attention(layer, q, scale, *seen, w.get("sinks"), self.chunk)
+        a = ops.attention(layer, q, scale, *seen, w.get("sinks"), self.chunk, self.both)
         if self.gated:
             ops.norm_gate(a, gate[0], None, act="sigmoid")
         if self.post_norm:
