@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from freehold.engine import Engine, Generation, TokenOut, emission, scoring
 from freehold.engine.cache.capacity import KV_TYPES
+from freehold.engine.pictures import PictureIds, PromptPictures
 from freehold.engine.schedule import scheduler, shares
 from freehold.engine.schedule import scheduler as preemption_module
 from freehold.engine.speculate import speculation
@@ -38,6 +39,7 @@ ADAPTERS = {
 }
 F16_ONLY = {"kda", "latent"}  # latents have no codes
 CONTEXT = 96
+SPAN_ROWS = 13  # of the largest picture
 # A pool too small for all, so that sequences are preempted; one whose window layers have few window blocks.
 BLOCKS = [3, 12]
 
@@ -69,8 +71,49 @@ class Ask:
     sharing: dict[str, Any]  # what decides whose turn it is, and no token
 
 
+NUMBERS = PictureIds()
+
+
 @st.composite
-def batches(draw: st.DrawFn, adapters: tuple[Adapter, ...]) -> list[Ask]:
+def shown(
+    draw: st.DrawFn, text: list[int], width: int, both: bool
+) -> tuple[list[int], PromptPictures | None]:
+    """Draw a prompt with up to two pictures among its tokens, of three that there are; None without.
+
+    With places, a picture takes three numbers of the text's count, as a model with three positions has it.
+    """
+    has_places = draw(st.booleans())
+    before = sorted(draw(st.lists(st.integers(0, len(text)), max_size=2)))
+    ids: list[int] = []
+    rows: list[int] = []
+    places: list[tuple[int, int, int]] = []
+    features: list[np.ndarray] = []
+    spans: list[tuple[int, int]] = []
+    turn = 0
+    for i in range(len(text) + 1):
+        for _ in range(before.count(i)):
+            number = draw(st.integers(0, 2))
+            count, first = 5 + 4 * number, sum(map(len, features))
+            spans.append((len(ids), len(ids) + count))
+            ids += NUMBERS.of(bytes([number, width % 251, has_places]), count)
+            rows += range(first, first + count)
+            places += [(turn, turn + r // 3, turn + r % 3) for r in range(count)]
+            features.append(np.random.default_rng(number).normal(size=(count, width)).astype(np.float32))
+            turn += 3
+        for token in text[i : i + 1]:
+            ids.append(token)
+            rows.append(-1)
+            places.append((turn, turn, turn))
+            turn += 1
+    if not features:
+        return ids, None
+    grid = np.array(places, np.int32) if has_places else None
+    shown = np.array(rows, np.int32)
+    return ids, PromptPictures(np.concatenate(features), shown, 7, grid, turn, tuple(spans) if both else ())
+
+
+@st.composite
+def batches(draw: st.DrawFn, adapters: tuple[Adapter, ...], width: int, both: bool) -> list[Ask]:
     """Draw prompts that begin alike, so that one may take over what another left in the cache."""
     shared = draw(st.lists(st.integers(5, 12), max_size=50))
     asks = []
@@ -90,7 +133,8 @@ def batches(draw: st.DrawFn, adapters: tuple[Adapter, ...]) -> list[Ask]:
             "priority": draw(st.sampled_from(["interactive", "batch"])),
             "tenant": draw(st.sampled_from(["", "a"])),
         }
-        asks.append(Ask([*begin, *own], draw(st.sampled_from([1, 1, 3])), options, sharing))
+        prompt, options["pictures"] = draw(shown([*begin, *own], width, both))
+        asks.append(Ask(prompt, draw(st.sampled_from([1, 1, 3])), options, sharing))
     return asks
 
 
@@ -99,7 +143,7 @@ def lonely(model: LoadedModel, ask: Ask, kv_type: KvType = "f16") -> list[list[T
     answers = []
     for i in range(ask.n):
         params = replace(ask.options["sampling"], seed=ask.options["sampling"].seed + i)
-        engine = Engine(model, context=CONTEXT, kv_type=kv_type, speculate=False)
+        engine = Engine(model, context=CONTEXT, kv_type=kv_type, speculate=False, span_rows=SPAN_ROWS)
         answers.append(list(engine.generate(ask.prompt, **{**ask.options, "sampling": params})))
     return answers
 
@@ -133,12 +177,13 @@ def pumped(engine: Engine, running: list[Generation]) -> list[list[TokenOut]]:
 @pytest.mark.parametrize("name", ADAPTERS)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), kv_type=st.sampled_from(KV_TYPES))
-def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_and_adapters_change_no_bit(
+def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_adapters_and_pictures_change_no_bit(
     name: str, request: pytest.FixtureRequest, data: st.DataObject, kv_type: KvType
 ):
     model: LoadedModel = request.getfixturevalue(name)
     kv_type = "f16" if name in F16_ONLY else kv_type
-    asks = data.draw(batches(request.getfixturevalue(ADAPTERS[name])))
+    width, both = model.cfg.hidden, model.family.both
+    asks = data.draw(batches(request.getfixturevalue(ADAPTERS[name]), width, both))
     alone = [answer for ask in asks for answer in lonely(model, ask, kv_type)]
     blocks = data.draw(st.sampled_from(BLOCKS))
     died = [data.draw(st.integers(0, len(answer))) for answer in alone]  # tokens an engine before had made
@@ -156,6 +201,7 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_and_
             max_num_batched_tokens=data.draw(st.sampled_from([3, 16, 64])),
             threads=data.draw(st.sampled_from([1, 2])),
             draft=data.draw(st.sampled_from([None, model])),
+            span_rows=SPAN_ROWS,
         )
         running: list[Generation] = []
         for ask in asks:
@@ -168,6 +214,8 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_and_
         assert got == [answer[k:] for answer, k in zip(alone, died, strict=True)]
         assert [a.finish_reason for a in running] == [answer[-1].finish_reason for answer in alone]
         assert (shared.free_blocks, shared.stats().blocks_live) == (blocks, 0)
+        if asks[0].options["pictures"] is not None:
+            return
         whole = asks[0].prompt + [out.id for out in alone[0]]
         fresh = Engine(model, context=CONTEXT, kv_type=kv_type, speculate=False)
         adapter = asks[0].options["adapter"]

@@ -84,6 +84,7 @@ class Engine:
         max_queued: int | None = None,
         max_queued_tokens: int | None = None,
         disk: Path | None = None,
+        span_rows: int = 0,
     ) -> None:
         """Reserve the cache for `context` tokens (None: the model's own, cut to `memory_share` of memory).
 
@@ -94,6 +95,7 @@ class Engine:
         `target_itl_s`: seconds between two tokens of a running answer beside prefill (None: a multiple of what
         they take without). `max_queued`, `max_queued_tokens`: requests, and tokens of their prompts, that may wait
         to begin; beyond them Generation.start raises Overloaded (None: no limit).
+        `span_rows`: rows of a picture that see each other, at most, of a model whose pictures are computed whole.
         `disk`: a folder in which the cache of long prompts outlives the engine, if the model's digest is known.
         Raises UsageError and CapacityExceeded with the numbers.
         """
@@ -113,13 +115,12 @@ class Engine:
         pool = model.threads if threads in (None, model.threads.size) else native.Threads(threads)
         count = max(blocks or 0, blocks_for(self.context))
         self.threads = pool.size
-        self._cache_bytes = CacheBytes.of(model, kv_type, max_num_batched_tokens)
+        rows = max_num_batched_tokens + span_rows
+        self._cache_bytes = CacheBytes.of(model, kv_type, rows)
         places = self._cache_bytes.places(count)
-        kinds = kinds_beside_full(model.layers, places, count, max_num_batched_tokens)
+        kinds = kinds_beside_full(model.layers, places, count, rows)
         self._blocks = BlockManager(count, kinds)
-        self._runner: ModelRunner | None = ModelRunner(
-            model, self._blocks, max_num_batched_tokens, pool, kv_type
-        )
+        self._runner: ModelRunner | None = ModelRunner(model, self._blocks, rows, pool, kv_type)
         if disk is not None and model.digest:
             pages, states = KvPages(self._runner.cache), StateSlots(self._runner.cache)
             key = dependencies(model, kv_type, "window" in places)
@@ -127,13 +128,18 @@ class Engine:
             self._blocks.attach(DiskCache(disk, key, pages.nbytes, states.nbytes), pages, kept)
         token_s = 2 * model.weights_per_token / (ASSUMED_OPS * pool.size)
         self._scheduler = Scheduler(
-            self._blocks, max_num_batched_tokens, time.monotonic, target_itl_s, token_s
+            self._blocks,
+            max_num_batched_tokens,
+            time.monotonic,
+            target_itl_s,
+            token_s,
+            span_rows=span_rows,
         )
         draft_model = (
             DraftModel(draft.at(self.context), model, self.context, count, pool, kv_type) if draft else None
         )
         self._speculation = Speculation(self._scheduler.budget.cost, draft_model) if speculate else None
-        self.requests = Requests(model, self.context)
+        self.requests = Requests(model, self.context, span_rows)
         self._admission = Admission(self._scheduler, max_queued, max_queued_tokens)
         self._counts = Counts()
         self._emitter = Emitter(model, self._counts)

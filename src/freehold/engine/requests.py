@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.engine.cache.blocks import blocks_for
 from freehold.engine.constrain.constraint import Constraint
+from freehold.engine.pictures import PromptPictures
 from freehold.engine.sampler import MAX_TOP_LOGPROBS, check_sampling
 from freehold.engine.sequence import Request, Sequence
 from freehold.errors import ContextOverflow, UsageError
@@ -37,6 +38,7 @@ class Sharing(TypedDict, total=False):
     deadline_s: float | None  # seconds from now to its last token
     admitted: bool  # it continues a request that was admitted before, so no limit applies
     adapter: Adapter | None  # packed for the model
+    pictures: PromptPictures | None  # of the prompt, whose ids of them it has
 
 
 class AnswerOptions(Sharing, total=False):
@@ -49,10 +51,13 @@ class AnswerOptions(Sharing, total=False):
 
 
 class Requests:
-    """Makes what one engine computes: `context` is the longest prompt and answer together."""
+    """Makes what one engine computes: `context` is the longest prompt and answer together.
 
-    def __init__(self, model: LoadedModel, context: int) -> None:
-        self._model, self._context = model, context
+    `span_rows`: rows of a picture that see each other, at most.
+    """
+
+    def __init__(self, model: LoadedModel, context: int, span_rows: int = 0) -> None:
+        self._model, self._context, self._span_rows = model, context, span_rows
 
     def answer(
         self,
@@ -69,7 +74,7 @@ class Requests:
 
         Raises UsageError, ContextOverflow.
         """
-        prompt = self.checked_ids(prompt_ids)
+        prompt = self._prompt(prompt_ids, sharing.get("pictures"))
         if len(prompt) >= self._context:
             raise self._overflow(len(prompt))
         if max_tokens is not None and max_tokens < 1:
@@ -93,7 +98,7 @@ class Requests:
         self, ids: Ordered[int], sink: Callable[[F32], None], hidden: bool = False, **sharing: Unpack[Sharing]
     ) -> Request:
         """Return the request for all rows of a prompt and no answer. Raises UsageError, ContextOverflow."""
-        prompt = self.checked_ids(ids)
+        prompt = self._prompt(ids, sharing.get("pictures"))
         if len(prompt) > self._context:
             raise self._overflow(len(prompt), answer=False)
         return Request(
@@ -122,6 +127,21 @@ class Requests:
             for id in answer:
                 seq.matcher.advance(id)
         return seq
+
+    def _prompt(self, ids: Ordered[int], pictures: PromptPictures | None) -> list[int]:
+        """Return a prompt's ids; those of pictures are checked as the word that stands for them."""
+        if pictures is None:
+            return self.checked_ids(ids)
+        assert len(ids) == len(pictures.rows), "a row or a word for every token"
+        longest = max((end - first for first, end in pictures.spans), default=0)
+        if longest > self._span_rows:
+            raise UsageError(
+                f"a picture has {longest:,} rows that see each other; {self._model.name} computes "
+                f"{self._span_rows:,} at once"
+            )
+        shown = (pictures.rows >= 0).tolist()
+        self.checked_ids([pictures.placeholder if s else id for id, s in zip(ids, shown, strict=True)])
+        return [int(id) for id in ids]
 
     def checked_ids(self, ids: Ordered[int]) -> list[int]:
         """Return `ids` as integers. Raises UsageError where there is none, or one outside the vocabulary."""

@@ -5,6 +5,7 @@ Knows positions, block tables and which rows return logits or only a token; know
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import accumulate
 from typing import TypedDict
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.cache.blocks import BlockManager
+from freehold.engine.pictures import joined_rows, same_places
 from freehold.engine.sampler import is_plain
 from freehold.engine.sequence import ScheduledChunk
 from freehold.models.load import LoadedModel
@@ -50,7 +52,8 @@ class ModelRunner:
         copies = self._blocks.take_copies()
         self.cache.copy(copies["full"], copies.get("window", ()))
         counts = [chunk.num_tokens for chunk in batch]
-        tokens = np.array([t for chunk in batch for t in chunk.tokens], np.int32)
+        pictures = _picture_args(batch)
+        tokens = np.array([t for chunk in batch for t in _words(chunk)], np.int32)
         positions = [p for c in batch for p in range(c.first, c.first + c.num_tokens)]
         seqs = np.array([i for i, count in enumerate(counts) for _ in range(count)], np.int32)
         plain = [choose and is_plain(chunk.seq.request) and _is_free(chunk) for chunk in batch]
@@ -77,6 +80,7 @@ class ModelRunner:
             **hidden,
             window_tables=tables.get("window"),
             pieces=tables.get("recurrent"),
+            **pictures,
         )
         self._check()
         return _split(batch, plain, logits, tokens_chosen, hidden.get("hidden"))
@@ -99,6 +103,50 @@ class _HiddenArgs(TypedDict, total=False):
 class _AdapterArgs(TypedDict, total=False):
     adapters: list[native.Adapter]
     row_adapters: NDArray[np.int32]
+
+
+class _PictureArgs(TypedDict, total=False):
+    features: F32
+    feature_rows: NDArray[np.int32]
+    places: NDArray[np.int32]
+    ends: NDArray[np.int32]
+
+
+def _words(chunk: ScheduledChunk) -> Iterable[int]:
+    """Return a chunk's ids, with the model's placeholder for rows of pictures."""
+    pictures = chunk.seq.request.pictures
+    return chunk.tokens if pictures is None else pictures.marked(chunk.tokens)
+
+
+def _picture_args(batch: list[ScheduledChunk]) -> _PictureArgs:
+    """Return the features that the step reads, and places where a sequence has them; none without pictures."""
+    shown = [chunk.seq.request.pictures for chunk in batch]
+    if not any(shown):
+        return {}
+    spans = [(chunk.first, chunk.num_tokens) for chunk in batch]
+    chunks = [
+        np.full(count, -1, np.int32) if each is None else each.rows_at(first, count)
+        for each, (first, count) in zip(shown, spans, strict=True)
+    ]
+    args: _PictureArgs = {}
+    features, rows = joined_rows(shown, chunks)
+    if features is not None:
+        args |= {"features": features, "feature_rows": rows}
+    if any(each is not None and each.places is not None for each in shown):
+        places = [
+            same_places(np.arange(first, first + count)) if each is None else each.places_at(first, count)
+            for each, (first, count) in zip(shown, spans, strict=True)
+        ]
+        args["places"] = np.concatenate(places)
+    if any(each is not None and each.spans for each in shown):
+        ends = [
+            np.arange(first + 1, first + count + 1, dtype=np.int32)
+            if each is None
+            else each.ends_at(first, count)
+            for each, (first, count) in zip(shown, spans, strict=True)
+        ]
+        args["ends"] = np.concatenate(ends)
+    return args
 
 
 def _is_free(chunk: ScheduledChunk) -> bool:

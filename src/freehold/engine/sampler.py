@@ -130,9 +130,10 @@ def _adjusted(logits: F32, history: Sequence[int], params: SamplingParams) -> F3
     logits = logits.copy()
     if penalised:
         window = history[-params.penalty_window :] if params.penalty_window else history
-        ids, counts = np.unique(np.array(window, np.int32), return_counts=True)
-        inside = ids < len(logits)
-        native.penalize(logits, ids[inside], counts[inside].astype(np.int32), *_penalties(params))
+        ids, counts = np.unique(np.array(window, np.uint32), return_counts=True)
+        inside = ids < len(logits)  # rows of pictures are beyond
+        present, times = (each[inside].astype(np.int32) for each in (ids, counts))
+        native.penalize(logits, present, times, *_penalties(params))
     for token, bias in params.logit_bias.items():
         logits[token] += bias
     return logits

@@ -5,6 +5,7 @@ Knows token ids, counts and what is still to be computed; knows no text, no weig
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.engine.constrain.constraint import Constraint, ConstraintMatcher
+from freehold.engine.pictures import PromptPictures
 from freehold.errors import FreeholdError
 from freehold.models.lora import Adapter
 from freehold.types import FinishReason, Priority, SamplingParams, Usage
@@ -53,11 +55,17 @@ class Request:
     )
     constraint: Constraint | None = None  # what its text must be
     adapter: Adapter | None = None  # computed with all of its tokens
+    pictures: PromptPictures | None = None  # of the prompt
 
     @property
     def salt(self) -> str:
         """What cached prefixes are shared within: a tenant's, computed with one adapter. A digest has no bar in it."""
         return f"{self.adapter.digest if self.adapter else ''}|{self.tenant}"
+
+    @property
+    def portable(self) -> int:
+        """How many tokens mean the same to another engine: those before the first picture."""
+        return sys.maxsize if self.pictures is None else self.pictures.first
 
     @property
     def all_logits(self) -> bool:

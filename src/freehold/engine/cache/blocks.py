@@ -109,7 +109,8 @@ class BlockManager:
         limit = len(seq.tokens) - 1
         path = self.pool.tree.walk(seq.request.salt, seq.tokens, limit)
         seconds = LOAD_S if hurry else math.inf
-        if self._tier is not None and not self._tier.load(seq, path, limit // BLOCK_TOKENS, seconds):
+        whole = min(limit, seq.request.portable) // BLOCK_TOKENS
+        if self._tier is not None and not self._tier.load(seq, path, whole, seconds):
             return False
         blocks, tokens = self._longest(seq, path)
         self._take_over(seq, blocks, self._usable(blocks, tokens))
@@ -343,7 +344,7 @@ class BlockManager:
 
     def _keep(self, seq: Sequence) -> None:
         if self._tier is not None:
-            self._tier.keep(seq, seq.num_computed_tokens // BLOCK_TOKENS)
+            self._tier.keep(seq, min(seq.num_computed_tokens, seq.request.portable) // BLOCK_TOKENS)
 
 
 def common_prefix(a: Ordered[int], b: Ordered[int]) -> int:

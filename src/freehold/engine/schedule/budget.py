@@ -364,7 +364,9 @@ class Budget:
         With `minimum`, the step's first prompt gets some in any case.
         """
         spent = self.max_num_batched_tokens - self.left
-        most = min(left, self.left, self.logits_left if logits else self.left)
+        most = max(
+            min(left, self.left, self.logits_left if logits else self.left), 0
+        )  # a picture may exceed a step
         if logits or not self._decodes:
             fit = self._cost_of(logits).tokens(seconds, first)
         else:

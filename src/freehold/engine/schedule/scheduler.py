@@ -54,8 +54,10 @@ class Scheduler:
         clock: Callable[[], float] = lambda: 0.0,
         target_itl_s: float | None = None,
         assumed_token_s: float = 0.0,
+        span_rows: int = 0,
     ) -> None:
-        self._blocks = blocks
+        """`span_rows`: by how many tokens a step may grow so as not to cut a picture: PromptPictures.spans."""
+        self._blocks, self._span_rows = blocks, span_rows
         self._clock = clock
         self.budget = Budget(max_num_batched_tokens, target_itl_s, assumed_token_s)
         self._shares = Shares()
@@ -321,6 +323,11 @@ class Scheduler:
         if more_s and count < left <= budget.left:
             whole = budget.tokens(done, left, logits, seconds + more_s, minimum) == left
             count = left if whole or (left - count <= TILE and not logits) else count
+        pictures = seq.request.pictures
+        if count and pictures is not None and pictures.spans:
+            count = pictures.uncut(done, count)
+            if count > budget.left + self._span_rows:  # there is room for one span beyond the step's tokens
+                return False
         if count:
             self._take(seq, done, count)
             budget.spend(done, count, logits)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from freehold.engine.constrain.constraint import ConstraintMatcher
+from freehold.engine.pictures import PICTURE_IDS
 from freehold.engine.schedule.budget import ITL_FACTOR, STEP_S, StepCost
 from freehold.engine.schedule.scheduler import Scheduler
 from freehold.engine.schedule.shares import DEAR_S, grammar_s
@@ -52,6 +53,9 @@ class SequenceDrafts:
         """Draft by n-gram lookup."""
         match = self.lookup.find(most)
         self.draft = None if match is None else Draft.of_match(self.matched, match)
+        if self.draft is not None and max(self.draft.tokens, default=0) >= PICTURE_IDS:
+            words = next(i for i, token in enumerate(self.draft.tokens) if token >= PICTURE_IDS)
+            self.draft.cut(words)
 
     def constrain(self, matcher: ConstraintMatcher, most: int) -> None:
         """Cut what a grammar forbids; draft what it forces, where the lookup does not say the same.
