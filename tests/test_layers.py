@@ -26,7 +26,9 @@ LEVELS = {
         ],
         0,
     ),
-    **dict.fromkeys(["delegating", "prompts", "layers", "formats", "tokenizer", "catalog", "chats"], 1),
+    **dict.fromkeys(
+        ["delegating", "prompts", "layers", "formats", "tokenizer", "catalog", "chats", "pictures"], 1
+    ),
     **dict.fromkeys(["store", "models", "advisor"], 2),
     "engine": 3,
     **dict.fromkeys(["local", "remote", "providers", "fake", "choosing"], 4),
