@@ -2,8 +2,9 @@
 
 Run in an environment with torch, transformers, Freehold and gguf's dependencies:
 `python -m tests.vectors.convert LLAMA_CPP OUT [FAMILY ...]`, where LLAMA_CPP is the folder with convert_hf_to_gguf.py
-(the source distribution of llama-cpp-python carries it in vendor/llama.cpp). One process a model, as the converter
-keeps state in its classes. check_families.py reads OUT.
+(the source distribution of llama-cpp-python carries it in vendor/llama.cpp). One process a file, as the converter
+keeps state in its classes. Of a model that sees, its tower becomes OUT/mmproj-FAMILY.gguf. check_families.py and
+check_towers.py read OUT.
 """
 
 from __future__ import annotations
@@ -49,6 +50,37 @@ def convert(family: str, out: Path) -> None:
         kind(path, gguf.LlamaFileType.ALL_F32, out / f"{family}.gguf", eager=True).write()
 
 
+def convert_tower(name: str, out: Path) -> None:
+    """Convert the tower of one model that sees to out/mmproj-NAME.gguf."""
+    import conversion  # pyright: ignore[reportMissingImports]
+    import gguf
+    import torch  # pyright: ignore[reportMissingImports]
+    from conversion import ModelBase, ModelType  # pyright: ignore[reportMissingImports]
+
+    from freehold.models.tiny import make
+
+    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+        tiny = make.config(name)
+        path = make.write_safetensors(tiny, Path(folder))
+        tensors = {_older_name(key): value for key, value in make.hf_tensors(tiny).items()}
+        (path / "model.safetensors").write_bytes(make.safetensors_bytes(tensors, "BF16"))
+        architecture = conversion.get_model_architecture(
+            ModelBase.load_hparams(path, False), ModelType.MMPROJ
+        )
+        kind = conversion.get_model_class(architecture, mmproj=True)
+        kind(path, gguf.LlamaFileType.ALL_F32, out / f"mmproj-{name}.gguf", eager=True).write()
+
+
+def _older_name(name: str) -> str:
+    """Return what hubs call a tensor of a tower that transformers has renamed since."""
+    inner = name.removeprefix("model.")
+    if inner.startswith(
+        ("vision_tower.embeddings.", "vision_tower.encoder.", "vision_tower.post_layernorm.")
+    ):
+        return inner.replace("vision_tower.", "vision_tower.vision_model.")
+    return inner if inner.startswith(("vision_tower.", "multi_modal_projector.")) else name
+
+
 def _as_published(config: dict[str, Any]) -> dict[str, Any]:
     name = config["architectures"][0]
     config["architectures"] = [PUBLISHED.get(name, name)]
@@ -63,22 +95,25 @@ def _as_published(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Convert each family in a process of its own; print those that the converter refuses."""
+    """Convert each file in a process of its own; print those that the converter refuses."""
     source, out, *names = sys.argv[1:]
+    from freehold.models.tiny import make
+    from tests.vectors import weights  # before the converter's own tests are found first
+
     sys.path[:0] = [f"{source}/gguf-py", source]
     Path(out).mkdir(parents=True, exist_ok=True)
-    from tests.vectors import weights
-
-    for family in names or weights.FAMILIES:
-        child = os.fork()
-        if not child:
-            try:
-                convert(family, Path(out))
-                os._exit(0)
-            except BaseException as error:
-                print(f"{family:24} {type(error).__name__}: {error}", flush=True)
-                os._exit(1)
-        os.waitpid(child, 0)
+    for family in names or make.names():
+        tasks = [convert] if family in weights.FAMILIES else []
+        for task in [*tasks, convert_tower] if make.config(family).sees else tasks:
+            child = os.fork()
+            if not child:
+                try:
+                    task(family, Path(out))
+                    os._exit(0)
+                except BaseException as error:
+                    print(f"{family:24} {type(error).__name__}: {error}", flush=True)
+                    os._exit(1)
+            os.waitpid(child, 0)
     return 0
 
 

@@ -84,6 +84,8 @@ def older_keys(config: dict[str, Any]) -> dict[str, Any]:
     )
     if config.get("model_type") == "gemma4_text":  # newer than the older keys
         return config
+    if "text_config" in config:
+        return config | {"text_config": older_keys(config["text_config"])}
     rope = config.pop("rope_parameters", None)
     if rope is None:
         return config

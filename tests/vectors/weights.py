@@ -6,6 +6,7 @@ Path: FAMILIES[name] -> files.py writes it, make.py runs it through transformers
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -14,7 +15,16 @@ from freehold.models.tiny.make import VOCAB, TinyConfig
 
 LENGTH = 48  # tokens of a golden sequence; longer than every sliding window in use
 PREFILL = 20  # tokens of the first call in the second path; the others follow one by one
-FAMILIES: dict[str, TinyConfig] = {name: make.config(name) for name in make.names()}
+_ALL = {name: make.config(name) for name in make.names()}
+# Models of text alone, and those whose text half no other model has.
+_OWN_TEXT_HALF = ("qwen3_vl", "qwen3_vl_moe")
+FAMILIES: dict[str, TinyConfig] = {
+    name: tiny for name, tiny in _ALL.items() if not tiny.sees or name in _OWN_TEXT_HALF
+}
+# Those of towers/qwen3vl.py, see pictures.py; other towers have makers of their own.
+SEEING: dict[str, TinyConfig] = {
+    name: tiny for name, tiny in _ALL.items() if tiny.mmproj.get("clip.projector_type") == "qwen3vl_merger"
+}
 
 
 def tensors(name: str) -> dict[str, np.ndarray]:
@@ -24,8 +34,13 @@ def tensors(name: str) -> dict[str, np.ndarray]:
 
 def digest(name: str) -> int:
     """Sum up the family's weights as a CRC-32, so that a drifted generator is not taken for a wrong engine."""
+    return checksum(tensors(name))
+
+
+def checksum(tensors: Mapping[str, np.ndarray]) -> int:
+    """Sum up tensors as a CRC-32, by name."""
     crc = 0
-    for key, value in sorted(tensors(name).items()):
+    for key, value in sorted(tensors.items()):
         crc = zlib.crc32(key.encode() + value.astype("<f4").tobytes(), crc)
     return crc
 

@@ -289,6 +289,11 @@ class Family:
     wrappers: tuple[str, ...] = ()  # classes of text and pictures whose `text_config` may be one of it
     names: Mapping[str, str] = field(default_factory=dict)  # of modules that files call otherwise than parts
     encoder: bool = False  # makes embeddings of whole texts, and no token
+    towers: tuple[
+        str, ...
+    ] = ()  # names of the towers (models/towers) whose features it reads in place of words
+    both: bool = False  # rows of a picture see each other in some layers
+    feature_width: Callable[[Any], int] = lambda cfg: cfg.hidden  # of a row of them; config -> columns
     hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
     tied_note: str = ""  # what a GGUF without a head of its own has lost
     left_out: tuple[Rule, ...] = ()  # tensors of a safetensors that are not computed, and what to say
@@ -316,8 +321,12 @@ class Family:
 # --- tensors of a file that are left out, with a note: a family's own, and towers of pictures -------
 
 _OTHER_HALVES = re.compile(
-    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision|embed_audio)\..*"
+    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|connector|audio_tower|embed_vision|embed_audio)"
+    r"\..*"
 )
+_TEXT_HALF = re.compile(r"model\.(language|text)_model\.")
+
+TEXT_ALONE = "the vision parts of this model are left out; it reads text only"
 
 T = TypeVar("T")
 Rule: TypeAlias = tuple[str, str]  # a regular expression that names begin with, and what to say
@@ -336,7 +345,7 @@ def leave_out(tensors: Mapping[str, T], rules: Iterable[Rule]) -> tuple[dict[str
 
 def plain_name(name: str) -> str:
     """Return what a tensor of a multimodal model's text half is called in a model of text alone."""
-    return name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
+    return _TEXT_HALF.sub("model.", name.removeprefix("language_model."), count=1)
 
 
 def text_half(tensors: Mapping[str, T], notes: tuple[str, ...]) -> tuple[dict[str, T], tuple[str, ...]]:
@@ -348,5 +357,4 @@ def text_half(tensors: Mapping[str, T], notes: tuple[str, ...]) -> tuple[dict[st
         if (plain := plain_name(name)) in out:
             raise BadModelFile(f"tensor {plain} occurs twice, in the text half and beside it")
         out[plain] = tensor
-    note = "the vision parts of this model are left out; it reads text only"
-    return out, (*notes, note) if len(out) < len(tensors) else notes
+    return out, (*notes, TEXT_ALONE) if len(out) < len(tensors) else notes

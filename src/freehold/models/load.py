@@ -18,6 +18,7 @@ from freehold.formats import ModelFile, open_model_file
 from freehold.layers import LayerSpec
 from freehold.machine import available_bytes, default_threads, show_bytes
 from freehold.models.binding.bind import Source, assemble, read_source
+from freehold.models.config.rope import RopeTable
 from freehold.models.family import Family, Network, NetworkWeights
 from freehold.models.packing.packer import Packer, Progress, Rounding, forecast, packed_sizes, rounded_types
 from freehold.models.packing.packs import Pack
@@ -156,7 +157,7 @@ def load_model(
         rounded = rounded_types(read, rounding) if rounding else {}
         packer = Packer(pool, read, rounded, packed or {}, progress)
         notes = _check_memory(read, opened, rounded, packed or {}, paging)
-        weights = assemble(read, packer.matrix, lambda t: native.Rope(t.inv_freq, t.factor, t.adjacent))
+        weights = assemble(read, packer.matrix, native_rope)
         opened.check_whole()
         type_bytes = Counter[str]()
         for tensor in read.matrices():
@@ -178,6 +179,11 @@ def load_model(
         digest=digest,
         pack=packed if isinstance(packed, Pack) else None,
     )
+
+
+def native_rope(table: RopeTable) -> native.Rope:
+    """Hand a table to the kernels."""
+    return native.Rope(table.inv_freq, table.factor, table.adjacent, table.axes)
 
 
 def _check_memory(

@@ -28,23 +28,19 @@ from freehold.models.config.rope import Divisors, RopeSpec, RopeTable
 from freehold.models.families import naming, registered
 from freehold.models.family import Family, Network, NetworkWeights, RopeChoice, leave_out, renamed, text_half
 
-# Keys of a wrapper that count for its text half where that does not state them.
-_SHARED_KEYS = ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config")
+# Keys of a wrapper that count for its text half where that does not state them; of a tower some halves read how many
+# layers have features of their own.
+_SHARED_KEYS = ("tie_word_embeddings", "torch_dtype", "dtype", "quantization_config", "vision_config")
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A model file whose family and config are known and whose tensors are bound to the declared weights."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundFile:
+    """A file whose tensors are bound to the declared weights: a model's, or a tower's."""
 
     path: Path
     name: str
-    family: Family
-    cfg: Any  # the family's config
-    network: Network
     ends: Mapping[str, Bound]  # by the declaration's key
     layers: tuple[Mapping[str, Bound], ...]
-    divisors: Mapping[str, Held]  # of rope frequencies, as rope.Divisors names them
-    tokens: int  # ids below are the tokenizer's; rows from there on are padding
     gguf: bool
     notes: tuple[str, ...]  # what the user should know, such as parts left out
 
@@ -83,6 +79,17 @@ class Source:
         """
         wide = (b.tensor for b in self._bound() if b.spec.wide)
         return frozenset(t.name for t in wide if t.type in FLOATS and t.shape[1] % native.WIDE_UNIT == 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source(BoundFile):
+    """A model file whose family and config are known and whose tensors are bound to the declared weights."""
+
+    family: Family
+    cfg: Any  # the family's config
+    network: Network
+    divisors: Mapping[str, Held]  # of rope frequencies, as rope.Divisors names them
+    tokens: int  # ids below are the tokenizer's; rows from there on are padding
 
 
 # --- what the file says ----------------------------------------------------------------------------
@@ -266,7 +273,17 @@ def _bound(
     divisors = binder.take_divisors(any(rope and rope.scaling == "longrope" for rope in ropes))
     binder.refuse_rest()
     return Source(
-        path, name, family, cfg, network, ends, layers, divisors, tokens, binder.gguf, (*notes, *cfg.notes)
+        path=path,
+        name=name,
+        ends=ends,
+        layers=layers,
+        gguf=binder.gguf,
+        notes=(*notes, *cfg.notes),
+        family=family,
+        cfg=cfg,
+        network=network,
+        divisors=divisors,
+        tokens=tokens,
     )
 
 
@@ -284,17 +301,20 @@ def assemble(
         return RopeChoice(short, long, spec.original)
 
     ropes = {spec: turn(spec) for spec in specs if spec is not None}
+    plain = filled(source, matrix)
+    layers = zip(source.network.layers, plain.layers, strict=True)
+    turned = (dict(w) | {"rope": ropes[layer.rope] if layer.rope else None} for layer, w in layers)
+    return NetworkWeights(plain.ends, tuple(turned))
+
+
+def filled(source: BoundFile, matrix: Callable[[Stored], Any]) -> NetworkWeights:
+    """Give each declared weight its value: matrices through `matrix`, vectors as float32; layers have no rope yet."""
 
     def value(b: Bound) -> Any:
         offset = np.float32(0.0 if source.gguf else b.spec.hf_offset)
         return matrix(b.tensor) if b.is_matrix else b.tensor.numpy().reshape(-1) + offset
 
-    def filled(bound: Mapping[str, Bound]) -> dict[str, Any]:
-        return {key: value(b) for key, b in bound.items()}
-
-    ends, layers = filled(source.ends), []
-    for layer, bound in zip(source.network.layers, source.layers, strict=True):
-        layers.append(filled(bound) | {"rope": ropes[layer.rope] if layer.rope else None})
+    ends, *layers = ({key: value(b) for key, b in bound.items()} for bound in (source.ends, *source.layers))
     return NetworkWeights(ends, tuple(layers))
 
 

@@ -17,6 +17,7 @@ from freehold.models.binding.stored import ExpertStack, Held, Joined, RowCut, St
 from freehold.models.family import Cut, TensorSpec
 
 GGUF_LAYERS = "blk"
+GGUF_TOWER_LAYERS = "v.blk"  # of a tower, which a GGUF of its own holds
 FLOATS = (QuantType.F32, QuantType.F16, QuantType.BF16, QuantType.F64)
 
 _DIVISORS = {
@@ -24,8 +25,10 @@ _DIVISORS = {
     "short": "rope_factors_short.weight",
     "long": "rope_factors_long.weight",
 }
-# Stored tables of what the config already says; every reader computes them afresh.
-_DERIVED = re.compile(r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight|embeddings\.position_ids)")
+# Stored tables of what the config already says, which every reader computes afresh, and a copy of a text model's row.
+_DERIVED = re.compile(
+    r"(.*\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd\.weight|embeddings\.position_ids|v\.token_embd\.img_break)"
+)
 
 
 class Bound(NamedTuple):
@@ -44,7 +47,7 @@ class Binder:
     """Takes tensors by declared name, checks shapes, and knows which ones no declaration took."""
 
     def __init__(self, tensors: Mapping[str, Held], layers: str) -> None:
-        self.gguf = layers == GGUF_LAYERS
+        self.gguf = layers in (GGUF_LAYERS, GGUF_TOWER_LAYERS)
         self._tensors = tensors
         self._taken: set[str] = set()
         self._layers = layers
@@ -54,7 +57,7 @@ class Binder:
         prefix = "" if layer is None else f"{self._layers}.{layer}."
         bound: dict[str, Bound] = {}
         for key, spec in specs.items():
-            names = spec.gguf if self.gguf else spec.hf
+            names = self._fitting(prefix, spec, spec.gguf if self.gguf else spec.hf)
             tensor = next(filter(None, (self._find(prefix, name, key, spec) for name in names)), None)
             if tensor is not None:
                 bound[key] = Bound(spec, _checked(tensor, spec))
@@ -71,6 +74,19 @@ class Binder:
                 there = bound[spec.beside].tensor.name
                 raise BadModelFile(f"tensor {prefix}{name} is missing; the file has {there}")
         return bound
+
+    def _fitting(self, prefix: str, spec: TensorSpec, names: tuple[str | Cut, ...]) -> tuple[str | Cut, ...]:
+        """Leave out names whose tensors have other shapes than they are declared with, where another's has its own."""
+
+        def fits(name: str | Cut) -> bool | None:
+            stored, shape = (name, spec.shape) if isinstance(name, str) else (name.name, name.shape)
+            tensor = self._tensors.get(prefix + stored) if isinstance(stored, str) else None
+            return None if tensor is None else tensor.shape == shape
+
+        known = [fits(name) for name in names] if len(names) > 1 else []
+        if True not in known:
+            return names
+        return tuple(name for name, fit in zip(names, known, strict=True) if fit is not False)
 
     def _find(self, prefix: str, name: str | Cut, key: str, spec: TensorSpec) -> Stored | None:
         if isinstance(name, str):

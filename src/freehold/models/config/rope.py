@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_CONTEXT, MAX_WIDTH, Fields
 
 F32 = NDArray[np.float32]
+Sections: TypeAlias = tuple[int, int, int]  # pairs that turn by time, by row and by column
 Scaling = Literal["default", "linear", "llama3", "yarn", "longrope"]
 SCALINGS: tuple[Scaling, ...] = ("default", "linear", "llama3", "yarn", "longrope")
 
@@ -29,11 +30,16 @@ MAX_FACTOR = 1e6
 
 @dataclass(frozen=True, slots=True)
 class RopeTable:
-    """angle = position * inv_freq[i]; cosine and sine times `factor`; pairs adjacent or halves."""
+    """angle = position * inv_freq[i]; cosine and sine times `factor`; pairs adjacent or halves.
+
+    `axes`: which of a row's three places (0 time, 1 row, 2 column) is the position of each pair, where a step has
+    places; None: each row has one position.
+    """
 
     inv_freq: F32  # [rotated width / 2]
     factor: float
     adjacent: bool
+    axes: NDArray[np.uint8] | None = None  # [rotated width / 2]
 
 
 class Divisors(NamedTuple):
@@ -67,6 +73,8 @@ class RopeSpec:
     truncate: bool = True
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
+    sections: Sections | tuple[()] = ()  # of rows of pictures; empty: every pair turns by the position
+    interleaved: bool = False  # pairs of the three sections take turns; else sections lie one after another
 
     def table(self, divisors: Divisors = NO_DIVISORS, *, long: bool = False) -> RopeTable:
         """Compute the table; `long`: longrope's for a context beyond the original one."""
@@ -83,7 +91,18 @@ class RopeSpec:
             freq = freq / checked_divisors("rope_freqs.weight", divisors.always, self.width // 2)
         if self.turning >= 0:
             freq[self.turning :] = 0.0
-        return RopeTable(freq.astype(np.float32), self._attention_factor(), self.adjacent)
+        return RopeTable(freq.astype(np.float32), self._attention_factor(), self.adjacent, self._axes())
+
+    def _axes(self) -> NDArray[np.uint8] | None:
+        """Give each pair its axis. Interleaved, pairs that no section reaches turn by time."""
+        if not self.sections:
+            return None
+        if not self.interleaved:
+            return np.repeat(np.arange(3, dtype=np.uint8), self.sections)
+        axes = np.zeros(self.width // 2, np.uint8)
+        for axis in (1, 2):
+            axes[axis : 3 * self.sections[axis] : 3] = axis
+        return axes
 
     def _longrope(self, divisors: Divisors, long: bool) -> NDArray[np.float64]:
         """Return the divisors of this side; a GGUF without any was never extended."""
@@ -166,6 +185,34 @@ def rope_from_hf(
     if section is not None:  # Phi-3 states the original context outside of it
         section = Fields({ORIGINAL: config.get(ORIGINAL), **section.values})
     return hf_rope_section(section, head_dim=head_dim, context=context, base=theta, partial=partial)
+
+
+def gguf_sections(meta: Fields, rope: RopeSpec, assumed: Sections, *, interleaved: bool) -> RopeSpec:
+    """Return the rope with the sections that a GGUF states, or else `assumed`."""
+    return _sectioned(rope, meta, "rope.dimension_sections", assumed, interleaved)
+
+
+def hf_sections(config: Fields, rope: RopeSpec, assumed: Sections, *, interleaved: bool) -> RopeSpec:
+    """Return the rope with the sections that a config.json states, or else `assumed`."""
+    section = config.section("rope_parameters") or config.section("rope_scaling") or Fields({})
+    return _sectioned(rope, section, "mrope_section", assumed, interleaved)
+
+
+def _sectioned(rope: RopeSpec, fields: Fields, key: str, assumed: Sections, interleaved: bool) -> RopeSpec:
+    """Read three numbers of pairs, which cover what turns; a GGUF's fourth is 0."""
+    stated = fields.get(key)
+    counts = stated.tolist() if isinstance(stated, np.ndarray) else stated
+    if counts is None:
+        return replace(rope, sections=assumed, interleaved=interleaved)
+    if not isinstance(counts, list) or any(type(n) is not int or n < 0 for n in counts):
+        raise BadModelFile(f"{fields.name(key)} is {str(counts)[:60]}; expected a list of numbers of pairs")
+    if 2 * sum(counts) != rope.width:
+        raise BadModelFile(
+            f"{fields.name(key)} is {str(counts)[:60]}; expected {rope.width // 2} pairs together"
+        )
+    if len(counts) < 3 or any(counts[3:]):
+        raise UnsupportedModel(f"{fields.name(key)} is {str(counts)[:60]}; expected time, row and column")
+    return replace(rope, sections=(counts[0], counts[1], counts[2]), interleaved=interleaved)
 
 
 def state_rope(config: Fields) -> None:

@@ -93,6 +93,7 @@ def layer(cfg: GemmaSizes, i: int) -> tuple[LayerPart, ...]:
         qk_norm="head",
         norm=NORM,
         post_norm="post_attention_layernorm",
+        both=True,
     )
     before, after = "pre_feedforward_layernorm", "post_feedforward_layernorm"
     return attention, GatedMlp.of(cfg, i, act="gelu", norm=NORM, norm_name=before, post_norm=after)
@@ -113,4 +114,6 @@ FAMILY = Family(
     parts=(Attention, GatedMlp),
     layer=layer,
     ends=ends,
+    both=True,
+    towers=("gemma3",),
 )

@@ -190,7 +190,8 @@ class InputEnds(DecoderEnds):
         """Return all layers' embeddings of the tokens."""
         if not self.width:
             return {}
-        tokens = ops.embed(w["inputs_embed"], self.width**0.5, 0 if self.rows else -1)
+        rows = 0 if self.rows else -1
+        tokens = ops.embed(w["inputs_embed"], self.width**0.5, rows, pictures=False)
         (own,) = ops.linear(x, (w["inputs_project"],), (None,))
         ops.scale(own, self.hidden**-0.5)
         own = ops.norm(own, w["inputs_norm"], self.eps)

@@ -38,10 +38,16 @@ FAMILY = Family(
     gguf_architecture="llama",
     hf_classes=("LlamaForCausalLM", "MistralForCausalLM", "MinistralForCausalLM"),
     model_types=("mistral", "ministral"),
-    wrappers=("Mistral3ForConditionalGeneration",),
+    wrappers=(
+        "Mistral3ForConditionalGeneration",
+        "LlavaForConditionalGeneration",
+        "SmolVLMForConditionalGeneration",
+        "Idefics3ForConditionalGeneration",
+    ),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
     layer=lambda cfg, i: (Attention.of(cfg, i, bias="any", gguf_pairs=True), GatedMlp.of(cfg, i)),
     ends=DecoderEnds.of,
+    towers=("smolvlm", "pixtral"),
 )

@@ -61,4 +61,5 @@ FAMILY = Family(
     parts=(Attention, GatedMlp),
     layer=layer,
     ends=DecoderEnds.of,
+    towers=("pixtral",),
 )

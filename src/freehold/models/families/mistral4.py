@@ -54,4 +54,5 @@ FAMILY = Family(
     parts=(LatentAttention, GatedMlp, Moe),
     layer=lambda cfg, i: (LatentAttention.of(cfg, i), mlp_or_experts(cfg, i, NAMES)),
     ends=DecoderEnds.of,
+    towers=("pixtral",),
 )

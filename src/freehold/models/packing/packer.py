@@ -23,7 +23,7 @@ from freehold import _native as native
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import QuantType, dequantize, has_codes, split_codes
 from freehold.machine import show_bytes
-from freehold.models.binding.bind import Source
+from freehold.models.binding.bind import BoundFile, Source
 from freehold.models.binding.binder import FLOATS
 from freehold.models.binding.stored import Stored, Taken
 from freehold.platforms import forget_cached
@@ -37,7 +37,7 @@ class Packer:
     def __init__(
         self,
         threads: native.Threads,
-        source: Source,
+        source: BoundFile,
         rounded: Mapping[str, str],
         packed: Mapping[str, native.Matrix],
         progress: Progress | None,
@@ -103,7 +103,7 @@ def _flat(tensor: Stored) -> tuple[int, int]:
     return math.prod(tensor.shape[:-1]), tensor.shape[-1]
 
 
-def packed_sizes(source: Source, rounded: Mapping[str, str] = MappingProxyType({})) -> dict[str, int]:
+def packed_sizes(source: BoundFile, rounded: Mapping[str, str] = MappingProxyType({})) -> dict[str, int]:
     """Estimate the bytes of each matrix's panels, by tensor name, from the types' packed widths."""
     bits = {name: packed for name, _, _, _, packed in native.type_routes()}
     codes = 8 + 32 / 16  # an int8 code, and a float32 scale for sixteen
@@ -204,6 +204,16 @@ def rounded_types(source: Source, rounding: Rounding) -> dict[str, str]:
         raise UnsupportedModel(
             f"{source.name} is an embedding model, which keeps its float weights", "leave out --quant"
         )
+    rounded = rounded_floats(source, rounding)
+    if not rounded:
+        raise UnsupportedModel(
+            f"{source.name} holds no float matrices; its weights are quantised", "leave out --quant"
+        )
+    return rounded
+
+
+def rounded_floats(source: BoundFile, rounding: Rounding) -> dict[str, str]:
+    """Return the type of each float matrix that is rounded, by tensor name; none where all are quantised."""
     rounded: dict[str, str] = {}
     for key, (spec, tensor) in source.matrices_by_key():
         if spec.floats or tensor.type not in FLOATS:
@@ -212,10 +222,6 @@ def rounded_types(source: Source, rounding: Rounding) -> dict[str, str]:
         type = type if tensor.shape[-1] % WIDE_BLOCK == 0 else ROUNDINGS["q8"]
         if tensor.shape[-1] % NARROW_BLOCK == 0:
             rounded[tensor.name] = max(type, rounded.get(tensor.name, type), key=BITS.__getitem__)
-    if not rounded:
-        raise UnsupportedModel(
-            f"{source.name} holds no float matrices; its weights are quantised", "leave out --quant"
-        )
     return rounded
 
 

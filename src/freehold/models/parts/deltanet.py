@@ -270,9 +270,6 @@ class HybridSizes(Sizes):
 def gguf_hybrid(meta: Fields, vocab: int) -> dict[str, Any]:
     """Read a GGUF's keys as arguments for HybridSizes."""
     sizes = gguf_sizes(meta, vocab, adjacent=False)
-    sections = meta.get("rope.dimension_sections")
-    if sections is not None:
-        check_sections(meta, "rope.dimension_sections", sections, sizes["rope"].width)
     return sizes | {"delta": gguf_delta(meta), "recurrent": _gguf_layers(meta, len(sizes["heads"]))}
 
 
@@ -295,10 +292,6 @@ def hf_hybrid(config: Fields, linear: dict[str, int] | None = None, **assumed: A
     config.refuse("attention_bias", "a bias on attention")
     config.require("hidden_act", ("silu",), "silu")
     sizes = hf_decoder(config, **assumed)
-    rope = config.section("rope_parameters") or config.section("rope_scaling")
-    sections = rope.get("mrope_section") if rope else None
-    if rope and sections is not None:
-        check_sections(rope, "mrope_section", sections, sizes["rope"].width)
     layers = len(sizes["heads"])
     recurrent = recurrent_types(config, layers)
     if recurrent is None:
@@ -314,12 +307,3 @@ def recurrent_types(config: Fields, layers: int) -> tuple[bool, ...] | None:
         if kind not in ("linear_attention", "full_attention"):
             raise UnsupportedModel(f"layer_types names {kind!r}; supported: linear_attention, full_attention")
     return None if kinds is None else tuple(kind == "linear_attention" for kind in kinds)
-
-
-def check_sections(fields: Fields, key: str, sections: object, width: int) -> None:
-    """Raise unless the sections of time, height and width cover what turns; for text all are the position."""
-    counts = sections.tolist() if isinstance(sections, np.ndarray) else sections
-    if not isinstance(counts, list) or any(type(n) is not int for n in counts):
-        raise BadModelFile(f"{fields.name(key)} is {str(sections)[:60]}; expected a list of numbers of pairs")
-    if 2 * sum(counts) != width:
-        raise BadModelFile(f"{fields.name(key)} is {str(counts)[:60]}; expected {width // 2} pairs together")

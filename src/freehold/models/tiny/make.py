@@ -22,15 +22,29 @@ from numpy.typing import NDArray
 from freehold.config import suggestion
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats import QuantType, open_model_file
+from freehold.formats.fields import Fields
 from freehold.formats.gguf import DEFAULT_ALIGNMENT
 from freehold.formats.gguf_writer import TensorPlan, gguf_header
 from freehold.models.binding.bind import Source, family_of, gguf_family, read_source
 from freehold.models.family import Cut, Family, TensorSpec, renamed
+from freehold.models.towers import of_model_type
 
 F32 = NDArray[np.float32]
+Shape = tuple[int, ...]
 # From a GGUF tensor's name and values to its type and bytes.
 Encode = Callable[[str, F32], tuple[QuantType, bytes]]
 _CONFIGS = files("freehold.models.tiny") / "configs"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureMarks:
+    """What a model that sees has beside words: tokens in place of the last ones, and its template's for a picture."""
+
+    tokens: tuple[str, ...] = ()
+    picture: str = ""
+
+
+NO_MARKS = PictureMarks()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +61,23 @@ class TinyConfig:
     names: dict[str, int] = field(default_factory=dict)  # which of a key's names safetensors have; else 0
     shapes: dict[str, list[int]] = field(default_factory=dict)  # of stored vectors with more dimensions
     beside: dict[str, list[int]] = field(default_factory=dict)  # shapes of tensors that no part declares
+    preprocessor: dict[str, Any] = field(default_factory=dict)  # its preprocessor_config.json, if it sees
+    mmproj: dict[str, Any] = field(default_factory=dict)  # keys of the GGUF of its tower
+    marks: tuple[str, ...] = ()  # tokens that its config.json names, if it sees; else Qwen's
+    picture: str = ""  # what its chat template writes for a picture; else as Qwen's
+    text_half: str = "language_model"  # what a wrapper of text and pictures calls it
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has a tower, for pictures."""
+        return bool(self.preprocessor)
+
+    @property
+    def picture_marks(self) -> PictureMarks:
+        """What it has beside words."""
+        if not self.sees:
+            return NO_MARKS
+        return PictureMarks(self.marks, self.picture) if self.marks else QWEN_MARKS
 
     @property
     def architecture(self) -> str:
@@ -72,7 +103,8 @@ def config(name: str, seed: int | None = None) -> TinyConfig:
         hint = suggestion(name, names(), "freehold make-tiny --list shows all")
         raise UsageError(f"there is no tiny configuration {name!r}", hint)
     read = json.loads((_CONFIGS / f"{name}.json").read_text(encoding="utf-8"))
-    read |= {"optional": tuple(read.get("optional", ()))} | ({} if seed is None else {"seed": seed})
+    read |= {key: tuple(read.get(key, ())) for key in ("optional", "marks")}
+    read |= {} if seed is None else {"seed": seed}
     return TinyConfig(name=name, **read)
 
 
@@ -85,8 +117,10 @@ def write_safetensors(tiny: TinyConfig, folder: Path, *, dtype: str = "F32") -> 
     named = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype]
     _write_json(folder / "config.json", tiny.hf | {"torch_dtype": named})
     _write_json(folder / "generation_config.json", generation_config())
-    _write_json(folder / "tokenizer.json", tokenizer_json())
-    _write_json(folder / "tokenizer_config.json", tokenizer_config())
+    _write_json(folder / "tokenizer.json", tokenizer_json(tiny.picture_marks))
+    _write_json(folder / "tokenizer_config.json", tokenizer_config(tiny.picture_marks))
+    if tiny.sees:
+        _write_json(folder / "preprocessor_config.json", tiny.preprocessor)
     (folder / "model.safetensors").write_bytes(safetensors_bytes(hf_tensors(tiny), dtype))
     return folder
 
@@ -97,13 +131,21 @@ def hf_tensors(tiny: TinyConfig) -> dict[str, F32]:
     for prefix, key, spec in declared(tiny):
         if not spec.hf or ((spec.optional or spec.default) and key not in tiny.optional):
             continue
-        for name, shape in _stored(spec.hf[tiny.names.get(key, 0)], spec.shape):
-            shape = tuple(tiny.shapes.get(name, shape))
-            if prefix + name not in tensors:
+        for stored, shape in _stored(spec.hf[tiny.names.get(key, 0)], spec.shape):
+            shape = tuple(tiny.shapes.get(stored, shape))
+            name = _of_text(tiny, prefix + stored)
+            if name not in tensors:
                 centred = spec.hf_offset != 0.0
-                tensors[prefix + name] = tensor(tiny.seed, prefix + name, shape, zero_centred=centred)
-            assert tensors[prefix + name].shape == shape, f"{prefix + name} is declared with two shapes"
-    return tensors | {name: tensor(tiny.seed, name, tuple(shape)) for name, shape in tiny.beside.items()}
+                tensors[name] = tensor(tiny.seed, name, shape, zero_centred=centred)
+            assert tensors[name].shape == shape, f"{name} is declared with two shapes"
+    tensors |= {name: tensor(tiny.seed, name, tuple(shape)) for name, shape in tiny.beside.items()}
+    return tensors | tower_tensors(tiny)
+
+
+def _of_text(tiny: TinyConfig, name: str) -> str:
+    """Return what a wrapper of text and pictures calls a tensor of its text half; plain_name is the way back."""
+    inner = name.removeprefix("model.")
+    return f"model.{tiny.text_half}.{inner}" if tiny.sees and inner != name else name
 
 
 def declared(tiny: TinyConfig) -> Iterator[tuple[str, str, TensorSpec]]:
@@ -136,6 +178,64 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
+# --- the tower of a model that sees: tensors beside its text half's, or a GGUF of its own ---------------
+
+
+def tower_tensors(tiny: TinyConfig) -> dict[str, F32]:
+    """Draw every tensor of the tower that a safetensors model stores, by its published name; none without one."""
+    tensors: dict[str, F32] = {}
+    for name, shape, _, _, spec in _of_tower(tiny):
+        if name not in tensors:
+            tensors[name] = tensor(tiny.seed, name, shape, zero_centred=spec.hf_offset != 0.0)
+        assert tensors[name].shape == shape, f"{name} is declared with two shapes"
+    return tensors
+
+
+def _of_tower(tiny: TinyConfig) -> Iterator[tuple[str, Shape, tuple[str, ...], Shape, TensorSpec]]:
+    """Yield name and shape of what safetensors store of each declared weight, what a GGUF stores, and the weight."""
+    tower = of_model_type(tiny.hf["model_type"]) if tiny.sees else None
+    if tower is None:
+        return
+    cfg = tower.config_from_hf(Fields(tiny.hf), Fields(tiny.preprocessor))
+    for hf_prefix, gguf_prefix, _, spec in tower.declared(cfg):
+        (name, shape), *others = _stored(spec.hf[0], spec.shape)
+        assert not others, f"{name}: a tower's weights are not stored in pieces"
+        pieces = list(_stored(spec.gguf[0], spec.shape))
+        names = tuple(gguf_prefix + piece for piece, _ in pieces)
+        yield f"model.{hf_prefix}{name}", shape, names, pieces[0][1], spec
+
+
+def write_mmproj(tiny: TinyConfig, path: Path, *, encode: Encode | None = None) -> Path:
+    """Write the tower as a GGUF; `encode` chooses each tensor's type, float32 unless given.
+
+    Raises UnsupportedModel for a configuration without one.
+    """
+    if not tiny.mmproj:
+        raise UnsupportedModel(
+            f"{tiny.name} has no tower", "freehold make-tiny qwen3_vl makes a model with one"
+        )
+    path.write_bytes(gguf_bytes(tiny.mmproj | _about(tiny), _encoded(mmproj_tensors(tiny), encode)))
+    return path
+
+
+def mmproj_tensors(tiny: TinyConfig) -> dict[str, F32]:
+    """Give every tensor that a GGUF of the tower stores, float32, by name: those of safetensors, renamed.
+
+    Where a GGUF holds one in several, they are its slices along the axis that they lack: frames of a convolution.
+    """
+    stored = tower_tensors(tiny)
+    tensors: dict[str, F32] = {}
+    for name, shape, names, piece, spec in _of_tower(tiny):
+        if len(names) == 1:
+            values = stored[name].reshape(piece) + np.float32(spec.hf_offset)
+            tensors[names[0]] = in_gguf_order(values, spec.head)
+            continue
+        (axis,) = (i for i in range(len(shape)) if shape[:i] + shape[i + 1 :] == piece)
+        slices = np.moveaxis(stored[name], axis, 0)
+        tensors |= dict(zip(names, map(np.ascontiguousarray, slices), strict=True))
+    return tensors
+
+
 # --- GGUF ------------------------------------------------------------------------------------------------
 
 
@@ -146,15 +246,22 @@ def write_gguf(
 
     Raises UnsupportedModel for a configuration that a GGUF cannot express.
     """
-    encode = encode or (lambda _name, values: (QuantType.F32, values.tobytes()))
-    tensors = {}
-    for name, value in gguf_tensors(tiny).items():
-        kind, raw = encode(name, value)
-        tensors[name] = kind, value.shape, raw
-    about = {"general.name": f"tiny random {tiny.name}", "general.file_type": 0}
-    written = tiny.gguf | about | gguf_keys() | dict(keys or {})
-    path.write_bytes(gguf_bytes(written, tensors))
+    written = tiny.gguf | _about(tiny) | gguf_keys(tiny.picture_marks) | dict(keys or {})
+    path.write_bytes(gguf_bytes(written, _encoded(gguf_tensors(tiny), encode)))
     return path
+
+
+def _about(tiny: TinyConfig) -> dict[str, Any]:
+    return {"general.name": f"tiny random {tiny.name}", "general.file_type": 0}
+
+
+def _encoded(tensors: Mapping[str, F32], encode: Encode | None) -> dict[str, tuple[QuantType, Shape, bytes]]:
+    encode = encode or (lambda _name, values: (QuantType.F32, values.tobytes()))
+    out = {}
+    for name, value in tensors.items():
+        kind, raw = encode(name, value)
+        out[name] = kind, value.shape, raw
+    return out
 
 
 def gguf_tensors(tiny: TinyConfig) -> dict[str, F32]:
@@ -262,6 +369,8 @@ def tensor(
     if len(shape) == 1 or "norm" in name:
         mean, deviation = _ONES
         return _on_grid(deviation * noise + (0.0 if zero_centred else mean))
+    if len(shape) > 3:  # a convolution over pixels is a matrix, whose rows are all that an output is made of
+        return _matrix(noise.reshape(shape[0], -1)).reshape(shape)
     return _matrix(noise)
 
 
@@ -301,16 +410,48 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Of a model that sees: tokens in place of the last words, whose ids its config.json names.
+MARKS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+QWEN_MARKS = PictureMarks(tuple(MARKS), "<|vision_start|><|image_pad|><|vision_end|>")
+SEEING_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}"
+    "PICTURE{% elif 'text' in part %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 VOCAB = 256
 _NORMAL, _CONTROL = 1, 3  # token types of a GGUF
 
 
-def vocabulary() -> list[str]:
-    """List the 256 tokens as byte-level BPE spells them: special ones, each byte of UTF-8, eight words."""
-    words = [_spell(b) for b in range(256) if b not in UNUSED_BYTES]
-    tokens = [*SPECIAL, *words, *WORDS]
+def chat_template(marks: PictureMarks = NO_MARKS) -> str:
+    """Give the chat template, which writes texts, and marks of pictures where a model has some."""
+    return SEEING_TEMPLATE.replace("PICTURE", marks.picture) if marks.tokens else CHAT_TEMPLATE
+
+
+def vocabulary(marks: PictureMarks = NO_MARKS) -> list[str]:
+    """List the 256 tokens as byte-level BPE spells them: special ones, each byte of UTF-8, words, marks.
+
+    There are eight words, or as many fewer as there are marks.
+    """
+    each_byte = [_spell(b) for b in range(256) if b not in UNUSED_BYTES]
+    tokens = [*SPECIAL, *each_byte, *_words(marks), *marks.tokens]
     assert len(tokens) == VOCAB and len(set(tokens)) == VOCAB
     return tokens
+
+
+def _words(marks: PictureMarks) -> list[str]:
+    return WORDS[: len(WORDS) - len(marks.tokens)]
+
+
+def _merges(marks: PictureMarks) -> list[str]:
+    return MERGES[: len(_words(marks))]
+
+
+def _special(marks: PictureMarks) -> dict[int, str]:
+    """Return the special tokens by id."""
+    return dict(enumerate(SPECIAL)) | dict(enumerate(marks.tokens, start=VOCAB - len(marks.tokens)))
 
 
 # Byte-level BPE spells printable Latin-1 as itself, the other bytes from U+0100 on.
@@ -323,12 +464,12 @@ def _spell(byte: int) -> str:
     return chr(byte) if byte in _PLAIN else chr(256 + _OTHERS.index(byte))
 
 
-def tokenizer_json() -> dict[str, Any]:
+def tokenizer_json(marks: PictureMarks = NO_MARKS) -> dict[str, Any]:
     """Give the tokenizer.json of the vocabulary (GPT-2's word splitter)."""
     added = [
         {"id": i, "content": token, "special": True}
         | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        for i, token in enumerate(SPECIAL)
+        for i, token in _special(marks).items()
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {
@@ -349,13 +490,13 @@ def tokenizer_json() -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {token: i for i, token in enumerate(vocabulary())},
-            "merges": [merge.split(" ") for merge in MERGES],
+            "vocab": {token: i for i, token in enumerate(vocabulary(marks))},
+            "merges": [merge.split(" ") for merge in _merges(marks)],
         },
     }
 
 
-def tokenizer_config() -> dict[str, Any]:
+def tokenizer_config(marks: PictureMarks = NO_MARKS) -> dict[str, Any]:
     """Give the tokenizer_config.json, with the chat template."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -364,7 +505,7 @@ def tokenizer_config() -> dict[str, Any]:
         "pad_token": SPECIAL[PAD],
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": chat_template(marks),
     }
 
 
@@ -374,20 +515,21 @@ def generation_config() -> dict[str, Any]:
     return ids | {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8}
 
 
-def gguf_keys() -> dict[str, Any]:
+def gguf_keys(marks: PictureMarks = NO_MARKS) -> dict[str, Any]:
     """Give the same as keys of a GGUF."""
-    types = [_CONTROL if i < len(SPECIAL) else _NORMAL for i in range(VOCAB)]
+    special = _special(marks)
+    types = [_CONTROL if i in special else _NORMAL for i in range(VOCAB)]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": vocabulary(),
+        "tokenizer.ggml.tokens": vocabulary(marks),
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.merges": _merges(marks),
         "tokenizer.ggml.bos_token_id": BOS,
         "tokenizer.ggml.eos_token_id": EOS,
         "tokenizer.ggml.padding_token_id": PAD,
         "tokenizer.ggml.add_bos_token": False,
-        "tokenizer.chat_template": CHAT_TEMPLATE,
+        "tokenizer.chat_template": chat_template(marks),
     }
 
 

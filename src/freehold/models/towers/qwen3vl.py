@@ -1,0 +1,411 @@
+"""The tower of Qwen3-VL and of Qwen3.5: a ViT that takes pictures in their own aspect.
+
+A picture becomes patches of 16 x 16 pixels, read block by block of 2 x 2. Learned positions of a 48 x 48 grid are
+stretched over it (bilinear, corners aligned), and half of each head turns by the row, half by the column. Layers have
+layer norms, biases and the tanh GELU; a picture's patches all see each other. Four patches make a token: normed,
+joined, and passed through two matrices with the exact GELU. DeepStack (Qwen3-VL alone): copies of the stream after
+three layers pass mergers of their own, normed after joining, and the text model adds them after its first layers.
+A picture is a video of two equal frames, so the halves of the patches' weights are added once. `min_pixels` and
+`max_pixels` are areas, as are `shortest_edge` and `longest_edge` of `size`.
+Sources: arXiv 2409.12191 (Qwen2-VL), 2502.13923 (Qwen2.5-VL), 2406.04334 (DeepStack); Qwen3-VL's model cards of 2025.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.errors import BadModelFile, UnsupportedModel
+from freehold.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
+from freehold.models.config.rope import RopeTable
+from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
+from freehold.models.parts.vision import PictureAttention, PictureMlp
+from freehold.models.tower import (
+    F32,
+    U8,
+    Merger,
+    PicturePlan,
+    TokenBudget,
+    Tower,
+    TowerEnds,
+    TowerRows,
+    TowerSizes,
+    affine,
+    check_ratio,
+    gguf_pixel_form,
+    hf_pixel_form,
+    in_blocks,
+    layer_norm,
+    raster_places,
+)
+from freehold.pictures.opening import Resize
+
+CHANNELS = 3
+MAX_PATCH, MAX_SIDE, MAX_FRAMES = 256, 1024, 16
+MAX_AREA = 1 << 30  # pixels
+LEAST, MOST = 1 << 16, 1 << 24  # pixels of a picture, where no file says
+RATIO = 200  # of a picture's sides
+BASE = 10_000.0  # of the rope
+EPS = 1e-6
+DEEPSTACK = (8, 16, 24)  # of Qwen3-VL, where its config does not say
+_ACTS = {"gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QwenSizes(TowerSizes):
+    """The tower's sizes."""
+
+    patch: int  # pixels of a patch's side
+    merge: int  # patches of a block's side
+    frames: int  # of a picture, all equal, as files hold the patches' weights
+    side: int  # of the grid of learned positions
+    act: str  # of the MLPs
+    base: float  # of the rope
+    deepstack: tuple[int, ...]  # numbers of the layers that have mergers of their own
+    least: int  # pixels of a picture, after its resize
+    most: int
+
+    def __post_init__(self) -> None:
+        super(QwenSizes, self).__post_init__()
+        if self.head % 4:
+            raise UnsupportedModel(
+                f"the tower's heads are {self.head} wide; only multiples of 4 are supported"
+            )
+        if list(self.deepstack) != sorted({*self.deepstack} & {*range(self.layers)}):
+            raise BadModelFile(
+                f"deepstack_visual_indexes is {list(self.deepstack)}; expected rising numbers of {self.layers} layers"
+            )
+        if self.least > self.most:
+            raise BadModelFile(
+                f"pictures have {self.least:,} pixels at least and {self.most:,} at most, by the model's files"
+            )
+
+    @property
+    def block(self) -> int:
+        """Pixels of a block's side: one token."""
+        return self.patch * self.merge
+
+    @property
+    def joined(self) -> int:
+        """Width of a block's patches together."""
+        return self.hidden * self.merge**2
+
+    @property
+    def feature_width(self) -> int:
+        """The main feature's columns, then those of each layer with a merger of its own."""
+        return self.out * (1 + len(self.deepstack))
+
+    @property
+    def row_floats(self) -> int:
+        """How many floats a patch takes while it is computed, about."""
+        entering = CHANNELS * self.patch**2 + self.hidden
+        leaving = self.hidden * (1 + len(self.deepstack))
+        return 7 * self.hidden + self.inner + 2 * (entering + leaving)
+
+
+# --- what files say -----------------------------------------------------------------------------------
+
+
+def config_from_hf(config: Fields, settings: Fields) -> QwenSizes:
+    """Read the `vision_config` of a config.json, and the limits of sizes beside it."""
+    vision = config.section("vision_config")
+    if vision is None:
+        raise BadModelFile("vision_config is missing; expected an object")
+    deep = () if config.text("model_type", "").startswith("qwen3_5") else _listed(vision)
+    if vision.integer("in_channels", 1, MAX_WIDTH, CHANNELS) != CHANNELS:
+        raise UnsupportedModel(f"in_channels is {vision.get('in_channels')}; pictures have {CHANNELS}")
+    patch = vision.integer("patch_size", 1, MAX_PATCH, 16)
+    merge = vision.integer("spatial_merge_size", 1, MAX_PATCH, 2)
+    places = vision.integer("num_position_embeddings", 1, MAX_SIDE**2, 48**2)
+    if (side := math.isqrt(places)) ** 2 != places:
+        raise BadModelFile(f"num_position_embeddings is {places}; expected the square of a number")
+    for key, value in (("patch_size", patch), ("merge_size", merge)):
+        if settings.integer(key, 1, MAX_PATCH, value) != value:
+            raise BadModelFile(f"{key} is {settings.get(key)} for pixels, and {value} in vision_config")
+    rope = vision.section("rope_parameters") or Fields({})
+    rope.require("rope_type", ("axial", "default"), "axial")
+    least, most = _limits(settings)
+    return QwenSizes(
+        layers=vision.integer("depth", 1, MAX_LAYERS, 27),
+        hidden=vision.integer("hidden_size", 1, MAX_WIDTH, 1152),
+        heads=vision.integer("num_heads", 1, MAX_HEADS, 16),
+        intermediate=vision.integer("intermediate_size", 1, MAX_WIDTH, 4304),
+        out=vision.integer("out_hidden_size", 1, MAX_WIDTH, 3584),
+        eps=EPS,
+        pixels=hf_pixel_form(settings),
+        patch=patch,
+        merge=merge,
+        frames=vision.integer("temporal_patch_size", 1, MAX_FRAMES, 2),
+        side=side,
+        act=_ACTS[vision.require("hidden_act", tuple(_ACTS), "gelu_pytorch_tanh")],
+        base=rope.number("rope_theta", 1.001, 1e12, BASE),
+        deepstack=deep,
+        least=least,
+        most=most,
+    )
+
+
+def _listed(vision: Fields) -> tuple[int, ...]:
+    layers = vision.get("deepstack_visual_indexes")
+    if layers is None:
+        return DEEPSTACK
+    if not isinstance(layers, list) or any(type(n) is not int for n in layers):
+        raise BadModelFile(f"deepstack_visual_indexes is {str(layers)[:60]}; expected a list of layers")
+    return tuple(layers)
+
+
+def _limits(settings: Fields) -> tuple[int, int]:
+    """Read the least and the greatest area; a number by itself wins over `size`."""
+    size = settings.section("size") or Fields({})
+
+    def area(key: str, edge: str, assumed: int) -> int:
+        assumed = size.integer(edge, 1, MAX_AREA, size.integer(key, 1, MAX_AREA, assumed))
+        return settings.integer(key, 1, MAX_AREA, assumed)
+
+    return area("min_pixels", "shortest_edge", LEAST), area("max_pixels", "longest_edge", MOST)
+
+
+def config_from_gguf(meta: Fields) -> QwenSizes:
+    """Read the keys under `clip.`; the grid of positions is that of a square picture of `image_size`."""
+    vision = Fields(meta.values, meta.name("vision."))
+    if meta.flag("use_silu", False) or not meta.flag("use_gelu", False):
+        raise UnsupportedModel(f"{meta.name('use_gelu')} is not true; only towers with GELU are supported")
+    layers = vision.integer("block_count", 1, MAX_LAYERS)
+    patch = vision.integer("patch_size", 1, MAX_PATCH)
+    return QwenSizes(
+        layers=layers,
+        hidden=vision.integer("embedding_length", 1, MAX_WIDTH),
+        heads=vision.integer("attention.head_count", 1, MAX_HEADS),
+        intermediate=vision.integer("feed_forward_length", 1, MAX_WIDTH),
+        out=vision.integer("projection_dim", 1, MAX_WIDTH),
+        eps=vision.number("attention.layer_norm_epsilon", 1e-12, 1e-1, EPS),
+        pixels=gguf_pixel_form(vision),
+        patch=patch,
+        merge=vision.integer("spatial_merge_size", 1, MAX_PATCH, 2),
+        frames=2,
+        side=max(vision.integer("image_size", 1, MAX_SIDE * MAX_PATCH) // patch, 1),
+        act="gelu",
+        base=BASE,
+        deepstack=_flagged(vision, layers),
+        least=vision.integer("image_min_pixels", 1, MAX_AREA, LEAST),
+        most=vision.integer("image_max_pixels", 1, MAX_AREA, MOST),
+    )
+
+
+def _flagged(vision: Fields, layers: int) -> tuple[int, ...]:
+    stated = vision.get("is_deepstack_layers")
+    flags = stated.tolist() if isinstance(stated, np.ndarray) else stated
+    if flags is None:
+        return ()
+    if not isinstance(flags, list) or len(flags) != layers or any(flag not in (0, 1) for flag in flags):
+        raise BadModelFile(
+            f"{vision.name('is_deepstack_layers')} is {str(flags)[:60]}; expected true or false for each layer"
+        )
+    return tuple(i for i, flag in enumerate(flags) if flag)
+
+
+# --- sizes and pixels -----------------------------------------------------------------------------------
+
+
+def plan(cfg: QwenSizes, width: int, height: int, budget: TokenBudget | None = None) -> PicturePlan:
+    """Return what a picture becomes: whole blocks, and as many pixels as the limits allow."""
+    check_ratio(width, height, RATIO)
+    least, most = cfg.least, cfg.most
+    if budget is not None:
+        budget = budget.checked(max(most // cfg.block**2, 1))
+        least, most = budget.least * cfg.block**2, budget.most * cfg.block**2
+    wide, high = fitted(width, height, cfg.block, least, most)
+    columns, rows = wide // cfg.block, high // cfg.block
+    tokens = columns * rows
+    return PicturePlan(
+        resizes=((Resize(wide, high, cfg.pixels.filter),),),
+        patches=tokens * cfg.merge**2,
+        tokens=tokens,
+        layout=(tokens,),
+        places=raster_places(rows, columns),
+        advance=max(rows, columns),
+    )
+
+
+def fitted(width: int, height: int, block: int, least: int, most: int) -> tuple[int, int]:
+    """Return width and height as multiples of a block's side, rounded half to even, and scaled into the limits.
+
+    A picture far from square may exceed `most`: neither side is less than a block.
+    """
+    wide, high = round(width / block) * block, round(height / block) * block
+    if wide * high > most:
+        by = math.sqrt(width * height / most)
+        wide, high = (max(block, math.floor(side / by / block) * block) for side in (width, height))
+    elif wide * high < least:
+        by = math.sqrt(least / (width * height))
+        wide, high = (math.ceil(side * by / block) * block for side in (width, height))
+    return wide, high
+
+
+def rows(cfg: QwenSizes, plan: PicturePlan, pixels: Sequence[U8]) -> TowerRows:
+    """Return patches block by block, their columns by colour, row and column, and which place each has."""
+    (picture,) = pixels
+    wide, high = plan.size
+    assert picture.shape == (high, wide, CHANNELS), f"pixels of {picture.shape} for a plan of {wide} x {high}"
+    patches = cfg.pixels.values(picture).reshape(
+        high // cfg.patch, cfg.patch, wide // cfg.patch, cfg.patch, 3
+    )
+    grid = patches.transpose(0, 2, 4, 1, 3)  # [rows, columns, colours, pixels of a side, pixels of a side]
+    places = raster_places(*grid.shape[:2]).reshape(*grid.shape[:2], 3)
+    return TowerRows(
+        in_blocks(grid, cfg.merge).reshape(plan.patches, -1), (plan.patches,), in_blocks(places, cfg.merge)
+    )
+
+
+def positions(cfg: QwenSizes, plan: PicturePlan, w: Values) -> F32:
+    """Return the grid of learned positions stretched over the patches, block by block: float32 [patches, hidden]."""
+    table = w["positions"].reshape(cfg.side, cfg.side, cfg.hidden)
+    wide, high = (side // cfg.patch for side in plan.size)
+    by_row = _stretched(table, high)
+    return in_blocks(_stretched(by_row.swapaxes(0, 1), wide).swapaxes(0, 1), cfg.merge)
+
+
+def _stretched(table: F32, count: int) -> F32:
+    """Interpolate along the first axis between equally far points, the first and the last where they were."""
+    side = len(table)
+    # In float32 and in this order, as transformers computes them: a point that falls on another stays there.
+    points = np.arange(count, dtype=np.float32) * np.float32(side - 1) / np.float32(max(count - 1, 1))
+    first = np.floor(points).astype(np.int64)
+    share = (points - first.astype(np.float32))[:, None, None]
+    after = table[np.minimum(first + 1, side - 1)]
+    return np.asarray(table[first] * (1 - share) + after * share, np.float32)
+
+
+def join(cfg: QwenSizes, plan: PicturePlan, leaving: F32) -> F32:
+    """Lay the patches of a block side by side, of the stream and of each copy: [tokens, copies * joined]."""
+    copies = 1 + len(cfg.deepstack)
+    blocks = leaving.reshape(plan.tokens, cfg.merge**2, copies, cfg.hidden).swapaxes(1, 2)
+    return np.ascontiguousarray(blocks).reshape(plan.tokens, copies * cfg.joined)
+
+
+def rope(cfg: QwenSizes) -> RopeTable:
+    """Return the table of a head: its first pairs turn by the row, as many more by the column."""
+    half = cfg.head // 2
+    freq = cfg.base ** -(np.arange(0, half, 2, dtype=np.float64) / half)
+    axes: NDArray[np.uint8] = np.repeat(np.array([1, 2], np.uint8), len(freq))
+    return RopeTable(np.tile(freq, 2).astype(np.float32), 1.0, False, axes)
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class QwenEnds(TowerEnds):
+    """Patches and positions before the first layer; the merger's norm, which is each patch's, after the last."""
+
+    cfg: QwenSizes
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare the patches' matrix, of which a GGUF holds each frame's apart, the positions and a norm."""
+        cfg, n, hf = self.cfg, self.cfg.hidden, "visual.patch_embed.proj"
+        frame, pixels = (CHANNELS, cfg.patch, cfg.patch), CHANNELS * cfg.patch**2
+        apart = tuple(f"v.patch_embd.weight{end}" for end in ("", ".1"))
+        gguf = Cut(apart, (2 * n, *frame), take=lambda v: (v[:n] + v[n:]).reshape(n, -1))
+        shape = (n, CHANNELS, cfg.frames, cfg.patch, cfg.patch)
+        whole = Cut(f"{hf}.weight", shape, take=lambda v: v.sum(axis=2).reshape(n, -1))
+        grid = cfg.side**2, n
+        stored = [
+            Cut(name, grid, take=np.ravel) for name in ("v.position_embd.weight", "visual.pos_embed.weight")
+        ]
+        return {
+            "patches": matrix(gguf, whole, n, pixels, floats=True),
+            "patches_bias": vector("v.patch_embd.bias", f"{hf}.bias", n),
+            "positions": vector(stored[0], stored[1], grid[0] * n),
+            **layer_norm("merger_norm", "v.post_ln", "visual.merger.norm", n),
+        }
+
+    def begin(self, ops: Ops, w: Values) -> Buffer:
+        """Compose the patches' product, and add their positions."""
+        pixels = CHANNELS * self.cfg.patch**2
+        (x,) = ops.linear(ops.features(pixels), (w["patches"],), (w["patches_bias"],))
+        ops.add(x, ops.features(self.cfg.hidden, pixels))
+        return x
+
+    def finish(self, ops: Ops, x: Buffer, kept: Sequence[Buffer], w: Values) -> None:
+        """Compose the norm; copies have theirs after they are joined."""
+        n = ops.layer_normed(x, w["merger_norm"], w["merger_norm_bias"], self.cfg.eps)
+        ops.hidden(n, list(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class QwenMerger(Merger):
+    """down(gelu(up x)) of the stream, and down(gelu(up norm(x))) of each copy; their rows side by side."""
+
+    cfg: QwenSizes
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare two matrices for the stream, and a norm and two matrices for each copy."""
+        wide, out = self.cfg.joined, self.cfg.out
+        specs = affine("merger_up", "mm.0", "visual.merger.linear_fc1", wide, wide)
+        specs |= affine("merger_down", "mm.2", "visual.merger.linear_fc2", out, wide)
+        for i, layer in enumerate(self.cfg.deepstack):
+            gguf, hf = f"v.deepstack.{layer}", f"visual.deepstack_merger_list.{i}"
+            specs |= layer_norm(f"deep{i}_norm", f"{gguf}.norm", f"{hf}.norm", wide)
+            specs |= affine(f"deep{i}_up", f"{gguf}.fc1", f"{hf}.linear_fc1", wide, wide)
+            specs |= affine(f"deep{i}_down", f"{gguf}.fc2", f"{hf}.linear_fc2", out, wide)
+        return specs
+
+    def forward(self, ops: Ops, w: Values) -> None:
+        """Compose all mergers; a run may pause before and within each."""
+        wide = self.cfg.joined
+        main = self._two(ops, ops.features(wide), "merger", w)
+        others: list[Buffer] = []
+        for i in range(len(self.cfg.deepstack)):
+            ops.section()
+            x = ops.features(wide, wide * (1 + i))
+            n = ops.layer_normed(x, w[f"deep{i}_norm"], w[f"deep{i}_norm_bias"], self.cfg.eps)
+            others.append(self._two(ops, n, f"deep{i}", w))
+        ops.hidden(main, others)
+
+    def _two(self, ops: Ops, x: Buffer, key: str, w: Values) -> Buffer:
+        h = ops.linear_act(x, w[f"{key}_up"], "gelu_erf", w[f"{key}_up_bias"])
+        ops.section()
+        (y,) = ops.linear(h, (w[f"{key}_down"],), (w[f"{key}_down_bias"],))
+        return y
+
+
+def layer(cfg: QwenSizes, i: int) -> tuple[LayerPart, ...]:
+    attention = PictureAttention.of(cfg, norm="norm1", qkv=("attn.qkv",), out="attn.proj")
+    return attention, PictureMlp.of(cfg, cfg.act, norm="norm2", up="mlp.linear_fc1", down="mlp.linear_fc2")
+
+
+def hf_name(name: str) -> str:
+    """Take the wrapper's prefix off, which newer files have."""
+    own = name.removeprefix("model.")
+    return own if own.startswith("visual.") else ""
+
+
+def _kept(cfg: Any) -> tuple[int, ...]:
+    return cfg.deepstack
+
+
+TOWER = Tower(
+    name="qwen3vl",
+    projectors=("qwen3vl_merger",),
+    model_types=("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
+    config_from_gguf=config_from_gguf,
+    config_from_hf=config_from_hf,
+    parts=(PictureAttention, PictureMlp),
+    layer=layer,
+    ends=QwenEnds,
+    merger=QwenMerger,
+    rope=rope,
+    kept=_kept,
+    plan=plan,
+    rows=rows,
+    positions=positions,
+    join=join,
+    mark="<|image_pad|>",
+    hf_layers="visual.blocks",
+    hf_name=hf_name,
+)

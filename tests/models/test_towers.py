@@ -1,0 +1,427 @@
+"""A picture's size becomes the rows that transformers make of it, and pixels enter the tower in its order."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from freehold.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.formats.fields import Fields
+from freehold.formats.metadata import Metadata
+from freehold.models.binding.bind import family_of, gguf_family
+from freehold.models.config.rope import RopeSpec, gguf_sections, hf_sections
+from freehold.models.families import registered as families
+from freehold.models.oracle.arithmetic import rotate
+from freehold.models.tower import PixelForm, TokenBudget, Tower, in_blocks, raster_places
+from freehold.models.towers import of_model_type, of_projector, qwen3vl, registered
+from tests.vectors.weights import SEEING
+
+F32 = np.float32
+RNG = np.random.default_rng(7)
+
+
+def sizes(**changed: Any) -> qwen3vl.QwenSizes:
+    """Read the tower of a config that states nothing, as Qwen3-VL's class assumes it."""
+    vision = {key: value for key, value in changed.items() if key not in ("model_type", "settings")}
+    config = {"model_type": changed.get("model_type", "qwen3_vl"), "vision_config": vision}
+    return qwen3vl.config_from_hf(Fields(config), Fields(changed.get("settings", {})))
+
+
+SMALL = {"hidden_size": 32, "num_heads": 2, "patch_size": 4, "num_position_embeddings": 36, "depth": 3}
+SMALL |= {"intermediate_size": 40, "out_hidden_size": 64, "deepstack_visual_indexes": [0, 2]}
+GGUF = {
+    "clip.use_gelu": True,
+    "clip.vision.block_count": 27,
+    "clip.vision.embedding_length": 1152,
+    "clip.vision.feed_forward_length": 4304,
+    "clip.vision.attention.head_count": 16,
+    "clip.vision.attention.layer_norm_epsilon": 1e-6,
+    "clip.vision.projection_dim": 3584,
+    "clip.vision.image_size": 768,
+    "clip.vision.patch_size": 16,
+    "clip.vision.spatial_merge_size": 2,
+    "clip.vision.image_mean": [0.5, 0.5, 0.5],
+    "clip.vision.image_std": [0.5, 0.5, 0.5],
+    "clip.vision.is_deepstack_layers": [i in (8, 16, 24) for i in range(27)],
+}
+
+
+def from_gguf(**changed: Any) -> qwen3vl.QwenSizes:
+    stated = GGUF | {f"clip.{key.replace('__', '.')}": value for key, value in changed.items()}
+    return qwen3vl.config_from_gguf(Fields({k: v for k, v in stated.items() if v is not None}, "clip."))
+
+
+# --- sizes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "becomes"),
+    [
+        ((1920, 1080), (1920, 1088)),  # 2,040 tokens
+        ((512, 512), (512, 512)),
+        ((100, 60), (352, 224)),  # enlarged to the least area
+        ((1, 1), (256, 256)),
+        ((1500, 10), (3136, 32)),  # a side that rounds to nothing
+        ((8000, 6000), (4704, 3520)),  # made smaller to the greatest
+        ((5000, 25), (4992, 32)),  # as narrow as may be
+        ((432, 336), (448, 320)),  # 13.5 and 10.5 blocks: half to even
+        ((464, 368), (448, 384)),  # 14.5 and 11.5
+    ],
+)
+def test_a_size_becomes_whole_blocks_within_the_limits(size: tuple[int, int], becomes: tuple[int, int]):
+    plan = qwen3vl.plan(sizes(), *size)
+    assert plan.size == becomes
+    assert plan.tokens == becomes[0] * becomes[1] // 1024 and plan.patches == 4 * plan.tokens
+    assert plan.layout == (plan.tokens,) and plan.advance == max(becomes) // 32
+    (resizes,) = plan.resizes
+    assert [step.filter for step in resizes] == ["bicubic"]
+
+
+def test_sizes_are_those_of_the_published_rule():
+    """Python's own rounding and order of division, over many sizes."""
+
+    def rule(height: int, width: int, factor: int, least: int, most: int) -> tuple[int, int]:
+        high, wide = round(height / factor) * factor, round(width / factor) * factor
+        if high * wide > most:
+            beta = math.sqrt((height * width) / most)
+            high = max(factor, math.floor(height / beta / factor) * factor)
+            wide = max(factor, math.floor(width / beta / factor) * factor)
+        elif high * wide < least:
+            beta = math.sqrt(least / (height * width))
+            high, wide = (math.ceil(side * beta / factor) * factor for side in (height, width))
+        return wide, high
+
+    for width, height in RNG.integers(1, 5000, (2000, 2)).tolist():
+        assert qwen3vl.fitted(width, height, 32, 65_536, 1 << 20) == rule(height, width, 32, 65_536, 1 << 20)
+
+
+def test_a_budget_of_tokens_takes_the_place_of_the_limits():
+    cfg = sizes()
+    assert qwen3vl.plan(cfg, 1920, 1080, TokenBudget(16, 256)).tokens <= 256
+    assert qwen3vl.plan(cfg, 32, 32, TokenBudget(4, 256)).tokens == 4
+    for budget in (TokenBudget(0, 4), TokenBudget(9, 4), TokenBudget(1, 16_385)):
+        with pytest.raises(UsageError, match=r"expected two counts up to 16,384"):
+            qwen3vl.plan(cfg, 100, 100, budget)
+
+
+def test_a_picture_too_long_for_its_height_is_refused_with_the_limit():
+    assert qwen3vl.plan(sizes(), 2000, 10).tokens
+    with pytest.raises(UsageError, match=r"2001 x 10 pixels; one side may be 200 times"):
+        qwen3vl.plan(sizes(), 2001, 10)
+    with pytest.raises(UsageError, match=r"0 x 10"):
+        qwen3vl.plan(sizes(), 0, 10)
+
+
+def test_rows_lie_at_their_row_and_column_of_the_grid():
+    plan = qwen3vl.plan(sizes(), 320, 256)  # 10 x 8 tokens
+    assert plan.places is not None and plan.places.dtype == np.int32
+    assert plan.places.tolist() == [[0, row, column] for row in range(8) for column in range(10)]
+    assert plan.advance == 10
+
+
+def test_plans_of_one_size_are_equal_and_hash_alike():
+    one, other = (qwen3vl.plan(sizes(), 512, height) for height in (512, 513))
+    assert one == other and hash(one) == hash(other)
+    assert one != qwen3vl.plan(sizes(), 1000, 100)
+
+
+# --- pixels -------------------------------------------------------------------------------------------------
+
+
+def test_patches_are_read_block_by_block_and_colour_by_colour():
+    cfg = sizes(**SMALL, settings={"min_pixels": 64, "max_pixels": 4096})
+    plan = qwen3vl.plan(cfg, 24, 16)
+    assert plan.size == (24, 16) and (plan.tokens, plan.patches) == (6, 24)
+    picture = RNG.integers(0, 256, (16, 24, 3), dtype=np.uint8)
+    rows = qwen3vl.rows(cfg, plan, [picture])
+    assert rows.groups == (24,) and rows.values.dtype == F32 and rows.places is not None
+    at = 0
+    for block_row in range(2):
+        for block_column in range(3):
+            for row in (2 * block_row, 2 * block_row + 1):
+                for column in (2 * block_column, 2 * block_column + 1):
+                    patch = picture[4 * row : 4 * row + 4, 4 * column : 4 * column + 4].astype(F32)
+                    want = ((patch - 127.5) / 127.5).transpose(2, 0, 1).reshape(-1)
+                    assert np.array_equal(rows.values[at], want)
+                    assert rows.places[at].tolist() == [0, row, column]
+                    at += 1
+    assert at == plan.patches
+
+
+def test_patches_have_the_weights_of_a_video_of_two_equal_frames():
+    """One product with the halves added is the convolution over both frames."""
+    cfg = sizes(**SMALL)
+    weight = RNG.standard_normal((32, 3, 2, 4, 4)).astype(F32)
+    specs = qwen3vl.QwenEnds(cfg).tensors()["patches"]
+    (hf,), (gguf,) = specs.hf, specs.gguf
+    assert not isinstance(hf, str) and not isinstance(gguf, str) and hf.take and gguf.take
+    patch = RNG.standard_normal((3, 4, 4)).astype(F32)
+    want = np.einsum("nctyx,cyx->n", weight, patch)
+    assert np.allclose(hf.take(weight) @ patch.reshape(-1), want, atol=1e-4)
+    frames = np.concatenate([weight[:, :, 0], weight[:, :, 1]])
+    assert frames.shape == gguf.shape and np.array_equal(gguf.take(frames), hf.take(weight))
+
+
+def test_pixels_are_scaled_by_the_mean_and_deviation_of_each_colour():
+    form = PixelForm((0.5, 0.25, 0.0), (0.5, 0.25, 1.0))
+    values = form.values(np.array([[[255, 255, 255], [0, 0, 0]]], np.uint8))
+    assert np.allclose(values, [[[1, 3, 1], [-1, -1, 0]]]) and values.dtype == F32
+
+
+def test_positions_are_stretched_with_their_corners_where_they_were():
+    cfg = replace(sizes(**SMALL), least=64, most=4096)
+    plan = qwen3vl.plan(cfg, 40, 16)  # 10 x 4 patches of a grid of 6 x 6
+    table = RNG.standard_normal((6, 6, 32)).astype(F32)
+    got = qwen3vl.positions(cfg, plan, {"positions": table.reshape(-1)})
+    rows, columns = np.linspace(0, 5, 4), np.linspace(0, 5, 10)
+    by_row = np.stack(
+        [[np.interp(rows, range(6), table[:, c, n]) for n in range(32)] for c in range(6)]
+    )  # [columns, width, rows]
+    want = np.stack(
+        [[np.interp(columns, range(6), by_row[:, n, r]) for n in range(32)] for r in range(4)]
+    ).transpose(0, 2, 1)
+    assert np.allclose(got, in_blocks(want, 2), atol=1e-5) and got.dtype == F32
+    assert np.array_equal(got[0], table[0, 0]) and np.array_equal(got[-1], table[5, 5])
+
+
+def test_a_grid_of_the_tables_own_size_has_its_positions_as_they_are():
+    cfg = replace(sizes(**SMALL), least=64, most=4096)
+    plan = qwen3vl.plan(cfg, 24, 24)
+    table = RNG.standard_normal((6, 6, 32)).astype(F32)
+    got = qwen3vl.positions(cfg, plan, {"positions": table.reshape(-1)})
+    assert np.array_equal(got, in_blocks(table, 2))
+
+
+def test_blocks_are_joined_of_the_stream_and_of_each_copy():
+    cfg = sizes(**SMALL)
+    plan = replace(qwen3vl.plan(replace(cfg, least=64, most=4096), 16, 8), places=None)
+    leaving = RNG.standard_normal((plan.patches, 3 * 32)).astype(F32)
+    joined = qwen3vl.join(cfg, plan, leaving)
+    assert joined.shape == (2, 3 * 4 * 32)
+    for token in range(2):
+        for copy in range(3):
+            part = leaving[4 * token : 4 * token + 4, 32 * copy : 32 * copy + 32]
+            assert np.array_equal(joined[token, 128 * copy : 128 * copy + 128], part.reshape(-1))
+
+
+# --- ropes --------------------------------------------------------------------------------------------------
+
+
+def test_half_of_a_towers_head_turns_by_the_row_and_half_by_the_column():
+    table = qwen3vl.rope(sizes())
+    assert table.axes is not None and table.axes.tolist() == [1] * 18 + [2] * 18 and not table.adjacent
+    assert np.allclose(table.inv_freq, np.tile([10_000 ** (-i / 18) for i in range(18)], 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("sections", "pairs"), [((24, 20, 20), 64), ((11, 11, 10), 32), ((2, 1, 1), 4)])
+def test_interleaved_sections_take_turns_until_each_has_its_pairs(sections: tuple[int, int, int], pairs: int):
+    axes = (
+        RopeSpec(base=1e4, width=2 * pairs, adjacent=False, sections=sections, interleaved=True).table().axes
+    )
+    want = [i % 3 if i % 3 and i < 3 * sections[i % 3] else 0 for i in range(pairs)]
+    assert axes is not None and axes.dtype == np.uint8 and axes.tolist() == want
+    assert np.bincount(axes, minlength=3).tolist() == list(sections)
+
+
+def test_sections_in_blocks_lie_one_after_another():
+    axes = RopeSpec(base=1e4, width=8, adjacent=False, sections=(2, 1, 1)).table().axes
+    assert axes is not None and axes.tolist() == [0, 0, 1, 2]
+
+
+def test_places_that_are_all_the_position_turn_as_a_plain_rope_does():
+    plain = RopeSpec(base=1e4, width=16, adjacent=False)
+    table = replace(plain, sections=(3, 3, 2), interleaved=True).table()
+    heads, at = RNG.standard_normal((5, 2, 16)).astype(F32), np.arange(5)
+    same = np.repeat(at[:, None], 3, axis=1)
+    assert np.array_equal(rotate(heads, same, table), rotate(heads, at, plain.table()))
+    moved = same.copy()
+    moved[:, 2] += 7  # the column alone: its two pairs differ, and no other
+    differs = (rotate(heads, moved, table) != rotate(heads, at, plain.table())).any(axis=(0, 1))
+    assert np.flatnonzero(differs).tolist() == [2, 5, 10, 13]
+
+
+def test_sections_are_read_from_both_formats_and_must_cover_what_turns():
+    rope = RopeSpec(base=1e4, width=16, adjacent=False)
+
+    def hf(stated: object) -> RopeSpec:
+        config = Fields({"rope_scaling": {"mrope_section": stated}})
+        return hf_sections(config, rope, (9, 9, 9), interleaved=True)
+
+    assert hf([3, 3, 2]).sections == (3, 3, 2) and hf(None).sections == (9, 9, 9)
+    gguf = Fields({"x.rope.dimension_sections": np.array([3, 3, 2, 0], np.int32)}, "x.")
+    assert gguf_sections(gguf, rope, (9, 9, 9), interleaved=False).sections == (3, 3, 2)
+    for wrong, kind in (
+        ([3, 3, 3], BadModelFile),
+        ("8", BadModelFile),
+        ([4, 4], UnsupportedModel),
+        ([2, 2, 2, 2], UnsupportedModel),
+    ):
+        with pytest.raises(kind, match="mrope_section is "):
+            hf(wrong)
+
+
+# --- what files say --------------------------------------------------------------------------------------------
+
+
+def test_both_formats_say_the_same_tower():
+    assert from_gguf() == sizes()
+    assert from_gguf(vision__is_deepstack_layers=[False] * 27) == sizes(model_type="qwen3_5")
+    assert sizes(model_type="qwen3_5_moe", deepstack_visual_indexes=[8]).deepstack == ()
+    assert sizes().feature_width == 4 * 3584 and sizes(model_type="qwen3_5").feature_width == 3584
+    assert sizes().inner == 4320 and sizes().head == 72
+
+
+@pytest.mark.parametrize(
+    ("settings", "limits"),
+    [
+        ({}, (65_536, 16_777_216)),
+        ({"size": {"shortest_edge": 4096, "longest_edge": 8192}}, (4096, 8192)),
+        ({"size": {"min_pixels": 4096, "max_pixels": 8192}}, (4096, 8192)),
+        (
+            {"size": {"shortest_edge": 1, "longest_edge": 2}, "min_pixels": 4096, "max_pixels": 8192},
+            (4096, 8192),
+        ),
+    ],
+)
+def test_limits_are_areas_wherever_files_state_them(settings: dict[str, Any], limits: tuple[int, int]):
+    cfg = sizes(settings=settings)
+    assert (cfg.least, cfg.most) == limits
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "named"),
+    [
+        ({"hidden_act": "silu"}, UnsupportedModel, "hidden_act is 'silu'"),
+        ({"in_channels": 4}, UnsupportedModel, "in_channels is 4"),
+        ({"num_position_embeddings": 2303}, BadModelFile, "num_position_embeddings is 2303"),
+        ({"hidden_size": 1000}, UnsupportedModel, "16 heads over a width of 1000"),
+        ({"hidden_size": 64, "num_heads": 8}, UnsupportedModel, "8 heads over a width of 64"),
+        ({"hidden_size": 36, "num_heads": 2}, UnsupportedModel, "heads are 18 wide|width is 36"),
+        ({"deepstack_visual_indexes": [27]}, BadModelFile, "expected rising numbers of 27 layers"),
+        ({"deepstack_visual_indexes": [8, 4]}, BadModelFile, "expected rising numbers"),
+        ({"deepstack_visual_indexes": "8"}, BadModelFile, "deepstack_visual_indexes is 8"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, UnsupportedModel, "rope_type is 'yarn'"),
+        ({"settings": {"patch_size": 14}}, BadModelFile, "patch_size is 14 for pixels, and 16"),
+        ({"settings": {"do_resize": False}}, UnsupportedModel, "do_resize is false"),
+        ({"settings": {"rescale_factor": 0.5}}, UnsupportedModel, "rescale_factor is not 1/255"),
+        ({"settings": {"resample": 0}}, UnsupportedModel, "resample is 0"),
+        ({"settings": {"image_mean": [0.5]}}, BadModelFile, "image_mean is"),
+        ({"settings": {"image_std": [0.5, 0.0, 1]}}, BadModelFile, "image_std is"),
+        ({"settings": {"min_pixels": 9, "max_pixels": 8}}, BadModelFile, "9 pixels at least and 8 at most"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(changed: dict[str, Any], kind: type[Exception], named: str):
+    with pytest.raises(kind, match=named):
+        sizes(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "named"),
+    [
+        ({"use_gelu": False}, UnsupportedModel, "clip.use_gelu is not true"),
+        ({"use_silu": True}, UnsupportedModel, "only towers with GELU"),
+        ({"vision__block_count": None}, BadModelFile, "clip.vision.block_count is missing"),
+        ({"vision__is_deepstack_layers": [True]}, BadModelFile, "clip.vision.is_deepstack_layers is"),
+    ],
+)
+def test_keys_of_a_gguf_that_do_not_fit_are_named(changed: dict[str, Any], kind: type[Exception], named: str):
+    with pytest.raises(kind, match=named):
+        from_gguf(**changed)
+
+
+@pytest.mark.parametrize("tower", registered(), ids=lambda t: t.name)
+def test_a_tower_is_known_by_all_its_names_and_by_families_that_read_it(tower: Tower):
+    assert all(of_projector(name) is tower for name in tower.projectors)
+    assert all(of_model_type(name) is tower for name in tower.model_types)
+    assert any(tower.name in family.towers for family in families())
+
+
+def test_families_name_towers_that_exist():
+    known = {tower.name for tower in registered()}
+    assert {name for family in families() for name in family.towers} <= known
+    assert of_projector("ldp") is None and of_model_type("mllama") is None
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_every_declared_weight_has_a_name_in_both_formats_and_a_key_of_its_own(name: str):
+    tiny = SEEING[name]
+    tower = of_model_type(tiny.hf["model_type"])
+    assert tower is not None
+    specs = list(tower.declared(tower.config_from_hf(Fields(tiny.hf), Fields(tiny.preprocessor))))
+    assert all(spec.hf and spec.gguf for *_, spec in specs)
+    assert len({(prefix, key) for prefix, _, key, _ in specs}) == len(specs)
+
+
+# --- the text halves ---------------------------------------------------------------------------------------------
+
+TEXT = {
+    "model_type": "qwen3_vl_text",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "vocab_size": 256,
+    "rope_theta": 5e6,
+    "rope_scaling": {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+}
+EXPERTS = {"moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False}
+
+
+def wrapper(mixed: bool = False, **vision: Any) -> Metadata:
+    kind = "Qwen3VLMoe" if mixed else "Qwen3VL"
+    text = TEXT | ({"model_type": "qwen3_vl_moe_text"} | EXPERTS if mixed else {})
+    return Metadata(
+        {
+            "architectures": [f"{kind}ForConditionalGeneration"],
+            "text_config": text,
+            "vision_config": vision,
+        },
+        "config.json",
+    )
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_text_half_adds_what_the_towers_layers_saw_after_its_first_layers(mixed: bool):
+    family, config, wrapped = family_of(wrapper(mixed, deepstack_visual_indexes=[1, 2]))
+    cfg = family.config_from_hf(config)
+    assert wrapped and family.gguf_architecture == ("qwen3vlmoe" if mixed else "qwen3vl")
+    assert cfg.rope.sections == (6, 5, 5) and cfg.rope.interleaved and cfg.rope.base == 5e6
+    added = [[type(part).__name__ for part in layer.parts].count("DeepStack") for layer in family.layers(cfg)]
+    assert added == [1, 1, 0, 0] and family.feature_width(cfg) == 3 * 64
+    assert not mixed or cfg.mixture.routing.renormalise
+
+
+def test_a_wrapper_that_does_not_state_its_towers_layers_has_three():
+    family, config, _ = family_of(wrapper())
+    assert family.config_from_hf(config).deepstack == 3
+
+
+def test_a_gguf_says_how_many_layers_add_features():
+    keys = {
+        "general.architecture": "qwen3vl",
+        "qwen3vl.block_count": 4,
+        "qwen3vl.embedding_length": 64,
+        "qwen3vl.feed_forward_length": 96,
+        "qwen3vl.context_length": 512,
+        "qwen3vl.attention.head_count": 4,
+        "qwen3vl.attention.head_count_kv": 2,
+        "qwen3vl.attention.key_length": 32,
+        "qwen3vl.attention.value_length": 32,
+        "qwen3vl.attention.layer_norm_rms_epsilon": 1e-6,
+        "qwen3vl.rope.dimension_sections": [6, 5, 5, 0],
+        "qwen3vl.n_deepstack_layers": 3,
+    }
+    family, fields = gguf_family(keys)
+    cfg = family.config_from_gguf(fields, 256)
+    assert cfg.deepstack == 3 and cfg.rope.sections == (6, 5, 5) and family.feature_width(cfg) == 256
+
+
+def test_places_of_a_grid_are_in_raster_order():
+    assert raster_places(2, 2).tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
