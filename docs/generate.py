@@ -45,7 +45,8 @@ logits, by our NumPy oracle and by the engine, over a full forward of 48 tokens 
 with chosen experts compared first. Forms: safetensors as transformers 5 writes them; as hubs hold them (BF16, two
 files, older keys); our GGUF; llama.cpp's own conversion. Beside them is what llama.cpp computes for that conversion. It
 differs where it has no key for a window or a temperature, groups experts otherwise (`deepseek_v2`), has another router
-(`phimoe`) or rounds YaRN's range (`gpt_oss`); its GELU is a table of halves. Speed is of single steps on one thread.
+(`phimoe`), rounds YaRN's range (`gpt_oss`) or does not turn pairs beyond the sections of a rope for pictures
+(`qwen3_vl`); its GELU is a table of halves. Speed is of single steps on one thread.
 """
 BITNET = """
 BitNet is refused because no logits of it are exact. It was trained with each token's activations rounded to 127

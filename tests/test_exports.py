@@ -24,6 +24,7 @@ EXPORTS = [
     "FakeModel",
     "Format",
     "FreeholdError",
+    "Image",
     "Listed",
     "Message",
     "ModelRef",

@@ -43,6 +43,7 @@ from freehold.types import (
     Chunk,
     Format,
     FormatLike,
+    Image,
     Message,
     SamplingParams,
     TokenLogprob,
@@ -234,6 +235,18 @@ def test_thinking_of_earlier_turns_goes_back(script: Script, model: HttpModel):
         "role": "assistant", "content": "4", "reasoning_content": "2+2"
     }  # fmt: skip
     assert script.asked[0][1]["think"] is False
+
+
+def test_pictures_go_as_data_urls_in_their_order(script: Script, model: HttpModel):
+    image = Image.of(b"\x89PNG\r\n\x1a\n" + bytes(9), "low")
+    script.answers = [WHOLE]
+    list(model.stream([Message("user", parts=("Left:", image, "What?"))]))
+    url = {"url": f"data:image/png;base64,{image.data}", "detail": "low"}
+    assert script.asked[0][1]["messages"][0]["content"] == [
+        {"type": "text", "text": "Left:"},
+        {"type": "image_url", "image_url": url},
+        {"type": "text", "text": "What?"},
+    ]
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])

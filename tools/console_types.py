@@ -21,7 +21,7 @@ import msgspec
 
 from freehold.chats import types as chats
 from freehold.server.console import chats as windows
-from freehold.server.console import live, training, usage
+from freehold.server.console import live, login, pictures, training, usage
 
 TYPES = Path(__file__).parent.parent / "console" / "src" / "api" / "types.ts"
 HEADER = """\
@@ -50,7 +50,7 @@ STRUCTS = {
 }
 DICTIONARIES = [
     kind
-    for module in (live, usage, training)
+    for module in (login, pictures, live, usage, training)
     for kind in vars(module).values()
     if is_typeddict(kind) and kind.__module__ == module.__name__
 ]

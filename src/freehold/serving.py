@@ -44,6 +44,7 @@ MAX_TEXTS = 2048  # of one EmbedJob
 MAX_TEMPLATE_CHARS = 1 << 18  # of a request's own; the largest of a released model has some 20,000
 # Conversations of the whole context that the cache of our engine has room for at most, where its bytes are given: eight
 # streams at the context's very end, or far more of ordinary length, and what they leave for the next.
+FEATURE_BYTES = 256 << 20  # of pictures' features that a seeing model keeps for later prompts, at most
 POOL_CONTEXTS = 8
 PACKING_TURN_S = (
     300.0  # that an engine of ours waits, and does nothing else, while another one packs the same model
@@ -190,7 +191,8 @@ class ModelInfo:
     can_chat: bool
     can_fill: bool  # suffix
     default_sampling: SamplingParams
-    can_see: bool = False  # pictures in messages
+    can_see: bool = False  # pictures in messages,
+    can_fetch: bool = False  # and their addresses: a provider fetches them, and no engine here does
     can_call: bool = False  # tools can be offered, and its calls are parsed
     thinking: Literal["none", "switch", "always"] = "none"
     efforts: tuple[str, ...] = ()  # levels of thinking that its template knows

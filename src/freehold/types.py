@@ -1,10 +1,12 @@
 """Values that cross rooms: messages, sampling parameters, results, and the ChatModel protocol.
 
-Frozen dataclasses; no I/O, no arithmetic, no defaults of a model. Requests to a served model: serving.py.
+Frozen dataclasses; no arithmetic, no defaults of a model, and no I/O but reading the file of a picture. Requests to a
+served model: serving.py.
 """
 
 from __future__ import annotations
 
+import binascii
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,16 +140,159 @@ def _stated_schema(model_class: type[SchemaClass]) -> Mapping[str, object]:
 
 
 CacheTime = Literal["", "5m", "1h"]
+MEDIA_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/avif")  # of pictures
+MAX_PICTURE_BYTES = 10 << 20  # of one picture
+MAX_ADDRESS = 8192  # characters of a picture's URL
+DETAILS = ("low", "high", "auto")
+_MAX_HEAD = 128  # characters of a data: URL before its data
+_MAX_MAGIC = 32  # bytes of a file that tell its format
+# Characters of base64 that are read or written by one call, in half a millisecond: 14 MB take 40, and other threads,
+# such as a server's loop, would wait for all of it.
+_PIECE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture in a message: its bytes in base64 with their media type, or an address that is never fetched here."""
+    """A picture in a message: its bytes in base64 with their media type, or an address that is never fetched here.
+
+    `Image.open` reads a file, `Image.of` takes the bytes of one, `Image.at` a data: URL. All raise UsageError.
+    """
 
     media_type: str = ""
     data: str = field(default="", repr=False)
     url: str = ""
     detail: str = ""  # OpenAI's: low, high, auto
+    place: str = field(default="", repr=False, compare=False)  # for errors: its file, or in a request
+
+    @classmethod
+    def open(cls, path: str | Path, detail: str = "") -> Image:
+        """Read a PNG, JPEG, GIF, WebP or AVIF, as its first bytes say, of at most MAX_PICTURE_BYTES."""
+        try:
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_PICTURE_BYTES + 1)
+        except (OSError, ValueError) as e:
+            why = e.strerror if isinstance(e, OSError) else e
+            raise UsageError(f"{path} cannot be read: {why}", "check the path") from e
+        return cls._of(data, detail, str(path))
+
+    @classmethod
+    def of(cls, data: bytes, detail: str = "") -> Image:
+        """Return the picture whose file has these bytes, as `open` does."""
+        return cls._of(data, detail, "")
+
+    @classmethod
+    def at(cls, url: str, detail: str = "", place: str = "") -> Image:
+        """Return the picture of a data: URL, or one at an http address, which rented models take and no other does."""
+        called = place or "the picture"
+        if url.startswith("data:"):
+            comma = url.find(",", 0, _MAX_HEAD)
+            media_type, _, coding = url[len("data:") : max(comma, 0)].partition(";")
+            if coding != "base64":
+                raise UsageError(f"{called} has a data: URL; expected one of {_types()} in base64")
+            return cls.in_base64(url[comma + 1 :], media_type, detail, place)
+        if not url.startswith(("https://", "http://")):
+            raise UsageError(f"{called} has the URL {url[:40]!r}; expected data:, https: or http:")
+        if len(url) > MAX_ADDRESS:
+            raise UsageError(f"{called} has a URL of {len(url):,} characters; expected {MAX_ADDRESS:,}")
+        return cls(url=url, detail=_detail(detail, called), place=place)
+
+    @classmethod
+    def in_base64(cls, data: str, media_type: str = "", detail: str = "", place: str = "") -> Image:
+        """Return the picture in base64; without a `media_type` its first bytes tell."""
+        called = place or "the picture"
+        size = _size(data)
+        if size > MAX_PICTURE_BYTES:
+            raise UsageError(f"{called} has {size:,} bytes; expected at most {MAX_PICTURE_BYTES:,}")
+        head = b""
+        try:
+            for piece in _decoded(data):
+                head = head or piece[:_MAX_MAGIC]
+        except ValueError:
+            raise UsageError(f"{called} is not base64") from None
+        media_type = media_type or media_type_of(head)
+        if media_type not in MEDIA_TYPES:
+            kind = f"of media type {media_type[:40]!r}" if media_type else "of an unknown format"
+            raise UsageError(f"{called} is {kind}; expected {_types()}")
+        if not data:
+            raise UsageError(f"{called} has no bytes")
+        return cls(media_type, data, detail=_detail(detail, called), place=place)
+
+    @classmethod
+    def _of(cls, data: bytes, detail: str, place: str) -> Image:
+        called = place or "the picture"
+        if len(data) > MAX_PICTURE_BYTES:
+            raise UsageError(
+                f"{called} has more than {MAX_PICTURE_BYTES:,} bytes, the limit of a picture",
+                "save it smaller, or as a JPEG",
+            )
+        if not (media_type := media_type_of(data)):
+            raise UsageError(
+                f"{called} is not a PNG, JPEG, GIF, WebP or AVIF picture", "save it as PNG or JPEG"
+            )
+        step = _PIECE // 4 * 3
+        pieces = (data[at : at + step] for at in range(0, len(data), step))
+        text = b"".join(binascii.b2a_base64(piece, newline=False) for piece in pieces).decode("ascii")
+        return cls(media_type, text, detail=_detail(detail, called), place=place)
+
+    @property
+    def size(self) -> int:
+        """The bytes of the picture's file; 0 of an address."""
+        return _size(self.data)
+
+    @property
+    def as_url(self) -> str:
+        """The picture as a data: URL, or its address."""
+        return self.url or f"data:{self.media_type};base64,{self.data}"
+
+    def decoded(self) -> bytes:
+        """Return the bytes of the picture's file. Raises UsageError for an address, and for text that is not base64."""
+        if self.url:
+            why = "the picture is an address, and addresses are not fetched"
+            raise UsageError(why, "send the picture itself", self.place)
+        try:
+            return b"".join(_decoded(self.data))
+        except ValueError:
+            raise UsageError("the picture is not base64", "encode its bytes again", self.place) from None
+
+
+def media_type_of(head: bytes) -> str:
+    """Return which of MEDIA_TYPES a file's first 32 bytes begin; "" for none."""
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "image/webp"
+    brands = head[8:_MAX_MAGIC] if head[4:8] == b"ftyp" else b""
+    return "image/avif" if b"avif" in brands or b"avis" in brands else ""
+
+
+def _decoded(data: str) -> Iterator[bytes]:
+    """Decode base64 piece by piece. Raises ValueError."""
+    for at in range(0, len(data), _PIECE):
+        text = data[at : at + _PIECE]
+        piece = binascii.a2b_base64(text, strict_mode=True)
+        whole = _size(text) if at + _PIECE >= len(data) else len(text) // 4 * 3
+        if len(text) % 4 or len(piece) != whole:
+            raise ValueError("padding that is missing, or not at the end")
+        yield piece
+
+
+def _size(data: str) -> int:
+    """Return how many bytes base64 holds, by its length and its padding."""
+    return len(data) * 3 // 4 - data[-2:].count("=")
+
+
+def _detail(detail: str, called: str) -> str:
+    if detail and detail not in DETAILS:
+        raise UsageError(f"{called} has the detail {detail[:40]!r}; expected {', '.join(DETAILS)}")
+    return detail
+
+
+def _types() -> str:
+    return ", ".join(MEDIA_TYPES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +312,11 @@ class Message:
     """One turn of a chat. `thinking` is the reasoning an assistant turn carried, without its tags.
 
     `parts`: where there are pictures, the texts and pictures in their order; `content` is then the texts joined.
+    A message made with parts alone gets that content, and parts without a text end with the content.
     """
 
     role: Role
-    content: str
+    content: str = ""
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
     tool_call_id: str = ""  # of a tool's result: the call it answers,
@@ -179,6 +325,15 @@ class Message:
     signed: tuple[SignedThinking, ...] = ()  # of an assistant, in order
     cache: CacheTime = ""  # a provider that sells its cache keeps the prompt up to here for so long
     failed: bool = False  # of a tool's result: the tool reports an error
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            return
+        text = "".join(part for part in self.parts if isinstance(part, str))
+        if not self.content:
+            object.__setattr__(self, "content", text)
+        elif not text:
+            object.__setattr__(self, "parts", (*self.parts, self.content))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import jinja2
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from tokenizers import Tokenizer
 
 from freehold.advisor.file_anatomy import from_file
 from freehold.cli.main import cli
+from freehold.errors import UnsupportedModel
 from freehold.formats import open_model_file
 from freehold.models.binding.bind import family_of, gguf_family, read_source
+from freehold.models.binding.towers import read_tower
 from freehold.models.families import registered
 from freehold.models.family import Family
 from freehold.models.tiny import make
@@ -31,6 +37,47 @@ def test_both_formats_hold_one_model(tmp_path: Path):
     assert [t.numpy().tolist() for t in read[0].matrices()] == [
         t.numpy().tolist() for t in read[1].matrices()
     ]
+
+
+@pytest.mark.parametrize("name", ["qwen3_5-eyes", "qwen3_vl", "qwen3_vl_moe"])
+def test_both_formats_of_a_model_that_sees_hold_one_tower(name: str, tmp_path: Path):
+    paths = json.loads(run(name, "--out", str(tmp_path), "--json"))
+    assert Path(paths["mmproj"]).name == f"mmproj-{name}.gguf"
+    towers = [read_tower(open_model_file(Path(paths[form]))) for form in ("mmproj", "safetensors")]
+    gguf, folder = (each for each in towers if each is not None)
+    assert gguf.cfg.eps == pytest.approx(folder.cfg.eps)
+    assert replace(gguf.cfg, eps=folder.cfg.eps) == folder.cfg
+    for a, b in zip((gguf.ends, *gguf.layers), (folder.ends, *folder.layers), strict=True):
+        assert a.keys() == b.keys()
+        for key, bound in a.items():
+            values = bound.tensor.numpy().reshape(bound.spec.shape)
+            assert np.array_equal(values, b[key].tensor.numpy().reshape(bound.spec.shape)), key
+
+
+def test_a_model_of_text_alone_has_no_tower(tmp_path: Path):
+    paths = json.loads(run("qwen3", "--out", str(tmp_path), "--json"))
+    assert "mmproj" not in paths
+    assert all(read_tower(open_model_file(Path(path))) is None for path in paths.values())
+    with pytest.raises(UnsupportedModel, match="qwen3 has no tower"):
+        make.write_mmproj(make.config("qwen3"), tmp_path / "mmproj.gguf")
+
+
+@pytest.mark.parametrize("name", ["qwen3_5-eyes", "qwen3_vl", "qwen3_vl_moe"])
+def test_the_template_of_a_model_that_sees_writes_the_marks_that_its_config_names(name: str, tmp_path: Path):
+    folder = Path(
+        json.loads(run(name, "--out", str(tmp_path), "--format", "safetensors", "--json"))["safetensors"]
+    )
+    config, texts = (
+        json.loads((folder / file).read_text()) for file in ("config.json", "tokenizer_config.json")
+    )
+    parts = [{"type": "text", "text": "see"}, {"type": "image"}, {"type": "text", "text": "?"}]
+    template = jinja2.Template(texts["chat_template"], keep_trailing_newline=True)
+    prompt = template.render(messages=[{"role": "user", "content": parts}], add_generation_prompt=True)
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(prompt, add_special_tokens=False).ids
+    marks = [config[key] for key in ("vision_start_token_id", "image_token_id", "vision_end_token_id")]
+    assert [id for id in ids if id >= min(marks)] == marks
+    plain = template.render(messages=[{"role": "user", "content": "hi"}], add_generation_prompt=True)
+    assert plain == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_seed_draws_other_weights_and_none_the_same_ones(tmp_path: Path):

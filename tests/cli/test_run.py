@@ -185,7 +185,8 @@ def test_search_prints_where_it_was_said(freehold, home):
 @pytest.mark.parametrize(
     "args, part",
     [
-        (["--image", "cat.png", "What is this?"], "Freehold runs no vision model yet"),
+        (["--image", "cat.png", "What is this?"], "cat.png cannot be read: No such file or directory"),
+        (["a b", "--raw", "--image", __file__], "--image is for chats"),
         (["a b", "--logprobs", "2"], "--logprobs needs --json"),
         (["a b", "--raw", "--system", "x"], "--system is for chats"),
         (["a b", "--raw", "--think"], "--think is for chats"),

@@ -36,8 +36,7 @@ class Desk:
             self.sessions,
             lambda: PlainRenderer(self.shown.append),
             self.notes.append,
-            facts=ModelFacts("Q4_K_M", 8192),
-            **chat,
+            **{"facts": ModelFacts("Q4_K_M", 8192), **chat},
         )
 
     def type(self, *lines: str) -> Desk:

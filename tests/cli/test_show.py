@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from freehold.cli.show import _parameters
+from freehold.models.tiny import make
+from freehold.store.space import human
+from tests.store.gguf_pair import tower
 from tests.vectors.files import write_gguf
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,3 +49,45 @@ def test_a_refused_architecture_is_shown_with_what_is_missing(run: Run):
     status, out, _ = run("show", "deepseek-ai/DeepSeek-V4-Flash")
     assert status == 0 and "deepseek4: Freehold's engine does not support" in out
     assert "compressed sparse attention" in out
+
+
+@pytest.fixture
+def seeing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model that reads pictures, with its tower beside it."""
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    make.write_mmproj(make.config("qwen3_vl"), tmp_path / "mmproj-F16.gguf")
+    return make.write_gguf(make.config("qwen3_vl"), tmp_path / "m.gguf")
+
+
+def test_a_model_that_sees_says_so_with_its_tower_s_size(run: Run, seeing: Path, tmp_path: Path):
+    mmproj = seeing.with_name("mmproj-F16.gguf")
+    assert f"sees          yes, tower {human(mmproj.stat().st_size)}" in run("show", str(seeing))[1]
+    card = json.loads(run("show", str(seeing), "--json")[1])["model"]
+    assert card["sees"] is True and card["blind"] == "" and card["eyes"] == str(mmproj)
+    folder = make.write_safetensors(make.config("qwen3_vl"), tmp_path / "folder")
+    out = run("show", str(folder))[1]
+    assert "sees          yes, tower 2.2 MB" in out and "reads text only" not in out
+
+
+def test_a_model_says_why_it_reads_no_pictures_and_one_of_text_alone_says_nothing(
+    run: Run, seeing: Path, tmp_path: Path
+):
+    (tmp_path / "text").mkdir()
+    text = write_gguf("llama", tmp_path / "text" / "llama.gguf")
+    assert "sees" not in run("show", str(text))[1]
+    mmproj = seeing.with_name("mmproj-F16.gguf")
+
+    def line() -> str:
+        return next(row for row in run("show", str(seeing))[1].splitlines() if row.startswith("sees"))
+
+    mmproj.rename(text.with_name("mmproj.gguf"))
+    assert line() == "sees          no: there is no tower (an mmproj file) beside it"
+    assert "no: mmproj.gguf is a tower that is not supported with llama" in run("show", str(text))[1]
+    for its, why in (
+        (tower(96), "mmproj-F16.gguf is the tower of another model"),
+        (tower(64), "which Freehold"),
+    ):
+        mmproj.write_bytes(its)
+        assert line().startswith("sees          no: ") and why in line()
+    assert run("pull", str(seeing), "--no-eyes")[0] == 0
+    assert line() == "sees          no: its tower was left out; freehold pull m --eyes takes it"

@@ -16,6 +16,7 @@ import pytest
 from freehold.store import Planned, Progress
 from freehold.store.progress import Lines, ProgressBar
 from tests.store.conftest import UNIT, noise
+from tests.store.gguf_pair import text_model, tower
 from tests.store.standin import Standin, serving
 from tests.vectors.files import write_gguf
 
@@ -23,6 +24,7 @@ SOURCES = str(Path(__file__).parents[2] / "src")
 LISTED = {
     "name", "state", "owner", "kind", "bytes", "held", "pack_bytes", "digest", "path", "source", "licence",
     "created", "last_used", "detail", "aliases", "base", "rounding",
+    "eyes", "eyes_bytes", "eyes_left_out",
 }  # fmt: skip
 
 
@@ -110,6 +112,28 @@ def test_rm_deletes_nothing_when_one_name_is_unknown(run: Run):
     status, _, err = run("rm", "org/m", "org/typo")
     assert status == 1 and "org/typo is not downloaded" in err
     assert "org/m:Q4_K_M" in run("ls")[1]
+
+
+def test_a_tower_comes_with_its_model_and_goes_with_no_eyes(run: Run, hub: Standin, home: Path):
+    hub.files = {"m-Q4_K_M.gguf": text_model(), "mmproj-F16.gguf": tower(fill=UNIT)}
+    assert "its eyes: mmproj-F16.gguf" in run("pull", "org/m")[2]
+    (model,) = json.loads(run("list", "--json")[1])["models"]
+    size = len(hub.files["mmproj-F16.gguf"])
+    assert (Path(model["eyes"]).name, model["eyes_bytes"]) == ("mmproj-F16.gguf", size)
+    assert model["bytes"] == size + len(text_model())
+    assert run("pull", "org/m", "--no-eyes")[0] == 0 and not list(home.rglob("mmproj*"))
+    (model,) = json.loads(run("list", "--json")[1])["models"]
+    assert (model["eyes"], model["eyes_left_out"], model["bytes"]) == (None, True, len(text_model()))
+    assert run("pull", "org/m", "--eyes")[0] == 0 and list(home.rglob("mmproj*"))
+
+
+def test_a_tower_of_another_model_is_refused_with_the_way_out(run: Run, hub: Standin):
+    hub.files = {"m-Q4_K_M.gguf": text_model(64), "mmproj-F16.gguf": tower(128)}
+    status, out, err = run("pull", "org/m")
+    assert status == 1 and not out
+    assert "its features have 128 columns, the rows of m-Q4_K_M.gguf have 64" in err
+    assert "hint: freehold pull org/m:Q4_K_M --no-eyes takes the model without it" in err
+    assert run("pull", "org/m:Q4_K_M", "--no-eyes")[0] == 0
 
 
 def test_show_flags_a_name_that_misleads_before_anything_is_fetched(run: Run):

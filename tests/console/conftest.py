@@ -118,7 +118,9 @@ def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=CHROMIUM,
+            # A camera without hardware: it shows a clock; a page still has to be allowed to use it.
+            args=["--no-sandbox", "--disable-dev-shm-usage", "--use-fake-device-for-media-stream"],
         )
         playwright.expect.set_options(timeout=LIMIT_MS)
         yield browser

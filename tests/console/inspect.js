@@ -17,7 +17,7 @@
       if (name === "href" && text && !/^https?:\/\//.test(value)) found.push(`${tag} href=${value.slice(0, 40)}`);
       if (name === "href" && text && (/[?@]/.test(value) || e.rel.indexOf("noopener") < 0 || e.target !== "_blank")) found.push(`a link ${value.slice(0, 60)}`);
       if (name === "class" && text && /evil|chat|composer/.test(value)) found.push(`a class ${value}`);
-      if (name === "src" && !/^(?:data:image\/(?:png|jpeg|gif|webp);|blob:)/.test(value)) found.push(`${tag} src=${value.slice(0, 40)}`);
+      if (name === "src" && !/^(?:data:image\/(?:png|jpeg|gif|webp);|blob:|\/console\/api\/chats\/[\w.-]+\/pictures\/[0-9a-f]{64}$)/.test(value)) found.push(`${tag} src=${value.slice(0, 40)}`);
     }
     if (text && e !== text && !e.closest(".offscreen")) {
       const { position, zIndex } = getComputedStyle(e);

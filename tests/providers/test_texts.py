@@ -27,6 +27,7 @@ STAYS = {
     "EmbedJob.adapter": "as Job.adapter",
     "EmbedJob.pooling": "one of three words; for our engine",
     "Format.kind": "one of five words",
+    "Image.place": "names of fields and numbers; no wire sends it",
 }
 
 

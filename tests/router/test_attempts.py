@@ -17,15 +17,18 @@ from freehold.errors import (
     LedgerUnavailable,
     Overloaded,
     PolicyRefused,
+    UnsupportedModel,
     UpstreamFailed,
     UsageError,
 )
 from freehold.providers.contract import UpstreamFault
 from freehold.router.breaker import Breakers
 from freehold.router.gateway import BreakerLimits
+from freehold.serving import Job, Origin
+from freehold.types import Image, Message
 from tests.router.house import job, within
 from tests.router.rented import Answers, FakeRented, fault
-from tests.server.fakes import failing
+from tests.server.fakes import Script, failing
 
 TWO = '[routes.chat]\ntargets = ["big", "small"]\nretries = 0\n'
 OWN = '[routes.chat]\ntargets = ["own", "small"]\nretries = 0\n'
@@ -95,6 +98,35 @@ targets = ["mid", "tiny", "wide"]
 
     rented = FakeRented(mid=Answers(faults=[fault("context")]), wide=Answers("wide"))
     alone(test, tmp_path, text, rented=rented)
+
+
+@pytest.mark.parametrize("sees", [True, False])
+@pytest.mark.parametrize("url", ["", "https://example.com/a.png"])
+def test_a_picture_stays_where_a_model_sees_and_its_address_goes_to_a_provider(sees, url, tmp_path):
+    image = Image(url=url) if url else Image("image/png", "iVBORw0KGgo=")
+
+    async def test(house):
+        asked = Job(messages=(Message("user", parts=(image, "What?")),))
+        own = sees and not url
+        assert await house.text("chat", asked) == ("Hello there, world." if own else "small ")
+        (row,) = house.rows
+        assert row.place == ("this machine" if own else "far")
+        info = (await house.models.asked_by(Origin()).use("chat")).info
+        assert info.can_see and info.can_fetch
+
+    alone(test, tmp_path, OWN, script=Script(sees=sees), rented=FakeRented(small=Answers("small")))
+
+
+def test_a_route_of_owned_models_takes_no_address(tmp_path):
+    async def test(house):
+        info = (await house.models.asked_by(Origin()).use("chat")).info
+        assert info.can_see and not info.can_fetch  # it may see: its model is not loaded
+        asked = Job(messages=(Message("user", parts=(Image(url="https://example.com/a.png"), "What?")),))
+        with pytest.raises(UnsupportedModel, match="fetches no pictures from addresses"):
+            await house.text("chat", asked)
+
+    text = '[routes.chat]\ntargets = ["own"]\n'
+    alone(test, tmp_path, text, script=Script(sees=True))
 
 
 @pytest.mark.parametrize(

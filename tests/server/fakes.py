@@ -67,6 +67,7 @@ class Script:
         Chunk, ...
     ] = ()  # the answer, instead of what the other fields make of it; the last one ends it
     sees: bool = False
+    fetches: bool = False  # addresses of pictures too
     model: str = ""  # which model answers, as a route says
     remote: bool = False  # no ids of the prompt, no tokenizer, an estimate of tokens
     gate: threading.Event | None = None  # until it is set no piece comes and no token is counted
@@ -229,7 +230,7 @@ def _pieces(calls: Sequence[tuple[str, str]]) -> Iterator[ToolPiece]:
 class FakeServed:
     def __init__(self, name: str, script: Script) -> None:
         self.name, self.script, self.words = name, script, Words()
-        self.loaded = FakeLoaded(name, replace(info_of(name), thinking=script.thinks, can_see=script.sees))
+        self.loaded = FakeLoaded(name, self._info(script))
         self.jobs: list[Job] = []
         self.counted: list[Job] = []
         self.counters: list[str] = []  # clients whose tokens were counted
@@ -237,6 +238,10 @@ class FakeServed:
         self.keep_alives: list[float | None] = []
         self.embeddings: list[EmbedJob] = []
         self.streams: list[FakeStream] = []
+
+    def _info(self, script: Script) -> ModelInfo:
+        sight = {"can_see": script.sees, "can_fetch": script.fetches}
+        return replace(info_of(self.name), thinking=script.thinks, **sight)
 
     @property
     def info(self) -> ModelInfo:

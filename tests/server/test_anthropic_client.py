@@ -53,6 +53,16 @@ def test_a_chat_is_answered(client):
     assert message._request_id
 
 
+def test_a_picture_is_answered_and_the_list_of_models_says_who_sees(client):
+    c = client(Script(sees=True))
+    source = {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}
+    picture: Any = {"role": "user", "content": [{"type": "image", "source": source}]}
+    assert c.messages.create(**{**ASKED, "messages": [picture]}).content
+    able = c.models.retrieve("fake:1b").capabilities
+    assert able is not None and able.image_input.supported and not able.pdf_input.supported
+    assert able.thinking.types.enabled.supported and not able.effort.supported
+
+
 def test_a_chat_streams_to_the_whole_message(client):
     c = client(CALLED)
     whole = c.messages.create(**ASKED, tools=TOOLS)

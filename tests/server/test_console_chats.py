@@ -470,6 +470,6 @@ def test_one_key_s_chats_leave_threads_to_the_others(serving, tmp_path, monkeypa
 def test_an_import_converts_its_messages_one_by_one(monkeypatch):
     kinds, convert = [], msgspec.convert
     monkeypatch.setattr(exports.msgspec, "convert", lambda v, kind: kinds.append(kind) or convert(v, kind))
-    _, lines = exports.taken({"messages": [message("a"), message("b", "a")]}, system=True)
+    lines = exports.taken({"messages": [message("a"), message("b", "a")]}, system=True).lines
     assert kinds == [exports.ExportedMessage, exports.ExportedMessage, exports.ExportedChat]
     assert [each.id for each in lines if each.role] == ["a", "b"]

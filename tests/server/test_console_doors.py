@@ -270,6 +270,7 @@ def _asked(client: httpx2.Client, method: str, path: str, it: str) -> httpx2.Res
         **{name: {"message": "m"} for name in ("again", "take-out", "fork")},
         "put-back": {"messages": ["m"]},
         "answers": {"message": "m", "content": "x"},
+        "pictures": {"image": "data:image/png;base64,iVBORw0KGgo="},
         "approve": {"call": "c", "verdict": "deny"},
     }
     body = {} if method == "GET" else {"json": bodies.get(path.rpartition("/")[2], {})}

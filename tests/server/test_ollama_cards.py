@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from freehold.formats import open_model_file
+from freehold.models.tiny import make
 from freehold.server.ollama import models
 from freehold.server.ollama.models import Card, read_card
 from freehold.store import Listed
@@ -47,3 +49,22 @@ def test_a_card_without_time_for_its_template_is_not_kept(tmp_path: Path):
     assert known.of(listed, tmp_path, until=0.0).capabilities == ("completion",)
     assert known.of(listed, tmp_path).capabilities == ("completion", "tools", "thinking")
     assert models.Cards().of(listed, tmp_path, until=0.0).capabilities == ("completion", "tools", "thinking")
+
+
+def test_a_model_with_its_tower_has_vision_and_one_without_it_has_not(tmp_path: Path):
+    tiny = make.config("qwen3_vl")
+    text = make.write_gguf(tiny, tmp_path / "tiny.gguf")
+    tower = make.write_mmproj(tiny, tmp_path / "mmproj-tiny.gguf")
+    folder = make.write_safetensors(tiny, tmp_path / "folder")
+    listed = Listed("tiny", "ready", "freehold", "gguf", 1, 1, 0, "", text, "", "", "", "")
+    known = models.Cards()
+    assert "vision" not in known.of(listed, tmp_path).capabilities
+    seeing = replace(listed, eyes=tower, eyes_bytes=tower.stat().st_size)
+    assert "vision" in known.of(seeing, tmp_path).capabilities
+    assert "vision" in known.of(replace(listed, path=folder, kind="safetensors"), tmp_path).capabilities
+
+
+def test_an_engine_knows_best_what_its_model_can_do():
+    assert models._with_sight(("completion", "vision"), None) == ["completion", "vision"]
+    assert models._with_sight(("completion", "vision"), False) == ["completion"]
+    assert models._with_sight(("completion",), True) == ["completion", "vision"]

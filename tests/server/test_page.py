@@ -66,7 +66,7 @@ def test_headers_keep_the_page_to_itself(serving):
             headers["cross-origin-opener-policy"] == headers["cross-origin-resource-policy"] == "same-origin"
         )
         allowed = [one for one in headers["permissions-policy"].split(", ") if not one.endswith("=()")]
-        assert allowed == ["clipboard-read=(self)", "clipboard-write=(self)"]
+        assert allowed == ["camera=(self)", "clipboard-read=(self)", "clipboard-write=(self)"]
     assert get(serving()).headers["cache-control"] == "no-cache"
 
 

@@ -20,11 +20,7 @@ BODY = noise(SIZE)
 
 @pytest.fixture
 def hub(standin: Standin) -> Standin:
-    standin.files = {
-        "tiny-Q4_K_M.gguf": BODY,
-        "tiny-Q8_0.gguf": noise(5000, 1),
-        "mmproj-F16.gguf": noise(99, 2),
-    }
+    standin.files = {"tiny-Q4_K_M.gguf": BODY, "tiny-Q8_0.gguf": noise(5000, 1)}
     return standin
 
 

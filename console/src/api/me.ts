@@ -1,6 +1,7 @@
 // Who asks: the session or the key-less caller, and what it may do. Logging in changes it.
 import { signal } from "@preact/signals";
 import { get, post } from "./client";
+import type { PictureLimits } from "./types";
 import { settle } from "./session";
 
 export interface Me {
@@ -10,6 +11,7 @@ export interface Me {
   keyed: boolean; // the server wants a key
   can: string[]; // chat, pull, delete, load, tools, keys
   has: string[]; // of usage, runs, deployments and keys: those with something in them
+  pictures: PictureLimits;
   refused: string; // why this browser may do nothing, where that is not for want of a key
 }
 

@@ -17,7 +17,7 @@ export type RunEvent =
   | Ask
   | { t: "tool"; call: string; server: string; tool: string; arguments: string; state: ToolState; result?: string }
   | { t: "calls"; answer: string; calls: ToolCall[]; receipt: Receipt | null }
-  | { t: "result"; message: string; parent: string; call: string; content: string; outcome: ToolState }
+  | { t: "result"; message: string; parent: string; call: string; content: string; images: string[]; outcome: ToolState }
   | { t: "note"; text: string; code: string }
   | { t: "again"; equal: boolean; tokens: number; first?: number; was?: string; is?: string; changed?: string }
   | { t: "end"; finish: string; receipt: Receipt | null; error?: { message: string; code: string; hint?: string } };

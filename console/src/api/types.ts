@@ -46,7 +46,7 @@ export interface Message {
   at: number; // seconds since 1970; 0: not known
   model: string;
   files: AttachedFile[];
-  images: string[]; // data URLs
+  images: string[]; // references of its chat's pictures; data URLs in files of earlier versions
   calls: ToolCall[];
   call: string; // of a tool's message: the call that it answers,
   outcome?: ToolState | null; // and how that ended; null: not known
@@ -83,6 +83,25 @@ export interface Match {
   message: string;
   role: Role;
   excerpt: string;
+}
+
+/** What pictures a page may send. */
+export interface PictureLimits {
+  most: number; // of a message
+  together: number; // bytes of all in a chat's branch
+  bytes: number; // of one
+  pixels: number;
+  side: number; // pixels
+}
+
+/** A picture that a message may name. */
+export interface StoredPicture {
+  picture: string; // what it is named by
+}
+
+/** What a picture adds to a prompt. */
+export interface PictureTokens {
+  tokens: number | null; // null: the model does not see, or cannot tell
 }
 
 /** How many there were, and quantiles; seconds. */

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from freehold.formats import GGUFFile, ModelFile, SafetensorsFile, Tensor
 
 
-_OUTSIDE = ("mtp.", "vision_", "model.vision", "visual.", "multi_modal", "audio_", "v.", "mm.")  # no text
+_TOWERS = ("vision_", "visual.", "multi_modal", "audio_")
+_OUTSIDE = ("mtp.", "v.", "mm.", *_TOWERS, *(f"model.{name}" for name in _TOWERS))  # no text
 
 # Stacked, or each apart: in safetensors, and in GGUFs of early 2024 (ffn_up.3.weight).
 _EXPERTS = re.compile(

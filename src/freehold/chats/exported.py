@@ -8,15 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from freehold.chats.lines import MESSAGE_ID, ChatLine
+from freehold.chats.pictures import ChatPictures, decoded_url, is_reference, reference_of
 from freehold.chats.types import ChatChange, ChatSettings, Role, SavedChat, SavedMessage
 from freehold.chats.writer import MAX_CHAT_BYTES, line_of
-from freehold.errors import UsageError
+from freehold.errors import StoreError, UsageError
 
 FORMAT = "freehold-chat"
 MAX_MESSAGES = 20_000  # of a chat that is exported or imported; one of them takes 2,000 hours to read
@@ -40,10 +43,20 @@ class ExportedChat(Struct, kw_only=True):
     created: str = ""
     leaf: str | None = None
     settings: ChatSettings = msgspec.field(default_factory=ChatSettings)
+    pictures: dict[str, str] = msgspec.field(default_factory=dict)  # by reference, each a data: URL
 
 
-def exported(chat: SavedChat) -> bytes:
-    """Return all of a chat as JSON; an answer in progress as far as it came.
+@dataclass(frozen=True, slots=True)
+class TakenChat:
+    """A chat that was exported, as it is written. `pictures`: by reference."""
+
+    model: str
+    lines: list[ChatLine]
+    pictures: dict[str, bytes | Path]
+
+
+def exported(chat: SavedChat, pictures: ChatPictures) -> bytes:
+    """Return all of a chat as JSON, each picture once; an answer in progress as far as it came.
 
     Raises UsageError where `taken` would refuse it: a file that no server takes in is not given out.
     """
@@ -52,13 +65,33 @@ def exported(chat: SavedChat) -> bytes:
             f"the chat has {len(chat.messages):,} messages; at most {MAX_MESSAGES:,} can be exported as JSON",
             "export it as Markdown",
         )
-    data = msgspec.json.encode(_whole(chat))
-    if len(data) > MAX_EXPORT_BYTES:
-        raise UsageError(
-            f"the chat has {len(data):,} bytes; at most {MAX_EXPORT_BYTES:,} can be exported as JSON",
-            "export it as Markdown",
-        )
+    whole = _whole(chat)
+    sizes = _sizes(whole, pictures)
+    _check_size(sum(sizes.values()) * 4 // 3)  # before they are read: they may be gigabytes
+    whole.pictures = {reference: pictures.url(reference) for reference in sizes}
+    for message in whole.messages:
+        message.images = tuple(each for each in message.images if each in sizes or not is_reference(each))
+    data = msgspec.json.encode(whole)
+    _check_size(len(data))
     return data
+
+
+def _sizes(chat: ExportedChat, pictures: ChatPictures) -> dict[str, int]:
+    """Return the bytes of each picture that the messages name; one that was lost is left out."""
+    sizes: dict[str, int] = {}
+    for message in chat.messages:
+        for each in filter(is_reference, message.images):
+            with suppress(StoreError):
+                sizes[each] = pictures.size(each)
+    return sizes
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_EXPORT_BYTES:
+        raise UsageError(
+            f"the chat has {size:,} bytes with its pictures; at most {MAX_EXPORT_BYTES:,} can be exported as JSON",
+            "export it as Markdown, which has no pictures",
+        )
 
 
 def branched(chat: SavedChat, leaf: str) -> list[ChatLine]:
@@ -68,6 +101,12 @@ def branched(chat: SavedChat, leaf: str) -> list[ChatLine]:
     kept = {message.id for message in chat.branch(leaf)}
     whole.messages, whole.leaf = [m for m in whole.messages if m.id in kept], leaf
     return list(_lines(whole))
+
+
+def pictures_of(chat: SavedChat, leaf: str, pictures: ChatPictures) -> dict[str, bytes | Path]:
+    """Return the files of the pictures that the branch up to `leaf` names."""
+    named = (each for message in chat.branch(leaf) for each in message.images if is_reference(each))
+    return {each: pictures.file(each) for each in named}
 
 
 def _whole(chat: SavedChat) -> ExportedChat:
@@ -92,7 +131,8 @@ def markdown(chat: SavedChat) -> str:
         name = names.get(message.role) or message.model or chat.card.model or "Answer"
         files = [f"File {file.name}:\n\n{_fenced(file.text)}" for file in message.files]
         thought = ["\n".join(f"> {line}" for line in message.thinking.splitlines())]
-        parts_of_message = [part for part in (*files, *thought, message.content) if part]
+        seen = [f"[{len(message.images)} picture{'s' * (len(message.images) > 1)}]" if message.images else ""]
+        parts_of_message = [part for part in (*seen, *files, *thought, message.content) if part]
         parts.append("\n\n".join([f"## {name}", *parts_of_message]))
     return "\n\n".join(parts) + "\n"
 
@@ -104,8 +144,10 @@ def _fenced(text: str) -> str:
     return f"{fence}\n{text.rstrip()}\n{fence}"
 
 
-def taken(raw: Any, *, system: bool) -> tuple[str, list[ChatLine]]:
-    """Check an exported chat; return its model and its lines. Raises UsageError, which names what is wrong.
+def taken(raw: Any, *, system: bool) -> TakenChat:
+    """Check an exported chat, and return what is written of it.
+
+    Raises UsageError, which names what is wrong.
 
     A file may be a stranger's. The tools that it asks for are left out: with a standing permission its first message
     would run one. `system`: whether it keeps its system prompt and the system messages among the others.
@@ -125,11 +167,33 @@ def taken(raw: Any, *, system: bool) -> tuple[str, list[ChatLine]]:
             f"the chat has {len(chat.messages):,} messages; at most {MAX_MESSAGES:,} can be imported"
         )
     _check_tree(chat)
+    pictures = _taken_pictures(chat)
     chat.settings.tools = []
     if not system:
         chat.settings.system = ""
         _leave_out(chat, "system")
-    return chat.model, list(_lines(chat))
+    return TakenChat(chat.model, list(_lines(chat)), pictures)
+
+
+def _taken_pictures(chat: ExportedChat) -> dict[str, bytes | Path]:
+    """Return the pictures that the messages name, and have the messages name those that they brought as data: URLs."""
+    pictures: dict[str, bytes | Path] = {}
+    for n, message in enumerate(chat.messages):
+        references = []
+        for each in message.images:
+            if each in pictures:
+                references.append(each)
+                continue
+            place = f"message {n + 1}: the picture {each[:40]!r}"
+            if is_reference(each) and each not in chat.pictures:
+                raise UsageError(f"{place} is not in the file")
+            data = decoded_url(chat.pictures[each] if is_reference(each) else each, place)
+            references.append(reference_of(data))
+            if is_reference(each) and references[-1] != each:
+                raise UsageError(f"{place} has other bytes than its name says")
+            pictures[references[-1]] = data
+        message.images = tuple(references)
+    return pictures
 
 
 def _one_by_one(raw: Any) -> Any:
@@ -175,8 +239,6 @@ def _check_tree(chat: ExportedChat) -> None:
             raise UsageError(f"message {n + 1}: its parent {message.parent[:80]!r} does not come before it")
         if not 0 <= message.at < MAX_AT:
             raise UsageError(f"message {n + 1}: at is {message.at:g}; expected seconds since 1970")
-        if address := next((url for url in message.images if not url.startswith("data:")), ""):
-            raise UsageError(f"message {n + 1}: the picture {address[:80]!r} is not a data: URL")
         seen.add(message.id)
     if chat.leaf is not None and chat.leaf not in seen:
         raise UsageError(f"the leaf {chat.leaf[:80]!r} is none of its messages")

@@ -7,13 +7,15 @@ Knows files; knows no request and no terminal.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import islice
@@ -26,6 +28,8 @@ from msgspec import Struct
 
 from freehold import private
 from freehold.chats.lines import VERSION, ChatLine, encoded, replay
+from freehold.chats.pictures import FOLDER as PICTURES
+from freehold.chats.pictures import ChatPictures, abandoned, bytes_of, decoded_url, filled, folder_of
 from freehold.chats.types import ChatCard, ChatChange, ChatMatch, ChatSettings, SavedChat
 from freehold.chats.writer import FOR_ENDS, MAX_CHAT_BYTES, ChatWriter, failures, is_held, live, no_chat
 from freehold.errors import CapacityExceeded, FreeholdError, StoreError, UsageError
@@ -111,10 +115,17 @@ class ChatFolder:
         lines = [ChatLine(set=change)] if title or settings is not None else []
         return self.write(id, model, lines)
 
-    def write(self, id: str, model: str, lines: Sequence[ChatLine]) -> ChatCard:
+    def write(
+        self,
+        id: str,
+        model: str,
+        lines: Sequence[ChatLine],
+        pictures: Mapping[str, bytes | Path] | None = None,
+    ) -> ChatCard:
         """Make a chat of these lines, all at once: it is there whole or not at all.
 
-        Raises UsageError where they are more than a chat holds.
+        `pictures`: that the lines name, by reference, as bytes or as another chat's file; such a chat has no `id` of
+        the caller's. Raises UsageError where the lines are more than a chat holds.
         """
         self.check_room()
         data = b"".join(map(encoded, lines))
@@ -124,11 +135,12 @@ class ChatFolder:
                 f"the chat has {len(data):,} bytes, and a new chat may have {most:,}", field="chat"
             )
         created = datetime.now().astimezone().isoformat(timespec="seconds")
-        aside = self.path / f".new-{secrets.token_hex(8)}"
+        aside, seen = self.path / f".new-{secrets.token_hex(8)}", None
         taken = {path.name.partition("~")[2] for _, path in self._deleted()}  # restore wants the name back
         with failures(id or "(new)"):
             private.folder(self.path, self._home)
             try:
+                seen = filled(self.path, self._home, pictures) if pictures else None
                 for name in [id] if id else (name for name in _names() if f"{name}.jsonl" not in taken):
                     path, head = (
                         self.file(name),
@@ -138,10 +150,12 @@ class ChatFolder:
                         file.write(encoded(head) + data)
                         file.flush()
                         os.fsync(file.fileno())
-                    if _linked(aside, path):
+                    if _linked_with(aside, path, seen):
                         return self.read(name).card
             finally:
                 aside.unlink(missing_ok=True)
+                if seen is not None:
+                    shutil.rmtree(seen, ignore_errors=True)
         raise UsageError(f"a chat named {id} exists already", f"freehold run --session {id} continues it")
 
     def read(self, id: str) -> SavedChat:
@@ -166,6 +180,22 @@ class ChatFolder:
                 message.state = "open" if running else "lost"
                 chat.card.running = chat.card.running or running
         return chat
+
+    def pictures(self, id: str) -> ChatPictures:
+        """Return the pictures of a chat; UsageError for what cannot be an id."""
+        return ChatPictures(self.file(id))
+
+    def add_picture(self, id: str, url: str) -> str:
+        """Store the picture of a data: URL, which a message will name, and return its reference.
+
+        Those that no message came to name are removed. Raises ChatNotFound; UsageError for no picture.
+        """
+        named = self.read(id).pictures
+        self.check_room()
+        data, pictures = decoded_url(url), self.pictures(id)
+        with failures(id):
+            pictures.tidy(named)
+            return pictures.put(data)
 
     def writer(self, id: str) -> ChatWriter:
         """Open a chat to write to it; ChatNotFound where there is none. Close it, or use it with `with`."""
@@ -193,6 +223,8 @@ class ChatFolder:
                     with suppress(FileNotFoundError):
                         size = each.stat(follow_symlinks=False).st_size if each.is_file() else 0
                         used += max(size, FILE_BYTES)
+        for folder in (self.path / PICTURES, self.path / ".deleted"):
+            used += sum(max(size, FILE_BYTES) for size in bytes_of(folder))
         return used
 
     def delete(self, id: str) -> None:
@@ -201,10 +233,13 @@ class ChatFolder:
         path, bin = self.file(id), self.path / ".deleted"
         with failures(id):
             private.folder(bin, self._home)
+            gone = bin / f"{time.time():.0f}~{path.name}"
             try:
-                os.rename(path, bin / f"{time.time():.0f}~{path.name}")
+                os.rename(path, gone)
             except FileNotFoundError:
                 raise no_chat(id) from None
+            with suppress(FileNotFoundError):
+                os.rename(folder_of(path), _pictures_of(gone))
 
     def restore(self, id: str) -> ChatCard:
         """Take the deletion of a chat back; ChatNotFound where it was not deleted, or too long ago."""
@@ -213,18 +248,24 @@ class ChatFolder:
         for _, gone in sorted(self._deleted(), reverse=True):
             if gone.name.partition("~")[2] == path.name:
                 with failures(id):
-                    if not _linked(gone, path):
+                    if not _linked_with(gone, path, _pictures_of(gone)):
                         raise UsageError(f"a chat named {id} exists already", "rename it first")
                     gone.unlink(missing_ok=True)
                 return self.read(id).card
         raise no_chat(id)
 
     def purge(self) -> None:
-        """Remove for good what was deleted longer ago than UNDO_S."""
+        """Remove for good what was deleted longer ago than UNDO_S, and pictures whose chat is gone."""
         for at, path in self._deleted():
             if not -UNDO_S < time.time() - at < UNDO_S:
-                with suppress(OSError):
-                    path.unlink()
+                if path.suffix == PICTURES:
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    with suppress(OSError):
+                        path.unlink()
+        if (self.path / PICTURES).is_dir():
+            for path in abandoned(self.path / PICTURES, [id for id, _ in _files(self.path)]):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _deleted(self) -> list[tuple[float, Path]]:
         """Return when each deleted chat was deleted, and its file."""
@@ -302,6 +343,33 @@ def _linked(aside: Path, path: Path) -> bool:
             return False
         os.rename(aside, path)
     return True
+
+
+def _linked_with(aside: Path, path: Path, pictures: Path | None) -> bool:
+    """Give a file its name, and its pictures theirs before it; False where one of the names is in use."""
+    if pictures is None or not pictures.is_dir():
+        return _linked(aside, path)
+    if path.exists():
+        return False
+    private.folder(folder_of(path).parent)
+    try:
+        os.rename(pictures, folder_of(path))
+    except OSError as e:
+        if e.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    linked = False
+    try:
+        linked = _linked(aside, path)
+    finally:
+        if not linked:
+            os.rename(folder_of(path), pictures)
+    return linked
+
+
+def _pictures_of(gone: Path) -> Path:
+    """Return where the pictures of a deleted chat are, by its deleted file."""
+    return gone.with_suffix(PICTURES)
 
 
 def _names() -> Iterable[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from freehold.chats.pictures import is_reference
 from freehold.chats.types import (
     AskedTool,
     AttachedFile,
@@ -127,6 +128,7 @@ class _Replay:
         self._messages: dict[str, SavedMessage] = {}
         self._grown: dict[str, tuple[list[str], list[str]]] = {}  # id -> pieces of text and thinking
         self._gone: set[str] = set()
+        self._pictures: set[str] = set()
         self._last: str | None = None
         self._leaf: str | None = None
         self._set: dict[str, Any] = {}
@@ -158,6 +160,7 @@ class _Replay:
         if id in self._messages or not MESSAGE_ID.fullmatch(id):  # an id is part of a lock's path
             self._skipped += 1
             return
+        self._pictures.update(filter(is_reference, line.images))
         parent = self._last if line.parent is UNSET else line.parent
         if parent is not None and parent not in self._messages:  # its line is damaged
             parent = self._last
@@ -234,6 +237,7 @@ class _Replay:
             leaf=self._leaf,
             messages=self._messages,
             skipped=self._skipped,
+            pictures=self._pictures,
         )
 
     def _take_out(self) -> None:

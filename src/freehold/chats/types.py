@@ -44,7 +44,7 @@ class SavedMessage(Struct, kw_only=True):
     at: float = 0.0  # seconds since 1970; 0: not known
     model: str = ""
     files: tuple[AttachedFile, ...] = ()
-    images: tuple[str, ...] = ()  # data URLs
+    images: tuple[str, ...] = ()  # references of its chat's pictures; data URLs in files of earlier versions
     calls: tuple[AskedTool, ...] = ()
     call: str = ""  # of a tool's message: the call that it answers,
     outcome: ToolState | None = None  # and how that ended; None: not known
@@ -106,6 +106,7 @@ class SavedChat(Struct, kw_only=True):
     leaf: str | None  # the end of the branch that is shown
     messages: dict[str, SavedMessage]
     skipped: int = 0  # lines that could not be read
+    pictures: set[str] = field(default_factory=set)  # named by any line, of messages that were taken out too
 
     def branch(self, leaf: str | None = None) -> list[SavedMessage]:
         """Return the messages from the root to `leaf`, or to the chat's own."""
@@ -159,12 +160,22 @@ class ToolStep(Struct, kw_only=True, omit_defaults=True):
     result: str | None = None
 
 
+# To a model that reads text alone, behind a result that names its pictures.
+UNSEEN_PICTURES = "\n[Pictures cannot be shown to you.]"
+
+
 class ToolResult(Struct, kw_only=True, frozen=True):
     """What a call gives the model."""
 
     content: str
+    images: tuple[str, ...] = ()  # data URLs
     server: str = ""
     state: ToolState = "done"
+
+    @property
+    def text(self) -> str:
+        """The result where its pictures are left out."""
+        return self.content + (UNSEEN_PICTURES if self.images else "")
 
     @property
     def failed(self) -> bool:

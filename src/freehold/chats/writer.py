@@ -24,6 +24,7 @@ from msgspec import UNSET
 
 from freehold import private
 from freehold.chats.lines import ChatLine, encoded
+from freehold.chats.pictures import ChatPictures, decoded_url, is_reference
 from freehold.chats.types import (
     AskedTool,
     AttachedFile,
@@ -132,6 +133,7 @@ class ChatWriter:
     def __init__(self, path: Path, check_room: CheckRoom = _unlimited) -> None:
         """Open a chat's file; `check_room` raises where no more messages may begin."""
         self.path, self.chat, self._check_room = path, path.stem, check_room
+        self.pictures = ChatPictures(path)
         self._answers: dict[str, int] = {}  # id of an open answer -> the descriptor of its lock
         try:
             self._fd = private.opener(str(path), os.O_RDWR | os.O_APPEND)
@@ -162,8 +164,13 @@ class ChatWriter:
         edited: bool = False,
         id: str = "",
     ) -> SavedMessage:
-        """Append a whole message after `parent` (None: as a root), and return it. `id`: the caller's own, if new."""
+        """Append a whole message after `parent` (None: as a root), and return it. `id`: the caller's own, if new.
+
+        `images`: references of pictures that the chat has, and data: URLs, which are stored. Raises UsageError for
+        any other.
+        """
         self._check_room()
+        references = tuple([self.picture(each) for each in images])
         message = SavedMessage(
             id=id or _new_id(),
             parent=parent,
@@ -173,7 +180,7 @@ class ChatWriter:
             at=_now(),
             model=model,
             files=tuple(files),
-            images=tuple(images),
+            images=references,
             calls=tuple(calls),
             call=call,
             outcome=outcome,
@@ -181,6 +188,15 @@ class ChatWriter:
         )
         self._append(line_of(message), MAX_CHAT_BYTES - FOR_ENDS)
         return message
+
+    def picture(self, image: str) -> str:
+        """Store the picture of a data: URL, before a message names it, and return its reference; keep a reference."""
+        if is_reference(image):
+            return image
+        self._check_room()
+        data = decoded_url(image)
+        with failures(self.chat):
+            return self.pictures.put(data)
 
     def open_answer(
         self, *, parent: str | None, model: str, content: str = "", thinking: str = "", id: str = ""

@@ -115,7 +115,8 @@ def make_tiny_command(
     """Write a random model of FAMILY, with some 100,000 float32 weights, to test programs and engines.
 
     Its answers are nonsense, but the same on every machine. Writes OUT/FAMILY.gguf, the folder OUT/FAMILY of
-    safetensors, or both, and prints their paths.
+    safetensors, or both, and prints their paths. A model that sees pictures is larger and has a second GGUF,
+    OUT/mmproj-FAMILY.gguf.
     """
     from freehold.models.tiny import make
 
@@ -140,6 +141,8 @@ def _write(tiny: TinyConfig, out: Path, form: str) -> dict[str, str]:
     out.mkdir(parents=True, exist_ok=True)
     if form == "gguf" or (form == "both" and tiny.gguf):
         files["gguf"] = str(make.write_gguf(tiny, out / f"{tiny.name}.gguf"))
+        if tiny.sees:
+            files["mmproj"] = str(make.write_mmproj(tiny, out / f"mmproj-{tiny.name}.gguf"))
     if form != "gguf":
         files["safetensors"] = str(make.write_safetensors(tiny, out / tiny.name))
     return files

@@ -28,6 +28,7 @@ from freehold.cli.shared import drain_option, gateway_option, json_option, offli
 from freehold.cli.verbs import UNDER_DEPLOY
 from freehold.config import Settings, nearest
 from freehold.errors import ModelNotFound, UsageError
+from freehold.terminal import printable
 
 if TYPE_CHECKING:
     from freehold.backends.contract import DeployPlan
@@ -186,7 +187,7 @@ def _again(settings: Settings, options: Mapping[str, Any]) -> int:
 
     held, damaged = kept(settings.home)
     for sentence in damaged:
-        click.echo(f"warning: {sentence}", err=True)
+        click.echo(f"warning: {printable(sentence)}", err=True)
     server = running(settings)
     names: set[str] = set()
     if server is not None:

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from freehold.cli.chat.answer import (
 from freehold.cli.chat.chat import COMMANDS, Chat
 from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.opened import Opened, renderer, show, tell, tell_notes, write
+from freehold.cli.chat.pictures import check_sees, with_images
 from freehold.cli.chat.request import (
     LOADING,
     RunRequest,
@@ -53,10 +54,9 @@ from freehold.cli.shared import (
     with_offline,
 )
 from freehold.config import Settings
-from freehold.errors import UsageError
 from freehold.machine import Crowd
 from freehold.store import Store
-from freehold.types import MAX_SEED, Chunk, Message, Usage
+from freehold.types import MAX_SEED, Chunk, Image, Message, Usage
 
 if TYPE_CHECKING:
     from freehold.cli.chat.tools import TerminalTools
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 @click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]...")
 @section("The answer")
 @setting_options(RunRequest, "system")
+@setting_options(RunRequest, "image")
 @setting_options(AnswerSettings, "max_tokens", "stop")
 @setting_options(RunRequest, "logprobs")
 @setting_options(AnswerSettings, "think", "overflow")
@@ -94,7 +95,6 @@ if TYPE_CHECKING:
 @setting_options(RunRequest, "mcp")
 @section("Output and network")
 @setting_options(RunRequest, "plain", "as_json", "verbose")
-@click.option("--image", multiple=True, metavar="FILE", help="Not supported yet.")
 @offline_option
 @click.pass_context
 def command(ctx: click.Context, words: tuple[str, ...], **options: Any) -> None:
@@ -115,8 +115,6 @@ def command(ctx: click.Context, words: tuple[str, ...], **options: Any) -> None:
     is printed. --engine freehold forces the CPU.
     """
     settings: Settings = with_offline(ctx.obj, options.pop("offline"))
-    if options.pop("image"):
-        raise UsageError("--image: Freehold runs no vision model yet", "describe the image in words")
     if (text := options.pop("search")) is not None:
         ctx.exit(_search(Sessions(settings.home), text, as_json=options["as_json"]))
     answers = AnswerSettings(
@@ -142,6 +140,7 @@ def _run(
     answers: AnswerSettings,
     sampling: dict[str, Any],
 ) -> int:
+    images = tuple(map(Image.open, request.image))  # a wrong file is refused before a model is loaded
     session = _session(Sessions(settings.home), request)
     store = Store(settings)
     model, prompt = split_words(words, store, lambda: (session and session.model) or default_model(settings))
@@ -160,11 +159,14 @@ def _run(
         llm = opened.model
         answers.sampling = chosen(llm.info.default_sampling, sampling, bias)
         llm.check_think(answers.think)
+        if images:
+            check_sees(llm.name, llm.info.can_see)
         notes, crowd = tell_notes(llm), Crowd()
         if talking:
-            status, usages = _talk(opened, settings, request, answers, session, tools)
+            status, usages = _talk(opened, settings, request, answers, session, tools, images)
         else:
-            status, usages = _answer(llm, settings, request, answers, session, prompt, tools)
+            message = with_images(images, prompt)
+            status, usages = _answer(llm, settings, request, answers, session, message, tools)
         _learn(opened.model, settings, request, usages, crowd)
     tell_notes(llm, notes)  # those that came up meanwhile
     return status
@@ -204,7 +206,7 @@ def _answer(
     request: RunRequest,
     answers: AnswerSettings,
     session: ChatSession | None,
-    prompt: str,
+    prompt: Message,
     tools: TerminalTools | None,
 ) -> tuple[int, list[Usage]]:
     """Print one answer; return 0, or 130 after Ctrl-C, and the usage."""
@@ -216,7 +218,7 @@ def _answer(
     with Waiting(silent=request.as_json) as waiting:
         if request.raw:
             stream = llm.stream_text(
-                prompt,
+                prompt.content,
                 max_tokens=answers.max_tokens,
                 sampling=answers.sampling,
                 stop=answers.stop,
@@ -259,11 +261,11 @@ def _learn(
         learn(settings.home, path, usages, crowd.share(), llm.info.quantization)
 
 
-def _messages(session: ChatSession | None, system: str, prompt: str) -> tuple[Message, ...]:
+def _messages(session: ChatSession | None, system: str, prompt: Message) -> tuple[Message, ...]:
     before = session.messages if session else ()
     if system:
         before = (Message("system", system), *(m for m in before if m.role != "system"))
-    return (*before, Message("user", prompt))
+    return (*before, prompt)
 
 
 def _collect(stream: Iterator[Chunk], answer: StreamedAnswer, renderer: Renderer, waiting: Waiting) -> None:
@@ -285,6 +287,7 @@ def _talk(
     answers: AnswerSettings,
     session: ChatSession | None,
     tools: TerminalTools | None,
+    images: Sequence[Image],
 ) -> tuple[int, list[Usage]]:
     """Chat until the user leaves; return 0 and the usages of the last model's answers."""
     from freehold.cli.chat.terminal import LineReader, PlainReader
@@ -305,6 +308,8 @@ def _talk(
         keep=lambda name, system: _kept(opened, settings, answers, name, system),
         tools=tools,
     )
+    for path, image in zip(request.image, images, strict=True):
+        chat.attach(path, image)
     chat.resumed(lambda message: show(message, request))
     tell("/help lists the commands; Ctrl-D leaves")
     if os.environ.get("TERM", "dumb") == "dumb":

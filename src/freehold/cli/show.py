@@ -74,6 +74,7 @@ def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
             ", ".join(f"{p['type']} {100 * p['share']:.1f} %" for p in card.get("quantisation", [])),
         ),
         ("context", f"{card['context']:,} tokens" if card.get("context") else ""),
+        ("sees", _sight(card)),
         *(("", f"note: {note}") for note in card.get("notes", ())),
         ("licence", _licence(card["licence"])),
         ("owner", card.get("owner", "")),
@@ -109,6 +110,13 @@ def _architecture(card: Mapping[str, Any]) -> str:
     name, refused = str(card.get("architecture", "")), str(card.get("refused", ""))
     unread = any(note.startswith(UNREAD) for note in card.get("notes", ()))  # which says more
     return name if unread or not refused else f"{name or 'not known'}: {refused}"
+
+
+def _sight(card: Mapping[str, Any]) -> str:
+    """Say whether a model reads pictures; nothing of a model of text alone."""
+    if card.get("sees"):
+        return f"yes, tower {human(card['eyes_bytes'])}"
+    return f"no: {card['blind']}" if card.get("blind") else ""
 
 
 def _licence(name: str) -> str:

@@ -68,14 +68,22 @@ def _list_row(m: Listed) -> tuple[str, ...]:
     type=click.Choice(["q8", "q6", "q4", "none"]),
     help="Round the float weights of safetensors to 8.5, 6.6 or about 5 bits when they are packed.",
 )
+@click.option(
+    "--eyes/--no-eyes",
+    default=None,
+    help="Take the vision tower (mmproj) of a GGUF repository, or leave it out. Default: take it.",
+)
 @json_option
 @offline_option
 @click.pass_obj
-def pull_command(settings: Settings, model: str, quant: str | None, as_json: bool, offline: bool) -> None:
+def pull_command(
+    settings: Settings, model: str, quant: str | None, eyes: bool | None, as_json: bool, offline: bool
+) -> None:
     """Download MODEL, or add a file that is already on this machine.
 
     If Freehold's engine does not support the architecture, MODEL is refused before anything is downloaded, and the
-    error names what is missing.
+    error names what is missing. A GGUF model that reads pictures comes with its vision tower. For an installed model,
+    --no-eyes deletes the tower and --eyes downloads it.
 
     Prints the model's path. With --json, prints one event per line instead.
     """
@@ -86,7 +94,7 @@ def pull_command(settings: Settings, model: str, quant: str | None, as_json: boo
 
         check_fetch(store, model)
     with reporter(as_json=as_json) as on_event:
-        ref = store.pull(model, on_event, rounding)
+        ref = store.pull(model, on_event, rounding, eyes)
     if not as_json:
         click.echo(ref.path)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from freehold.engine import Engine, Generation, TokenOut
 from freehold.engine.constrain.constraint import Constraint
+from freehold.engine.pictures import PromptPictures
 from freehold.engine.requests import Sharing
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.engine.scoring import prefill
@@ -47,12 +48,13 @@ class LocalJob:
         begin: Begin,
         constraint: Constraint | None = None,
         adapter: Adapter | None = None,
+        pictures: PromptPictures | None = None,
     ) -> None:
         """Check what the engine checks, and raise its errors; nothing is computed before `enter`.
 
-        `constraint`: of the answers' text. `adapter`: what job.adapter names.
+        `constraint`: of the answers' text. `adapter`: what job.adapter names. `pictures`: of the prompt.
         """
-        self._engine, self._job, self._adapter = engine, job, adapter
+        self._engine, self._job, self._adapter, self._pictures = engine, job, adapter, pictures
         spelling = _Spelling(tokenizer)
         self._scores = None if job.prompt_logprobs is None else _Scores(begin, job.prompt_logprobs, spelling)
         self._scoring: Generation | None = None
@@ -65,7 +67,7 @@ class LocalJob:
                 LocalAnswer(
                     generation, self._text(tokenizer, prompt, i), spelling, job.resume[i : i + 1], ends
                 )
-                for i, generation in enumerate(self._generations(begin, ends, constraint))
+                for i, generation in enumerate(self._generations(prompt, begin, ends, constraint))
             ]
         if self._scores is not None:
             self._scoring = prefill(
@@ -92,14 +94,15 @@ class LocalJob:
             "deadline_s": job.timeout_s,
             "admitted": admitted,
             "adapter": self._adapter,
+            "pictures": self._pictures,
         }
 
     def _generations(
-        self, begin: Begin, ends: frozenset[int], constraint: Constraint | None
+        self, prompt: Prompt, begin: Begin, ends: frozenset[int], constraint: Constraint | None
     ) -> list[Generation]:
         job = self._job
         return self._engine.generate_many(
-            begin.prompt_ids,
+            prompt.ids,
             job.n,
             begin.sampling,
             max_tokens=job.max_tokens,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar, cast, get_args
 
@@ -15,6 +16,7 @@ from freehold.errors import BadPrompt, UsageError
 from freehold.store.progress import ProgressLike
 from freehold.types import (
     FormatLike,
+    Image,
     Message,
     ModelOptions,
     OnPrefill,
@@ -135,13 +137,29 @@ _FIELDS = frozenset(("role", "content", "thinking", "tool_calls", "tool_call_id"
 
 
 def as_messages(prompt: Chat) -> list[Message]:
-    """Return a chat's messages from any of the forms it may be given in."""
+    """Return a chat's messages from any of the forms it may be given in; a dictionary's content may be a list of parts.
+
+    Raises UsageError for anything else, BadPrompt for a chat that says nothing.
+    """
     if isinstance(prompt, str):
         prompt = [Message("user", prompt)]
     chat = [m if isinstance(m, Message) else _as_message(m) for m in prompt]
-    if not any(m.content.strip() for m in chat if m.role != "system"):
+    chat = [_whole(m) if m.parts else m for m in chat]
+    if not any(m.content.strip() or m.parts for m in chat if m.role != "system"):
         raise BadPrompt("the chat is empty", "give at least one message with text")
     return chat
+
+
+def _whole(message: Message) -> Message:
+    """Return a message whose parts are of the right types. Raises UsageError where its content is another text."""
+    parts = tuple(map(_as_part, message.parts))
+    texts = [part for part in parts if isinstance(part, str)]
+    if message.content not in ("".join(texts), "\n".join(texts)):
+        raise UsageError(
+            f"the content of a message is {message.content[:60]!r}, and its parts have another text",
+            "give the parts alone",
+        )
+    return replace(message, parts=parts)
 
 
 def as_tools(tools: Tools) -> tuple[Tool, ...]:
@@ -165,6 +183,10 @@ def _as_message(raw: Mapping[str, Any]) -> Message:
         )
     role, calls = _role(raw.get("role")), raw.get("tool_calls") or ()
     content = "" if calls and raw.get("content") is None else raw.get("content")
+    parts: tuple[str | Image, ...] = ()
+    if isinstance(content, list | tuple):
+        parts = tuple(map(_as_part, content))
+        content = "".join(part for part in parts if isinstance(part, str))
     texts = [content, *(raw.get(key, "") for key in ("thinking", "tool_call_id", "name"))]
     if raw.keys() - _FIELDS or role is None or not all(isinstance(text, str) for text in texts):
         shown = {k: v for k, v in raw.items() if k != "content"}
@@ -174,7 +196,26 @@ def _as_message(raw: Mapping[str, Any]) -> Message:
             "tool_call_id and name",
         )
     content, thinking, id, name = texts
-    return Message(role, content, thinking, tuple(map(_as_call, calls)), id, name)
+    seen = parts if any(isinstance(part, Image) for part in parts) else ()
+    return Message(role, content, thinking, tuple(map(_as_call, calls)), id, name, seen)
+
+
+def _as_part(raw: object) -> str | Image:
+    """Return a part of a message: text, a picture, or OpenAI's dictionary of either."""
+    if isinstance(raw, str | Image):
+        return raw
+    if isinstance(raw, Mapping) and raw.get("type") == "text" and isinstance(raw.get("text"), str):
+        return raw["text"]
+    if isinstance(raw, Mapping) and raw.get("type") == "image_url":
+        address = raw.get("image_url")
+        address = address if isinstance(address, Mapping) else {"url": address}
+        url, detail = address.get("url"), address.get("detail")
+        if isinstance(url, str):
+            return Image.at(url, str(detail or ""))
+    raise UsageError(
+        f"a part of a message is a {type(raw).__name__}",
+        "give text or freehold.Image, or OpenAI's dictionary of type text or image_url",
+    )
 
 
 def _role(name: object) -> Role | None:

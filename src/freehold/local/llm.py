@@ -26,6 +26,7 @@ from freehold.formats.adapter_names import MAX_ADAPTERS, check_adapter_name, unk
 from freehold.local.answering import LocalJob, Prompts, complete, completion, is_batch
 from freehold.local.constraints import ConstraintBuilder
 from freehold.local.embedding import Embedder, Text
+from freehold.local.eyes import Eyes
 from freehold.local.jobs import chat_job, check_request, sampling_of, seeded, text_job
 from freehold.local.keywords import Chat, ChatOptions, GenerateOptions, as_messages, keywords
 from freehold.local.prompt import Prompter
@@ -62,15 +63,17 @@ class LLM:
         overlay: Overlay | None = None,
         pooling: Pooling = "last",
         weights: str = "",
+        eyes: Eyes | None = None,
     ) -> None:
         """`engine` is an Encoder for a model that makes embeddings alone. `pooling`: the model's own.
 
-        `weights` names the files that were loaded.
+        `weights` names the files that were loaded. `eyes`: of a model that sees.
         """
         self._engine, self._tokenizer, self._weight_bytes = engine, tokenizer, weight_bytes
         self._constraints = ConstraintBuilder(tokenizer, name)
         self.adapters = Adapters(engine.model)
-        self._prompter = Prompter(tokenizer, template, name, engine.context)
+        self._eyes = eyes
+        self._prompter = Prompter(tokenizer, template, name, engine.context, eyes)
         self._embedder = Embedder(engine, tokenizer, name, pooling)
         self.name, self.quantization = name, quantization
         self._overlay, self._weights = overlay, weights
@@ -160,6 +163,11 @@ class LLM:
     def weights_per_token(self) -> int:
         """Weights multiplied to compute one token: all matrices, except an embedding that is not the output head."""
         return self._engine.model.weights_per_token
+
+    @property
+    def can_see(self) -> bool:
+        """Whether its messages may have pictures."""
+        return self._eyes is not None
 
     def check_think(self, think: bool | None) -> None:
         """Raise UsageError if the model's template has no such switch."""
@@ -276,6 +284,7 @@ class LLM:
             can_chat=chats,
             can_fill=self._prompter.fill is not None,
             can_call=chats and self._prompter.template.can_call,
+            can_see=self.can_see,
             thinking=self._prompter.template.thinking if chats else "none",
             efforts=self._prompter.template.efforts if chats else (),
             default_sampling=self.default_sampling,
@@ -353,17 +362,22 @@ class LLM:
         adapter = self.adapters.find(job.adapter)
         prompt = self._prompter.prompt(job)
         constraint, left = self._constraints.constraint(job, prompt)
+        pictures = None
+        if self._eyes is not None and prompt.pictures is not None:
+            if job.prompt_logprobs is not None:
+                raise UsageError("prompt_logprobs are of words, and the chat has a picture", "leave them out")
+            pictures = self._eyes.see(prompt.pictures)
         room = self.context - len(prompt.ids)
         begin = Begin(
             context=self.context,
-            prompt_ids=tuple(prompt.ids),
+            prompt_ids=tuple(prompt.ids) if pictures is None else pictures.marked(prompt.ids),
             sampling=params,
             max_tokens=room if job.max_tokens is None else min(job.max_tokens, room),
             dropped_messages=prompt.dropped,
             warnings=(*prompt.warnings, *left),
             weights=self._weights,
         )
-        return LocalJob(engine, self._tokenizer, job, prompt, begin, constraint, adapter)
+        return LocalJob(engine, self._tokenizer, job, prompt, begin, constraint, adapter, pictures)
 
     def tokenize(self, text: str, special: bool = False, *, bos: bool | None = None) -> list[int]:
         """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text.

@@ -15,11 +15,16 @@ from freehold.store.progress import ProgressLike, watching
 
 
 def pull(
-    model: str, *, quant: Literal["q8", "q6", "q4", "none"] | None = None, progress: ProgressLike = None
+    model: str,
+    *,
+    quant: Literal["q8", "q6", "q4", "none"] | None = None,
+    eyes: bool | None = None,
+    progress: ProgressLike = None,
 ) -> ModelRef:
     """Fetch a model, or reference it where another program keeps it; `path` of the result is what `load` opens.
 
     `quant`: what the float weights of safetensors are rounded to whenever they are packed; kept with the model.
+    `eyes`: whether a GGUF comes with its vision tower (mmproj); None takes one that a fetched repository has.
     `progress`: None shows a bar in a terminal and a line in a notebook, and nothing where stderr is neither; True shows
     lines there too, False nothing anywhere; a function gets each event of the pull. An interrupted pull keeps its
     bytes, and the same call resumes it. Raises UnsupportedModel before anything is fetched,
@@ -29,7 +34,7 @@ def pull(
     store = Store(load_settings())
     check_fetch(store, model)
     with watching(progress) as on_event:
-        return store.pull(model, on_event, rounding)
+        return store.pull(model, on_event, rounding, eyes)
 
 
 def list() -> Sequence[Listed]:

@@ -24,12 +24,14 @@ from freehold.formats import GGUFFile, ModelFile, open_model_file
 from freehold.formats.detect import quantization_of
 from freehold.formats.filemap import file_facts, file_identity
 from freehold.local.answering import LocalJob
+from freehold.local.eyes import Eyes
 from freehold.local.jobs import check_chars, check_job, seeded
 from freehold.local.keywords import LoadOptions, keywords
 from freehold.local.llm import LLM
 from freehold.local.runnable import check_architecture, check_fetch
 from freehold.machine import available_bytes, default_threads, show_bytes
 from freehold.models.binding.bind import read_source
+from freehold.models.family import TEXT_ALONE
 from freehold.models.load import LoadedModel, load_model
 from freehold.models.packing.packer import Packer, Progress, Rounding, packed_sizes, rounded_types
 from freehold.models.packing.packs import (
@@ -43,6 +45,7 @@ from freehold.models.packing.packs import (
     write_pack,
 )
 from freehold.models.pooling import pooling_from_dir
+from freehold.models.seeing import load_tower
 from freehold.serving import POOL_CONTEXTS, EmbedJob, Job
 from freehold.store import ModelRef, Store
 from freehold.store.overlays import overlaid
@@ -217,20 +220,24 @@ def open_model(
     opened = _opened(ref, threads, packs, progress, paging=options.pop("allow_paging", False))
     drafter = None if draft is None else _drafter(draft, opened, packs, progress)
     loaded = opened.model
+    eyes, blind = _eyes(ref, opened)
+    notes = [note for note in loaded.notes if eyes is None or note != TEXT_ALONE]
     draft_model = drafter.model if drafter else None
     llm = kind(
-        _engine(loaded, draft_model, options),
+        _engine(loaded, draft_model, options, 0 if eyes is None else eyes.span_rows),
         opened.tokenizer,
         opened.template,
         name=ref.name,
         quantization=opened.quantization,
         default_sampling=opened.sampling,
-        weight_bytes=sum(sum(m.type_bytes.values()) for m in (loaded, draft_model) if m is not None),
+        weight_bytes=sum(sum(m.type_bytes.values()) for m in (loaded, draft_model) if m is not None)
+        + (eyes.nbytes if eyes is not None else 0),
         load_s=time.perf_counter() - started,
-        notes=(*ref.notes, *loaded.notes, *_template_notes(opened.template)),
+        notes=(*ref.notes, *notes, *blind, *_template_notes(opened.template)),
         overlay=ref.overlay,
         weights=opened.weights,
         pooling=opened.pooling,
+        eyes=eyes,
     )
     try:
         for name, path in adapters.items():
@@ -259,7 +266,22 @@ def open_served(
     return cast(ServedModel, model_opened)
 
 
-def _engine(model: LoadedModel, draft: LoadedModel | None, options: ServedModelOptions) -> Engine | Encoder:
+def _eyes(ref: ModelRef, opened: _Opened) -> tuple[Eyes | None, tuple[str, ...]]:
+    """Load the tower that a model's folder holds, or the file beside a GGUF; a note where it does not run here."""
+    source = ref.path if ref.path.is_dir() else ref.eyes
+    if source is None or opened.model.family.encoder:
+        return None, ()
+    try:
+        tower = load_tower(source, opened.model)
+        eyes = None if tower is None else Eyes(tower, opened.tokenizer, opened.model.family.both)
+        return eyes, () if eyes is None else eyes.notes(opened.template)
+    except UnsupportedModel as e:
+        return None, (f"it reads text only: {e.message}",)
+
+
+def _engine(
+    model: LoadedModel, draft: LoadedModel | None, options: ServedModelOptions, span_rows: int
+) -> Engine | Encoder:
     """Make a model's engine; with `cache_bytes` its cache has that size, and its queue a limit."""
     if model.family.encoder:
         return Encoder(model, context=options.get("context"))
@@ -270,7 +292,7 @@ def _engine(model: LoadedModel, draft: LoadedModel | None, options: ServedModelO
         settings["context"], blocks = _pool(model, draft, options.get("context"), kv_type, cache_bytes)
         queued = {"max_queued": QUEUED, "max_queued_tokens": QUEUED_POOLS * blocks * native.BLOCK_TOKENS}
         settings = {"blocks": blocks, **queued, **settings}
-    return Engine(model, draft=draft, **settings)
+    return Engine(model, draft=draft, span_rows=span_rows, **settings)
 
 
 def _pool(

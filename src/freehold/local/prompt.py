@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import index
 from threading import Lock
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
+from freehold.local.eyes import Eyes, PlacedPrompt
 from freehold.sandbox.rendering import requested
 from freehold.serving import Job, snippets
-from freehold.tokenizer import ChatTemplate, Tokenizer
+from freehold.tokenizer import ChatTemplate, Rendered, Tokenizer
 from freehold.tokenizer.dialects import Dialect
 from freehold.tokenizer.fill import FillTokens, fill_tokens
-from freehold.types import Message, Tool, Turn
+from freehold.types import Image, Message, Tool, Turn
 
 ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
 KEPT = 8  # templates of requests
@@ -42,13 +43,21 @@ class Prompt:
     dialect: Dialect | None = None  # of the calls in the answer
     shown: frozenset[int] = frozenset()  # control tokens that are marks within the answer
     warnings: tuple[str, ...] = ()  # fields that were not honoured
+    pictures: PlacedPrompt | None = None  # those among `ids`
 
 
 class Prompter:
     """Makes prompts for one model."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, name: str, context: int) -> None:
-        self._tokenizer, self._template = tokenizer, template
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        name: str,
+        context: int,
+        eyes: Eyes | None = None,
+    ) -> None:
+        self._tokenizer, self._template, self._eyes = tokenizer, template, eyes
         self._name, self._context = name, context
         self._asked: OrderedDict[str, ChatTemplate] = OrderedDict()  # of requests, the latest
         self._lock = Lock()
@@ -99,13 +108,16 @@ class Prompter:
 
     def count(self, job: Job) -> int:
         """Return how many tokens the prompt has, whether or not there is room for them."""
-        roomy = Prompter(self._tokenizer, self._template, self._name, ANY_LENGTH)
+        roomy = Prompter(self._tokenizer, self._template, self._name, ANY_LENGTH, self._eyes)
         return len(roomy.prompt(job).ids)
 
     def render(self, messages: Sequence[Message], think: bool | None, turn: Turn = "new") -> list[int]:
         """Return the ids of a chat, whole."""
-        rendered = self.template.render(messages, think=think, **_ending(turn))
-        return self._tokenizer.encode_rendered(rendered)
+        rendered = self._rendered(self.template, messages, think=think, **_ending(turn))
+        ids, placed = self._tokenizer.encode_rendered(rendered), None
+        if self._eyes is not None:
+            placed = self._eyes.place(ids, messages)
+        return ids if placed is None or self._eyes is None else self._eyes.marked(placed.ids)
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Return `ids` as a list. Raises UsageError for one outside the vocabulary, and for none at all."""
@@ -168,6 +180,11 @@ class Prompter:
         """Render and tokenize; under drop-oldest leave out as few of the oldest turns as it takes."""
         if job.overflow not in ("error", "drop-oldest"):
             raise UsageError(f"overflow {job.overflow!r} is unknown", "use 'error' or 'drop-oldest'")
+        if self._eyes is None and has_pictures(chat):
+            raise UsageError(
+                f"{self._name} reads text only, and the chat has a picture",
+                "take a model that sees: freehold show NAME says whether one does",
+            )
         template = self._of(job)
         tools = self._offered(job, template)
         think, effort, warnings = self._levels(job, template)
@@ -177,13 +194,15 @@ class Prompter:
 
         def fitted(turns: int) -> Prompt:
             kept = _without_oldest(chat, turns)
-            rendered = template.render(
-                kept, tools=tools or None, think=think, effort=effort, **_ending(job.turn)
+            rendered = self._rendered(
+                template, kept, tools=tools or None, think=think, effort=effort, **_ending(job.turn)
             )
             # Thinking opens at the beginning of an answer only, and this answer began in an earlier turn.
             begun = job.turn == "continue" and not rendered.in_thinking
+            ids = self._tokenizer.encode_rendered(rendered)
+            placed = None if self._eyes is None else self._eyes.place(ids, kept)
             return Prompt(
-                self._tokenizer.encode_rendered(rendered),
+                ids if placed is None else placed.ids,
                 None if begun else template.thinking_tags,
                 rendered.in_thinking,
                 len(chat) - len(kept),
@@ -192,6 +211,7 @@ class Prompter:
                 dialect=parsed,
                 shown=shown,
                 warnings=warnings,
+                pictures=placed,
             )
 
         whole = fitted(0)
@@ -203,6 +223,12 @@ class Prompter:
             whole = fitted(min(fewest + 1, len(turns)))
         self._check_room(len(whole.ids), answer=job.max_tokens != 0)
         return whole
+
+    def _rendered(self, template: ChatTemplate, chat: Sequence[Message], **options: Any) -> Rendered:
+        """Render a chat; a model that sees has marks for its pictures there."""
+        if self._eyes is None:
+            return template.render(chat, **options)
+        return self._eyes.render(template, chat, **options)
 
     def _of(self, job: Job) -> ChatTemplate:
         """Return the template that renders a job: its own, or the model's."""
@@ -255,6 +281,11 @@ class Prompter:
                 f"load it with --context {_rounded_up(tokens)}, shorten the prompt, or let "
                 "--overflow drop-oldest leave out old messages of a chat",
             )
+
+
+def has_pictures(chat: Sequence[Message]) -> bool:
+    """Tell whether a chat has a picture."""
+    return any(isinstance(part, Image) for message in chat for part in message.parts)
 
 
 class _Ending(TypedDict):

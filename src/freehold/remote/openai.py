@@ -18,6 +18,7 @@ from freehold.types import (
     Chunk,
     FinishReason,
     FormatLike,
+    Image,
     Message,
     OnPrefill,
     Overflow,
@@ -167,6 +168,8 @@ class HttpModel:
 
 def _message(m: Message) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": m.role, "content": m.content}
+    if any(isinstance(part, Image) for part in m.parts):
+        turn["content"] = [_part(part) for part in m.parts if part]
     if m.thinking:
         turn["reasoning_content"] = m.thinking
     if m.tool_calls:
@@ -174,6 +177,13 @@ def _message(m: Message) -> dict[str, Any]:
         turn["tool_calls"] = [{"id": id, "type": "function", "function": f} for id, f in calls]
     named = {"tool_call_id": m.tool_call_id, "name": m.name}
     return turn | {key: value for key, value in named.items() if value}
+
+
+def _part(part: str | Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    detail = {"detail": part.detail} if part.detail else {}
+    return {"type": "image_url", "image_url": {"url": part.as_url, **detail}}
 
 
 def _tools(tools: Sequence[Tool], choice: str, parallel: bool) -> dict[str, Any]:

@@ -11,20 +11,23 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freehold import catalog
 from freehold.catalog.model import Structure
 from freehold.choosing import refusal
 from freehold.errors import FreeholdError, ModelNotFound
-from freehold.formats import GGUFFile, ModelFile, open_model_file
+from freehold.formats import GGUFFile, ModelFile, SafetensorsFile, open_model_file
 from freehold.reports.plain import facts_json
 from freehold.store import Listed, Store
+from freehold.store.eyes import beside, misfit
 from freehold.store.overlays import Overlay
 from freehold.store.sampling import sampling_defaults
 
 if TYPE_CHECKING:
     from freehold.models.binding.bind import Source
+    from freehold.models.family import Family
 
 UNREAD = "it does not load: "  # begins a note
 _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"  # in GGUF files
@@ -32,6 +35,8 @@ _EMBEDDING, _OUTPUT = "token_embd.weight", "output.weight"  # in GGUF files
 
 def describe(store: Store, model: str, *, disk: bool = True) -> dict[str, Any]:
     """Return the card of `model` as plain values; raise ModelNotFound for one that is unknown. `disk`: as `show`."""
+    from freehold.models.family import TEXT_ALONE
+
     try:
         listed = store.show(model, disk=disk)
     except ModelNotFound:
@@ -40,7 +45,9 @@ def describe(store: Store, model: str, *, disk: bool = True) -> dict[str, Any]:
     card = {**listed.as_json(), **_known(listed)}
     if listed.state in ("ready", "changed"):
         with open_model_file(listed.path) as file:
-            card |= file_facts(file)
+            card |= file_facts(file) | sight(listed, file)
+            if card["sees"]:
+                card["notes"] = [note for note in card["notes"] if note != TEXT_ALONE]
             if card["model"] and not catalog.model(card["model"]).may_have(card["parameters"]):
                 card |= {"model": "", "note": "", "catalogue": None}
             if not card["licence"] and isinstance(file, GGUFFile):
@@ -102,6 +109,75 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
         "template": template if chats else "none: an embedding model has no chat",
         "sampling": {k: {"value": v, "origin": o} for k, (v, o) in sampling_defaults(file).items() if chats},
     }
+
+
+# --- whether a model reads pictures ------------------------------------------------------------------
+
+
+def sight(listed: Listed, file: ModelFile) -> dict[str, Any]:
+    """Return whether a model reads pictures (`sees`), its tower's bytes (`eyes_bytes`), and why not (`blind`).
+
+    `blind` is empty for a model of text alone, and for one that is refused altogether.
+    """
+    from freehold.models.binding.bind import family_of, gguf_family
+
+    try:
+        if isinstance(file, GGUFFile):
+            why, size = _gguf_blind(listed, file, gguf_family(file.metadata)[0]), listed.eyes_bytes
+        else:
+            why, size = _folder_blind(file, family_of(file.config)[0])
+    except FreeholdError:
+        return {"sees": False, "blind": ""}
+    return {"sees": bool(size) and not why, "eyes_bytes": size, "blind": why}
+
+
+def _gguf_blind(listed: Listed, file: GGUFFile, family: Family) -> str:
+    """Return why a GGUF reads no pictures; empty with a tower that it may be joined with, and where none is due."""
+    from freehold.models.towers import registered
+
+    if listed.eyes is not None:
+        return misfit(listed.path, listed.eyes) or _unread(listed.eyes, family)
+    name = listed.base or listed.name
+    if listed.eyes_left_out:
+        return f"its tower was left out; freehold pull {name} --eyes takes it"
+    if any(tensor.startswith("v.") for tensor in file.tensors):
+        return "its tower is inside its own file, which is not supported; take a model with an mmproj file"
+    if listed.owner == "user" and (why := beside(listed.path).why):
+        return why
+    template = file.metadata.get_str("tokenizer.chat_template", "")
+    if not any(tower.name in family.towers and tower.mark in template for tower in registered()):
+        return ""  # a family has models of text alone too: the template of the others has a picture's mark
+    if listed.owner == "freehold":
+        return f"its tower was not downloaded; freehold pull {name} --eyes looks for one"
+    return "there is no tower (an mmproj file) beside it"
+
+
+def _unread(mmproj: Path, family: Family) -> str:
+    """Return why a tower that fits a model's file cannot be joined with its family; empty: it can."""
+    from freehold.models.binding.towers import read_tower
+
+    try:
+        with open_model_file(mmproj) as opened:
+            source = read_tower(opened)
+    except FreeholdError as e:
+        return e.message
+    if source is None or source.tower.name not in family.towers:
+        return f"{mmproj.name} is a tower that is not supported with {family.gguf_architecture}"
+    return ""
+
+
+def _folder_blind(file: SafetensorsFile, family: Family) -> tuple[str, int]:
+    """Return why a folder of safetensors reads no pictures, and the bytes of its tower."""
+    from freehold.models.binding.towers import read_tower
+
+    try:
+        source = read_tower(file)
+    except FreeholdError as e:
+        return e.message, 0
+    if source is None or source.tower.name not in family.towers:
+        kind = str(file.config.get("model_type", ""))
+        return f"the tower of {kind} is not supported yet" if file.config.get("vision_config") else "", 0
+    return "", sum(tensor.nbytes for name, tensor in file.tensors.items() if source.tower.hf_name(name))
 
 
 def _read(file: ModelFile) -> Source | FreeholdError:

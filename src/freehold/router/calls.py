@@ -14,7 +14,7 @@ from freehold.errors import FreeholdError, UnsupportedModel
 from freehold.providers.contract import Cause, Cleared, Piece, UpstreamFault
 from freehold.router.contract import RentedModels
 from freehold.router.gateway import GatewayModel
-from freehold.router.routing import has_images
+from freehold.router.routing import has_addresses, has_images
 from freehold.serving import Job, ModelDirectory, ModelInfo, Stream
 
 
@@ -65,6 +65,8 @@ class TargetCalls:
         job = fitted(cleared.work, served.info, warnings)
         if has_images(job) and not served.info.can_see:
             raise UnsupportedModel(f"{target.local} sees no pictures")
+        if has_addresses(job):
+            raise UnsupportedModel(f"{target.local} fetches no pictures from addresses")
         return await served.start(replace(job, timeout_s=timeout_s), keep_alive)
 
 

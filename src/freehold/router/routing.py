@@ -191,6 +191,12 @@ def has_images(job: Job) -> bool:
     return any(isinstance(part, Image) for message in job.messages or () for part in message.parts)
 
 
+def has_addresses(job: Job) -> bool:
+    """Return whether any message has the address of a picture, which only a provider may fetch."""
+    parts = (part for message in job.messages or () for part in message.parts)
+    return any(isinstance(part, Image) and part.url for part in parts)
+
+
 # --- one gateway.toml as requests use it: labels, routes with their targets, what any name stands for
 # Made at start and at each reload.
 

@@ -41,7 +41,7 @@ def verified(manifest: Manifest, folder: Path) -> Manifest:
 
     Raises StoreError for a file that was written since and has another digest.
     """
-    for file in manifest.files:
+    for file in manifest.all_files:
         path = folder / file.path
         if file.sha256 and is_touched(file, path.stat().st_mtime_ns, manifest.created):
             log.warning("%s was written since %s came; comparing its digest", path, manifest.name)
@@ -54,7 +54,8 @@ def verified(manifest: Manifest, folder: Path) -> Manifest:
                     f"to use that file, name its path; freehold rm {manifest.name} and freehold pull "
                     f"{manifest.name} fetch the model again",
                 )
-    return replace(manifest, files=dated(manifest.files, folder))
+    eyes = dated((manifest.eyes,), folder)[0] if manifest.eyes else None
+    return replace(manifest, files=dated(manifest.files, folder), eyes=eyes)
 
 
 def notes_of(manifest: Manifest) -> tuple[str, ...]:

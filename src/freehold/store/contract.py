@@ -7,7 +7,7 @@ A fetch may die at any byte; the next one with the same plan and folder continue
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -35,11 +35,22 @@ class Plan:
     files: tuple[PlannedFile, ...]
     licence: str = ""
     detail: str = ""
+    eyes: str = ""  # which of the files is the tower beside a GGUF; empty: none
+    eyes_left_out: bool = False
 
     @property
     def bytes(self) -> int:
         """Sum of the known sizes."""
         return sum(f.bytes or 0 for f in self.files)
+
+    def without_eyes(self) -> Plan:
+        """Return the plan of the model alone."""
+        files = tuple(f for f in self.files if f.name != self.eyes)
+        return replace(self, files=files, eyes="", eyes_left_out=self.kind == "gguf")
+
+    def eyes_alone(self) -> Plan:
+        """Return the plan of the tower's file alone."""
+        return replace(self, files=tuple(f for f in self.files if f.name == self.eyes))
 
 
 class WeightSource(Protocol):

@@ -22,7 +22,7 @@ from freehold.errors import StoreError
 from freehold.regular import read_regular
 from freehold.store.changed_files import is_touched
 from freehold.store.manifest import HeldFile, Manifest, read_manifest, write_json
-from freehold.store.quants import Variant, gguf_variants, preferred, safetensors_files
+from freehold.store.quants import Variant, gguf_variants, mmproj_of, preferred, safetensors_files
 from freehold.store.records import State
 from freehold.store.refs import slug
 
@@ -60,7 +60,8 @@ class HomeFiles:
     def state(self, manifest: Manifest) -> State:
         """Compare the record with the disk: sizes and times."""
         state: State = "ready"
-        for file in manifest.files:
+        # without another program's tower its model still writes; one of ours is whole or fetched again
+        for file in manifest.all_files if manifest.owner == "freehold" else manifest.files:
             try:
                 stat = (self.folder(manifest) / file.path).stat()
             except OSError:
@@ -177,8 +178,10 @@ def _ollama(root: Path) -> Iterator[Manifest]:
         if held is None:
             continue
         extras = {k: str(b) for k in _EXTRAS if k in layers and (b := _blob(root, layers[k]))}
-        name = _ollama_name(parts)
-        yield _manifest(name, "gguf", "ollama", f"Ollama: {'/'.join(parts)}", (held,), extras=extras)
+        name, source = _ollama_name(parts), f"Ollama: {'/'.join(parts)}"
+        tower = _blob(root, layers.get("projector", ""))
+        eyes = _held(tower, _hex(layers["projector"])) if tower else None
+        yield _manifest(name, "gguf", "ollama", source, (held,), extras=extras, eyes=eyes)
 
 
 def _ollama_name(parts: tuple[str, ...]) -> str:
@@ -248,7 +251,9 @@ def _variants(folder: Path, repo: str, owner: str, source: str) -> Iterator[Mani
         name = _variant_name(repo, variant, variants)
         aliases = {f"{repo}:{variant.files[0]}", *([repo] if variant == preferred(variants) else [])} - {name}
         files = tuple(h for h in held if h is not None)
-        yield _manifest(name, "gguf", owner, source, files, aliases=tuple(sorted(aliases)))
+        mmproj, _ = mmproj_of(variant.files, paths)
+        eyes = _held(paths[mmproj], _cache_digest(paths[mmproj])) if mmproj else None
+        yield _manifest(name, "gguf", owner, source, files, aliases=tuple(sorted(aliases)), eyes=eyes)
 
 
 def _variant_name(repo: str, variant: Variant, variants: list[Variant]) -> str:

@@ -19,7 +19,7 @@ from freehold.errors import AccessDenied, DownloadFailed, ModelNotFound
 from freehold.store.contract import OnEvent, Plan, PlannedFile
 from freehold.store.http import MAX_TRIES, Http
 from freehold.store.manifest import HeldFile, safe_relative
-from freehold.store.quants import choose, gguf_variants, safetensors_files
+from freehold.store.quants import choose, gguf_variants, mmproj_of, safetensors_files
 from freehold.store.ranges import fetch_files
 from freehold.store.refs import Ref
 
@@ -136,13 +136,16 @@ class HubSource:
         if info.get("gated") and not self._settings.hub_token:
             raise self._gated("its licence has to be accepted, and no token is set")
         chosen, kind, quant = self._choose(files)
+        mmproj, why = mmproj_of(chosen, files) if kind == "gguf" else ("", "")
+        every = (*chosen, mmproj) if mmproj else chosen
         plan = Plan(
             name=self._name(quant),
             kind=kind,
             source=f"hub: {ref.repo}@{commit[:12]}",
-            files=tuple(self._planned(path, files[path], commit, flat=kind == "gguf") for path in chosen),
+            files=tuple(self._planned(path, files[path], commit, flat=kind == "gguf") for path in every),
             licence=self._known_licence() or licence(info),
-            detail=_detail(kind, quant, chosen, ref),
+            detail=_detail(kind, quant, chosen, ref) + (f"; no eyes: {why}" if why else ""),
+            eyes=PurePosixPath(mmproj).name,
         )
         self._compare_with_entry(plan)
         return plan
@@ -191,7 +194,7 @@ class HubSource:
         known = (
             {f.sha256 for f in self._entry.files} if self._entry and self._entry.kind == plan.kind else set()
         )
-        stated = {f.sha256 for f in plan.files if f.sha256}
+        stated = {f.sha256 for f in plan.without_eyes().files if f.sha256}
         if known and stated != known:
             raise DownloadFailed(f"{self._ref.repo} holds another file than the catalogue's {plan.name}")
 

@@ -53,12 +53,19 @@ class Manifest:
         default_factory=dict
     )  # Ollama's template, params, system: absolute paths
     rounding: str = ""  # what float weights are rounded to when they are packed; empty: nothing
+    eyes: HeldFile | None = None  # the tower beside a GGUF; that of safetensors is in their own files
+    eyes_left_out: bool = False  # its source has a tower file, and it is not to be fetched
     schema: int = SCHEMA
 
     @property
+    def all_files(self) -> tuple[HeldFile, ...]:
+        """The model's files, and the tower's."""
+        return self.files if self.eyes is None else (*self.files, self.eyes)
+
+    @property
     def bytes(self) -> int:
-        """Sum of the files' sizes."""
-        return sum(f.bytes for f in self.files)
+        """Sum of the sizes of all files."""
+        return sum(f.bytes for f in self.all_files)
 
     def with_alias(self, name: str) -> Manifest:
         """Return the same record, also found under `name`."""
@@ -81,7 +88,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         data = json.loads(raw)
         if data["schema"] != SCHEMA:
             raise StoreError(f"{path} has schema {data['schema']}, this version reads {SCHEMA}")
-        data["files"] = tuple(_held(f, foreign=data["owner"] != "freehold") for f in data["files"])
+        foreign = data["owner"] != "freehold"
+        data["files"] = tuple(_held(f, foreign=foreign) for f in data["files"])
+        data["eyes"] = _held(data["eyes"], foreign=foreign) if data.get("eyes") else None
         data["aliases"] = tuple(data.get("aliases", ()))
         return Manifest(**data)
     except (ValueError, KeyError, TypeError) as e:
@@ -90,7 +99,11 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest, *, durable: bool = True) -> None:
     """Write the record so that a crash leaves the old one or the new one, never half of one."""
-    write_json(folder / NAME, asdict(manifest), durable=durable)
+    record = asdict(manifest)
+    for key in ("eyes", "eyes_left_out"):  # a model without a tower has the record that older versions read
+        if not record[key]:
+            del record[key]
+    write_json(folder / NAME, record, durable=durable)
 
 
 def write_json(path: Path, value: object, *, durable: bool = True) -> None:

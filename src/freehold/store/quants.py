@@ -1,4 +1,4 @@
-"""Choose among a repository's files: GGUF variants by quantisation, or one set of safetensors.
+"""Choose among a repository's files: GGUF variants by quantisation and the tower beside one, or one set of safetensors.
 
 Knows names and sizes only.
 """
@@ -6,7 +6,7 @@ Knows names and sizes only.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -19,6 +19,11 @@ _QUANT = re.compile(
 )
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
 _NOT_A_MODEL = re.compile(r"(^|[-._/])(mmproj|imatrix|lora|adapter)([-._]|$)", re.IGNORECASE)
+_MMPROJ = re.compile(r"(^|[-._/])mmproj([-._]|$)", re.IGNORECASE)
+_WORDS = re.compile(r"[a-z0-9]*\d(?:\.\d+)+[a-z]*|[a-z0-9]+")  # 1.7b and qwen2.5 are words
+_SIZE = re.compile(r"[ea]?\d+(?:\.\d+)?[bm]")
+_OF_NO_MODEL = {"mmproj", "model", "vision", "clip", "encoder", "projector"}  # words in any tower's name
+_TOWER_TYPES = ("BF16", "F16", "FP16", "F32", "FP32", "Q8_0")  # best first
 # Best first when the user names none: four bits with K-quant scales, then what is closest to it.
 PREFERENCE = [
     "Q4_K_M", "UD-Q4_K_XL", "Q4_K_L", "Q4_K_S", "Q4_0", "IQ4_NL", "IQ4_XS", "Q4_1", "MXFP4", "MXFP4_MOE",
@@ -31,7 +36,8 @@ _BESIDE = {
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "chat_template.jinja", "chat_template.json", "model.safetensors.index.json", "modules.json",
     "sentence_bert_config.json", "1_Pooling/config.json", "tekken.json", "params.json",
-    "consolidated.safetensors.index.json",
+    "consolidated.safetensors.index.json", "preprocessor_config.json", "processor_config.json",
+    "video_preprocessor_config.json",
 }  # fmt: skip
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -98,6 +104,52 @@ def choose(variants: list[Variant], wanted: str, repo: str) -> Variant:
 def preferred(variants: list[Variant]) -> Variant:
     """Return the variant a bare repository name means among those at hand."""
     return min(variants, key=_rank)
+
+
+def is_mmproj(path: str) -> bool:
+    """Return whether a file's name says that it is the tower of a GGUF model."""
+    return bool(_MMPROJ.search(PurePosixPath(path).name))
+
+
+def mmproj_of(model: Sequence[str], paths: Iterable[str]) -> tuple[str, str]:
+    """Return the file that is the tower of a variant by its name, or why none is; both are "" where there are none.
+
+    `model`: the variant's files. The tower is in their folder or in the top one. Of towers of several models it is the
+    one whose words are all in the model's name; of several types of one, BF16 before F16, F32 and Q8_0.
+    """
+    folder, name = str(PurePosixPath(model[0]).parent), _words(model[0])
+    near = [p for p in paths if _is_tower(p) and str(PurePosixPath(p).parent) in (folder, ".")]
+    groups: dict[frozenset[str], list[str]] = {}
+    for path in near:
+        groups.setdefault(_words(path) - _OF_NO_MODEL, []).append(path)
+    others = ", ".join(sorted(near)[:3])
+    fitting = [words for words in groups if words <= name]
+    if not fitting and len(groups) == 1:  # a name of its own says nothing where there is no other
+        fitting = [words for words in groups if _sizes(words) <= _sizes(name) or not _sizes(name)]
+    if not fitting:
+        return "", f"the names of its mmproj files are of other models: {others}" if near else ""
+    chosen = groups[max(fitting, key=len)]
+    return min(chosen, key=lambda p: (str(PurePosixPath(p).parent) != folder, _tower_rank(p), p)), ""
+
+
+def _is_tower(path: str) -> bool:
+    return path.lower().endswith(".gguf") and is_mmproj(path)
+
+
+def _words(path: str) -> frozenset[str]:
+    """Return the words of a file's name without its quantisation and shard."""
+    stem = PurePosixPath(path).name
+    stem = _SHARD.sub("", stem[:-5] if stem.lower().endswith(".gguf") else stem)
+    return frozenset(_WORDS.findall(_QUANT.sub("", stem).lower()))
+
+
+def _sizes(words: frozenset[str]) -> frozenset[str]:
+    return frozenset(word for word in words if _SIZE.fullmatch(word))
+
+
+def _tower_rank(path: str) -> int:
+    quant = quant_of(path)
+    return _TOWER_TYPES.index(quant) if quant in _TOWER_TYPES else len(_TOWER_TYPES)
 
 
 def safetensors_files(paths: Iterable[str], repo: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from freehold.errors import ModelNotFound
 from freehold.store.manifest import HeldFile, Manifest
 from freehold.store.overlays import Overlay
+from freehold.store.quants import is_mmproj
 
 # changed: another program's file is not the one that was recorded, and is used as it is. resized: one of ours is cut
 # off or replaced, and is not used.
@@ -30,7 +31,8 @@ class ModelRef:
     `digest` is the sha256 of the file (of the list of digests, when there are several files), or empty for
     a file that was never hashed. `owner`: freehold, ollama, lm-studio, hub-cache or user. `extras`: Ollama's
     template, params and system files, where it has them. `overlay`: the changed defaults of a model made from this one
-    besides; `name` is then its own.
+    besides; `name` is then its own. `eyes`: the tower's file (mmproj) beside a GGUF, whose bytes `bytes` does not
+    count; None without one, and for safetensors, whose own files hold the tower.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ModelRef:
     overlay: Overlay | None = None
     notes: tuple[str, ...] = ()  # what the user should know before it is loaded
     rounding: str = ""  # what its float weights are rounded to when they are packed: q8, q6, q4
+    eyes: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values under stable names."""
@@ -57,7 +60,8 @@ class Listed:
     """One model of `list`. `held` counts its bytes on disk, `pack_bytes` those of its packed files.
 
     `path` is what would be loaded; for an unfinished pull, the folder that holds its parts. `base`: the model that
-    this one was made from, whose file it shares.
+    this one was made from, whose file it shares. `eyes`: the tower's file (mmproj) beside a GGUF, counted in `bytes`
+    and, alone, in `eyes_bytes`; safetensors hold a tower in their own files.
     """
 
     name: str
@@ -77,6 +81,9 @@ class Listed:
     aliases: tuple[str, ...] = ()
     base: str = ""
     rounding: str = ""  # what float weights are rounded to when they are packed
+    eyes: Path | None = None
+    eyes_bytes: int = 0
+    eyes_left_out: bool = False  # by the user, or because the file is a tower for sound
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON values under stable names."""
@@ -121,7 +128,8 @@ def from_path(path: Path) -> Manifest:
         held = HeldFile(str(path), stat.st_size, "", stat.st_mtime_ns)
         return Manifest(name, "gguf", "user", f"file: {path}", (held,), created)
     weights = sorted(path.glob("*.safetensors"))
-    if not weights and len(single := list(path.glob("*.gguf"))) == 1:  # as `freehold quantize` makes them
+    single = [] if weights else [p for p in path.glob("*.gguf") if not is_mmproj(p.name)]
+    if len(single) == 1:  # as `freehold quantize` makes them
         return replace(from_path(single[0]), name=name)
     if not weights:
         raise ModelNotFound(
@@ -138,13 +146,14 @@ def model_ref(manifest: Manifest, folder: Path) -> ModelRef:
         path=root_of(manifest, folder),
         kind=manifest.kind,
         digest=digest_of(manifest.files),
-        bytes=manifest.bytes,
+        bytes=sum(f.bytes for f in manifest.files),
         owner=manifest.owner,
         source=manifest.source,
         licence=manifest.licence,
         files=tuple(folder / f.path for f in manifest.files),
         extras={k: Path(v) for k, v in manifest.extras.items()},
         rounding=manifest.rounding,
+        eyes=folder / manifest.eyes.path if manifest.eyes else None,
     )
 
 

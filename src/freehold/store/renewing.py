@@ -1,19 +1,24 @@
 """Compares a model with what its source has now, and replaces it once the new files were tried.
 
-The new files are fetched into a home of their own below <home>/updates, where an interrupted fetch continues; the old
-ones answer until `take` renames the folders. Knows the store and sources; runs no model.
+The new files are fetched into a home of their own below <home>/updates, where an interrupted fetch continues; files
+that did not change are linked there. The old ones answer until `take` renames the folders. Knows the store and sources;
+runs no model.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from freehold import private
 from freehold.errors import Offline, UsageError
 from freehold.store.contract import OnEvent, Plan
-from freehold.store.home_files import HomeFiles, delete_folder
-from freehold.store.records import Listed, ModelRef
+from freehold.store.home_files import HomeFiles, delete_folder, readable
+from freehold.store.manifest import Manifest, write_manifest
+from freehold.store.records import Listed, ModelRef, digest_of
 from freehold.store.refs import parse_ref, slug
 from freehold.store.sources import planned
 from freehold.store.space import human
@@ -49,12 +54,17 @@ def renewal(store: Store, name: str, on_event: OnEvent) -> Renewal:
         )
     with ExitStack() as stack:
         _, plan = planned(parse_ref(model.name), store.settings, on_event, stack)
-    return Renewal(model, plan, _changes(store, model, plan))
+    if model.eyes_left_out:
+        plan = plan.without_eyes()
+    return Renewal(model, plan, _changes(_record(store, model), plan))
 
 
-def _changes(store: Store, model: Listed, plan: Plan) -> tuple[str, ...]:
-    manifest = next(m for m in HomeFiles(store.settings).recorded() if m.name == model.name)
-    before = {f.path: f for f in manifest.files}
+def _record(store: Store, model: Listed) -> Manifest:
+    return next(m for m in HomeFiles(store.settings).recorded() if m.name == model.name)
+
+
+def _changes(manifest: Manifest, plan: Plan) -> tuple[str, ...]:
+    before = {f.path: f for f in manifest.all_files}
     found: list[str] = []
     for file in plan.files:
         old = before.pop(file.name, None)
@@ -75,7 +85,28 @@ def _changes(store: Store, model: Listed, plan: Plan) -> tuple[str, ...]:
 def fetched(store: Store, new: Renewal, on_event: OnEvent) -> ModelRef:
     """Fetch the new files beside the old ones, which stay as they are; an interrupted fetch continues."""
     settings = replace(store.settings, home=store.settings.home / FOLDER, foreign_roots=())
-    return Store(settings).pull(new.model.name, on_event, new.model.rounding or None)
+    staged = Store(settings)
+    _link_unchanged(store, new, staged.models / slug(new.model.name))
+    eyes = False if new.model.eyes_left_out else None
+    return staged.pull(new.model.name, on_event, new.model.rounding or None, eyes)
+
+
+def _link_unchanged(store: Store, new: Renewal, folder: Path) -> None:
+    """Link the files that stay as they are into `folder`, so that they are not fetched again.
+
+    A fetch never writes into a file that is whole. Where the disk has no links, all files are fetched.
+    """
+    recorded = {f.path: f.sha256 for f in _record(store, new.model).all_files}
+    for file in new.plan.files:
+        old, target = store.models / slug(new.model.name) / file.name, folder / file.name
+        with suppress(OSError):
+            if target.samefile(old):  # an earlier update's, which a newer revision may have changed since
+                target.unlink()
+        # an address: the file comes from a hub, which fetches each on its own
+        if file.url and file.sha256 and recorded.get(file.name) == file.sha256:
+            private.folder(target.parent, store.settings.home)
+            with suppress(OSError):
+                os.link(old, target)
 
 
 def take(store: Store, new: Renewal) -> int:
@@ -83,8 +114,15 @@ def take(store: Store, new: Renewal) -> int:
     home = HomeFiles(store.settings)
     folder, staged = home.models / slug(new.model.name), home.home / FOLDER / "models" / slug(new.model.name)
     with home.lock(new.model.name, None, wait=False):
+        linked = sum(s.st_size for p in staged.rglob("*") if (s := p.stat()).st_nlink > 1 and p.is_file())
         delete_folder(folder)
         staged.rename(folder)
-        freed = new.model.held + home.drop_packs(new.model.digest)
+        freed = new.model.held - linked
+        record = readable(folder)
+        if record is not None:  # what it was asked for by still leads to it
+            aliases = dict.fromkeys((*record.aliases, *new.model.aliases))
+            write_manifest(folder, replace(record, aliases=tuple(aliases)))
+        if record is None or digest_of(record.files) != new.model.digest:
+            freed += home.drop_packs(new.model.digest)
     shutil.rmtree(home.home / FOLDER, ignore_errors=True)
     return freed

@@ -14,20 +14,22 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 
 from freehold import catalog, private
 from freehold.config import Settings, nearest
-from freehold.errors import FileVanished, FreeholdError, ModelNotFound, Offline, UsageError
+from freehold.errors import BadModelFile, FileVanished, FreeholdError, ModelNotFound, Offline, UsageError
 from freehold.store import space
 from freehold.store.changed_files import dated, notes_of, verified
 from freehold.store.contract import Finished, Note, OnEvent, Plan, Planned, WeightSource, held_bytes, ignore
+from freehold.store.eyes import beside, foreign_eyes, hears_only, misfit
 from freehold.store.home_files import HomeFiles, delete_folder, readable
 from freehold.store.manifest import HeldFile, Manifest, write_json, write_manifest
 from freehold.store.overlays import Overlay, Overlays
+from freehold.store.quants import is_mmproj
 from freehold.store.records import (
     LOST,
     Listed,
@@ -69,6 +71,9 @@ def listed(shelf: HomeFiles, manifest: Manifest) -> Listed:
         detail=", ".join(filter(None, (manifest.detail, _rounding(manifest)))),
         aliases=manifest.aliases,
         rounding=manifest.rounding,
+        eyes=folder / manifest.eyes.path if manifest.eyes else None,
+        eyes_bytes=manifest.eyes.bytes if manifest.eyes else 0,
+        eyes_left_out=manifest.eyes_left_out,
     )
 
 
@@ -143,7 +148,8 @@ class Store:
         """
         parsed = parse_ref(ref, disk=disk)
         if parsed.kind == "path":
-            return model_ref(self._own(Path(parsed.text))[0], Path())
+            own = self._own(Path(parsed.text))
+            return replace(model_ref(own.manifest, Path()), notes=own.notes)
         if overlay := self.overlays.find(parsed.text):
             return replace(self.resolve(overlay.base, disk=disk), name=overlay.name, overlay=overlay)
         manifest = self._find(parsed)
@@ -153,13 +159,21 @@ class Store:
             raise _vanished(manifest, self._shelf.folder(manifest))
         return self._used(manifest)
 
-    def pull(self, ref: str, on_event: OnEvent = ignore, rounding: str | None = None) -> ModelRef:
+    def pull(
+        self,
+        ref: str,
+        on_event: OnEvent = ignore,
+        rounding: str | None = None,
+        eyes: bool | None = None,
+    ) -> ModelRef:
         """Bring `ref` into the store: by reference if another program has it, else by download.
 
         `rounding`: what the float weights of safetensors are rounded to whenever they are packed (q8, q6, q4; "" for
-        nothing); None leaves it as it was. Raises UsageError for one of a GGUF file, ModelNotFound, AccessDenied,
-        DownloadFailed, CapacityExceeded or Offline. What an interrupted or failed pull fetched is kept; the same call
-        continues from there.
+        nothing); None leaves it as it was. `eyes`: whether a GGUF comes with its tower (mmproj), now and later; None
+        takes one that a fetched repository has, and leaves a model that is here as it is. Raises UsageError for a
+        rounding of a GGUF file and for `eyes` where the source has none, BadModelFile for an mmproj that is another
+        model's, ModelNotFound, AccessDenied, DownloadFailed, CapacityExceeded or Offline. What an interrupted or
+        failed pull fetched is kept; the same call continues from there.
         """
         started = time.monotonic()
         parsed = parse_ref(ref)
@@ -169,19 +183,29 @@ class Store:
             manifest = self._register(Path(parsed.text))
         else:
             manifest = self._find(parsed, forgotten_too=True)
+        if manifest is not None:
+            eyes = False if eyes is None and manifest.eyes_left_out else eyes
+            if eyes is False and manifest.kind == "gguf":
+                manifest = replace(manifest, eyes=None, eyes_left_out=True)
         if manifest is None or self._shelf.state(manifest) in LOST:
-            manifest = self._fetch(parsed, on_event, started)
+            manifest = self._fetch(parsed, on_event, started, eyes)
+        elif manifest.owner == "freehold":
+            before, manifest = manifest.bytes, verified(manifest, self._shelf.folder(manifest))
+            if eyes and manifest.eyes is None and manifest.kind == "gguf":
+                manifest = self._with_eyes(manifest, on_event)
+            on_event(self._finished(manifest, manifest.bytes - before, started))
         else:
-            if manifest.owner == "freehold":
-                manifest = verified(manifest, self._shelf.folder(manifest))
-            else:
-                where = f"{manifest.owner} at {root_of(manifest, self._shelf.folder(manifest))}"
-                on_event(Note(manifest.name, f"already in {where}: referenced in place, not copied"))
-                if self._shelf.state(manifest) == "changed":
-                    manifest = replace(manifest, files=tuple(restat(f) for f in manifest.files))
+            manifest = self._recorded_anew(manifest, eyes)
+            where = f"{manifest.owner} at {root_of(manifest, self._shelf.folder(manifest))}"
+            on_event(Note(manifest.name, f"already in {where}: referenced in place, not copied"))
             self._shelf.forget(manifest, forgotten=False)
             on_event(self._finished(manifest, 0, started))
-        return self._used(manifest if rounding is None else _rounded(manifest, rounding))
+        if eyes is False and manifest.kind == "safetensors":
+            on_event(Note(manifest.name, "safetensors hold a tower in the same files: nothing is left out"))
+        used = self._used(manifest if rounding is None else _rounded(manifest, rounding))
+        if manifest.owner == "freehold" and manifest.eyes_left_out:  # now that the record does not name it
+            _delete_towers(self._shelf.folder(manifest), manifest)
+        return used
 
     def take_in(self, file: Path, sha256: str) -> ModelRef:
         """Make a GGUF file whose digest is known a model, named after it; the file moves into the store."""
@@ -210,7 +234,7 @@ class Store:
         """Return each file of every model once, ours first, as it was recorded."""
         files: dict[Path, RecordedFile] = {}
         for manifest in chain(self._shelf.recorded(), self._shelf.foreign()):
-            for file in manifest.files:
+            for file in manifest.all_files:
                 path = self._shelf.folder(manifest) / file.path
                 known = RecordedFile(manifest.name, manifest.owner, path, file.bytes, file.sha256)
                 files.setdefault(path, known)
@@ -223,7 +247,7 @@ class Store:
         """
         parsed = parse_ref(ref, disk=disk)
         if parsed.kind == "path":
-            return listed(self._shelf, from_path(Path(parsed.text)))
+            return listed(self._shelf, self._own(Path(parsed.text)).manifest)
         if overlay := self.overlays.find(parsed.text):
             base = self._find(parse_ref(overlay.base, disk=disk))
             return overlay_listed(
@@ -312,11 +336,14 @@ class Store:
         current = manifest
         if manifest.owner == "freehold":
             current = manifest = verified(manifest, folder)
-        elif (
-            self._shelf.state(manifest) == "changed"
-        ):  # the record stays, and so does the note, until it is pulled
-            notes = notes_of(manifest)
-            current = replace(manifest, files=tuple(restat(f) for f in manifest.files))
+        else:
+            if self._shelf.state(manifest) == "changed":  # the record stays, and the note, until it is pulled
+                notes = notes_of(manifest)
+                current = replace(manifest, files=tuple(restat(f) for f in manifest.files))
+            near = foreign_eyes(manifest)
+            current = replace(current, eyes=near.eyes)
+            if near.why:
+                notes = (*notes, f"{manifest.name} is loaded without eyes: {near.why}")
         with suppress(OSError):  # a read-only home still serves its models; only `last_used` is lost
             private.folder(folder, self.settings.home)
             write_manifest(folder, replace(manifest, last_used=_now()), durable=False)
@@ -329,7 +356,8 @@ class Store:
         """
         from freehold.formats.detect import check_model_file  # NumPy comes with it
 
-        manifest, taken = self._own(path)
+        own = self._own(path)
+        manifest, taken = own.manifest, own.namesake
         for held in manifest.files:
             check_model_file(held.path)
         if taken and taken.files[0].path != manifest.files[0].path:
@@ -338,14 +366,60 @@ class Store:
             raise UsageError(f"{manifest.name!r} already names {where}", f"rename this one{free}")
         return manifest
 
-    def _own(self, path: Path) -> tuple[Manifest, Manifest | None]:
-        """Describe a user's own file, with the rounding that its record has, and return what has its name."""
+    def _own(self, path: Path) -> _OwnFile:
+        """Describe a user's own file with the tower beside it, and as its record has it pulled."""
         manifest = from_path(path)
         taken = self._find(Ref("name", manifest.name))
-        same = taken is not None and taken.files[0].path == manifest.files[0].path
-        return replace(manifest, rounding=taken.rounding) if taken and same else manifest, taken
+        if taken is not None and taken.files[0].path == manifest.files[0].path:
+            manifest = replace(manifest, rounding=taken.rounding, eyes_left_out=taken.eyes_left_out)
+        if manifest.kind != "gguf" or manifest.eyes_left_out:
+            return _OwnFile(manifest, taken)
+        near = beside(Path(manifest.files[0].path))
+        notes = (f"{manifest.name} is loaded without eyes: {near.why}",) if near.undecided else ()
+        return _OwnFile(replace(manifest, eyes=near.eyes), taken, notes)
 
-    def _fetch(self, parsed: Ref, on_event: OnEvent, started: float) -> Manifest:
+    def _recorded_anew(self, manifest: Manifest, eyes: bool | None) -> Manifest:
+        """Describe the files of another program or the user as they are now; `eyes` as for `pull`."""
+        if self._shelf.state(manifest) == "changed":
+            manifest = replace(manifest, files=tuple(restat(f) for f in manifest.files))
+        if eyes is False or manifest.kind != "gguf":
+            return manifest
+        if manifest.owner == "user":
+            tower = beside(Path(manifest.files[0].path)).eyes
+        else:
+            named = {(m.owner, m.name): m.eyes for m in self._shelf.foreign(True)}
+            tower = named.get((manifest.owner, manifest.name))
+        if eyes and tower is None:
+            raise UsageError(
+                f"there is no mmproj file for {manifest.name} beside {manifest.files[0].path}",
+                "put the one of its repository there, or leave --eyes out",
+            )
+        return replace(manifest, eyes=tower, eyes_left_out=False)
+
+    def _with_eyes(self, manifest: Manifest, on_event: OnEvent) -> Manifest:
+        """Fetch the tower of a model that came without it. Raises as `pull`."""
+        if self.settings.offline:
+            raise Offline(
+                f"{manifest.name} is here without its tower, and offline mode forbids fetching it",
+                f"online: freehold pull {manifest.name} --eyes",
+            )
+        with ExitStack() as stack:
+            source, plan = planned(parse_ref(manifest.name), self.settings, on_event, stack)
+            if not plan.eyes:
+                raise UsageError(
+                    f"{plan.source} has no mmproj file for {manifest.name}", f"it has {plan.detail}"
+                )
+            stack.enter_context(space.full_disk(self.settings.home, "what was fetched is kept"))
+            stack.enter_context(self._shelf.lock(plan.name, lambda text: on_event(Note(plan.name, text))))
+            folder, alone = self._shelf.folder(manifest), plan.eyes_alone()
+            before = held_bytes(alone, folder)
+            on_event(Planned(plan.name, plan.source, f"its tower: {plan.eyes}", 1, alone.bytes, before))
+            tower = dated(source.fetch(alone, folder, on_event), folder)[0]
+            manifest = _with_tower(manifest, tower, folder, on_event)
+            write_manifest(folder, manifest)
+            return manifest
+
+    def _fetch(self, parsed: Ref, on_event: OnEvent, started: float, eyes: bool | None) -> Manifest:
         if self.settings.offline:
             what = f"freehold pull {parsed.text}"
             raise Offline(
@@ -353,6 +427,11 @@ class Store:
             )
         with ExitStack() as stack:
             source, plan = planned(parsed, self.settings, on_event, stack)
+            if eyes and not plan.eyes and plan.kind == "gguf":
+                raise UsageError(
+                    f"{plan.source} has no mmproj file for {plan.name}", "pull it without --eyes"
+                )
+            plan = plan.without_eyes() if eyes is False else plan
             folder = self.models / slug(plan.name)
             stack.enter_context(space.full_disk(self.settings.home, "what was fetched is kept"))
             private.folder(folder, self.settings.home)
@@ -376,18 +455,26 @@ class Store:
         )
         if note := _misleading(parsed):
             on_event(Note(plan.name, note))
+        if plan.eyes:
+            size = plan.eyes_alone().bytes
+            on_event(
+                Note(plan.name, f"its eyes: {plan.eyes} ({space.human(size)}); --no-eyes leaves them out")
+            )
         on_event(Planned(plan.name, plan.source, plan.detail, len(plan.files), plan.bytes, before))
-        files = source.fetch(plan, folder, on_event)
+        files = dated(source.fetch(plan, folder, on_event), folder)
         manifest = Manifest(
             name=plan.name,
             kind=plan.kind,
             owner="freehold",
             source=plan.source,
-            files=dated(files, folder),
+            files=tuple(f for f in files if f.path != plan.eyes),
             created=_now(),
             licence=plan.licence,
             detail=plan.detail,
+            eyes_left_out=plan.eyes_left_out,
         ).with_alias(parsed.text)
+        if tower := next((f for f in files if f.path == plan.eyes), None):
+            manifest = _with_tower(manifest, tower, folder, on_event)
         write_manifest(folder, manifest)
         (folder / PENDING).unlink(missing_ok=True)
         on_event(self._finished(manifest, max(manifest.bytes - before, 0), started))
@@ -396,6 +483,48 @@ class Store:
     def _finished(self, manifest: Manifest, fetched: int, started: float) -> Finished:
         path = str(root_of(manifest, self._shelf.folder(manifest)))
         return Finished(manifest.name, path, manifest.bytes, fetched, time.monotonic() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnFile:
+    """A user's own file, the record of the model that has its name, and what to know before it is loaded."""
+
+    manifest: Manifest
+    namesake: Manifest | None
+    notes: tuple[str, ...] = ()
+
+
+def _with_tower(manifest: Manifest, tower: HeldFile, folder: Path, on_event: OnEvent) -> Manifest:
+    """Return the record of a model of ours with the tower that was fetched for it.
+
+    A tower for sound is deleted with a note, one of another model with BadModelFile; the model's own files stay.
+    """
+    path = folder / tower.path
+    try:
+        if hears_only(path):
+            path.unlink()
+            on_event(
+                Note(manifest.name, f"{tower.path} is a tower for sound, not for pictures: it was deleted")
+            )
+            detail = f"{manifest.detail}; {tower.path} is for sound, and was left out"
+            return replace(manifest, eyes=None, eyes_left_out=True, detail=detail)
+        why = misfit(folder / manifest.files[0].path, path)
+    except FreeholdError as e:
+        why = e.message
+    if why:
+        path.unlink()
+        raise BadModelFile(
+            f"{manifest.name}: {why}", f"freehold pull {manifest.name} --no-eyes takes the model without it"
+        )
+    return replace(manifest, eyes=tower, eyes_left_out=False)
+
+
+def _delete_towers(folder: Path, manifest: Manifest) -> None:
+    """Delete towers, and what unfinished fetches left of them, from a model's folder."""
+    recorded = {file.path for file in manifest.all_files}
+    for path in folder.iterdir():
+        if is_mmproj(path.name) and path.name not in recorded:
+            path.unlink(missing_ok=True)
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -446,7 +575,7 @@ def _known_digests(parsed: Ref) -> set[str]:
 def _vanished(manifest: Manifest, folder: Path) -> FileVanished:
     """Name the first file that is missing, or has another size than the record says."""
     hint = f"freehold pull {manifest.name} fetches it again, freehold rm {manifest.name} forgets it"
-    for file in manifest.files:
+    for file in manifest.all_files:
         path = folder / file.path
         if not path.is_file():
             return FileVanished(f"{manifest.name}: file vanished: {path} (owner: {manifest.owner})", hint)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from freehold.tokenizer.dialects.source import dumped
-from freehold.types import Message, Tool, ToolCall
+from freehold.types import Image, Message, Tool, ToolCall
 
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
@@ -64,6 +64,16 @@ def tool_dict(tool: Tool | Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    """Spell what a message says: its text, or where it has pictures, texts and marks of pictures in their order."""
+    if not any(isinstance(part, Image) for part in message.parts):
+        return message.content
+    return [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+        for part in message.parts
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Spelling:
     """Spells a chat for one template."""
@@ -100,7 +110,7 @@ class Spelling:
         if self.channels and message.tool_calls and message.thinking and message.content:
             thought = f"{message.thinking}\n\n{message.content}"
             message = replace(message, content="", thinking=thought)
-        plain: dict[str, Any] = {"role": message.role, "content": message.content}
+        plain: dict[str, Any] = {"role": message.role, "content": _content(message)}
         if message.thinking:
             plain |= {"reasoning_content": message.thinking, "thinking": message.thinking}
         if message.tool_calls:

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
@@ -48,6 +49,7 @@ BUFFER = 1 << 20  # bytes of socket buffer, so that a step of 500 streams is sen
 # Bytes of new requests that an engine has not taken yet: one that is stopped, or swaps, takes none, and the messages of
 # clients that left meanwhile wait with the others. The largest frame fits alone.
 MAX_WAITING = 64 << 20
+PIECE, PIECES = 256 << 10, 4  # bytes that the transport gets at a time, and how often in one turn of the loop
 STOP_S = 12.0  # for a process to end by itself, longer than process.LEAVE_S
 HELLO_S = 60.0  # for an interpreter to start, on a machine that is short of everything
 
@@ -73,8 +75,10 @@ class EngineProcess(asyncio.Protocol):
         self._ready: asyncio.Future[ModelInfo] = self._loop.create_future()
         self.gone: asyncio.Future[str] = self._loop.create_future()
         self._reaping: asyncio.Task[None] | None = None
-        self._out: list[bytes] = []  # frames of this turn of the loop
+        # Parts of frames: of this turn of the loop, and those that the transport has no room for.
+        self._out: deque[bytes | memoryview] = deque()
         self._out_bytes = 0
+        self._flushing = self._paused = False
         self._fault = ""
         self.heard = self._loop.time()  # when its latest message came
         self._memory_kills = memory_kills()
@@ -117,26 +121,61 @@ class EngineProcess(asyncio.Protocol):
         Raises UsageError for one too large, Overloaded where it and what the process has not taken yet are more than
         `most` bytes.
         """
-        frame = self._writer.frame(message)
-        if (waiting := self._waiting()) and waiting + len(frame) > most:
+        pieces = self._writer.pieces(message)
+        size = sum(map(len, pieces))
+        if (waiting := self._waiting()) and waiting + size > most:
             raise Overloaded(
                 f"{waiting:,} bytes of requests wait until the engine takes them; the limit is {most:,}",
                 "ask again in a moment",
                 1.0,
             )
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(frame)
-        self._out_bytes += len(frame)
+        self._out += pieces
+        self._out_bytes += size
+        self._flush_soon()
 
     def _waiting(self) -> int:
         written = self._transport.get_write_buffer_size() if self._transport is not None else 0
         return written + self._out_bytes
 
     def _flush(self) -> None:
-        out, self._out, self._out_bytes = self._out, [], 0
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(out))
+        """Write what waits: some of it in each turn of the loop, until the transport has enough."""
+        self._flushing = False
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            self._out.clear()
+            self._out_bytes = 0
+            return
+        for _ in range(PIECES):
+            if self._out and not self._paused:
+                transport.write(self._next_bytes())
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if self._out and not self._flushing and not self._paused:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _next_bytes(self) -> bytes:
+        """Take the next bytes to write: small parts together, a large one in pieces."""
+        taken: list[bytes | memoryview] = []
+        room = PIECE
+        while self._out and room:
+            part = memoryview(self._out.popleft())
+            if len(part) > room:
+                self._out.appendleft(part[room:])
+            taken.append(part[:room])
+            room -= len(taken[-1])
+        self._out_bytes -= PIECE - room
+        return b"".join(taken)
+
+    def pause_writing(self) -> None:
+        """Write no more: the transport has enough."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """Write again."""
+        self._paused = False
+        self._flush_soon()
 
     def kill(self, why: str = "") -> None:
         """End the process at once; `gone` will say `why`."""
@@ -150,7 +189,7 @@ class EngineProcess(asyncio.Protocol):
         """Close the socket, which ends the process, and wait for that; kill one that takes longer than `within`."""
         if self._transport is not None:
             self._flush()
-            self._transport.close()  # only when all is written, and a stopped process reads nothing
+            self._transport.close()  # only when what it has is written, and a stopped process reads nothing
             late = self._loop.call_later(within, self.kill)
             await asyncio.shield(self.gone)
             late.cancel()
@@ -160,6 +199,7 @@ class EngineProcess(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._transport.set_write_buffer_limits(BUFFER)
 
     def data_received(self, data: bytes) -> None:
         """Pass messages on; end a process that sends invalid ones.

@@ -36,6 +36,7 @@ from freehold.worker.wire import (
     Prefilled,
     Submit,
     Writer,
+    is_long,
     packed,
 )
 
@@ -168,6 +169,7 @@ class EngineHandle:
         self._calls: dict[int, PendingCall] = {}
         self._ids = self._packing = 0
         self._quarantine = Quarantine[Request](self._submit, self._is_live)
+        self._submitting: set[asyncio.Task[None]] = set()  # long jobs that are being encoded for a new engine
         self._up = self._closed = False
         self._info: ModelInfo | None = None
         self._counters = Counters()
@@ -325,10 +327,23 @@ class EngineHandle:
             self._engine.send(message, MAX_WAITING)
 
     def _submit(self, request: Request) -> None:
-        """Send a request to an engine that takes another's place."""
+        """Send a request to an engine that takes another's place; a long job once it is encoded beside the loop."""
         assert self._engine is not None, "sent while there was no engine"
+        if isinstance(request, EngineStream) and is_long(request.job):
+            task = self._loop.create_task(self._submit_later(request, self._engine))
+            self._submitting.add(task)
+            task.add_done_callback(self._submitting.discard)
+            return
         try:
             self._engine.send(request.message(self._writer))
+        except UsageError as e:
+            request.fail(e)
+
+    async def _submit_later(self, request: EngineStream, engine: EngineProcess) -> None:
+        try:
+            message = Submit(request.id, await packed(request.job_to_go_on))
+            if self._engine is engine and self._up and self._is_live(request):
+                engine.send(message)
         except UsageError as e:
             request.fail(e)
 
@@ -583,8 +598,8 @@ class EngineTokenizer:
     async def render(
         self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
     ) -> list[int]:
-        listed = [(m.role, m.content, m.thinking) for m in messages]
-        return await self._call("render", listed, think, turn, client=client)
+        chat = await packed(Job(messages=tuple(messages), think=think, turn=turn))
+        return await self._call("render", chat, client=client)
 
     async def template(self) -> dict[str, Any]:
         return await self._call("template")

@@ -19,6 +19,7 @@ from freehold.formats import open_lora
 from freehold.formats.adapter_names import check_adapter_name, unknown_adapter
 from freehold.machine import available_bytes
 from freehold.serving import (
+    FEATURE_BYTES,
     CounterTable,
     EmbedJob,
     Job,
@@ -105,7 +106,8 @@ class EngineModels:
         """Return the bytes of weights in memory: of a file as they lie, or as its rounding makes them."""
         judged = self._judgements.of([(ref.path, ref.rounding) for ref in refs if ref.rounding])
         rounded = iter(judged)
-        return sum((next(rounded).bytes if ref.rounding else 0) or ref.bytes for ref in refs)
+        text = sum((next(rounded).bytes if ref.rounding else 0) or ref.bytes for ref in refs)
+        return text + sum(size(ref.eyes) + FEATURE_BYTES for ref in refs if ref.eyes is not None)
 
     async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
         """Return the model, loaded; `base+adapter` with its adapter, one made from another as its overlay says.
@@ -321,7 +323,7 @@ def _loaded(handle: EngineHandle) -> LoadedInfo:
 
 
 def size(path: Path) -> int:
-    """Return the bytes of an adapter's file or folder; 0 for a missing one, which loading reports."""
+    """Return the bytes of a file or folder beside a model; 0 for a missing one, which loading reports."""
     try:
         files = [each.stat() for each in path.iterdir()] if path.is_dir() else [path.stat()]
     except OSError:
@@ -348,6 +350,7 @@ def stamp(ref: ModelRef, adapter: Path | None, overlay: Overlay | None) -> str:
     if ref.owner != "freehold" or not ref.digest:
         parts += _files(ref.files or (ref.path,))
     parts += [f"{name} {_one(path)}" for name, path in sorted(ref.extras.items())]
+    parts += [] if ref.eyes is None else _files([ref.eyes])
     if adapter is not None:
         parts += _files([adapter])
     overlay = overlay or ref.overlay

@@ -8,8 +8,9 @@ before they hold any of it, and any message that is not one of those below. Noth
 from __future__ import annotations
 
 import asyncio
+import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,14 @@ from freehold import errors
 from freehold.errors import FreeholdError, Overloaded, UsageError
 from freehold.serving import Begin, EngineStats, Job, ModelInfo
 from freehold.store import ModelRef
-from freehold.types import Chunk
+from freehold.types import Chunk, Image, Message
 
-PROTOCOL = 5  # raise it when a message changes; both ends must name the same
+PROTOCOL = 6  # raise it when a message changes; both ends must name the same
 HEAD = 4  # bytes of length before a message
-# A prompt of a million tokens takes 5 MB, the log-probabilities of one that local.jobs allows 30 MB.
+# A prompt of a million tokens takes 5 MB, the log-probabilities of one that local.jobs allows 30 MB, a job's pictures
+# 56 MB, which are base64 here too.
 MAX_FRAME = 64 << 20
+MAX_PICTURES_BYTES = 40 << 20  # of all pictures of a job; one has at most types.MAX_PICTURE_BYTES
 
 
 class WireMessage(msgspec.Struct, array_like=True, tag=True, gc=False):
@@ -38,7 +41,7 @@ class WireMessage(msgspec.Struct, array_like=True, tag=True, gc=False):
 class Script(msgspec.Struct, frozen=True):
     """An engine that computes nothing (scripted.py): `words` a reply, a step of `step_s` for each word.
 
-    A job whose prompt is `poison` ends the process at word `poison_at`.
+    A job whose prompt is `poison` ends the process at word `poison_at`. `sees`: a picture is a token of its prompt.
     """
 
     words: int = 16
@@ -47,6 +50,7 @@ class Script(msgspec.Struct, frozen=True):
     context: int = 8192
     poison: str = ""
     poison_at: int = 0
+    sees: bool = False
 
 
 class Open(WireMessage):
@@ -205,9 +209,22 @@ class Writer:
         size = len(self._buffer) - HEAD
         if size > MAX_FRAME:
             self._buffer = bytearray()
-            raise UsageError(f"a message of {size:,} bytes is too large; the limit is {MAX_FRAME:,}")
+            _check_frame(size)
         self._buffer[:HEAD] = size.to_bytes(HEAD, "little")
         return bytes(self._buffer)
+
+    def pieces(self, message: WireMessage) -> list[bytes | memoryview]:
+        """Return a frame as parts to send in turn, so that a long job is not copied. Raises UsageError as `frame`."""
+        light, long = _lightened(message)
+        if not long:
+            return [self.frame(message)]
+        parts = self.frame(light)[HEAD:].split(_STAND_IN)
+        pieces: list[bytes | memoryview] = [parts[0]]
+        for value, part in zip(long, parts[1:], strict=True):
+            pieces += [value, part]
+        size = sum(map(len, pieces))
+        _check_frame(size)
+        return [size.to_bytes(HEAD, "little"), *pieces]
 
     def raw(self, value: object) -> msgspec.Raw:
         """Encode a value that the other end decodes separately. Raises UsageError as `frame` does."""
@@ -226,18 +243,20 @@ class Reader:
 
     def push(self, data: bytes) -> list[Any]:
         """Return the messages completed by `data`. Raises BadFrame."""
+        whole: bytes | bytearray = data
         if self._held:
             self._held += data
-            data = bytes(self._held) if self._whole() else b""
-        messages, at = [], 0
-        while len(data) - at >= HEAD:
-            end = at + HEAD + self._size(data, at)
-            if end > len(data):
+            if not self._whole():
+                return []
+            whole = self._held  # read where it lies: a job with pictures has many megabytes
+        messages, at, view = [], 0, memoryview(whole)
+        while len(whole) - at >= HEAD:
+            end = at + HEAD + self._size(whole, at)
+            if end > len(whole):
                 break
-            messages.append(self._read(data[at + HEAD : end]))
+            messages.append(self._read(view[at + HEAD : end]))
             at = end
-        if data:
-            self._held = bytearray(data[at:])
+        self._held = bytearray(view[at:])
         return messages
 
     def _whole(self) -> bool:
@@ -249,7 +268,7 @@ class Reader:
             raise BadFrame(f"a frame of {size:,} bytes; the limit is {MAX_FRAME:,}")
         return size
 
-    def _read(self, payload: bytes) -> Any:
+    def _read(self, payload: memoryview) -> Any:
         try:
             return self._decoder.decode(payload)
         except (msgspec.MsgspecError, ValueError, TypeError, RecursionError) as e:
@@ -289,21 +308,50 @@ _ARRAY = b"\xdd"  # msgpack's name for a list with four bytes of length
 async def packed(job: Job) -> msgspec.Raw:
     """Encode a job for Submit or ModelCall; a long one beside the loop, in pieces between which the loop runs.
 
-    Raises UsageError for a value that msgpack cannot encode.
+    Raises UsageError for a value that msgpack cannot encode, and for pictures of more than MAX_PICTURES_BYTES.
     """
-    return await asyncio.to_thread(_packed, job) if _is_long(job) else _packed(job)
+    return await asyncio.to_thread(_packed, job) if is_long(job) else _packed(job)
 
 
-def _is_long(job: Job) -> bool:
+def is_long(job: Job) -> bool:
+    """Return whether encoding a job takes longer than the loop should wait for."""
     messages = job.messages or ()
     text = len(job.prompt or ()) + len(job.suffix or "")
     if len(messages) > SHORT_CHAT or text > SHORT_TEXT or len(job.tools) > SHORT_CHAT:
         return True
     parts = sum(1 + len(m.tool_calls) + len(m.parts) + len(m.signed) for m in messages)
-    return parts > SHORT_CHAT or sum(len(m.content) for m in messages) > SHORT_TEXT
+    chars = sum(len(m.content) for m in messages) + sum(image.size for image in _images(messages))
+    return parts > SHORT_CHAT or chars > SHORT_TEXT
 
 
 def _packed(job: Job) -> msgspec.Raw:
+    messages = job.messages or ()
+    sizes = [image.size for image in _images(messages)]
+    if (total := sum(sizes)) <= SHORT_TEXT:
+        return _encoded(job)
+    if total > MAX_PICTURES_BYTES:
+        raise UsageError(
+            f"the {len(sizes)} pictures of the chat have {total:,} bytes; the limit of a request is "
+            f"{MAX_PICTURES_BYTES:,}",
+            "leave earlier ones out, or send them smaller",
+            "messages",
+        )
+    # Encoded without their data, which is put in after: neither the encoder nor a copy of all holds the interpreter.
+    data: list[str] = []
+    light = replace(job, messages=tuple(_without_data(message, data) for message in messages))
+    parts = bytes(_encoded(light)).split(_STAND_IN)
+    pieces = [parts[0]]
+    try:
+        for text, part in zip(data, parts[1:], strict=True):
+            pieces.append(_TEXT + len(text).to_bytes(4, "big"))
+            pieces += (text[at : at + _PIECE].encode("ascii") for at in range(0, len(text), _PIECE))
+            pieces.append(part)
+    except UnicodeEncodeError as e:
+        raise UsageError("a picture of the chat is not base64", "encode its bytes again", "messages") from e
+    return msgspec.Raw(b"".join(pieces))  # which lets other threads run, as a join of a megabyte does
+
+
+def _encoded(job: Job) -> msgspec.Raw:
     encode = _MEASURE.encode
     messages = job.messages or ()
     try:
@@ -315,6 +363,52 @@ def _packed(job: Job) -> msgspec.Raw:
         return msgspec.Raw(encode(replace(job, messages=msgspec.Raw(whole))))  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as e:
         raise UsageError(f"a value cannot be sent to an engine: {e}") from e
+
+
+# Stands for a long value while what is around it is encoded: a msgpack extension, which begins as no text may, and that
+# no client can guess.
+_STAND_IN = b"\xd8\x7f" + os.urandom(16)
+_TEXT = b"\xdb"  # msgpack's name for a text with four bytes of length
+_PIECE = 256 << 10  # bytes that are copied by one call; a longer encoded value is sent as it is
+
+
+def _images(messages: Sequence[Message]) -> Iterator[Image]:
+    return (part for message in messages for part in message.parts if isinstance(part, Image))
+
+
+def _without_data(message: Message, data: list[str]) -> Message:
+    """Return a message with a stand-in for the data of each of its pictures, which are added to `data`."""
+    if not message.parts:
+        return message
+    parts: list[str | Image] = []
+    for part in message.parts:
+        if isinstance(part, Image):
+            data.append(part.data)
+            part = replace(part, data=msgspec.Raw(_STAND_IN))  # type: ignore[arg-type]
+        parts.append(part)
+    return replace(message, parts=tuple(parts))
+
+
+def _lightened(message: WireMessage) -> tuple[WireMessage, list[memoryview]]:
+    """Return a message with a stand-in for each long encoded value, and those values."""
+    long: list[memoryview] = []
+
+    def light(value: Any) -> Any:
+        if not isinstance(value, msgspec.Raw) or len(view := memoryview(value)) < _PIECE:
+            return value
+        long.append(view)
+        return msgspec.Raw(_STAND_IN)
+
+    if isinstance(message, Submit):
+        return Submit(message.id, light(message.job)), long
+    if isinstance(message, ModelCall):
+        return ModelCall(message.id, message.method, [*map(light, message.args)], message.client), long
+    return message, long
+
+
+def _check_frame(size: int) -> None:
+    if size > MAX_FRAME:
+        raise UsageError(f"a message of {size:,} bytes is too large; the limit is {MAX_FRAME:,}")
 
 
 def size(value: object) -> int:

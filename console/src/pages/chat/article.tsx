@@ -15,6 +15,7 @@ import { Approval } from "./approval";
 import { Attachments, Calls, Thinking, ToolResult } from "./body";
 import { type Chat, messageOf } from "./opened";
 import { ReceiptPanel } from "./receipt";
+import { Pictures, SentPictures } from "./seen";
 import { RequestDialog } from "./request";
 import { epilogues, type Live, liveOf, type Wait } from "./lives";
 import { editing, type Pending, regenerate, takeBack } from "./sending";
@@ -31,7 +32,7 @@ export function Article({ chat, id }: { chat: Chat; id: string }) {
   if (role === "tool")
     return (
       <div class="message tool" data-id={id} hidden={isCalled(chat, message)}>
-        <ToolResult message={message} />
+        <ToolResult chat={chat} message={message} />
       </div>
     );
   const mine = message.role === "user";
@@ -51,7 +52,10 @@ export function Article({ chat, id }: { chat: Chat; id: string }) {
           {mine || system ? <Verbatim text={message.content} /> : <Text source={message.content} open={message.state === "open"} />}
         </div>
       )}
-      <Attachments files={message.files ?? []} images={message.images ?? []} />
+      <Attachments
+        files={message.files ?? []}
+        pictures={message.images?.length ? <Pictures chat={chat.id} saved={message.images} /> : null}
+      />
       <Calls chat={chat} message={message} live={live} />
       {live && <Progress live={live} empty={!message.content} />}
       {live?.asks.map((ask) => <Approval key={ask.call + ask.digest} ask={ask} live={live} />)}
@@ -189,13 +193,18 @@ function isCalled(chat: Chat, message: Message): boolean {
 }
 
 /** A message that the server does not have yet. */
-export function PendingArticle({ pending: { draft, held } }: { pending: Pending }) {
+export function PendingArticle({ pending: { chat, draft, held } }: { pending: Pending }) {
   return (
     <article class="message user waits" aria-label={texts.you} aria-busy="true">
-      <div class="bubble">
-        <Verbatim text={draft.text} />
-      </div>
-      <Attachments files={draft.files} images={draft.images} />
+      {draft.text && (
+        <div class="bubble">
+          <Verbatim text={draft.text} />
+        </div>
+      )}
+      <Attachments
+        files={draft.files}
+        pictures={draft.images.length ? <SentPictures chat={chat.id} pictures={draft.images} /> : null}
+      />
       {held && (
         <div class="trouble">
           <p>{words.notSent}</p>

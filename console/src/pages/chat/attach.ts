@@ -1,16 +1,18 @@
 // Files for a message: what is taken as text, what as a picture, and when pasted text becomes a file. Knows no element.
+import { signal } from "@preact/signals";
+import { me } from "../../api/me";
 import type { AttachedFile } from "../../api/types";
-import { notify } from "../../parts/notice";
+import { notify, notifyError } from "../../parts/notice";
 import { bytes } from "../../parts/numbers";
 import { texts } from "../../texts";
-import { sees } from "./models";
+import { spoken } from "./lives";
 import { opened } from "./opened";
-import { box, other, setFiles } from "./sending";
+import { isPicture, sizeOf, takePicture } from "./picture";
+import { box, setFiles } from "./sending";
 
 const LONG_CHARS = 10_000;
 const LONG_LINES = 200;
 const MOST_BYTES = 8_000_000; // of one file: longer than any context that a machine of ours holds
-const PICTURES = /^image\/(png|jpeg|gif|webp)$/;
 const words = texts.chat;
 
 /** Whether pasted text is too long for the box. Counts lines only until there are enough. */
@@ -45,7 +47,21 @@ export function takePaste(e: ClipboardEvent): void {
   }
 }
 
+/** Whether files are being dragged over the conversation. */
+export const dropping = signal(false);
+
+export function dragOver(e: DragEvent): void {
+  if (!e.dataTransfer?.types.includes("Files")) return;
+  e.preventDefault();
+  dropping.value = true;
+}
+
+export function dragLeave(e: DragEvent): void {
+  if (!(e.currentTarget as Element).contains(e.relatedTarget as Node | null)) dropping.value = false;
+}
+
 export function takeDrop(e: DragEvent): void {
+  dropping.value = false;
   if (!e.dataTransfer?.files.length) return;
   e.preventDefault();
   void attachFiles([...e.dataTransfer.files]);
@@ -54,8 +70,8 @@ export function takeDrop(e: DragEvent): void {
 /** Take in files from a button, a drop or a paste. */
 export async function attachFiles(files: Iterable<File>): Promise<void> {
   for (const file of files) {
-    if (file.size > MOST_BYTES) notify({ kind: "error", text: words.tooLarge(file.name, bytes(file.size), bytes(MOST_BYTES)) });
-    else if (PICTURES.test(file.type)) await attachPicture(file);
+    if (isPicture(file)) await attachPicture(file);
+    else if (file.size > MOST_BYTES) notify({ kind: "error", text: words.tooLarge(file.name, bytes(file.size), bytes(MOST_BYTES)) });
     else {
       const text = await readText(file);
       if (text === null) notify({ kind: "error", text: words.notText(file.name) });
@@ -65,14 +81,20 @@ export async function attachFiles(files: Iterable<File>): Promise<void> {
 }
 
 async function attachPicture(file: File): Promise<void> {
-  const model = other.peek() ?? opened.peek().model.peek();
-  if (!sees(model)) return void notify({ kind: "error", text: words.sightless(model) });
-  const url = await new Promise<string>((done) => {
-    const reader = new FileReader();
-    reader.onload = () => done(reader.result as string);
-    reader.readAsDataURL(file);
-  });
-  setFiles({ images: [...box.peek().images, url] });
+  const chat = opened.peek();
+  const limits = me.peek()!.pictures;
+  try {
+    if (box.peek().images.length >= limits.most) throw new Error(words.pictures.tooMany(limits.most));
+    const picture = await takePicture(file, limits);
+    if (opened.peek() !== chat) return; // another chat was opened meanwhile
+    const images = [...box.peek().images, picture];
+    const together = images.reduce((sum, each) => sum + (each.blob?.size ?? 0), 0);
+    if (together > limits.together) throw new Error(words.pictures.tooMuch(bytes(limits.together)));
+    setFiles({ images });
+    spoken.value = words.pictures.added(images.length, sizeOf(picture.width, picture.height));
+  } catch (e) {
+    notifyError(e);
+  }
 }
 
 async function readText(file: File): Promise<string | null> {

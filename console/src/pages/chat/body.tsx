@@ -1,7 +1,7 @@
 // What a message has besides its text: thinking, files, images, calls of tools and their results. All of it folded, and
 // drawn only while it is open.
 import { useSignal } from "@preact/signals";
-import type { ComponentChildren } from "preact";
+import { type ComponentChildren, Fragment } from "preact";
 import type { AttachedFile, Message, ToolState } from "../../api/types";
 import { Icon, type IconName } from "../../parts/icons";
 import { Plain, Text, Verbatim } from "../../text";
@@ -10,11 +10,11 @@ import { shown } from "../../text/shown";
 import { texts } from "../../texts";
 import { type Live, thoughtSeconds } from "./lives";
 import { type Chat, messageOf } from "./opened";
+import { Pictures } from "./seen";
 
 const words = texts.chat;
 const SHORT = 300; // characters of a call's arguments in its row; the row folds out to all of them
 const TONES: Record<ToolState, string> = { running: "", done: "good", denied: "bad", failed: "bad" };
-const PICTURE = /^data:image\/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+$/;
 
 interface FoldProps {
   icon?: IconName;
@@ -53,14 +53,12 @@ export function Thinking({ message, live }: { message: Message; live: Live | nul
   );
 }
 
-export function Attachments({ files, images }: { files: AttachedFile[]; images: string[] }) {
-  const pictures = images.filter((each) => PICTURE.test(each));
-  if (!files.length && !pictures.length) return null;
+/** `pictures`: drawn already, since those of a message on its way are not in the chat yet. */
+export function Attachments({ files, pictures }: { files: AttachedFile[]; pictures?: ComponentChildren }) {
+  if (!files.length && !pictures) return null;
   return (
     <div class="attachments">
-      {pictures.map((each, i) => (
-        <img key={i} src={each} alt={words.picture(i + 1)} />
-      ))}
+      {pictures}
       {files.map((file, i) => (
         <Fold key={i} icon="file" title={shown(file.name)} note={words.characters(file.text.length)}>
           {() => <Verbatim text={file.text} code />}
@@ -83,7 +81,12 @@ export function Calls({ chat, message, live }: { chat: Chat; message: Message; l
         const now = running.find((tool) => tool.call === call.id);
         const result = results.get(call.id);
         const state = result?.outcome ?? now?.state;
-        return <CallRow key={call.id} {...call} tool={call.name} state={state} result={result?.content ?? now?.result} />;
+        return (
+          <Fragment key={call.id}>
+            <CallRow {...call} tool={call.name} state={state} result={result?.content ?? now?.result} />
+            {result?.images?.length ? <Pictures chat={chat.id} saved={result.images} /> : null}
+          </Fragment>
+        );
       })}
       {running.filter((tool) => !known.has(tool.call)).map((tool) => <CallRow key={tool.call} {...tool} />)}
     </>
@@ -133,13 +136,16 @@ function resultsOf(chat: Chat, id: string): Map<string, Message> {
 }
 
 /** A result whose call is not in the chat, such as one of an imported chat; any other is in its call's row. */
-export function ToolResult({ message }: { message: Message }) {
+export function ToolResult({ chat, message }: { chat: Chat; message: Message }) {
   const { outcome } = message;
   const note = outcome === "denied" || outcome === "failed" ? words.callStates[outcome] : words.characters(message.content.length);
   return (
-    <Fold icon="tool" title={words.resultOf} note={note}>
-      {() => <Both result={message.content} />}
-    </Fold>
+    <>
+      <Fold icon="tool" title={words.resultOf} note={note}>
+        {() => <Both result={message.content} />}
+      </Fold>
+      <Pictures chat={chat.id} saved={message.images ?? []} />
+    </>
   );
 }
 

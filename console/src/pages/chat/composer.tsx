@@ -6,11 +6,13 @@ import { useEffect, useRef } from "preact/hooks";
 import { Button, IconButton } from "../../parts/button";
 import { Icon } from "../../parts/icons";
 import { texts } from "../../texts";
-import { attachFiles, takeDrop, takePaste } from "./attach";
+import { attachFiles, dropping, takePaste } from "./attach";
+import { isBlindTo, Sightless } from "./blind";
+import { Camera, cameras, watchCameras } from "./camera";
 import { Chips } from "./chips";
 import { sends } from "./kept";
 import { Mention } from "./mention";
-import { type Chat, messageOf } from "./opened";
+import { type Chat, messageOf, opened } from "./opened";
 import { type Live, lives } from "./lives";
 import { stop } from "./runs";
 import { beginEdit, box, editing, endEdit, other, pending, rewording, send, typed } from "./sending";
@@ -24,10 +26,12 @@ export const composer: { focus: () => void } = { focus: () => {} };
 
 export function Composer({ chat }: { chat: Chat }) {
   const area = useRef<HTMLTextAreaElement>(null);
-  const dropping = useSignal(false);
   const mention = useSignal<string | null>(null); // what follows an @ at the caret
   const running = useComputed(() => [...lives.value.values()].find((live) => chat.branch.value.includes(live.value.answer)));
-  const empty = useComputed(() => !box.value.text.trim() && !box.value.files.length && !box.value.images.length);
+  const blind = useComputed(() => isBlindTo(opened.value)); // `chat` would be the one of an earlier drawing
+  const empty = useComputed(
+    () => blind.value || (!box.value.text.trim() && !box.value.files.length && !box.value.images.length),
+  );
 
   composer.focus = () => area.current?.focus();
   useSignalEffect(() => {
@@ -93,15 +97,13 @@ export function Composer({ chat }: { chat: Chat }) {
     <form
       class={dropping.value ? "composer dropping" : "composer"}
       onSubmit={(e) => (e.preventDefault(), submit())}
-      onDragOver={(e) => e.dataTransfer?.types.includes("Files") && (e.preventDefault(), (dropping.value = true))}
-      onDragLeave={() => (dropping.value = false)}
-      onDrop={(e) => ((dropping.value = false), takeDrop(e))}
     >
       {editing.value !== null && <Editing answer={rewording(chat)} />}
       {mention.value !== null && (
         <Mention typed={mention.value} area={area} choose={mentioned} close={() => (mention.value = null)} />
       )}
-      <Chips />
+      <Chips done={() => !TOUCH.matches && area.current!.focus()} />
+      {blind.value && <Sightless chat={chat} />}
       <textarea
         ref={area}
         rows={1}
@@ -156,6 +158,7 @@ function Foot({ running, empty, area, keeps }: FootProps) {
   return (
     <div class="composer-foot">
       <AttachButton />
+      <CameraButton />
       <span class="grow" />
       {running ? (
         <Button kind="primary" icon="stop" busy={running.value.stopping} onClick={stopNow}>
@@ -175,6 +178,19 @@ function grow(node: HTMLTextAreaElement): void {
   if (GROWS) return;
   node.style.height = "auto";
   node.style.height = `${node.scrollHeight}px`;
+}
+
+/** Where this browser has a camera that the page may use. */
+function CameraButton() {
+  const open = useSignal(false);
+  useEffect(watchCameras, []);
+  if (!cameras.value) return null;
+  return (
+    <>
+      <IconButton icon="camera" label={words.pictures.camera} onClick={() => (open.value = true)} />
+      {open.value && <Camera take={(file) => void attachFiles([file])} close={() => (open.value = false)} />}
+    </>
+  );
 }
 
 function AttachButton() {

@@ -110,6 +110,7 @@ export class Follower {
         this.add(event.message, event.parent, {
           role: "tool",
           content: event.content,
+          images: event.images,
           call: event.call,
           outcome: event.outcome,
         });

@@ -6,6 +6,7 @@ import { isId, place } from "../../parts/router";
 import { me } from "../../api/me";
 import type { ChatSettings } from "../../api/types";
 import { texts } from "../../texts";
+import { dragLeave, dragOver, takeDrop } from "./attach";
 import { Away } from "./away";
 import { cards, look, readCards } from "./cards";
 import "./chat.css";
@@ -93,7 +94,12 @@ export function Chat() {
           <List open={chat.id} close={() => (drawer.value = false)} />
         </div>
       )}
-      <section class={empty ? "conversation blank" : "conversation"}>
+      <section
+        class={empty ? "conversation blank" : "conversation"}
+        onDragOver={dragOver}
+        onDragLeave={dragLeave}
+        onDrop={takeDrop}
+      >
         <Head
           chat={chat}
           listed={list.value || drawer.value}

@@ -2,6 +2,7 @@
 // one browser do not read each other's. Text lies in localStorage, written at each key; files in IndexedDB.
 import { me } from "../../api/me";
 import type { AttachedFile } from "../../api/types";
+import { type Picture, savedPicture } from "./picture";
 
 const place = (name: string) => `freehold/${me.peek()?.key ?? ""}/${name}`;
 
@@ -48,7 +49,7 @@ async function files(mode: IDBTransactionMode): Promise<IDBObjectStore> {
 /** Attachments of a draft. */
 export interface Attached {
   files: AttachedFile[];
-  images: string[];
+  images: Picture[];
 }
 
 export async function keepFiles(name: string, value: Attached): Promise<void> {
@@ -61,12 +62,17 @@ export async function keepFiles(name: string, value: Attached): Promise<void> {
   }
 }
 
+/** What an older page kept had data: URLs. */
+function current({ files, images }: { files: AttachedFile[]; images: (Picture | string)[] }): Attached {
+  return { files, images: images.map((each) => (typeof each === "string" ? savedPicture(each) : each)) };
+}
+
 export async function keptFiles(name: string): Promise<Attached> {
   const none = { files: [], images: [] };
   try {
     const asked = (await files("readonly")).get(place(name));
     return await new Promise((done) => {
-      asked.onsuccess = () => done((asked.result as Attached | undefined) ?? none);
+      asked.onsuccess = () => done(asked.result ? current(asked.result as Attached) : none);
       asked.onerror = () => done(none);
     });
   } catch {

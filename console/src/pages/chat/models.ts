@@ -1,6 +1,7 @@
 // The models that can be asked: what is here, what is in memory, what each can do, and its own defaults for sampling.
 import { signal } from "@preact/signals";
 import { get, post } from "../../api/client";
+import type { PictureTokens } from "../../api/types";
 import { kept } from "./kept";
 import { reach } from "./link";
 
@@ -54,7 +55,12 @@ export function preferred(): string {
 }
 
 export const modelOf = (id: string) => models.value?.find((model) => model.id === id) ?? null;
-export const sees = (id: string) => Boolean(modelOf(id)?.capabilities?.some((each) => each === "vision" || each === "image"));
+const canSee = (model: Model) => model.capabilities?.some((each) => each === "vision" || each === "image") ?? null;
+/** Whether a model sees pictures; null where that is not known before it is loaded. */
+export const sees = (id: string): boolean | null => canSee(modelOf(id) ?? UNKNOWN);
+/** The models here that do. */
+export const seeing = () => (models.value ?? []).filter(canSee).map((model) => model.id);
+const UNKNOWN: Model = { id: "", bytes: null, loaded: false, context: null, capabilities: null };
 
 const NAMES: Record<string, string> = { repeat_penalty: "repetition_penalty", repeat_last_n: "penalty_window" };
 const asked = new Map<string, Promise<Record<string, string>>>();
@@ -75,6 +81,11 @@ async function readDefaults(model: string): Promise<Record<string, string>> {
     asked.delete(model);
     return {};
   }
+}
+
+/** How many tokens a picture adds to a prompt, by its size; null where the model cannot tell. Throws ApiError. */
+export async function countPicture(model: string, width: number, height: number): Promise<number | null> {
+  return (await post<PictureTokens>("/console/api/pictures/tokens", { model, width, height })).tokens;
 }
 
 /** How many tokens a text is for a model; null where that is not known now. */

@@ -15,7 +15,7 @@ import { shown } from "../../text/shown";
 const words = texts.chat;
 
 /** Ask this model from now on. */
-function choose(chat: Chat, model: string): void {
+export function choose(chat: Chat, model: string): void {
   chat.model.value = model;
   keep("model", model);
   edit(chat, { model }).catch(notifyError);

@@ -4,20 +4,21 @@ import { batch } from "@preact/signals";
 import { ApiError, post } from "../../api/client";
 import { follow } from "../../api/events";
 import type { Ask, RunEvent, StartedRun } from "../../api/run";
-import type { AttachedFile, ChatSettings } from "../../api/types";
+import type { AttachedFile, ChatSettings, StoredPicture } from "../../api/types";
 import { notifyError } from "../../parts/notice";
 import { texts } from "../../texts";
 import { Follower } from "./follower";
 import { reach } from "./link";
 import { change, type Live } from "./lives";
 import { add, type Chat, messageOf } from "./opened";
+import { asUrl, type Picture } from "./picture";
 
 export type Verdict = Extract<RunEvent, { t: "again" }>;
 
 export interface Draft {
   text: string;
   files: AttachedFile[];
-  images: string[];
+  images: Picture[];
 }
 
 const followers = new Set<Follower>();
@@ -38,6 +39,7 @@ interface Start {
 
 /** Ask for an answer. Throws ApiError when the server refuses or is not reached. */
 export async function start(chat: Chat, { parent, message, extend, model, settings }: Start): Promise<void> {
+  const images = message && (await stored(chat, message.images));
   const { run, user, answer } = await reach(
     post<StartedRun>(`/console/api/chats/${chat.id}/runs`, {
       parent,
@@ -45,7 +47,7 @@ export async function start(chat: Chat, { parent, message, extend, model, settin
         message: {
           content: message.text,
           ...(message.files.length && { files: message.files }),
-          ...(message.images.length && { images: message.images }),
+          ...(images?.length && { images }),
         },
       }),
       ...(extend && { extend }),
@@ -59,6 +61,19 @@ export async function start(chat: Chat, { parent, message, extend, model, settin
   });
   tabs.postMessage(chat.id);
   void attach(chat, run, answer.id);
+}
+
+/** Give the server the pictures of a message, one at a time, and return what the message names them by. */
+async function stored(chat: Chat, pictures: Picture[]): Promise<string[]> {
+  const names: string[] = [];
+  for (const { blob, saved } of pictures) {
+    if (!blob) names.push(saved);
+    else {
+      const image = await asUrl(blob);
+      names.push((await reach(post<StoredPicture>(`/console/api/chats/${chat.id}/pictures`, { image }))).picture);
+    }
+  }
+  return names;
 }
 
 /** Follow a run until it ends; its text goes into the answer's message. A run that is followed already is not followed twice. */

@@ -12,6 +12,7 @@ import { keep, keepFiles, kept, keptFiles } from "./kept";
 import { isDown, onReturn, reach } from "./link";
 import { preferred, readModels } from "./models";
 import { type Chat, edit, load, messageOf, opened, refresh } from "./opened";
+import { savedPicture } from "./picture";
 import { type Draft, start } from "./runs";
 import { branchOf } from "./tree";
 
@@ -103,7 +104,7 @@ export async function beginEdit(id: string, text?: string): Promise<void> {
   const message = messageOf(chat, id).peek();
   if (!message || opened.peek() !== chat) return;
   editing.value = id;
-  setBox({ text: text ?? message.content, files: message.files ?? [], images: message.images ?? [] });
+  setBox({ text: text ?? message.content, files: message.files ?? [], images: (message.images ?? []).map(savedPicture) });
 }
 
 export function endEdit(): void {

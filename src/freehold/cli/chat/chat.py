@@ -20,6 +20,7 @@ import click
 
 from freehold.cli.chat.answer import ADVICE, AnswerSettings, LoopGuard, StreamedAnswer, Waiting, stop
 from freehold.cli.chat.markdown import Renderer
+from freehold.cli.chat.pictures import check_sees, described, dropped, images_of, with_images
 from freehold.cli.chat.request import read_text_file
 from freehold.cli.chat.sessions import ChatKeeper, ChatSession, ChatTurn, Sessions, check_name, with_file
 from freehold.cli.helping import in_words
@@ -27,7 +28,7 @@ from freehold.cli.options import click_type, spelt
 from freehold.config import nearest, suggestion
 from freehold.errors import FreeholdError, UsageError
 from freehold.options import FieldOption, options_of
-from freehold.types import ChatModel, Message, SamplingParams, Usage
+from freehold.types import ChatModel, Image, Message, SamplingParams, Usage
 
 if TYPE_CHECKING:
     from freehold.cli.chat.tools import TerminalTools
@@ -39,6 +40,7 @@ class ModelFacts:
 
     quantization: str = ""
     context: int = 0
+    can_see: bool = False
 
 
 class Conversation:
@@ -63,6 +65,7 @@ class Conversation:
     ) -> None:
         self._guard = guard
         self._files: list[tuple[str, str]] = []  # name and text, for the next message
+        self._images: list[tuple[str, Image]] = []  # the same of pictures
         self.model, self._sessions, self._renderer, self._say = model, sessions, renderer, say
         self.answers, self.facts = answers or AnswerSettings(), facts or ModelFacts()
         self._system, self._turns = system, list[ChatTurn]()
@@ -98,8 +101,16 @@ class Conversation:
             parts.append(f"{self._speed:.1f} tok/s")
         return " " + "  ".join(p for p in parts if p) + " "
 
+    def attach(self, name: str, image: Image) -> None:
+        """Attach a picture to the next message. Raises UsageError where the model reads text alone."""
+        check_sees(self.model.name, self.facts.can_see)
+        self._images.append((name, image))
+        self._say(f"{described(name, image)}, attached to the next message")
+
     def ask(self, message: Message) -> None:
         """Answer a message; without an answer it is taken back, and stays in the file as a branch of its own."""
+        if message.parts:
+            check_sees(self.model.name, self.facts.can_see)
         roles = [turn.message.role for turn in self._turns]
         start = len(roles) - (roles[-1:] == ["user"])  # a question without an answer makes way
         self._ask_at(start, ChatTurn(message))
@@ -269,6 +280,7 @@ class Chat(Conversation):
         super().__init__(model, sessions, renderer, say, **conversation)
         self._switch, self._keep = switch, keep
         self._leaving = False  # a lone "exit" was typed: a blank line leaves
+        self._dropped: tuple[Path, ...] = ()  # pictures about which the user is asked
 
     def run(self, read: Callable[[], str]) -> None:
         """Read and answer until the user leaves; Ctrl-C at the prompt clears the line."""
@@ -293,15 +305,41 @@ class Chat(Conversation):
             self._say(f"quit the chat? Enter quits; type {text.strip()} again to send it to the model")
             return True
         try:
+            if self._asks_about(text):
+                return True
             if text.lstrip().startswith("/"):
                 return self._command(text.strip())
             if text.strip():
                 files = "".join(with_file(name, content) for name, content in self._files)
-                self.ask(Message("user", files + text))
-                self._files = []
+                self.ask(with_images([image for _, image in self._images], files + text))
+                self._files, self._images = [], []
         except FreeholdError as e:
             self._say(f"error: {e.message}" + (f"\nhint: {e.hint}" if e.hint else ""))
         return True
+
+    def _asks_about(self, text: str) -> bool:
+        """Ask whether pictures that were dropped are to be attached, or take the answer; False for any other line."""
+        paths, self._dropped = self._dropped, ()
+        if new := dropped(text):
+            check_sees(self.model.name, self.facts.can_see)
+            self._ask_whether(new)
+            return True
+        if not paths or text.lstrip().startswith("/"):
+            return False
+        answer = text.strip().lower()
+        if answer in ("", "y", "yes"):
+            for path in paths:
+                self.attach(str(path), Image.open(path))
+        elif answer in ("n", "no"):
+            self._say("not attached")
+        else:  # sent without the picture, the message would be answered for nothing
+            self._ask_whether(paths)
+        return True
+
+    def _ask_whether(self, paths: tuple[Path, ...]) -> None:
+        self._dropped = paths
+        names = ", ".join(path.name for path in paths)
+        self._say(f"attach {names} to the next message? Enter or y attaches, n does not")
 
     def _command(self, line: str) -> bool:
         word, _, rest = line.partition(" ")
@@ -415,6 +453,16 @@ class Chat(Conversation):
         if not self._files:
             self._say("no file; /file PATH attaches one to the next message")
 
+    def image(self, path: str) -> None:
+        """Attach a picture to the next message, or list attached pictures."""
+        for each in (dropped(path) or (Path(path).expanduser(),)) if path else ():
+            self.attach(str(each), Image.open(each))
+        if not path:
+            for name, image in self._images:
+                self._say(f"{described(name, image)}, attached to the next message")
+        if not self._images:
+            self._say("no picture; /image PATH attaches one to the next message")
+
     def copy(self, _: str) -> None:
         """Copy the last answer to the clipboard."""
         answers = [m.content for m in self.messages if m.role == "assistant"]
@@ -426,12 +474,13 @@ class Chat(Conversation):
         """Edit the last message in $EDITOR and answer it again, or write a new one."""
         users = [i for i, turn in enumerate(self._turns) if turn.message.role == "user"]
         place = users[-1] if users else len(self._turns)
-        before = self._turns[place].message.content if users else ""
+        old = self._turns[place].message if users else Message("user")
+        before = old.content
         text = edited(before)
         if text is None or not text.strip() or text == before:
             self._say("nothing was changed")
         else:
-            self._ask_at(place, ChatTurn(Message("user", text)))
+            self._ask_at(place, ChatTurn(with_images(images_of(old), text)))
 
     def ctx(self, _: str) -> None:
         """Show how full the context is."""
@@ -475,6 +524,7 @@ class Command:
 COMMANDS = {
     "model": Command(Chat.switch, "[NAME]"),
     "file": Command(Chat.file, "[PATH]"),
+    "image": Command(Chat.image, "[PATH]"),
     "copy": Command(Chat.copy),
     "edit": Command(Chat.edit),
     "set": Command(Chat.set_option, "[NAME VALUE]"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self, cast
 from freehold.backends.finding import driven
 from freehold.cli.chat.chat import ModelFacts
 from freehold.cli.chat.markdown import DataRenderer, PlainRenderer, Renderer, StreamRenderer
+from freehold.cli.chat.pictures import images_of
 from freehold.cli.chat.request import RunRequest
 from freehold.cli.shared import held_or_fetched
 from freehold.config import Settings
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 def show(message: Message, request: RunRequest) -> None:
     """Show a message of a session that is continued, as it was shown at first."""
     if message.role == "user":
-        tell(f">>> {message.content}")
+        pictures = f"[pictures: {count}] " if (count := len(images_of(message))) else ""
+        tell(f">>> {pictures}{message.content}")
         return
     shown = renderer(request)
     shown.feed(message.content)
@@ -121,7 +123,8 @@ class Opened:
     @property
     def facts(self) -> ModelFacts:
         """What a chat's status line shows of it."""
-        return ModelFacts(self.model.info.quantization, self.model.info.context)
+        info = self.model.info
+        return ModelFacts(info.quantization, info.context, info.can_see)
 
     def _open(self, name: str, request: RunRequest) -> LLM | HttpModel:
         named = with_adapter(self._store, name, request.adapter)

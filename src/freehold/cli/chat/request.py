@@ -70,6 +70,11 @@ class RunRequest:
         least=0,
         most=20,
     )
+    image: tuple[str, ...] = option(
+        (),
+        "Show the model this picture with the prompt, or with a chat's first message. Repeatable.",
+        metavar="FILE",
+    )
     continued: bool = option(False, "Continue the latest session.", name="continue")
     session: str | None = option(None, "Continue the session NAME, or start it.", metavar="NAME")
     local: bool = option(False, "Load the model in this process, even if a server runs.")
@@ -95,6 +100,7 @@ def check(request: RunRequest, settings: AnswerSettings) -> None:
             "--think": settings.think is not None,
             "--session": request.session,
             "--mcp": request.mcp,
+            "--image": request.image,
         }
         used |= {"--continue": request.continued, "--overflow": settings.overflow != "error"}
         for name in (name for name, value in used.items() if value):

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from freehold.chats.folder import ChatFolder
+from freehold.chats.pictures import ChatPictures
 from freehold.chats.types import (
+    UNSEEN_PICTURES,
     AskedTool,
     ChatCard,
     ChatChange,
@@ -25,9 +27,10 @@ from freehold.chats.types import (
 )
 from freehold.chats.writer import ChatWriter
 from freehold.cli.chat.answer import StreamedAnswer
+from freehold.cli.chat.pictures import images_of, with_images
 from freehold.config import nearest
 from freehold.errors import CapacityExceeded, ChatNotFound, FreeholdError, StoreError, UsageError
-from freehold.types import Message, ToolCall
+from freehold.types import Image, Message, ToolCall
 
 ServerOf = Callable[[str], str]  # from a tool's name, as the model sees it; "" where it is not known
 
@@ -104,6 +107,7 @@ class Sessions:
                         parent=parent,
                         thinking=message.thinking,
                         model=session.model if message.role == "assistant" else "",
+                        images=[image.as_url for image in images_of(message)],
                         calls=asked_tools(message, server_of),
                         call=message.tool_call_id,
                     ).id
@@ -150,22 +154,28 @@ class Sessions:
     def _session(self, chat: SavedChat) -> ChatSession:
         system = chat.settings.system
         branch = _answered(chat.branch())
-        messages = ([Message("system", system)] if system else []) + as_messages(branch)
+        messages = ([Message("system", system)] if system else []) + as_messages(
+            branch, self.folder.pictures(chat.card.id)
+        )
         return replace(_listed(chat.card), messages=tuple(messages), ids=tuple(m.id for m in branch))
 
 
-def as_messages(branch: Sequence[SavedMessage]) -> list[Message]:
-    """Return a branch as a model reads it: files before the text that came with them."""
+def as_messages(branch: Sequence[SavedMessage], pictures: ChatPictures) -> list[Message]:
+    """Return a branch as a model reads it: pictures and files before the text that came with them."""
     tools = {call.id: call.name for message in branch for call in message.calls}
-    return [_message(message, tools) for message in branch]
+    return [_message(message, tools, pictures) for message in branch]
 
 
-def _message(message: SavedMessage, tools: dict[str, str]) -> Message:
+def _message(message: SavedMessage, tools: dict[str, str], pictures: ChatPictures) -> Message:
     if message.role == "tool":
-        return Message("tool", message.content, tool_call_id=message.call, name=tools.get(message.call, ""))
+        text = message.content + (UNSEEN_PICTURES if message.images else "")
+        return Message("tool", text, tool_call_id=message.call, name=tools.get(message.call, ""))
     calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in message.calls)
     files = [with_file(file.name, file.text) for file in message.files]
-    return Message(message.role, "".join([*files, message.content]), message.thinking, calls)
+    text = "".join([*files, message.content])
+    if message.images:
+        return with_images([Image.at(pictures.url(name)) for name in message.images], text)
+    return Message(message.role, text, message.thinking, calls)
 
 
 def with_file(name: str, text: str) -> str:
@@ -350,6 +360,7 @@ class ChatKeeper:
                     parent=parent,
                     thinking=m.thinking,
                     model=model,
+                    images=[image.as_url for image in images_of(m)],
                     calls=asked_tools(m, self._server_of),
                     call=m.tool_call_id,
                 ).id

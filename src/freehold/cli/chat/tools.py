@@ -259,7 +259,7 @@ class Tooled:
 
     def _result(self, call: ToolCall) -> Message:
         got = self._tools.use(call)
-        return Message("tool", got.content, tool_call_id=call.id, name=call.name, failed=got.failed)
+        return Message("tool", got.text, tool_call_id=call.id, name=call.name, failed=got.failed)
 
 
 def _tell(text: str) -> None:

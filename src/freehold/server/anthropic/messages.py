@@ -20,7 +20,7 @@ from freehold.server.core.fields import ESTIMATED, Pictures, seconds
 from freehold.server.core.listing import answer_one, listed
 from freehold.server.core.problems import Refused
 from freehold.server.core.receipt import Tally
-from freehold.serving import EstimatedCount, Job, LoadedInfo, StoredModel
+from freehold.serving import EstimatedCount, Job, LoadedInfo, ModelInfo, StoredModel
 
 
 async def messages(call: HttpCall) -> None:
@@ -59,7 +59,7 @@ async def count_tokens(call: HttpCall) -> None:
 
     async def work() -> None:
         served = await call.models.use(request.model)
-        pictures.check(served.info)
+        pictures.check(call, served.info)
         tokens = await served.count(replace(fit(job, served.info, tally), client=call.caller))
         if isinstance(tokens, EstimatedCount):
             tally.warn(ESTIMATED)
@@ -122,4 +122,28 @@ def _model(name: str, held: StoredModel | None, loaded: Mapping[str, LoadedInfo]
         "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "max_input_tokens": context,  # known once it is in memory
         "max_tokens": context,
+        "capabilities": _capabilities(info.info) if info else None,
+    }
+
+
+def _capabilities(info: ModelInfo) -> dict[str, Any]:
+    """Return what a model in memory can do, with every key that Anthropic's clients read."""
+
+    def able(supported: bool, **more: Any) -> dict[str, Any]:
+        return {"supported": supported, **more}
+
+    thinks = info.thinking != "none"
+    levels = {level: able(level in info.efforts) for level in ("low", "medium", "high", "xhigh", "max")}
+    types = {"adaptive": thinks, "enabled": thinks, "disabled": True, "between_tools": False}
+    return {
+        "batch": able(False),
+        "citations": able(False),
+        "code_execution": able(False),
+        "context_management": able(False),
+        "effort": able(bool(info.efforts), **levels),
+        "image_input": able(info.can_see),
+        "pdf_input": able(False),
+        "server_tools": able(False, code_execution=able(False), web_search=able(False)),
+        "structured_outputs": able(info.can_chat),
+        "thinking": able(thinks, types={name: able(has) for name, has in types.items()}),
     }

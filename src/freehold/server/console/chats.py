@@ -16,7 +16,15 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec import UNSET, Meta, Struct
 
-from freehold.chats.exported import MAX_EXPORT_BYTES, branched, check_title, exported, markdown, taken
+from freehold.chats.exported import (
+    MAX_EXPORT_BYTES,
+    branched,
+    check_title,
+    exported,
+    markdown,
+    pictures_of,
+    taken,
+)
 from freehold.chats.folder import UNDO_S, ChatFolder
 from freehold.chats.types import ChatCard, ChatChange, ChatSettings, Role, SavedChat, SavedMessage
 from freehold.chats.writer import no_chat
@@ -234,7 +242,7 @@ def _file(mine: ChatFolder, id: str, kind: str) -> bytes:
     saved = mine.read(id)
     if kind == "md":
         return markdown(saved).encode("utf-8", "replace")
-    return exported(saved)
+    return exported(saved, mine.pictures(id))
 
 
 def _window(mine: ChatFolder, id: str, last: int, running: list[str]) -> bytes:
@@ -271,8 +279,8 @@ def _changed(mine: ChatFolder, id: str, request: ChatChange) -> ChatCard:
 
 
 def _taken(mine: ChatFolder, request: ImportedChat) -> ChatCard:
-    model, lines = taken(request.chat, system=request.system)
-    return mine.write("", model, lines)
+    chat = taken(request.chat, system=request.system)
+    return mine.write("", chat.model, chat.lines, chat.pictures)
 
 
 def chat_id(call: HttpCall) -> str:
@@ -396,7 +404,8 @@ def _edited(mine: ChatFolder, id: str, request: EditedAnswer) -> SavedMessage:
 def _forked(mine: ChatFolder, id: str, message: str) -> ChatCard:
     chat = mine.read(id)
     _message(chat, message)
-    return mine.write("", chat.card.model, branched(chat, message))
+    pictures = pictures_of(chat, message, mine.pictures(id))
+    return mine.write("", chat.card.model, branched(chat, message), pictures)
 
 
 def _message(chat: SavedChat, id: str) -> SavedMessage:

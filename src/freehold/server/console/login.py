@@ -14,20 +14,24 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 from msgspec import Meta, Struct
 
 from freehold import private
 from freehold.adapt import registry
+from freehold.pictures.limits import MAX_PIXELS, MAX_SIDE
 from freehold.server.core.auth import SessionHolder, from_own_page
 from freehold.server.core.call import HttpCall, Server
+from freehold.server.core.fields import MAX_PICTURES
 from freehold.server.core.keys import Key, Ring, hashed
 from freehold.server.core.limits import one_address
 from freehold.server.core.problems import Refused
 from freehold.server.core.tools import may_use_tools
+from freehold.types import MAX_PICTURE_BYTES
 from freehold.version import __version__
+from freehold.worker.wire import MAX_PICTURES_BYTES
 
 CODE_S = 60.0  # that a code of `freehold open` is good for,
 START_CODE_S = 3600.0  # and the one that `freehold serve` prints at its start
@@ -205,7 +209,29 @@ def described(server: Server, key: Key | None, *, owner: bool) -> dict[str, Any]
         "keyed": keyed,
         "has": [*_filled(server, key, owner=owner)],
         "can": [*(["chat"] if chat else []), *(STORE if admin else ()), *tools, *(["keys"] if admin else [])],
+        "pictures": picture_limits(),
         "refused": "",
+    }
+
+
+class PictureLimits(TypedDict):
+    """What pictures a page may send."""
+
+    most: int  # of a message
+    together: int  # bytes of all in a chat's branch
+    bytes: int  # of one
+    pixels: int
+    side: int  # pixels
+
+
+def picture_limits() -> PictureLimits:
+    """Return the limits of this server."""
+    return {
+        "most": MAX_PICTURES,
+        "together": MAX_PICTURES_BYTES,
+        "bytes": MAX_PICTURE_BYTES,
+        "pixels": MAX_PIXELS,
+        "side": MAX_SIDE,
     }
 
 

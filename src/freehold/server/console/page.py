@@ -21,9 +21,9 @@ POLICY = (
     "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-# What a page may ask of a browser, as Chromium lists it: nothing but the clipboard.
+# What a page may ask of a browser, as Chromium lists it: nothing but the clipboard, and the camera on a click.
 REFUSED_FEATURES = (
-    *("accelerometer", "autoplay", "camera", "display-capture", "encrypted-media", "fullscreen"),
+    *("accelerometer", "autoplay", "display-capture", "encrypted-media", "fullscreen"),
     *(
         "gamepad",
         "geolocation",
@@ -38,7 +38,12 @@ REFUSED_FEATURES = (
     *("storage-access", "sync-xhr", "usb", "window-management", "xr-spatial-tracking"),
 )
 FEATURES = ", ".join(
-    [*(f"{name}=()" for name in REFUSED_FEATURES), "clipboard-read=(self)", "clipboard-write=(self)"]
+    [
+        *(f"{name}=()" for name in REFUSED_FEATURES),
+        "camera=(self)",
+        "clipboard-read=(self)",
+        "clipboard-write=(self)",
+    ]
 )
 HEADERS = (
     (b"content-security-policy", POLICY.encode()),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from starlette.routing import Route
 
 from freehold.chats.types import ChatChange
-from freehold.server.console import chats, login, tools, usage
+from freehold.server.console import chats, login, pictures, tools, usage
 from freehold.server.console.choose import choose, models, starters
 from freehold.server.console.live import live
 from freehold.server.console.login import me
 from freehold.server.console.runs import handlers as runs
 from freehold.server.console.training import compared, training, trainings
 from freehold.server.core.call import route
+from freehold.types import MEDIA_TYPES
 
 
 def console_routes() -> list[Route]:
@@ -28,6 +29,7 @@ def console_routes() -> list[Route]:
         *fact_routes(),
         *_tools("/console/api/tools"),
         *_chats("/console/api/chats"),
+        *_pictures("/console/api/chats/{chat}/pictures"),
         *_runs("/console/api/chats/{chat}", "/console/api/runs/{run}"),
     ]
 
@@ -49,6 +51,15 @@ def _chats(at: str) -> list[Route]:
         route("POST", f"{one}/fork", chats.fork, chats.OneMessage, status=[201]),
         route("GET", f"{one}/export", chats.export, query=["as"], answer=files),
         route("POST", "/console/api/import", chats.take, chats.ImportedChat, status=[201]),
+    ]
+
+
+def _pictures(at: str) -> list[Route]:
+    kinds = [*MEDIA_TYPES, "application/octet-stream"]
+    return [
+        route("POST", at, pictures.store, pictures.SentPicture, status=[201]),
+        route("GET", f"{at}/{{digest}}", pictures.picture, answer=kinds),
+        route("POST", "/console/api/pictures/tokens", pictures.tokens, pictures.PictureSizes),
     ]
 
 

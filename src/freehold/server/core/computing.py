@@ -67,7 +67,7 @@ class Computing:
         served = await self._served(model)
         self.tally.load_s = self.tally.passed_s
         if self._pictures is not None:
-            self._pictures.check(served.info)
+            self._pictures.check(self.call, served.info)
         if self._fit is not None:
             self.jobs = [self._fit(job, served.info, self.tally) for job in self.jobs]
         record = self._record = self.call.server.metrics.of(served.name)

@@ -5,22 +5,26 @@ Knows types and numbers of the wire, and warns of unknown fields; knows no proto
 
 from __future__ import annotations
 
-import binascii
 import dataclasses
 import json
 import math
 import re
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from freehold.config import nearest
+from freehold.errors import UsageError
 from freehold.server.core.problems import Refused
 from freehold.serving import MAX_TEXTS, ModelInfo, Vectors
 from freehold.types import MAX_FORMAT_CHARS, Format, Image, Priority, SamplingParams
+
+if TYPE_CHECKING:
+    from freehold.server.core.call import ServerCall
 
 FORCED = 1 << 30  # more tokens than any context holds
 LEAST_MASS = 1e-6  # the top_p that stands for 0: the most probable token alone
@@ -184,72 +188,69 @@ class WireReply(Struct, kw_only=True, forbid_unknown_fields=True):
 # A request with pictures is refused once its model is known, and only where that reads text alone.
 
 MAX_PICTURES = 100  # of one request, as providers take
-MAX_PICTURE_BYTES = 10 << 20  # of one; a body has at most 16 MiB, in which base64 leaves room for 12
-MAX_ADDRESS = 8192  # characters of a URL
-MEDIA_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
-# How base64 of each format begins. RIFF, WebP's, begins sound files too, which its provider refuses.
-_MAGIC = (
-    ("iVBORw0KGgo", "image/png"),
-    ("/9j/", "image/jpeg"),
-    ("R0lGOD", "image/gif"),
-    ("UklGR", "image/webp"),
-)
 
 
 class Pictures:
     """The pictures of one request, as far as it was read."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._places: list[str] = []
         self._first = ""  # place of the first one, and what it is called there
+        self._address = ""  # place of the first that is an address
 
     def at_url(self, url: str, where: str, kind: str, detail: str = "") -> Image:
         """Read a `data:` URL, or keep an address. Raises Refused for any other."""
-        if url.startswith("data:"):
-            head, _, data = url[5:].partition(",")
-            media_type, _, coding = head.partition(";")
-            if coding != "base64":
-                types = ", ".join(MEDIA_TYPES)
-                raise _unsupported(f"{where} has a data: URL; expected one of {types} in base64", where)
-            return self._read(media_type, data, where, kind, detail)
-        if not url.startswith(("https://", "http://")):
-            raise _unsupported(f"{where} has the URL {url[:40]!r}; expected data:, https: or http:", where)
-        if len(url) > MAX_ADDRESS:
-            message = f"{where} has a URL of {len(url):,} characters; expected {MAX_ADDRESS:,}"
-            raise _unsupported(message, where)
-        self._add(where, kind)
-        return Image(url=url, detail=detail)
+        self._count(where, kind)
+        with _refused_at(where):
+            image = Image.at(url, detail, where)
+        self._address = self._address or (where if image.url else "")
+        return image
 
     def in_base64(self, media_type: str, data: str, where: str, kind: str) -> Image:
         """Read base64; a `media_type` of "" is found by how the picture begins. Raises Refused."""
-        kind_of_picture = media_type or next((name for magic, name in _MAGIC if data.startswith(magic)), "")
-        return self._read(kind_of_picture, data, where, kind, "")
+        self._count(where, kind)
+        with _refused_at(where):
+            return Image.in_base64(data, media_type, place=where)
 
-    def check(self, info: ModelInfo) -> None:
-        """Raise Refused where there are pictures and the model reads text alone."""
-        if self._count and not info.can_see:
-            where = self._first.partition(" ")[0]
-            raise _unsupported(f"{self._first}; {info.name} reads text so far", where)
+    def check(self, call: ServerCall, info: ModelInfo) -> None:
+        """Raise Refused where the model reads text alone, or takes no address and there is one.
 
-    def _read(self, media_type: str, data: str, where: str, kind: str, detail: str) -> Image:
-        if media_type not in MEDIA_TYPES:
-            types = ", ".join(MEDIA_TYPES)
-            raise _unsupported(f"{where} is of media type {media_type[:40]!r}; expected {types}", where)
-        size = len(data) * 3 // 4
-        if size > MAX_PICTURE_BYTES:
-            raise _unsupported(f"{where} has {size:,} bytes; expected at most {MAX_PICTURE_BYTES:,}", where)
-        try:
-            binascii.a2b_base64(data, strict_mode=True)
-        except ValueError:
-            raise _unsupported(f"{where} is not base64", where) from None
-        self._add(where, kind)
-        return Image(media_type, data, detail=detail)
+        What is found wrong with a picture later has its place too.
+        """
+        if not self._places:
+            return
+        if not info.can_see:
+            raise _unsupported(
+                f"{self._first}; {info.name} reads text alone{_who_sees(call)}", self._places[0]
+            )
+        if self._address and not info.can_fetch:
+            message = f"{self._address} is an address, and addresses are not fetched here"
+            raise _unsupported(f"{message}: send the picture itself, in base64", self._address)
+        call.fields = {**call.fields, **dict(zip(self._places, self._places, strict=True))}
 
-    def _add(self, where: str, kind: str) -> None:
+    def _count(self, where: str, kind: str) -> None:
         self._first = self._first or f"{where} is of type {kind!r}"
-        self._count += 1
-        if self._count > MAX_PICTURES:
-            raise _unsupported(f"{where} is picture {self._count}; expected at most {MAX_PICTURES}", where)
+        self._places.append(where)
+        if (count := len(self._places)) > MAX_PICTURES:
+            raise _unsupported(f"{where} is picture {count}; expected at most {MAX_PICTURES}", where)
+
+
+def _who_sees(call: ServerCall) -> str:
+    """Return which models would take the pictures, as far as they are known without loading one."""
+    names = sorted(each.name for each in call.models.loaded() if each.info.can_see)
+    return f"; of the models in memory {', '.join(names[:_NAMED])} can see" if names else SEEING
+
+
+SEEING = "; a model sees that has the capability vision in GET /api/tags"
+_NAMED = 5  # models of an error
+
+
+@contextmanager
+def _refused_at(where: str) -> Iterator[None]:
+    try:
+        yield
+    except UsageError as e:
+        raise _unsupported(e.message, where) from None
 
 
 def parts_of(pieces: Sequence[str | Image]) -> tuple[str | Image, ...]:

@@ -24,6 +24,7 @@ def capabilities(info: ModelInfo) -> list[str]:
         "completion": True,
         "tools": info.can_call,
         "insert": info.can_fill,
+        "vision": info.can_see,
         "thinking": info.thinking != "none" or bool(info.efforts),
     }
     return [name for name, has in able.items() if has]

@@ -108,7 +108,9 @@ async def generate(call: HttpCall) -> None:
     job = ollama_job.job
     if request.context:
         job = await _behind(call, request, job)
-    ids = not (request.raw or request.suffix)
+    ids = not (request.raw or request.suffix or request.images)
+    if request.images:
+        ollama_job.warnings.append("the answer has no context: token ids do not hold pictures")
     shape = OllamaTextShape(logprobs=job.logprobs is not None, context=ollama_job.context, ids=ids)
     await answer(call, request, job, shape, ollama_job.warnings, pictures)
 

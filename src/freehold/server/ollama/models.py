@@ -37,6 +37,7 @@ from freehold.server.ollama.fields import unknown_fields
 from freehold.server.ollama.shape import refusal
 from freehold.serving import LoadedInfo, StoredModel
 from freehold.store import Listed, Store
+from freehold.store.eyes import has_tower
 from freehold.store.manifest import write_json
 from freehold.store.overlays import Overlay
 from freehold.store.parameters import as_lines
@@ -75,7 +76,7 @@ class Cards:
     """Cards by file, a bounded number of them."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Path, int, int], Card] = {}
+        self._known: dict[tuple[Path, Path | None, int, int], Card] = {}
 
     def of(self, listed: Listed, home: Path, until: float = math.inf) -> Card:
         """Return a model's card; reads the disk, and keeps below `home` what its template makes possible.
@@ -84,12 +85,12 @@ class Cards:
         """
         try:
             stat = listed.path.stat()
-            key = (listed.path, stat.st_size, stat.st_mtime_ns)
+            key = (listed.path, listed.eyes, stat.st_size, stat.st_mtime_ns)
             if key not in self._known:
                 if len(self._known) >= MAX_CARDS:
                     self._known.clear()
                 with open_model_file(listed.path) as file:
-                    card = read_card(file, listed.path, home, until)
+                    card = read_card(file, listed.path, home, until, sees=has_tower(listed))
                 if not card.is_whole:
                     return card
                 self._known[key] = card
@@ -98,7 +99,9 @@ class Cards:
             return Card()
 
 
-def read_card(file: ModelFile, path: Path, home: Path, until: float = math.inf) -> Card:
+def read_card(
+    file: ModelFile, path: Path, home: Path, until: float = math.inf, *, sees: bool = False
+) -> Card:
     """Read what a file tells, and what its template makes possible, unless it is too late to render."""
     tensors = list(file.tensors.values())
     by_type = Counter[str]()
@@ -120,7 +123,7 @@ def read_card(file: ModelFile, path: Path, home: Path, until: float = math.inf) 
         embedding=file_card.embedding,
         template=file_card.template,
         licence=str(info.get("general.license", "")) if gguf else "",
-        capabilities=capabilities,
+        capabilities=(*capabilities, *(("vision",) if sees else ())),
         info=info,
         sampling={name: value for name, (value, _) in sampling.items()},
         tensors=tuple((t.name, t.type.name, tuple(t.shape)) for t in tensors),
@@ -290,7 +293,8 @@ async def tags(call: HttpCall) -> None:
     """List every model."""
     held = await call.models.names()
     cards = await _cards_of(call.server.store)
-    rows = [_tag(each, *cards.get(each.name, (Card(), ""))) for each in held]
+    sights = _sights(call)
+    rows = [_tag(each, *cards.get(each.name, (Card(), "")), sights.get(each.name)) for each in held]
     pending = [
         being_checked(each.name) for each in held if not cards.get(each.name, (Card(), ""))[0].is_whole
     ]
@@ -328,6 +332,9 @@ async def show(call: HttpCall) -> None:
         await _checked([(listed.path, partial(_shown, store, listed, verbose, math.inf))])
         shown, is_whole = await asyncio.to_thread(_shown, store, listed, verbose, KNOWN)
     warnings += [] if is_whole else [being_checked(listed.name)]
+    sights = _sights(call)
+    sees = sights.get(listed.name, sights.get(listed.base))
+    shown["capabilities"] = _with_sight(shown["capabilities"], sees)
     await call.answer({**shown, "freehold": {"warnings": warnings}})
 
 
@@ -402,7 +409,19 @@ def _once(path: Path, check: Callable[[], object]) -> None:
         _checking.pop(path, None)
 
 
-def _tag(held: StoredModel, card: Card, base: str) -> dict[str, Any]:
+def _sights(call: HttpCall) -> dict[str, bool]:
+    """Return of each model in memory whether it sees."""
+    return {each.name: each.info.can_see for each in call.models.loaded()}
+
+
+def _with_sight(capabilities: Sequence[str], sees: bool | None) -> list[str]:
+    """Return what a model can do. `sees`: as its engine says, who knows it best; None: it is not in memory."""
+    if sees is None:
+        return list(capabilities)
+    return [*(name for name in capabilities if name != "vision"), *(("vision",) if sees else ())]
+
+
+def _tag(held: StoredModel, card: Card, base: str, sees: bool | None) -> dict[str, Any]:
     name = shown_name(held.name)
     return {
         "name": name,
@@ -415,7 +434,7 @@ def _tag(held: StoredModel, card: Card, base: str) -> dict[str, Any]:
             "context_length": card.context,
             "embedding_length": card.embedding,
         },
-        "capabilities": list(card.capabilities),
+        "capabilities": _with_sight(card.capabilities, sees),
     }
 
 

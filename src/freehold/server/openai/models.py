@@ -125,7 +125,7 @@ async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str
     served, pictures = await _served(call, request.model), Pictures()
     turns = request.messages or ()
     chat = await call.apart(lambda: [read_message(m, i, pictures) for i, m in enumerate(turns)])
-    pictures.check(served.info)
+    pictures.check(call, served.info)
     if served.tokenizer is None and not request.return_token_strs:
         job = Job(messages=tuple(chat)) if chat else Job(prompt=request.prompt)
         await _counted(call, served, job, warnings)

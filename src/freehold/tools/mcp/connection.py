@@ -26,6 +26,7 @@ from freehold.errors import DeadlineExceeded, EngineLost, FreeholdError, Upstrea
 from freehold.sandbox.children import spawn
 from freehold.tools.mcp.configured import MAX_MESSAGE, ToolServer
 from freehold.tools.mcp.guard import NOT_STARTED
+from freehold.types import Image
 
 START_S = 30.0
 CALL_S = 60.0
@@ -36,10 +37,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class CalledTool:
-    """What came of a call. `failed`: the tool says so."""
+    """What came of a call. `failed`: the tool says so. `images`: data URLs."""
 
     text: str
     failed: bool = False
+    images: tuple[str, ...] = ()
 
 
 class ToolConnection:
@@ -190,7 +192,7 @@ class ToolConnection:
         # Not by the session's own method, which checks answers against the server's schema: patterns can take hours.
         result = await self._session.send_request(types.CallToolRequest(params=params), types.CallToolResult)
         dumped = result.model_dump(by_alias=True, mode="json", exclude_none=True)
-        return CalledTool(shown(dumped), bool(result.is_error))
+        return CalledTool(shown(dumped), bool(result.is_error), tuple(pictures(dumped)))
 
 
 async def _greeted(session: Any) -> None:
@@ -310,14 +312,33 @@ async def over_http(server: ToolServer) -> AsyncIterator[Streams]:
 # --- what a tool answered, as text for a model: cut at 64 kB, and other content is named ------------
 
 MAX_RESULT = 64_000  # bytes of UTF-8
+MAX_PICTURES = 16  # of one result
 
 
 def shown(result: dict[str, Any]) -> str:
-    """Return the text of a result."""
-    parts = [_block(each) for each in result.get("content") or []]
+    """Return the text of a result, in which its pictures are named."""
+    parts, left = [], MAX_PICTURES
+    for block in result.get("content") or []:
+        carried = left > 0 and bool(_picture(block))
+        left -= carried
+        parts.append(_block(block, "" if carried else ": not shown"))
     if not parts and (whole := result.get("structuredContent")) is not None:
         parts = [json.dumps(whole, ensure_ascii=False)]
     return cut("\n".join(parts))
+
+
+def pictures(result: dict[str, Any]) -> list[str]:
+    """Return the pictures of a result as data URLs; those of another kind than a model sees are only named."""
+    return [url for each in result.get("content") or [] if (url := _picture(each))][:MAX_PICTURES]
+
+
+def _picture(block: dict[str, Any]) -> str:
+    """Return the picture of a block as a data: URL; "" for none."""
+    if block.get("type") != "image":
+        return ""
+    with suppress(UsageError):
+        return Image.in_base64(str(block.get("data") or "")).as_url  # its first bytes say what it is
+    return ""
 
 
 def cut(text: str, most: int = MAX_RESULT) -> str:
@@ -329,13 +350,13 @@ def cut(text: str, most: int = MAX_RESULT) -> str:
     return f"{kept}\n[cut here: {most:,} of {len(data):,} bytes are shown]"
 
 
-def _block(block: dict[str, Any]) -> str:
+def _block(block: dict[str, Any], unseen: str) -> str:
     match block.get("type"):
         case "text":
             return str(block.get("text", ""))
         case "image" | "audio" as kind:
             size = len(block.get("data") or "") * 3 // 4
-            return f"[{kind} of type {str(block.get('mimeType'))[:60]}, {size:,} bytes: not shown]"
+            return f"[{kind} of type {str(block.get('mimeType'))[:60]}, {size:,} bytes{unseen}]"
         case "resource_link":
             return f"[{str(block.get('name'))[:200]}: {str(block.get('uri'))[:1000]}]"
         case "resource":

@@ -84,7 +84,7 @@ class RunTools:
             await self._use(step)
         except FreeholdError as e:
             step.end("failed", f"The call failed: {e.message}")
-        return ToolResult(content=step.result, server=tool.server, state=step.state)
+        return ToolResult(content=step.result, images=step.images, server=tool.server, state=step.state)
 
     def recall(self, call: ToolCall, result: str) -> None:
         """Take in a call that this answer made before, in another request."""
@@ -126,6 +126,7 @@ class RunTools:
         connection = await self._servers.connected(self._user, step.tool.server)
         result = await connection.call(step.tool.name, arguments)
         call = ToolCall(step.id, step.name, json.dumps(arguments))
+        step.images = result.images
         return step.end("failed" if result.failed else "done", prefix + self.noted(call, result.text))
 
     async def _approved(self, step: _ToolStep) -> ToolAnswer:
@@ -164,6 +165,7 @@ class _ToolStep:
         self.tool, self.desk = tool, desk
         self.state: ToolState = "failed"
         self.result = ""
+        self.images: tuple[str, ...] = ()
 
     def question(self, tool: PinnedTool, before: str) -> ToolQuestion:
         claims: dict[str, Any] = {"description": tool.description, "annotations": dict(tool.annotations)}

@@ -22,7 +22,6 @@ from freehold.errors import DamagedPack, UsageError
 from freehold.platforms import run_thread_below
 from freehold.serving import EmbedJob, Job, Vectors
 from freehold.stopping import Stopped, stops_when
-from freehold.types import Message, Turn
 from freehold.worker.process.jobs import Channel, HostedJob, HostedModel, LiveJobs
 from freehold.worker.wire import (
     CallReply,
@@ -132,8 +131,8 @@ class Intake:
             case "token_texts":
                 return model.token_texts(*args)
             case "render":
-                messages, think, turn = args
-                return model.render([Message(*m) for m in messages], think, read(turn, Turn))
+                job = read(args[0], Job)
+                return model.render(job.messages or (), job.think, job.turn)
             case "count":
                 return model.count(read(args[0], Job))
             case "template":
@@ -153,6 +152,11 @@ class Intake:
 
 
 @dataclass(frozen=True)
+class _PeekMessage:
+    parts: tuple[object, ...] = ()  # none, where a message has no picture
+
+
+@dataclass(frozen=True)
 class _Peek:
     """The fields that decide, beside its size, whether a job takes long to prepare; and whose it is."""
 
@@ -162,6 +166,7 @@ class _Peek:
     n: object = 1  # checked where the job is prepared
     tenant: str = ""
     client: str = ""
+    messages: tuple[_PeekMessage, ...] | None = None
 
 
 def _peek_long(message: Submit) -> _Peek | None:
@@ -172,6 +177,9 @@ def _peek_long(message: Submit) -> _Peek | None:
         return None
     is_long = len(memoryview(message.job)) > LONG_JOB or peek.format is not None or bool(peek.tools)
     is_long = is_long or (isinstance(peek.n, int) and peek.n > MANY_ANSWERS)
+    is_long = is_long or any(
+        message.parts for message in peek.messages or ()
+    )  # a picture's rows take seconds
     return peek if is_long or peek.template else None
 
 

@@ -12,13 +12,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold.errors import EngineClosed, UsageError
 from freehold.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
-from freehold.types import Chunk, Message, SamplingParams, Turn, Usage
+from freehold.types import Chunk, Image, Message, SamplingParams, Turn, Usage, media_type_of
 from freehold.worker.wire import Script
 
 VOCAB = 50_000
@@ -62,6 +63,7 @@ class ScriptedModel:
             can_chat=True,
             can_fill=False,
             default_sampling=SamplingParams(),
+            can_see=self._script.sees,
         )
 
     @property
@@ -138,8 +140,24 @@ class ScriptedModel:
         return [f" w{id}".encode() for id in ids]
 
     def render(self, messages: Sequence[Message], think: bool | None, turn: Turn = "new") -> list[int]:
-        """Return the ids of all words of a chat."""
-        return [id for m in messages for id in self.tokenize(m.content)]
+        """Return the ids of all words of a chat, and for each picture an id that follows from its bytes.
+
+        Raises UsageError that names a picture which begins as none does.
+        """
+        return [
+            id
+            for message in messages
+            for part in message.parts or (message.content,)
+            for id in ([self._seen(part)] if isinstance(part, Image) else self.tokenize(part))
+        ]
+
+    def _seen(self, image: Image) -> int:
+        if not self._script.sees:
+            raise UsageError("scripted reads text alone")
+        data = image.decoded()
+        if not media_type_of(data):
+            raise UsageError(f"{image.place} is not a picture", "send a PNG", image.place)
+        return crc32(data) % VOCAB
 
     def count(self, job: Job) -> int:
         """Count the words of a chat."""

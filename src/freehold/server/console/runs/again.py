@@ -17,9 +17,10 @@ import msgspec
 from msgspec import Struct
 
 from freehold.chats.folder import ChatFolder
+from freehold.chats.pictures import ChatPictures
 from freehold.chats.types import ChatFinish, ChatSettings, SavedChat, SavedMessage, ToolRunner
 from freehold.errors import FreeholdError
-from freehold.server.console.runs.jobs import RunPlan, SamplingFields
+from freehold.server.console.runs.jobs import RunPlan, SamplingFields, shown_to
 from freehold.server.console.runs.run import ConsoleRun, units
 from freehold.server.core.call import HttpCall
 from freehold.server.core.computing import Computing
@@ -65,20 +66,16 @@ class AgainRun(ConsoleRun):
         chat: SavedChat,
         message: SavedMessage,
         kept: Bits,
+        plan: RunPlan,
         tools: ToolRunner | None,
     ) -> None:
-        """`kept`: what bits_of returned for the message. Raises Refused for settings that no answer was made with."""
+        """`kept`: what bits_of returned for the message; `plan`: of plan_again."""
         receipt = message.receipt or {}
-        self._kept = kept
+        self._kept, self._plan = kept, plan
         super().__init__(origin, folder, chat.card.id, receipt["bits"]["model"])
         self._message, self._receipt, self._tools = message, receipt, tools
         self._recomputed = Bits()
         self._text: list[str] = []
-        asked_with = msgspec.convert(receipt["bits"]["settings"], ChatSettings)
-        if message.state not in ("whole", "length"):  # it was cut: its tokens up to there
-            asked_with.max_tokens = len(self._kept.ids)
-        self._plan = RunPlan.of(chat, message.parent or "", self.model, asked_with)
-        self._plan.sampling = {k: v for k, v in receipt["sampling"].items() if k != "logit_bias"}
 
     async def compute(self) -> None:
         begin = {
@@ -93,7 +90,8 @@ class AgainRun(ConsoleRun):
             await self._check_same()
             tools = await self._tools.offer() if self._tools is not None else ()
             job = self._plan.job(self.tenant, tools)
-            computing = Computing(self, [job], keep_alive=None, warnings=(), pictures=self._plan.pictures)
+            pictures = self._plan.pictures
+            computing = Computing(self, [job], keep_alive=None, warnings=(), fit=shown_to, pictures=pictures)
             await computing.run(self.model, self._opened, self._take)
             self._compare(whole=True)
         except Decided as e:
@@ -133,6 +131,20 @@ class AgainRun(ConsoleRun):
     async def concluded(self, finish: ChatFinish, error: dict[str, Any] | None) -> None:
         self.events.fact("end", {"finish": finish, "receipt": None, **({"error": error} if error else {})})
         self.events.close()
+
+
+def plan_again(chat: SavedChat, message: SavedMessage, kept: Bits, stored: ChatPictures) -> RunPlan:
+    """Plan an answer once more, as its receipt says that it was made; reads the disk.
+
+    `kept`: what bits_of returned for the message. Raises Refused for settings that no answer was made with.
+    """
+    receipt = message.receipt or {}
+    made_with = msgspec.convert(receipt["bits"]["settings"], ChatSettings)
+    if message.state not in ("whole", "length"):  # it was cut: its tokens up to there
+        made_with.max_tokens = len(kept.ids)
+    plan = RunPlan.of(chat, message.parent or "", receipt["bits"]["model"], made_with, stored)
+    plan.sampling = {k: v for k, v in receipt["sampling"].items() if k != "logit_bias"}
+    return plan
 
 
 def bits_of(message: SavedMessage) -> Bits:

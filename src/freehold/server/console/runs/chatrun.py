@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,14 +38,14 @@ from freehold.chats.writer import ChatWriter
 from freehold.errors import FreeholdError
 from freehold.providers.demands import NEVER_DROPS
 from freehold.server.console.runs.again import Bits, digest, without_ids
-from freehold.server.console.runs.jobs import RunPlan
+from freehold.server.console.runs.jobs import RunPlan, shown_to, tool_message
 from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.core.call import HttpCall
 from freehold.server.core.computing import Computing
 from freehold.server.core.problems import Refused
 from freehold.server.core.receipt import Tally, context
 from freehold.serving import Begin, Job, ModelHandle
-from freehold.types import Chunk, Message, Tool, ToolCall
+from freehold.types import Chunk, Image, Message, Tool, ToolCall
 
 UNFINISHED = "The answer was stopped before this call had a result."
 
@@ -127,6 +127,7 @@ class ChatRun(ConsoleRun):
             [self._plan.job(self.tenant, tools)],
             keep_alive=None,
             warnings=(),
+            fit=shown_to,
             pictures=self._plan.pictures,
         )
         answer.tally = computing.tally
@@ -144,28 +145,48 @@ class ChatRun(ConsoleRun):
         self._parent = answer.id
         try:
             for call in calls:
-                self._put_result(call, await tools.use(call, self))
+                result = await tools.use(call, self)
+                self._put_result(call, result, await self._stored(result.images))
                 left.pop(0)
         finally:
             for call in left:
-                self._put_result(call, ToolResult(content=UNFINISHED, state="failed"))
+                self._put_result(call, ToolResult(content=UNFINISHED, state="failed"), {})
             self._answer = RunAnswer(self, secrets.token_hex(8), self._saver)
             id, parent, model = self._answer.id, self._parent, self.model
             self._saver.put(lambda writer: writer.open_answer(parent=parent, model=model, id=id))
             self._begin()
 
-    def _put_result(self, call: ToolCall, result: ToolResult) -> None:
+    async def _stored(self, images: Sequence[str]) -> dict[str, Image]:
+        """Store pictures before a message names them; what cannot be stored is neither kept nor shown."""
+        stored: dict[str, Image] = {}
+        for url in images:
+            try:
+                reference = await asyncio.to_thread(self.folder.add_picture, self.chat, url)
+                stored[reference] = Image.at(url)
+            except FreeholdError as e:
+                text = f"A picture of a tool's result is left out: {e.message}."
+                self.events.fact("note", {"code": "picture", "text": text})
+        return stored
+
+    def _put_result(self, call: ToolCall, result: ToolResult, images: Mapping[str, Image]) -> None:
+        """Add a result to the plan, the chat and the events. `images`: its pictures, by their references."""
         id, parent = secrets.token_hex(8), self._parent
         self._parent = id
         self._plan.messages.append(
-            Message("tool", result.content, tool_call_id=call.id, name=call.name, failed=result.failed)
+            tool_message(result.content, call.id, call.name, result.state, list(images.values()))
         )
         self._saver.put(
             lambda writer: writer.message(
-                "tool", result.content, parent=parent, call=call.id, outcome=result.state, id=id
+                "tool",
+                result.content,
+                parent=parent,
+                images=list(images),
+                call=call.id,
+                outcome=result.state,
+                id=id,
             )
         )
-        facts = {"message": id, "parent": parent, "call": call.id}
+        facts = {"message": id, "parent": parent, "call": call.id, "images": list(images)}
         self.events.fact("result", {**facts, "content": result.content, "outcome": result.state})
 
     # --- the desk of tools -------------------------------------------------------------------------

@@ -28,12 +28,13 @@ from freehold.chats.types import (
 from freehold.errors import EngineClosed
 from freehold.server.console.chats import chat_id, folder_of
 from freehold.server.console.login import NothingAsked
-from freehold.server.console.runs.again import AgainRun, bits_of, compared, identity_of
+from freehold.server.console.runs.again import AgainRun, bits_of, compared, identity_of, plan_again
 from freehold.server.console.runs.chatrun import ChatRun
 from freehold.server.console.runs.jobs import RunPlan
 from freehold.server.console.runs.run import ConsoleRun, Runs
 from freehold.server.core.answering import EventStream
 from freehold.server.core.call import HttpCall
+from freehold.server.core.fields import MAX_PICTURES
 from freehold.server.core.problems import Refused
 from freehold.server.core.tools import run_tools, tool_user
 from freehold.types import Message
@@ -45,11 +46,11 @@ LAST_S = 0.15  # for the last events of a run that was cut, before the connectio
 
 
 class SentMessage(Struct, kw_only=True):
-    """What the user says. `images`: data URLs."""
+    """What the user says. `images`: references of pictures that were stored in the chat before, or data URLs."""
 
     content: str
     files: Annotated[tuple[AttachedFile, ...], Meta(max_length=MAX_FILES)] = ()
-    images: tuple[str, ...] = ()
+    images: Annotated[tuple[str, ...], Meta(max_length=MAX_PICTURES)] = ()
 
 
 class StartRun(Struct, kw_only=True):
@@ -98,7 +99,7 @@ async def start(call: HttpCall) -> None:
             code="chat_too_long",
         )
     parent, message = (begun.parent or "", None) if begun else _asked_message(chat, request)
-    plan = RunPlan.of(chat, parent, model, settings)
+    plan = await call.in_thread(RunPlan.of, chat, parent, model, settings, folder.pictures(id))
     plan.extends = begun and Message("assistant", begun.content, begun.thinking)
     tools = _tools(call, id, settings.tools)
     with _runs(call).place(call.caller):  # others may have come meanwhile
@@ -225,7 +226,8 @@ async def again(call: HttpCall) -> None:
     message = _answer(chat, request.message, "message")
     kept = await call.in_thread(bits_of, message)
     names = (message.receipt or {})["bits"]["settings"].get("tools") or ()
-    run = AgainRun(call, folder, chat, message, kept, _tools(call, id, names))
+    plan = await call.in_thread(plan_again, chat, message, kept, folder.pictures(id))
+    run = AgainRun(call, folder, chat, message, kept, plan, _tools(call, id, names))
     await call.models.name_of(run.model)
     _runs(call).admit(call.caller)  # others may have come meanwhile
     _runs(call).start(run)

@@ -36,7 +36,8 @@ class ChatRequest(Generating, kw_only=True):
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(
-            description="The chat: text, or parts of type text and, for models that see, image_url (data: or https:)."
+            description="The chat: text, or parts of type text and, for models that see, image_url: a data: URL, "
+            "or for hosted models alone an address."
         ),
     ]
     max_completion_tokens: Annotated[

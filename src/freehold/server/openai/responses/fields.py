@@ -351,6 +351,9 @@ class Reading:
         pieces = pieces_of(item.content, f"{at}.content", self._pictures)
         content = text_of(pieces)
         if role == "system" and not self.messages:
+            if parts_of(pieces):
+                why = f"{at}.content has a picture among instructions; expected it in a user's message"
+                raise Refused(400, why, param=f"{at}.content", code="unsupported_content")
             self._rules.append(content)
             return
         message = Message(role, content, parts=parts_of(pieces))

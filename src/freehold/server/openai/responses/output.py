@@ -527,7 +527,7 @@ class McpTools:
             raise Refused(400, "an approved call needs its server among tools", param="tools")
         call = ToolCall(item["id"], self.name_of(request), item["arguments"])
         result = await self._runner.use(call, _Approved(str(request.get("id"))))
-        item["error" if result.failed else "output"] = result.content
+        item["error" if result.failed else "output"] = result.text
         self.first.append(item)
         return item
 

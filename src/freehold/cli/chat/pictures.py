@@ -1,0 +1,76 @@
+"""Pictures in a terminal: attached to a message, recognised where a file is dropped, refused where a model reads text.
+
+Knows paths and messages; knows no model and no decoding: the model's side opens what is in a file.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from freehold.errors import UsageError
+from freehold.types import Image, Message, media_type_of
+
+MAX_LINE = 8192  # characters of a line that may be paths
+
+
+def check_sees(name: str, can_see: bool) -> None:
+    """Raise UsageError for pictures that a model cannot be shown."""
+    if not can_see:
+        raise UsageError(
+            f"{name} reads text alone and cannot be shown pictures",
+            "freehold show NAME says whether a model sees; in a chat, /model NAME switches to one",
+        )
+
+
+def with_images(images: Sequence[Image], text: str) -> Message:
+    """Return a message of the user's: its pictures, then its text."""
+    return Message("user", text, parts=(*images, *([text] if text else ())) if images else ())
+
+
+def images_of(message: Message) -> tuple[Image, ...]:
+    """Return a message's pictures."""
+    return tuple(part for part in message.parts if isinstance(part, Image))
+
+
+def described(name: str, image: Image) -> str:
+    """Return an attached picture in words."""
+    return f"{name}: {image.media_type.removeprefix('image/').upper()}, {image.size / 1000:,.1f} kB"
+
+
+def dropped(line: str) -> tuple[Path, ...]:
+    """Return the pictures' files that a line is nothing but the paths of; none for any other line.
+
+    Terminals write the path of a file that is dropped on them with quotes, backslashes or as a file: URL.
+    """
+    text = line.strip()
+    if not text or "\n" in text or len(text) > MAX_LINE:
+        return ()
+    if _is_picture(whole := _path(text)):
+        return (whole,)
+    try:
+        paths = tuple(map(_path, shlex.split(text)))
+    except ValueError:  # a quote that is not closed
+        return ()
+    return paths if all(map(_is_picture, paths)) else ()
+
+
+def _path(word: str) -> Path:
+    if word.startswith("file://"):
+        return Path(unquote(urlsplit(word).path))
+    try:
+        return Path(word).expanduser()
+    except RuntimeError:  # the home of an unknown user
+        return Path(word)
+
+
+def _is_picture(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return bool(media_type_of(file.read(32)))
+    except (OSError, ValueError):  # too long, or a NUL
+        return False
