@@ -20,6 +20,7 @@ import freehold
 from benches.lib.driver import Clock, serve
 from freehold import _native
 from freehold.formats import open_model_file
+from freehold.models import seeing
 from freehold.models.binding.towers import read_tower
 from freehold.models.load import LoadedModel
 from freehold.models.seeing import LoadedTower, load_tower
@@ -64,6 +65,17 @@ class Encoder:
             "patches": plan.patches,
             "groups": _groups(self._tower, plan),
         }
+
+    def spent(self, width: int, height: int) -> dict[str, Any]:
+        """Return each op of the layers' plan and of the merger's with its seconds of processor, of the first thread."""
+        assert self._tower is not None
+        seeing.KEPT_ROWS = 1 << 30  # the plans stay after a call
+        self.encode(width, height)
+        plans = [self._tower._plans[half].plan for half in ("layers", "merger")]
+        for plan in plans:
+            plan.watch()
+        self.encode(width, height)
+        return {"ops": [each for plan in plans for each in plan.spent()]}
 
     def ceilings(self, threads: list[int]) -> dict[str, list[float]]:
         """Measure the machine's int8 units, for each of `threads`; the best of three, as noise only takes."""

@@ -1,12 +1,13 @@
 """Encoding pictures at published towers' shapes with random weights, beside llama.cpp's mtmd on the same file.
 
-`python benches/eyes/encode.py [SHAPE ...] [--type F16] [--layers 4] [--threads 2] [--rounds 3] [--llama-python
-PYTHON]`. SHAPE is one of SHAPES (default: all). Both engines load one mmproj, of as many layers; llama.cpp also a
-text model of one layer, which it asks for. Freehold makes int8 panels of float matrices, as it does when it serves;
-llama.cpp computes the file's own type, with flash attention and without, and the faster setting counts. Neither time
-has opening and resizing. A share is that of the machine's int8 units: the multiplications of matrices and attention,
-had all run there. A table goes to stdout, then one JSON line a shape. `--alone` leaves llama.cpp out. Path: encode.py
--> lib.peer.Child -> drivers/eyes_freehold.py, drivers/eyes_mtmd.py
+`python benches/eyes/encode.py [SHAPE ...] [--type F16] [--layers 4] [--threads 2] [--rounds 3] [--alone] [--by-op]
+[--llama-python PYTHON]`. SHAPE is one of SHAPES (default: all). Both engines load one mmproj, of as many layers;
+llama.cpp also a text model of one layer, which it asks for. Freehold makes int8 panels of float matrices, as it does
+when it serves; llama.cpp computes the file's own type, with flash attention and without, and the faster setting counts.
+Neither time has opening and resizing. A share is that of the machine's int8 units: the multiplications of matrices and
+attention, had all run there. `--alone` leaves llama.cpp out; `--by-op` adds where the time of a picture goes, as
+processor time of the first thread. A table goes to stdout, then one JSON line a shape.
+Path: encode.py -> lib.peer.Child -> drivers/eyes_freehold.py, drivers/eyes_mtmd.py
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ def tensors(tower: Tower, cfg: Any) -> Iterator[tuple[str, str, tuple[int, ...]]
         names = (name,) if isinstance(name, str) else name
         shape = (shape[0] // len(names), *shape[1:]) if isinstance(first, Cut) else shape
         for each in names:
-            if each not in seen:
-                seen.add(each)
+            if prefix + each not in seen:
+                seen.add(prefix + each)
                 yield prefix + each, key, shape
 
 
@@ -148,8 +149,10 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_string(key, value)
     elif isinstance(value, list):
         writer.add_array(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
     else:
-        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(key, value)
+        writer.add_uint32(key, value)
 
 
 # --- what bounds it ------------------------------------------------------------------------------------
@@ -199,6 +202,14 @@ def race(ours: Child, theirs: Child | None, size: tuple[int, int], rounds: int) 
     return record
 
 
+def by_op(ours: Child, size: tuple[int, int]) -> dict[str, float]:
+    """Return milliseconds by kind of op, the longest first."""
+    spent: dict[str, float] = {}
+    for op, seconds in ours.ask("spent", width=size[0], height=size[1])["ops"]:
+        spent[op] = spent.get(op, 0.0) + 1e3 * seconds
+    return dict(sorted(spent.items(), key=lambda it: -it[1]))
+
+
 def run(args: argparse.Namespace, name: str, folder: Path, stack: ExitStack) -> dict[str, Any]:
     """Write a shape's files, race every picture, print the table; return the record."""
     shape = SHAPES[name]
@@ -220,6 +231,8 @@ def run(args: argparse.Namespace, name: str, folder: Path, stack: ExitStack) -> 
     for size in shape.pictures:
         say(f"{name}: {size[0]} x {size[1]}")
         figures.append(race(ours, theirs, size, args.rounds))
+        if args.by_op:
+            figures[-1]["spent_ms"] = by_op(ours, size)
     limits = better(before, ceilings(ours, [args.threads]))
     gops = max(limits["measure_int8_gops"])
     print(
@@ -238,6 +251,8 @@ def run(args: argparse.Namespace, name: str, folder: Path, stack: ExitStack) -> 
             f"{f'{width} x {height}':>13}{figure['tokens']:>8,}{figure['patches']:>9,}{1e3 * mine:>8,.0f} ms"
             f"{peer:>11}{ratio:>7}{figure['share']:>12.0%}"
         )
+        for op, spent in figure.get("spent_ms", {}).items():
+            print(f"{'':13}{spent:8,.0f} ms  {op}")
     record = {"bench": "eyes/encode", "shape": name, "source": shape.source, **describe(mmproj)}
     record |= {"threads": args.threads, "layers": args.layers, "int8_gops": gops, "versions": versions}
     return record | {"figures": figures}
@@ -255,6 +270,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--alone", action="store_true", help="leave llama.cpp out")
+    parser.add_argument("--by-op", action="store_true", help="show where the time of a picture goes")
     parser.add_argument(
         "--llama-python", help="an interpreter with llama-cpp-python (default: installed into .peers/)"
     )

@@ -147,6 +147,7 @@ export const chat = {
   editing: "Editing a message. Sending it makes another version.",
   rewording: "Editing an answer. Saving it makes another version; nothing is sent.",
   attach: "Attach files or pictures",
+  dropHere: "Drop files or pictures",
   attached: "Attached",
   takeOut: (name: string) => `Take out ${name}`,
   counting: "counting",

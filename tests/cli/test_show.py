@@ -85,7 +85,7 @@ def test_a_model_says_why_it_reads_no_pictures_and_one_of_text_alone_says_nothin
     assert "no: mmproj.gguf is a tower that is not supported with llama" in run("show", str(text))[1]
     for its, why in (
         (tower(96), "mmproj-F16.gguf is the tower of another model"),
-        (tower(64), "which Freehold"),
+        (tower(64, projector="tomorrow"), "which Freehold does not run yet"),
     ):
         mmproj.write_bytes(its)
         assert line().startswith("sees          no: ") and why in line()

@@ -180,6 +180,14 @@ def test_a_picture_is_dropped_anywhere_on_the_conversation_and_pasted(chat, serv
     assert stored(server, chat) == [PNG] and shown(chat) == [[320, 240]]
 
 
+def test_pictures_stay_in_the_order_in_which_they_came(chat, server):
+    slow = encoded(scene(3000, 2000).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=camera_data(6))
+    chat.evaluate(_DROPPED, [b64encode(slow).decode(), ".conversation", "drop"])
+    chat.evaluate(_DROPPED, [b64encode(PNG).decode(), "textarea", "paste"])
+    expect(facts(chat)).to_have_count(2)
+    expect(facts(chat).first).to_contain_text("drop.png")
+
+
 @pytest.mark.heavy
 def test_every_way_up_is_upright_and_nothing_of_the_camera_is_sent(chat, server):
     for orientation in range(1, 9):
@@ -309,6 +317,7 @@ def test_a_message_with_a_picture_is_edited_with_it(chat, server):
 
 
 def test_a_model_that_reads_text_is_named_with_those_that_see_and_nothing_is_sent(chat, server):
+    send(chat, "Hello.")
     chat.goto(f"{server.url}/#/chat?model=scripted")  # the page stays, and has another chat
     chat.get_by_role("button", name="Model: scripted").wait_for()
     attach(chat, "a.png", PNG)

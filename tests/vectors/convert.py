@@ -21,6 +21,7 @@ PUBLISHED = {"PhimoeForCausalLM": "PhiMoEForCausalLM", "MinistralForCausalLM": "
 WRAPPED = ("Mistral4ForCausalLM",)
 # It reads these configs through transformers, which renames what they state.
 AS_WRITTEN = ("granitemoehybrid", "nemotron_h")
+AS_NAMED = ("gemma4",)  # models whose towers hubs name as transformers does now
 
 
 def convert(family: str, out: Path) -> None:
@@ -62,7 +63,8 @@ def convert_tower(name: str, out: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         tiny = make.config(name)
         path = make.write_safetensors(tiny, Path(folder))
-        tensors = {_older_name(key): value for key, value in make.hf_tensors(tiny).items()}
+        renamed = tiny.hf["model_type"] not in AS_NAMED
+        tensors = {_older_name(k) if renamed else k: v for k, v in make.hf_tensors(tiny).items()}
         (path / "model.safetensors").write_bytes(make.safetensors_bytes(tensors, "BF16"))
         architecture = conversion.get_model_architecture(
             ModelBase.load_hparams(path, False), ModelType.MMPROJ

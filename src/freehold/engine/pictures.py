@@ -1,6 +1,6 @@
 """Pictures in a prompt: the ids that stand for their rows, and what a step needs of them.
 
-Knows features, rows and places; knows no pixels and no tower. A row of a picture is a token whose id is no word's:
+Knows features, rows and places; knows no pixels and no tower. Rows of pictures are tokens beyond the vocabulary:
 ids from PICTURE_IDS on are handed out once, the same for equal pictures, so the prefix tree compares pictures as it
 compares words.
 """
@@ -22,9 +22,8 @@ I32 = NDArray[np.int32]
 
 PICTURE_IDS = 1 << 31  # the first; a vocabulary ends far below, and four bytes of a key hold as many again
 LAST_ID = (1 << 32) - 1
-REMEMBERED = (
-    1 << 16
-)  # pictures whose ids are known: an older one that comes back gets new ids, and matches nothing
+# Pictures whose ids are known: an older one that comes back gets new ids, and matches nothing.
+REMEMBERED = 1 << 16
 
 
 class PictureIds:

@@ -72,7 +72,7 @@ class Eyes:
         mark = tokenizer.token_id(tower.mark)
         if mark is None:
             raise UnsupportedModel(
-                f"{tower.name} marks a picture by {tower.mark}, which is no token of this model",
+                f"{tower.name} marks a picture by {tower.mark}, which this model has no token for",
                 "take the mmproj file of the same model",
             )
         self._tower, self._tokenizer, self._mark = tower, tokenizer, mark

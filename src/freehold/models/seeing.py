@@ -40,7 +40,7 @@ _Half = Literal["layers", "merger"]
 
 
 def no_pause() -> None:
-    """Let a run go on at once."""
+    """Let a run continue at once."""
 
 
 class LoadedTower:
@@ -104,7 +104,7 @@ class LoadedTower:
         return self.tower.span_rows(self.cfg)
 
     def working_bytes(self, patches: int) -> int:
-        """Return the bytes that computing so many patches at once takes beside the weights, about."""
+        """Return the bytes that computing `patches` at once takes beside the weights, about."""
         return 4 * patches * self.cfg.row_floats
 
     def plan(self, width: int, height: int, budget: TokenBudget | None = None) -> PicturePlan:
@@ -138,7 +138,7 @@ class LoadedTower:
         del layers
         self._trim("layers")
         parts = zip(batch, np.split(leaving, np.cumsum(patches)[:-1]), strict=True)
-        joined = [self.tower.join(self.cfg, plan, part) for (plan, _), part in parts]
+        joined = [self._joined(plan, part) for (plan, _), part in parts]
         del leaving, parts
         counts = [len(each) for each in joined]
         merger = self._built("merger", sum(counts))
@@ -150,6 +150,11 @@ class LoadedTower:
             )
         return [part.copy() for part in np.split(features, np.cumsum(counts)[:-1])]
 
+    def _joined(self, plan: PicturePlan, leaving: F32) -> F32:
+        """Return what the merger reads of one picture."""
+        joined = self.tower.join(self.cfg, plan, leaving)
+        return self.tower.standardised(self.cfg, joined, self._weights.ends)
+
     def _left(self, layers: native.Plan, batch: Sequence[Picture], pause: Callable[[], None]) -> F32:
         """Run the layers over the patches of pictures, each of which has groups of its own."""
         rows = [self.tower.entering(self.cfg, plan, pixels, self._weights.ends) for plan, pixels in batch]
@@ -160,7 +165,7 @@ class LoadedTower:
         return _run(layers, entering, pause)
 
     def _built(self, half: _Half, rows: int) -> native.Plan:
-        """Return a plan for so many rows: the one that is there, or a larger one in its place."""
+        """Return a plan for `rows` rows: the one that is there, or a larger one in its place."""
         kept = self._plans.pop(half, None)
         if kept is None or kept.rows < rows:
             del kept  # its buffers are let go before others come

@@ -72,7 +72,7 @@ class PicturePlan:
     tokens: int  # rows that the text model reads
     layout: tuple[int | str, ...]  # in place of the mark in a prompt: counts of rows, and texts between them
     places: I32 | None = field(compare=False, repr=False)  # [tokens, 3]
-    advance: int  # positions by which the text goes on after it
+    advance: int  # positions between its first row and the text after it
 
     @property
     def size(self) -> tuple[int, int]:
@@ -349,6 +349,8 @@ class Tower:
     positions: Callable[[Any, PicturePlan, Values], F32 | None] = lambda cfg, plan, w: None
     # What `finish` gave of one picture, [patches, ...], as the merger reads it: [tokens, ...].
     join: Callable[[Any, PicturePlan, F32], F32]
+    # Joined rows after what the ends' vectors do to them.
+    standardised: Callable[[Any, F32, Values], F32] = lambda cfg, joined, w: joined
     mark: str  # what stands for a picture in a prompt, and in most templates' text
     # Of templates that write something else, and of marks with texts around them that join their neighbours in a token:
     written: str = ""  # what such a template writes,

@@ -1,7 +1,7 @@
 """The tower beside a GGUF model: an mmproj file, which one it is and whether the two fit.
 
 Knows names and what both headers say: widths, base models, whether a tower sees. Knows no arithmetic of a tower:
-whether Freehold computes it, and for which family, is told where it is loaded (models/seeing.py).
+whether Freehold computes it, and for which family, is decided where it is loaded (models/seeing.py).
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ export function takePaste(e: ClipboardEvent): void {
   const text = e.clipboardData?.getData("text/plain") ?? "";
   if (files.length && !text) {
     e.preventDefault();
-    void attachFiles(files);
+    attachFiles(files);
   } else if (isLong(text)) {
     e.preventDefault();
     attachText(text);
@@ -64,11 +64,17 @@ export function takeDrop(e: DragEvent): void {
   dropping.value = false;
   if (!e.dataTransfer?.files.length) return;
   e.preventDefault();
-  void attachFiles([...e.dataTransfer.files]);
+  attachFiles([...e.dataTransfer.files]);
 }
 
-/** Take in files from a button, a drop or a paste. */
-export async function attachFiles(files: Iterable<File>): Promise<void> {
+let taking = Promise.resolve();
+
+/** Take in files from a button, a drop or a paste, after those that came before: a large picture takes a while. */
+export function attachFiles(files: Iterable<File>): void {
+  taking = taking.then(() => takeFiles(files)).catch(notifyError);
+}
+
+async function takeFiles(files: Iterable<File>): Promise<void> {
   for (const file of files) {
     if (isPicture(file)) await attachPicture(file);
     else if (file.size > MOST_BYTES) notify({ kind: "error", text: words.tooLarge(file.name, bytes(file.size), bytes(MOST_BYTES)) });

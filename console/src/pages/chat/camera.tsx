@@ -47,7 +47,6 @@ export function Camera({ take, close }: { take: (file: File) => void; close: () 
         stream = opened;
         video.current!.srcObject = opened;
         void video.current!.play().catch(() => {}); // the dialog was closed meanwhile
-        state.value = "on";
         void count(); // some browsers name the cameras only once one was allowed
       },
       () => !gone && (state.value = "refused"),
@@ -88,7 +87,14 @@ export function Camera({ take, close }: { take: (file: File) => void; close: () 
       }
     >
       <div class="viewfinder">
-        <video ref={video} playsInline muted aria-label={words.viewfinder} hidden={state.value !== "on"} />
+        <video
+          ref={video}
+          playsInline
+          muted
+          aria-label={words.viewfinder}
+          hidden={state.value !== "on"}
+          onLoadedData={() => (state.value = "on")} // before, it has no size
+        />
         {state.value !== "on" && <p role="status">{state.value === "asking" ? words.askingCamera : words.noCamera}</p>}
       </div>
     </Dialog>

@@ -108,7 +108,7 @@ export function Composer({ chat }: { chat: Chat }) {
         ref={area}
         rows={1}
         aria-label={texts.message}
-        placeholder={words.placeholder}
+        placeholder={dropping.value ? words.dropHere : words.placeholder}
         onInput={(e) => input(e.currentTarget)}
         onKeyDown={key}
         onPaste={takePaste}
@@ -188,7 +188,7 @@ function CameraButton() {
   return (
     <>
       <IconButton icon="camera" label={words.pictures.camera} onClick={() => (open.value = true)} />
-      {open.value && <Camera take={(file) => void attachFiles([file])} close={() => (open.value = false)} />}
+      {open.value && <Camera take={(file) => attachFiles([file])} close={() => (open.value = false)} />}
     </>
   );
 }
@@ -204,7 +204,7 @@ function AttachButton() {
         multiple
         hidden
         onChange={(e) => {
-          void attachFiles([...(e.currentTarget.files ?? [])]);
+          attachFiles([...(e.currentTarget.files ?? [])]);
           e.currentTarget.value = "";
         }}
       />

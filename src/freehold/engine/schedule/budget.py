@@ -364,9 +364,8 @@ class Budget:
         With `minimum`, the step's first prompt gets some in any case.
         """
         spent = self.max_num_batched_tokens - self.left
-        most = max(
-            min(left, self.left, self.logits_left if logits else self.left), 0
-        )  # a picture may exceed a step
+        room = max(self.left, 0)  # a picture that is not cut may exceed a step
+        most = min(left, room, self.logits_left if logits else room)
         if logits or not self._decodes:
             fit = self._cost_of(logits).tokens(seconds, first)
         else:

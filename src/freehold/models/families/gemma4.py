@@ -57,9 +57,12 @@ class SharingAttention(LayerPart):
     window: int
     source: int | None  # the layer whose keys and values it reads; None: its own
     twin: bool  # whether values are keys before their norm
+    both: bool = False  # rows of a picture see each other
 
     @classmethod
-    def of(cls, cfg: SharingSizes, layer: int, head_dim: int, twin: bool = False) -> SharingAttention:
+    def of(
+        cls, cfg: SharingSizes, layer: int, head_dim: int, twin: bool = False, both: bool = False
+    ) -> SharingAttention:
         """Take the sizes of a layer out of a config."""
         return cls(
             hidden=cfg.hidden,
@@ -71,6 +74,7 @@ class SharingAttention(LayerPart):
             window=cfg.windows[layer],
             source=source(cfg, layer) if layer >= cfg.layers - cfg.shared else None,
             twin=twin,
+            both=both,
         )
 
     @property
@@ -105,7 +109,7 @@ class SharingAttention(LayerPart):
     def add(self, ops: Ops, layer: int, read: Read, x: Buffer, w: Values) -> None:
         """Compose all after the norm: a side path may read the same rows."""
         q = self._store(ops, layer, read, w) if self.source is None else self._query(ops, read, w)
-        a = ops.attention(layer if self.source is None else self.source, q, 1.0, self.window)
+        a = ops.attention(layer if self.source is None else self.source, q, 1.0, self.window, both=self.both)
         (a,) = ops.linear(a, (w["o"],), (None,))
         ops.add_norm(x, a, w["attn_post_norm"], self.eps)
 
@@ -271,6 +275,7 @@ class GemmaSizes4(SharingSizes):
 
     local_dim: int  # width of a head in sliding layers
     twins: bool  # whether full layers' values are their keys
+    both: bool  # whether rows of a picture see each other in sliding layers
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes4:
@@ -297,12 +302,14 @@ def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes4:
             shared=meta.integer("attention.shared_kv_layers", 0, MAX_LAYERS, 0),
             inputs=inputs,
             twins=not inputs,
+            both=not inputs,
         )
     )
 
 
 def config_from_hf(config: Fields) -> GemmaSizes4:
-    check_gemma(config)
+    both = config.get("use_bidirectional_attention") == "vision"
+    check_gemma(config.without("use_bidirectional_attention") if both else config)
     sizes = hf_sizes(config, tied=True, head_dim=256, num_key_value_heads=4)
     layers, local_dim = len(sizes["heads"]), sizes["head_dim"]
     window = config.integer("sliding_window", 1, MAX_CONTEXT, WINDOW)
@@ -333,6 +340,7 @@ def config_from_hf(config: Fields) -> GemmaSizes4:
             shared=shared,
             inputs=inputs,
             twins=config.flag("attention_k_eq_v", False),
+            both=both,
         )
     )
 
@@ -381,7 +389,7 @@ def layer(cfg: GemmaSizes4, i: int) -> tuple[LayerPart, ...]:
     """Give a layer attention, an MLP or experts beside one, and its own input."""
     slides = bool(cfg.windows[i])
     head_dim = cfg.local_dim if slides else cfg.head_dim
-    attention = SharingAttention.of(cfg, i, head_dim, twin=cfg.twins and not slides)
+    attention = SharingAttention.of(cfg, i, head_dim, twin=cfg.twins and not slides, both=cfg.both and slides)
     names = {"norm_name": "pre_feedforward_layernorm", "post_norm": "post_feedforward_layernorm"}
     mlp = GatedMlp.of(cfg, i, act="gelu", **names)
     beside = mlp if cfg.mixture is None else ExpertsBeside(mlp=mlp, mixture=cfg.mixture)
@@ -420,5 +428,7 @@ DENSE = Family(
     layer=layer,
     ends=ends,
     left_out_of=left_out,
+    both=True,  # of E2B and E4B, whose towers are refused, they do not
+    towers=("gemma4",),
 )
 FAMILIES = (DENSE, replace(DENSE, hf_when=_mixes, parts=(SharingAttention, ExpertsBeside, LayerInput)))

@@ -147,9 +147,7 @@ class PictureRows(NamedTuple):
     features: F32 | None = None  # [n, width]
     feature_rows: NDArray[np.integer] | None = None  # [rows], -1 for a token's; None: a tower's step
     places: NDArray[np.integer] | None = None  # [rows, 3]
-    groups: NDArray[np.integer] | None = (
-        None  # [rows], of a tower: which rows attend to each other; None: all
-    )
+    groups: NDArray[np.integer] | None = None  # [rows], which attend to each other in a tower; None: all
     ends: NDArray[np.integer] | None = None  # [rows]
 
 

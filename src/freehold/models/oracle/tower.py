@@ -44,7 +44,8 @@ class TowerOracle:
         groups = np.repeat(np.arange(len(rows.groups)), rows.groups)
         ops = _ops(PictureRows(rows.values, None, rows.places, groups))
         network.forward(cast(Ops, ops), self._weights)
-        ops = _ops(PictureRows(tower.join(cfg, plan, _result(ops))))
+        joined = tower.join(cfg, plan, _result(ops))
+        ops = _ops(PictureRows(tower.standardised(cfg, joined, self._weights.ends)))
         network.merge(cast(Ops, ops), self._weights)
         return _result(ops)
 

@@ -227,7 +227,10 @@ def mmproj_tensors(tiny: TinyConfig) -> dict[str, F32]:
     tensors: dict[str, F32] = {}
     for name, shape, names, piece, spec in _of_tower(tiny):
         if len(names) == 1:
-            values = stored[name].reshape(piece) + np.float32(spec.hf_offset)
+            values = stored[name]
+            if values.shape != piece and isinstance(own := spec.hf[0], Cut) and own.take is not None:
+                values = own.take(values)  # files lay it otherwise
+            values = values.reshape(piece) + np.float32(spec.hf_offset)
             tensors[names[0]] = in_gguf_order(values, spec.head)
             continue
         (axis,) = (i for i in range(len(shape)) if shape[:i] + shape[i + 1 :] == piece)

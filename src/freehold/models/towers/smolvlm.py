@@ -221,7 +221,7 @@ def _sides(longer: int, other: int, ratio: float) -> tuple[int, int]:
 
 
 def _layout(cfg: SmolTowerSizes, rows: int, columns: int) -> tuple[int | str, ...]:
-    """Return what stands for a picture of so many tiles and the whole; no rows: the whole alone."""
+    """Return what stands for a picture of `rows` x `columns` tiles and the whole; no rows: the whole alone."""
     count = cfg.rows_of_tile
     if cfg.mark:
         return ((rows * columns + 1) * count,)
