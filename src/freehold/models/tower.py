@@ -10,15 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.formats.fields import Fields
+from freehold.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.config.rope import RopeTable
-from freehold.models.config.sizes import WIDTH_STEP
+from freehold.models.config.sizes import MAX_EPS, MIN_EPS, WIDTH_STEP
 from freehold.models.family import (
     Buffer,
     Cut,
@@ -305,6 +305,13 @@ class TowerSizes:
                 f"the tower's width is {self.hidden}; only multiples of {NORM_STEP} are supported"
             )
 
+    def check_turned(self) -> None:
+        """Raise UnsupportedModel for heads that a rope by row and column does not divide."""
+        if self.head % 4:
+            raise UnsupportedModel(
+                f"the tower's heads are {self.head} wide; only multiples of 4 are supported"
+            )
+
     @property
     def head(self) -> int:
         """Width of a head."""
@@ -324,6 +331,39 @@ class TowerSizes:
     def row_floats(self) -> int:
         """How many floats a patch takes in the layers, about: what enters, attention, the MLP, and what leaves."""
         return 12 * self.hidden + self.inner
+
+
+def gguf_tower_sizes(meta: Fields, eps: float) -> dict[str, Any]:
+    """Read what every tower's GGUF states of TowerSizes, pixels excepted, from the keys under `clip.`."""
+    vision = Fields(meta.values, meta.name("vision."))
+    return {
+        "layers": vision.integer("block_count", 1, MAX_LAYERS),
+        "hidden": vision.integer("embedding_length", 1, MAX_WIDTH),
+        "heads": vision.integer("attention.head_count", 1, MAX_HEADS),
+        "intermediate": vision.integer("feed_forward_length", 1, MAX_WIDTH),
+        "out": vision.integer("projection_dim", 1, MAX_WIDTH),
+        "eps": vision.number("attention.layer_norm_epsilon", MIN_EPS, MAX_EPS, eps),
+    }
+
+
+def check_gguf_act(meta: Fields, act: Literal["gelu", "silu"]) -> None:
+    """Raise UnsupportedModel for a GGUF whose MLPs have another activation."""
+    other = "silu" if act == "gelu" else "gelu"
+    if meta.flag(f"use_{other}", False) or not meta.flag(f"use_{act}", False):
+        name = {"gelu": "GELU", "silu": "SiLU"}[act]
+        raise UnsupportedModel(
+            f"{meta.name(f'use_{act}')} is not true; only towers with {name} are supported"
+        )
+
+
+def names_under(*modules: str) -> Callable[[str], str]:
+    """Return a Tower.hf_name: tensors of these modules, without the `model.` that newer files put before them."""
+
+    def hf_name(name: str) -> str:
+        own = name.removeprefix("model.")
+        return own if own.startswith(modules) else ""
+
+    return hf_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,9 @@ from freehold.models.tower import (
     TowerEnds,
     TowerRows,
     TowerSizes,
+    check_gguf_act,
     gguf_pixel_form,
+    gguf_tower_sizes,
     hf_pixel_form,
     layer_norm,
 )
@@ -111,15 +113,9 @@ def config_from_hf(config: Fields, settings: Fields) -> GemmaTowerSizes:
 def config_from_gguf(meta: Fields) -> GemmaTowerSizes:
     """Read the keys under `clip.`."""
     vision = Fields(meta.values, meta.name("vision."))
-    if meta.flag("use_silu", False) or not meta.flag("use_gelu", False):
-        raise UnsupportedModel(f"{meta.name('use_gelu')} is not true; only towers with GELU are supported")
+    check_gguf_act(meta, "gelu")
     return GemmaTowerSizes(
-        layers=vision.integer("block_count", 1, MAX_LAYERS),
-        hidden=vision.integer("embedding_length", 1, MAX_WIDTH),
-        heads=vision.integer("attention.head_count", 1, MAX_HEADS),
-        intermediate=vision.integer("feed_forward_length", 1, MAX_WIDTH),
-        out=vision.integer("projection_dim", 1, MAX_WIDTH),
-        eps=vision.number("attention.layer_norm_epsilon", MIN_EPS, MAX_EPS, EPS),
+        **gguf_tower_sizes(meta, EPS),
         pixels=replace(gguf_pixel_form(vision), filter="bilinear"),
         patch=vision.integer("patch_size", 1, MAX_PATCH),
         image=vision.integer("image_size", 1, MAX_SIDE),

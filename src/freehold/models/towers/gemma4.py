@@ -35,8 +35,10 @@ from freehold.models.tower import (
     TowerEnds,
     TowerRows,
     TowerSizes,
+    gguf_tower_sizes,
     hf_pixel_form,
     in_blocks,
+    names_under,
     raster_places,
 )
 from freehold.pictures.opening import Resize
@@ -124,12 +126,7 @@ def config_from_gguf(meta: Fields) -> Gemma4TowerSizes:
     """Read the keys under `clip.`; a file does not say how many rows a picture may become."""
     vision = Fields(meta.values, meta.name("vision."))
     return Gemma4TowerSizes(
-        layers=vision.integer("block_count", 1, MAX_LAYERS),
-        hidden=vision.integer("embedding_length", 1, MAX_WIDTH),
-        heads=vision.integer("attention.head_count", 1, MAX_HEADS),
-        intermediate=vision.integer("feed_forward_length", 1, MAX_WIDTH),
-        out=vision.integer("projection_dim", 1, MAX_WIDTH),
-        eps=vision.number("attention.layer_norm_epsilon", MIN_EPS, MAX_EPS, EPS),
+        **gguf_tower_sizes(meta, EPS),
         pixels=PixelForm(),
         patch=vision.integer("patch_size", 1, MAX_PATCH),
         pool=vision.integer("projector.scale_factor", 1, MAX_PATCH, POOL),
@@ -380,12 +377,6 @@ def layer(cfg: Gemma4TowerSizes, i: int) -> tuple[LayerPart, ...]:
     return Gemma4Attention(cfg), Gemma4Mlp(cfg)
 
 
-def hf_name(name: str) -> str:
-    """Take the wrapper's prefix off."""
-    own = name.removeprefix("model.")
-    return own if own.startswith(("vision_tower.", "embed_vision.")) else ""
-
-
 TOWER = Tower(
     name="gemma4",
     projectors=("gemma4v",),
@@ -407,5 +398,5 @@ TOWER = Tower(
     spelled=f"<|image>{MARK}<image|>",
     span_rows=lambda cfg: cfg.most,
     hf_layers="vision_tower.encoder.layers",
-    hf_name=hf_name,
+    hf_name=names_under("vision_tower.", "embed_vision."),
 )

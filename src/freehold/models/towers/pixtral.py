@@ -40,10 +40,13 @@ from freehold.models.tower import (
     TowerEnds,
     TowerRows,
     TowerSizes,
+    check_gguf_act,
     check_ratio,
     gguf_pixel_form,
+    gguf_tower_sizes,
     hf_pixel_form,
     in_blocks,
+    names_under,
     raster_places,
 )
 from freehold.pictures.opening import Resize
@@ -75,10 +78,7 @@ class PixtralSizes(TowerSizes):
     def __post_init__(self) -> None:
         super(PixtralSizes, self).__post_init__()
         check_width("tower's MLP", self.intermediate)
-        if self.head % 4:
-            raise UnsupportedModel(
-                f"the tower's heads are {self.head} wide; only multiples of 4 are supported"
-            )
+        self.check_turned()
         if self.merge > 1 and not self.merges:
             raise BadModelFile(
                 f"the tower joins {self.merge} x {self.merge} patches, and nothing says by which matrix"
@@ -171,21 +171,15 @@ def _longest(settings: Fields, assumed: int) -> int:
 def config_from_gguf(meta: Fields) -> PixtralSizes:
     """Read the keys under `clip.`; a file without spatial_merge_size is Pixtral 12B's, whose patches are not joined."""
     vision = Fields(meta.values, meta.name("vision."))
-    if meta.flag("use_gelu", False) or not meta.flag("use_silu", False):
-        raise UnsupportedModel(f"{meta.name('use_silu')} is not true; only towers with SiLU are supported")
-    eps = vision.number("attention.layer_norm_epsilon", MIN_EPS, MAX_EPS, EPS)
+    check_gguf_act(meta, "silu")
+    sizes = gguf_tower_sizes(meta, EPS)
     return PixtralSizes(
-        layers=vision.integer("block_count", 1, MAX_LAYERS),
-        hidden=vision.integer("embedding_length", 1, MAX_WIDTH),
-        heads=vision.integer("attention.head_count", 1, MAX_HEADS),
-        intermediate=vision.integer("feed_forward_length", 1, MAX_WIDTH),
-        out=vision.integer("projection_dim", 1, MAX_WIDTH),
-        eps=eps,
+        **sizes,
         pixels=gguf_pixel_form(_coloured(vision)),
         patch=vision.integer("patch_size", 1, MAX_PATCH),
         merge=vision.integer("spatial_merge_size", 1, MAX_PATCH, 1),
         merges=vision.get("spatial_merge_size") is not None,
-        merge_eps=eps,
+        merge_eps=sizes["eps"],
         biases="any",
         longest=vision.integer("image_size", 1, MAX_EDGE),
         base=meta.number("rope.freq_base", 1.0, MAX_BASE, BASE),
@@ -366,12 +360,6 @@ def layer(cfg: PixtralSizes, i: int) -> tuple[LayerPart, ...]:
     return attention, mlp
 
 
-def hf_name(name: str) -> str:
-    """Take the wrapper's prefix off, which newer files have."""
-    own = name.removeprefix("model.")
-    return own if own.startswith(("vision_tower.", "multi_modal_projector.")) else ""
-
-
 TOWER = Tower(
     name="pixtral",
     projectors=("pixtral",),
@@ -388,6 +376,6 @@ TOWER = Tower(
     join=join,
     mark=MARK,
     hf_layers="vision_tower.transformer.layers",
-    hf_name=hf_name,
+    hf_name=names_under("vision_tower.", "multi_modal_projector."),
     last_matrix="mm.2.weight",
 )

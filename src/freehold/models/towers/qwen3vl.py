@@ -36,11 +36,14 @@ from freehold.models.tower import (
     TowerRows,
     TowerSizes,
     affine,
+    check_gguf_act,
     check_ratio,
     gguf_pixel_form,
+    gguf_tower_sizes,
     hf_pixel_form,
     in_blocks,
     layer_norm,
+    names_under,
     raster_places,
 )
 from freehold.pictures.opening import Resize
@@ -72,10 +75,7 @@ class QwenSizes(TowerSizes):
 
     def __post_init__(self) -> None:
         super(QwenSizes, self).__post_init__()
-        if self.head % 4:
-            raise UnsupportedModel(
-                f"the tower's heads are {self.head} wide; only multiples of 4 are supported"
-            )
+        self.check_turned()
         if list(self.deepstack) != sorted({*self.deepstack} & {*range(self.layers)}):
             raise BadModelFile(
                 f"deepstack_visual_indexes is {list(self.deepstack)}; expected rising numbers of {self.layers} layers"
@@ -173,17 +173,11 @@ def _limits(settings: Fields) -> tuple[int, int]:
 def config_from_gguf(meta: Fields) -> QwenSizes:
     """Read the keys under `clip.`; the grid of positions is that of a square picture of `image_size`."""
     vision = Fields(meta.values, meta.name("vision."))
-    if meta.flag("use_silu", False) or not meta.flag("use_gelu", False):
-        raise UnsupportedModel(f"{meta.name('use_gelu')} is not true; only towers with GELU are supported")
-    layers = vision.integer("block_count", 1, MAX_LAYERS)
+    check_gguf_act(meta, "gelu")
+    sizes = gguf_tower_sizes(meta, EPS)
     patch = vision.integer("patch_size", 1, MAX_PATCH)
     return QwenSizes(
-        layers=layers,
-        hidden=vision.integer("embedding_length", 1, MAX_WIDTH),
-        heads=vision.integer("attention.head_count", 1, MAX_HEADS),
-        intermediate=vision.integer("feed_forward_length", 1, MAX_WIDTH),
-        out=vision.integer("projection_dim", 1, MAX_WIDTH),
-        eps=vision.number("attention.layer_norm_epsilon", 1e-12, 1e-1, EPS),
+        **sizes,
         pixels=gguf_pixel_form(vision),
         patch=patch,
         merge=vision.integer("spatial_merge_size", 1, MAX_PATCH, 2),
@@ -191,7 +185,7 @@ def config_from_gguf(meta: Fields) -> QwenSizes:
         side=max(vision.integer("image_size", 1, MAX_SIDE * MAX_PATCH) // patch, 1),
         act="gelu",
         base=BASE,
-        deepstack=_flagged(vision, layers),
+        deepstack=_flagged(vision, sizes["layers"]),
         least=vision.integer("image_min_pixels", 1, MAX_AREA, LEAST),
         most=vision.integer("image_max_pixels", 1, MAX_AREA, MOST),
     )
@@ -379,12 +373,6 @@ def layer(cfg: QwenSizes, i: int) -> tuple[LayerPart, ...]:
     return attention, PictureMlp.of(cfg, cfg.act, norm="norm2", up="mlp.linear_fc1", down="mlp.linear_fc2")
 
 
-def hf_name(name: str) -> str:
-    """Take the wrapper's prefix off, which newer files have."""
-    own = name.removeprefix("model.")
-    return own if own.startswith("visual.") else ""
-
-
 def _kept(cfg: Any) -> tuple[int, ...]:
     return cfg.deepstack
 
@@ -407,5 +395,5 @@ TOWER = Tower(
     join=join,
     mark="<|image_pad|>",
     hf_layers="visual.blocks",
-    hf_name=hf_name,
+    hf_name=names_under("visual."),
 )

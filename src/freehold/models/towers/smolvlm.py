@@ -33,10 +33,13 @@ from freehold.models.tower import (
     TowerEnds,
     TowerRows,
     TowerSizes,
+    check_gguf_act,
     gguf_pixel_form,
+    gguf_tower_sizes,
     hf_pixel_form,
     in_blocks,
     layer_norm,
+    names_under,
 )
 from freehold.pictures.opening import Resize
 
@@ -124,17 +127,11 @@ def _edge(settings: Fields, key: str, most: int, assumed: int) -> int:
 def config_from_gguf(meta: Fields) -> SmolTowerSizes:
     """Read the keys under `clip.`; a tile is as large as the square of the learned positions."""
     vision = Fields(meta.values, meta.name("vision."))
-    if meta.flag("use_silu", False) or not meta.flag("use_gelu", False):
-        raise UnsupportedModel(f"{meta.name('use_gelu')} is not true; only towers with GELU are supported")
+    check_gguf_act(meta, "gelu")
     patch = vision.integer("patch_size", 1, MAX_PATCH)
     tile = vision.integer("image_size", 1, MAX_TILE)
     return SmolTowerSizes(
-        layers=vision.integer("block_count", 1, MAX_LAYERS),
-        hidden=vision.integer("embedding_length", 1, MAX_WIDTH),
-        heads=vision.integer("attention.head_count", 1, MAX_HEADS),
-        intermediate=vision.integer("feed_forward_length", 1, MAX_WIDTH),
-        out=vision.integer("projection_dim", 1, MAX_WIDTH),
-        eps=vision.number("attention.layer_norm_epsilon", MIN_EPS, MAX_EPS, EPS),
+        **gguf_tower_sizes(meta, EPS),
         pixels=replace(gguf_pixel_form(vision), filter="lanczos"),
         patch=patch,
         merge=vision.integer("projector.scale_factor", 1, MAX_PATCH),
@@ -335,12 +332,6 @@ def layer(cfg: SmolTowerSizes, i: int) -> tuple[LayerPart, ...]:
     return PictureAttention.of(cfg), PictureMlp.of(cfg, cfg.act, swapped=True)
 
 
-def hf_name(name: str) -> str:
-    """Take the wrapper's prefix off."""
-    own = name.removeprefix("model.")
-    return own if own.startswith(("vision_model.", "connector.")) else ""
-
-
 TOWER = Tower(
     name="smolvlm",
     projectors=("idefics3",),
@@ -357,5 +348,5 @@ TOWER = Tower(
     join=join,
     mark=MARK,
     hf_layers="vision_model.encoder.layers",
-    hf_name=hf_name,
+    hf_name=names_under("vision_model.", "connector."),
 )
