@@ -1,4 +1,4 @@
-"""What the layers of most towers are made of: attention of every patch to all of its group, and an MLP without a gate.
+"""What most towers are made of: attention of every patch to all of its group, an MLP without a gate, SigLIP's ends.
 
     x += o(attention(rope(q n), rope(k n), v n)),  n = norm(x)
     x += down(act(up n)),  n = norm(x)
@@ -9,11 +9,14 @@ towers; safetensors call them as each model's class does. Sources: arXiv 2010.11
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from freehold.models.family import Buffer, LayerPart, Ops, TensorSpec, Values
-from freehold.models.tower import TowerSizes, affine, affine_padded, affine_rows, layer_norm
+import numpy as np
+
+from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
+from freehold.models.tower import TowerEnds, TowerSizes, affine, affine_padded, affine_rows, layer_norm
 
 HEADS_AT_ONCE = 4  # of 4,096 patches they take 0.1 s on two cores
 
@@ -119,3 +122,48 @@ class PictureMlp(LayerPart):
 def _either(first: dict[str, TensorSpec], second: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
     """Declare weights that a GGUF has under the first names, or under the second."""
     return {key: replace(spec, gguf=(*spec.gguf, *second[key].gguf)) for key, spec in first.items()}
+
+
+CHANNELS = 3  # of a picture
+
+
+def embedded_patches(ops: Ops, w: Values, patch: int, hidden: int) -> Buffer:
+    """Compose the product of patches of `patch` pixels a side, and add their positions, columns after their pixels."""
+    pixels = CHANNELS * patch**2
+    (x,) = ops.linear(ops.features(pixels), (w["patches"],), (w["patches_bias"],))
+    ops.add(x, ops.features(hidden, pixels))
+    return x
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SiglipEnds(TowerEnds):
+    """Patches and learned positions before the first layer, a norm after the last."""
+
+    hidden: int
+    patch: int  # pixels of a patch's side
+    side: int  # of the grid of learned positions
+    eps: float
+    module: str  # in safetensors
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare the patches' matrix, which files hold as a convolution's, the positions and a norm."""
+        n, hf = self.hidden, f"{self.module}.embeddings"
+        shape, grid = (n, CHANNELS, self.patch, self.patch), (self.side**2, n)
+        names = "v.patch_embd.weight", f"{hf}.patch_embedding.weight"
+        kernel = [Cut(name, shape, take=lambda v: v.reshape(n, -1)) for name in names]
+        names = "v.position_embd.weight", f"{hf}.position_embedding.weight"
+        table = [Cut(name, grid, take=np.ravel) for name in names]
+        return {
+            "patches": matrix(kernel[0], kernel[1], n, CHANNELS * self.patch**2, floats=True),
+            "patches_bias": vector("v.patch_embd.bias", f"{hf}.patch_embedding.bias", n),
+            "positions": vector(table[0], table[1], self.side**2 * n),
+            **layer_norm("norm", "v.post_ln", f"{self.module}.post_layernorm", n),
+        }
+
+    def begin(self, ops: Ops, w: Values) -> Buffer:
+        """Compose the patches' product, and add their positions."""
+        return embedded_patches(ops, w, self.patch, self.hidden)
+
+    def finish(self, ops: Ops, x: Buffer, kept: Sequence[Buffer], w: Values) -> None:
+        """Compose the norm."""
+        ops.hidden(ops.layer_normed(x, w["norm"], w["norm_bias"], self.eps))

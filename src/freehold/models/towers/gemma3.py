@@ -19,8 +19,8 @@ import numpy as np
 from freehold.errors import UnsupportedModel
 from freehold.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.config.sizes import MAX_EPS, MIN_EPS
-from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
-from freehold.models.parts.vision import PictureAttention, PictureMlp
+from freehold.models.family import Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
+from freehold.models.parts.vision import CHANNELS, PictureAttention, PictureMlp, SiglipEnds
 from freehold.models.tower import (
     F32,
     U8,
@@ -28,18 +28,15 @@ from freehold.models.tower import (
     PicturePlan,
     TokenBudget,
     Tower,
-    TowerEnds,
     TowerRows,
     TowerSizes,
     check_gguf_act,
     gguf_pixel_form,
     gguf_tower_sizes,
     hf_pixel_form,
-    layer_norm,
 )
 from freehold.pictures.opening import Resize
 
-CHANNELS = 3
 MAX_PATCH, MAX_SIDE = 256, 4096
 ROWS = 256  # that a picture becomes, where a file does not say
 POOL = 4  # patches of a block's side, where a GGUF does not say
@@ -164,39 +161,6 @@ def join(cfg: GemmaTowerSizes, plan: PicturePlan, leaving: F32) -> F32:
 
 
 @dataclass(frozen=True, slots=True)
-class GemmaTowerEnds(TowerEnds):
-    """Patches and positions before the first layer, a norm after the last."""
-
-    cfg: GemmaTowerSizes
-
-    def tensors(self) -> dict[str, TensorSpec]:
-        """Declare the patches' matrix, which files hold as a convolution's, the positions and a norm."""
-        cfg, n, hf = self.cfg, self.cfg.hidden, "vision_tower.embeddings"
-        shape, grid = (n, CHANNELS, cfg.patch, cfg.patch), (cfg.grid**2, n)
-        names = "v.patch_embd.weight", f"{hf}.patch_embedding.weight"
-        kernel = [Cut(name, shape, take=lambda v: v.reshape(n, -1)) for name in names]
-        names = "v.position_embd.weight", f"{hf}.position_embedding.weight"
-        table = [Cut(name, grid, take=np.ravel) for name in names]
-        return {
-            "patches": matrix(kernel[0], kernel[1], n, CHANNELS * cfg.patch**2, floats=True),
-            "patches_bias": vector("v.patch_embd.bias", f"{hf}.patch_embedding.bias", n),
-            "positions": vector(table[0], table[1], cfg.grid**2 * n),
-            **layer_norm("norm", "v.post_ln", "vision_tower.post_layernorm", n),
-        }
-
-    def begin(self, ops: Ops, w: Values) -> Buffer:
-        """Compose the patches' product, and add their positions."""
-        pixels = CHANNELS * self.cfg.patch**2
-        (x,) = ops.linear(ops.features(pixels), (w["patches"],), (w["patches_bias"],))
-        ops.add(x, ops.features(self.cfg.hidden, pixels))
-        return x
-
-    def finish(self, ops: Ops, x: Buffer, kept: Sequence[Buffer], w: Values) -> None:
-        """Compose the norm."""
-        ops.hidden(ops.layer_normed(x, w["norm"], w["norm_bias"], self.cfg.eps))
-
-
-@dataclass(frozen=True, slots=True)
 class GemmaMerger(Merger):
     """An RMS norm and one matrix over a block's mean."""
 
@@ -220,6 +184,10 @@ class GemmaMerger(Merger):
         ops.hidden(y)
 
 
+def ends(cfg: GemmaTowerSizes) -> SiglipEnds:
+    return SiglipEnds(hidden=cfg.hidden, patch=cfg.patch, side=cfg.grid, eps=cfg.eps, module="vision_tower")
+
+
 def layer(cfg: GemmaTowerSizes, i: int) -> tuple[LayerPart, ...]:
     return PictureAttention.of(cfg), PictureMlp.of(cfg, "gelu", swapped=True)
 
@@ -238,7 +206,7 @@ TOWER = Tower(
     config_from_hf=config_from_hf,
     parts=(PictureAttention, PictureMlp),
     layer=layer,
-    ends=GemmaTowerEnds,
+    ends=ends,
     merger=GemmaMerger,
     plan=plan,
     rows=rows,

@@ -24,7 +24,7 @@ from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.config.rope import RopeTable
 from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
-from freehold.models.parts.vision import PictureAttention, PictureMlp
+from freehold.models.parts.vision import CHANNELS, PictureAttention, PictureMlp, embedded_patches
 from freehold.models.tower import (
     F32,
     U8,
@@ -48,7 +48,6 @@ from freehold.models.tower import (
 )
 from freehold.pictures.opening import Resize
 
-CHANNELS = 3
 MAX_PATCH, MAX_SIDE, MAX_FRAMES = 256, 1024, 16
 MAX_AREA = 1 << 30  # pixels
 LEAST, MOST = 1 << 16, 1 << 24  # pixels of a picture, where no file says
@@ -320,10 +319,7 @@ class QwenEnds(TowerEnds):
 
     def begin(self, ops: Ops, w: Values) -> Buffer:
         """Compose the patches' product, and add their positions."""
-        pixels = CHANNELS * self.cfg.patch**2
-        (x,) = ops.linear(ops.features(pixels), (w["patches"],), (w["patches_bias"],))
-        ops.add(x, ops.features(self.cfg.hidden, pixels))
-        return x
+        return embedded_patches(ops, w, self.cfg.patch, self.cfg.hidden)
 
     def finish(self, ops: Ops, x: Buffer, kept: Sequence[Buffer], w: Values) -> None:
         """Compose the norm; copies have theirs after they are joined."""

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.config.sizes import MAX_EPS, MIN_EPS
-from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
-from freehold.models.parts.vision import PictureAttention, PictureMlp
+from freehold.models.family import LayerPart, Ops, TensorSpec, Values, matrix
+from freehold.models.parts.vision import CHANNELS, PictureAttention, PictureMlp, SiglipEnds
 from freehold.models.tower import (
     F32,
     U8,
@@ -30,7 +30,6 @@ from freehold.models.tower import (
     PicturePlan,
     TokenBudget,
     Tower,
-    TowerEnds,
     TowerRows,
     TowerSizes,
     check_gguf_act,
@@ -38,12 +37,10 @@ from freehold.models.tower import (
     gguf_tower_sizes,
     hf_pixel_form,
     in_blocks,
-    layer_norm,
     names_under,
 )
 from freehold.pictures.opening import Resize
 
-CHANNELS = 3
 MAX_PATCH, MAX_TILE = 256, 4096
 MAX_EDGE = 4096  # pixels of a side after the first resize, whatever a file says
 TILES = 4  # a side's tiles at most, where a file does not say
@@ -279,39 +276,6 @@ def join(cfg: SmolTowerSizes, plan: PicturePlan, leaving: F32) -> F32:
 
 
 @dataclass(frozen=True, slots=True)
-class SmolEnds(TowerEnds):
-    """Patches and positions before the first layer, a norm after the last."""
-
-    cfg: SmolTowerSizes
-
-    def tensors(self) -> dict[str, TensorSpec]:
-        """Declare the patches' matrix, which files hold as a convolution's, the positions and a norm."""
-        cfg, n, hf = self.cfg, self.cfg.hidden, "vision_model.embeddings"
-        names = "v.patch_embd.weight", f"{hf}.patch_embedding.weight"
-        shape, grid = (n, CHANNELS, cfg.patch, cfg.patch), (cfg.side**2, n)
-        kernel = [Cut(name, shape, take=lambda v: v.reshape(n, -1)) for name in names]
-        names = "v.position_embd.weight", f"{hf}.position_embedding.weight"
-        table = [Cut(name, grid, take=np.ravel) for name in names]
-        return {
-            "patches": matrix(kernel[0], kernel[1], n, CHANNELS * cfg.patch**2, floats=True),
-            "patches_bias": vector("v.patch_embd.bias", f"{hf}.patch_embedding.bias", n),
-            "positions": vector(table[0], table[1], cfg.side**2 * n),
-            **layer_norm("norm", "v.post_ln", "vision_model.post_layernorm", n),
-        }
-
-    def begin(self, ops: Ops, w: Values) -> Buffer:
-        """Compose the patches' product, and add their positions."""
-        pixels = CHANNELS * self.cfg.patch**2
-        (x,) = ops.linear(ops.features(pixels), (w["patches"],), (w["patches_bias"],))
-        ops.add(x, ops.features(self.cfg.hidden, pixels))
-        return x
-
-    def finish(self, ops: Ops, x: Buffer, kept: Sequence[Buffer], w: Values) -> None:
-        """Compose the norm."""
-        ops.hidden(ops.layer_normed(x, w["norm"], w["norm_bias"], self.cfg.eps))
-
-
-@dataclass(frozen=True, slots=True)
 class SmolMerger(Merger):
     """One matrix over a block's patches."""
 
@@ -328,6 +292,10 @@ class SmolMerger(Merger):
         ops.hidden(y)
 
 
+def ends(cfg: SmolTowerSizes) -> SiglipEnds:
+    return SiglipEnds(hidden=cfg.hidden, patch=cfg.patch, side=cfg.side, eps=cfg.eps, module="vision_model")
+
+
 def layer(cfg: SmolTowerSizes, i: int) -> tuple[LayerPart, ...]:
     return PictureAttention.of(cfg), PictureMlp.of(cfg, cfg.act, swapped=True)
 
@@ -340,7 +308,7 @@ TOWER = Tower(
     config_from_hf=config_from_hf,
     parts=(PictureAttention, PictureMlp),
     layer=layer,
-    ends=SmolEnds,
+    ends=ends,
     merger=SmolMerger,
     plan=plan,
     rows=rows,
