@@ -75,13 +75,6 @@ class PromptPictures:
         """Return a prompt with the placeholder for rows of pictures: the same in every process."""
         return tuple(self.placeholder if id >= PICTURE_IDS else id for id in ids)
 
-    def rows_at(self, first: int, count: int) -> I32:
-        """Return the rows of features of `count` tokens from `first` on, -1 for words: int32 [count]."""
-        rows = np.full(count, -1, np.int32)
-        inside = self.rows[first : first + count]
-        rows[: len(inside)] = inside
-        return rows
-
     def uncut(self, first: int, count: int) -> int:
         """Return how many tokens from `first` on a step computes instead of `count`, so that it cuts no span.
 
@@ -100,9 +93,10 @@ class PromptPictures:
 
     def places_at(self, first: int, count: int) -> I32:
         """Return where `count` tokens from `first` on lie: int32 [count, 3]. Tokens of the answer count on."""
-        places = same_places(np.arange(first, first + count) - len(self.rows) + self.after)
+        positions = np.arange(first, first + count)
         if self.places is None:
-            return same_places(np.arange(first, first + count))
+            return same_places(positions)
+        places = same_places(positions - len(self.rows) + self.after)
         inside = self.places[first : first + count]
         places[: len(inside)] = inside
         return places
@@ -113,21 +107,23 @@ def same_places(positions: NDArray[np.integer]) -> I32:
     return np.repeat(np.asarray(positions, np.int32)[:, None], 3, axis=1)
 
 
-def joined_rows(pictures: Ordered[PromptPictures | None], chunks: Ordered[I32]) -> tuple[F32 | None, I32]:
+def joined_rows(
+    pictures: Ordered[PromptPictures | None], chunks: Ordered[tuple[int, int]]
+) -> tuple[F32 | None, I32]:
     """Return the features that a step reads, float32 [n, width] or None, and each row's place in them, -1 for a word.
 
-    `chunks`: rows_at of each sequence of the step, in order.
+    `chunks`: of each sequence of the step, in order, its first token and how many.
     """
-    kept: list[F32] = []
+    features: list[F32] = []
     rows: list[I32] = []
     count = 0
-    for each, chunk in zip(pictures, chunks, strict=True):
-        shown = chunk >= 0
-        moved = np.full(len(chunk), -1, np.int32)
-        if each is not None and shown.any():
-            read = each.features[chunk[shown]]
-            moved[shown] = np.arange(count, count + len(read), dtype=np.int32)
-            count += len(read)
-            kept.append(read)
+    for each, (first, tokens) in zip(pictures, chunks, strict=True):
+        moved = np.full(tokens, -1, np.int32)
+        inside = each.rows[first : first + tokens] if each is not None else moved[:0]
+        shown = np.flatnonzero(inside >= 0)
+        if each is not None and len(shown):
+            moved[shown] = np.arange(count, count + len(shown), dtype=np.int32)
+            features.append(each.features[inside[shown]])
+            count += len(shown)
         rows.append(moved)
-    return (np.concatenate(kept) if kept else None), np.concatenate(rows)
+    return (np.concatenate(features) if features else None), np.concatenate(rows)

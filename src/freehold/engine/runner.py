@@ -123,27 +123,21 @@ def _picture_args(batch: list[ScheduledChunk]) -> _PictureArgs:
     shown = [chunk.seq.request.pictures for chunk in batch]
     if not any(shown):
         return {}
-    spans = [(chunk.first, chunk.num_tokens) for chunk in batch]
-    chunks = [
-        np.full(count, -1, np.int32) if each is None else each.rows_at(first, count)
-        for each, (first, count) in zip(shown, spans, strict=True)
-    ]
     args: _PictureArgs = {}
-    features, rows = joined_rows(shown, chunks)
+    features, rows = joined_rows(shown, [(chunk.first, chunk.num_tokens) for chunk in batch])
     if features is not None:
         args |= {"features": features, "feature_rows": rows}
+    positions = [np.arange(chunk.first, chunk.first + chunk.num_tokens, dtype=np.int32) for chunk in batch]
     if any(each is not None and each.places is not None for each in shown):
         places = [
-            same_places(np.arange(first, first + count)) if each is None else each.places_at(first, count)
-            for each, (first, count) in zip(shown, spans, strict=True)
+            same_places(own) if each is None else each.places_at(int(own[0]), len(own))
+            for each, own in zip(shown, positions, strict=True)
         ]
         args["places"] = np.concatenate(places)
     if any(each is not None and each.spans for each in shown):
         ends = [
-            np.arange(first + 1, first + count + 1, dtype=np.int32)
-            if each is None
-            else each.ends_at(first, count)
-            for each, (first, count) in zip(shown, spans, strict=True)
+            own + np.int32(1) if each is None else each.ends_at(int(own[0]), len(own))
+            for each, own in zip(shown, positions, strict=True)
         ]
         args["ends"] = np.concatenate(ends)
     return args

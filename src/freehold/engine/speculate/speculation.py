@@ -53,9 +53,12 @@ class SequenceDrafts:
         """Draft by n-gram lookup."""
         match = self.lookup.find(most)
         self.draft = None if match is None else Draft.of_match(self.matched, match)
-        if self.draft is not None and max(self.draft.tokens, default=0) >= PICTURE_IDS:
-            words = next(i for i, token in enumerate(self.draft.tokens) if token >= PICTURE_IDS)
-            self.draft.cut(words)
+
+    def keep_words(self) -> None:
+        """Cut the draft before a picture's row, which no answer has."""
+        if self.draft is not None:
+            rows = (i for i, token in enumerate(self.draft.tokens) if token >= PICTURE_IDS)
+            self.draft.cut(next(rows, len(self.draft.tokens)))
 
     def constrain(self, matcher: ConstraintMatcher, most: int) -> None:
         """Cut what a grammar forbids; draft what it forces, where the lookup does not say the same.
@@ -105,6 +108,8 @@ class Speculation:
         for each, chunk in zip(drafts, batch, strict=True):
             most = min(MAX_DRAFT, chunk.seq.left - 1)
             each.match(most)
+            if chunk.seq.request.pictures is not None:
+                each.keep_words()
             if grammar_s(chunk.seq) > DEAR_S:  # looking ahead would take it several times as long
                 each.draft = None
             elif chunk.seq.matcher is not None:
