@@ -129,13 +129,24 @@ class Eyes:
 
     # --- sizes and ids -----------------------------------------------------------------------------
 
-    def place(self, ids: Sequence[int], messages: Sequence[Message]) -> PlacedPrompt | None:
+    def place(
+        self,
+        ids: Sequence[int],
+        messages: Sequence[Message],
+        opened: dict[int, PlacedPicture] | None = None,
+    ) -> PlacedPrompt | None:
         """Put the ids of pictures in place of their marks in a rendered chat; None without pictures.
 
+        `opened`: pictures by the id of their Image, of a caller that holds them and tries parts of one chat.
         Raises UsageError naming a picture that cannot be read, by message and part, and for a template without
         marks; what pictures/ raises.
         """
-        pictures = [self._placed(*each) for each in _images(messages)]
+        opened = {} if opened is None else opened
+        pictures: list[PlacedPicture] = []
+        for image, where in _images(messages):
+            if id(image) not in opened:
+                opened[id(image)] = self._placed(image, where)
+            pictures.append(opened[id(image)])
         if not pictures:
             return None
         marks = sum(id == self._mark for id in ids)

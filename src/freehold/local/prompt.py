@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any, TypedDict
 
 from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
-from freehold.local.eyes import Eyes, PlacedPrompt
+from freehold.local.eyes import Eyes, PlacedPicture, PlacedPrompt
 from freehold.sandbox.rendering import requested
 from freehold.serving import Job, snippets
 from freehold.tokenizer import ChatTemplate, Rendered, Tokenizer
@@ -192,6 +192,8 @@ class Prompter:
         parsed = dialect if dialect is not None and (tools or dialect.channels) else None
         shown = self._marks(template, parsed)
 
+        opened: dict[int, PlacedPicture] = {}
+
         def fitted(turns: int) -> Prompt:
             kept = _without_oldest(chat, turns)
             rendered = self._rendered(
@@ -200,7 +202,7 @@ class Prompter:
             # Thinking opens at the beginning of an answer only, and this answer began in an earlier turn.
             begun = job.turn == "continue" and not rendered.in_thinking
             ids = self._tokenizer.encode_rendered(rendered)
-            placed = None if self._eyes is None else self._eyes.place(ids, kept)
+            placed = None if self._eyes is None else self._eyes.place(ids, kept, opened)
             return Prompt(
                 ids if placed is None else placed.ids,
                 None if begun else template.thinking_tags,
