@@ -34,6 +34,23 @@ struct Error : std::runtime_error {
 // The SHA-256 of all native sources, and the compiler: what two modules that compute the same bits have in common.
 const char* revision();
 
+// Floats on a boundary of 64 bytes, for kernels that pack into them. They begin as anything, and again where they grow.
+class AlignedFloats {
+ public:
+  explicit AlignedFloats(int64_t n = 0) { grow(n); }
+  void grow(int64_t n) {
+    if (n <= size_) return;
+    held_.reset();                           // first, so that the larger one may lie in its place
+    held_.reset(new float[static_cast<size_t>(n) + 16]);
+    size_ = n;
+  }
+  float* data() const { return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(held_.get()) + 63) / 64 * 64); }
+  int64_t size() const { return size_; }
+ private:
+  std::unique_ptr<float[]> held_;
+  int64_t size_ = 0;
+};
+
 // --- dispatch.cpp -----------------------------------------------------------------------------------------------
 // Tables this machine can run, best first; the one in use: FREEHOLD_ISA's choice, else the first.
 const std::vector<const Kernels*>& runnable_kernels();
@@ -252,6 +269,7 @@ class Adapter {
 struct Step {
   int64_t rows = 0;
   int64_t section = -1;                 // which section of the plan to run; -1: all. See Plan::section()
+  int64_t begin = 0, end = 0;           // of a section: rows to compute, one cut after another; end 0: all
   const int32_t* tokens = nullptr;      // [rows]
   const int32_t* positions = nullptr;   // [rows]
   const int32_t* seqs = nullptr;        // [rows], index into block_tables, non-decreasing

@@ -9,11 +9,12 @@
 
 namespace fh {
 
-Plan::Plan(std::shared_ptr<Threads> threads, std::shared_ptr<KvCache> cache, int64_t max_rows) {
+Plan::Plan(std::shared_ptr<Threads> threads, std::shared_ptr<KvCache> cache, int64_t max_rows, bool rounds) : rounds(rounds) {
   if (max_rows < 1 || max_rows > 1 << 20) refuse("max_rows must be 1 to 1048576, got " + std::to_string(max_rows));
   trace_.threads = std::move(threads);
   trace_.cache = std::move(cache);
   trace_.max_rows = max_rows;
+  if (rounds && trace_.cache) refuse("a plan with a cache does not round");
 }
 Plan::~Plan() { trace_.threads->settle(); }
 
@@ -43,23 +44,42 @@ const StateLayer& Plan::want_state(int layer, int64_t conv, int64_t state) const
   return kept;
 }
 
-// A buffer lives from its first op to its last; dead ones lend their memory to later ones of no greater width.
+// A buffer lives from its first op to its last. One that outlives a section lives through all of its sections: a section may be
+// cut by rows, and its ops then run again for later rows, which lie elsewhere in rooms of other widths.
+std::vector<std::pair<size_t, size_t>> Plan::lives() const {
+  const auto& ops = trace_.ops;
+  std::vector<std::pair<size_t, size_t>> out(trace_.width.size(), {ops.size(), 0});
+  std::vector<int64_t> section(ops.size());
+  for (int64_t s = 0; s < sections(); ++s)
+    for (auto [i, end] = trace_.ops_of(s); i < end; ++i) section[i] = s;
+  for (size_t i = 0; i < ops.size(); ++i)
+    for (const auto* used : {&ops[i]->reads, &ops[i]->writes})
+      for (int b : *used) {
+        auto& [first, last] = out[static_cast<size_t>(b)];
+        first = std::min(first, i);
+        last = i;
+      }
+  for (auto& [first, last] : out) {
+    if (first > last || section[first] == section[last]) continue;
+    first = trace_.ops_of(section[first]).first;
+    last = trace_.ops_of(section[last]).second - 1;
+  }
+  return out;
+}
+
+// Dead buffers lend their memory to later ones of no greater width.
 void Plan::assign_rooms() {
   const auto& [ops, width] = std::tie(trace_.ops, trace_.width);
-  std::vector<size_t> last(width.size(), 0);
-  for (size_t i = 0; i < ops.size(); ++i) {
-    for (int b : ops[i]->reads) last[static_cast<size_t>(b)] = i;
-    for (int b : ops[i]->writes) last[static_cast<size_t>(b)] = i;
-  }
+  const auto life = lives();
   std::vector<int64_t> room_width;
   std::vector<bool> busy;
   std::vector<int>& room = trace_.room;
   room.assign(width.size(), -1);
   for (size_t i = 0; i < ops.size(); ++i) {
-    for (int b : ops[i]->writes) {
-      int& at = room[static_cast<size_t>(b)];
-      if (at >= 0) continue;
-      const int64_t want = width[static_cast<size_t>(b)];
+    for (size_t b = 0; b < width.size(); ++b) {
+      if (life[b].first != i) continue;
+      int& at = room[b];
+      const int64_t want = width[b];
       for (size_t s = 0; s < busy.size(); ++s)
         if (!busy[s] && room_width[s] >= want && (at < 0 || room_width[s] < room_width[static_cast<size_t>(at)])) at = static_cast<int>(s);
       if (at < 0) {
@@ -70,9 +90,9 @@ void Plan::assign_rooms() {
       busy[static_cast<size_t>(at)] = true;
     }
     for (size_t b = 0; b < width.size(); ++b)
-      if (room[b] >= 0 && last[b] == i) busy[static_cast<size_t>(room[b])] = false;
+      if (room[b] >= 0 && life[b].second == i) busy[static_cast<size_t>(room[b])] = false;
   }
-  for (int64_t w : room_width) trace_.rooms.emplace_back(static_cast<size_t>(w * trace_.max_rows));
+  for (int64_t w : room_width) trace_.rooms.push_back(Memory::anonymous(sizeof(float) * static_cast<size_t>(w * trace_.max_rows)));
 }
 
 // After the last op that writes what outlives the step, if there is one: an encoder's rows all see each other to the end.

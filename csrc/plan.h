@@ -23,22 +23,27 @@ struct Trace {
   std::vector<std::unique_ptr<Op>> ops;
   std::vector<int64_t> width;                            // of each buffer
   std::vector<int> room;                                 // of each buffer, after finish(): which of `rooms` it lies in
-  std::vector<std::vector<float>> rooms;
+  std::vector<std::shared_ptr<Memory>> rooms;            // made by the system where a thread first touches them: a picture's take 0.5 GB
   size_t narrow = 0;                                     // number of the Narrow op; 0: there is none
   std::vector<size_t> sections;                          // numbers of the ops that begin one, but the first
+  std::pair<size_t, size_t> ops_of(int64_t section) const {
+    const auto k = static_cast<size_t>(section);
+    return {k ? sections[k - 1] : 0, k < sections.size() ? sections[k] : ops.size()};
+  }
 };
 
 class StepRunner;
 
 class Plan {
  public:
-  Plan(std::shared_ptr<Threads> threads, std::shared_ptr<KvCache> cache, int64_t max_rows);
+  Plan(std::shared_ptr<Threads> threads, std::shared_ptr<KvCache> cache, int64_t max_rows, bool rounds = false);
   ~Plan();
 
   // A run may pause here: Step::section runs the ops between two such places. Sections of a step run in order, with the same
   // step, and what the ones before left stays in the plan's buffers. For plans without a cache.
   void section();
   int64_t sections() const { return static_cast<int64_t>(trace_.sections.size()) + 1; }
+  const bool rounds;                                     // products may round to bfloat16: see Kernels::both_rounded, gemm_rounded
   void finish();
   int64_t vocab() const { return ends_.vocab; }
   int64_t hidden_width() const { return ends_.width; }   // of the rows that a step may ask for
@@ -78,6 +83,7 @@ class Plan {
 
  private:
   void insert_narrow();
+  std::vector<std::pair<size_t, size_t>> lives() const;  // of each buffer: numbers of the first and the last op
   void assign_rooms();
 
   Trace trace_;

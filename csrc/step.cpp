@@ -207,17 +207,21 @@ void StepRunner::run(const Step& step) {
 
 void StepRunner::check_section(const Step& step) {
   const auto sections = static_cast<int64_t>(trace_.sections.size()) + 1;
+  const int64_t end = step.end ? step.end : step.rows;
+  const bool whole = step.begin == 0 && end == step.rows;
   if (step.section < -1 || step.section >= sections) refuse("no section " + std::to_string(step.section) + " in a plan of " + std::to_string(sections));
-  if (step.section > 0 && (step.section != next_section_ || step.rows != section_rows_)) refuse("section " + std::to_string(step.section) + " does not follow the one that ran last");
-  next_section_ = step.section + 1;
+  if (step.begin < 0 || step.begin >= end || end > step.rows) refuse("rows " + std::to_string(step.begin) + " to " + std::to_string(end) + " of " + std::to_string(step.rows));
+  if (step.section < 0 && !whole) refuse("a run of all sections takes all rows");
+  const bool first = step.section <= 0 && step.begin == 0;
+  if (!first && (step.section != next_section_ || step.begin != next_row_ || step.rows != section_rows_)) refuse("section " + std::to_string(step.section) + " does not follow the one that ran last");
+  if (!whole) {
+    const auto [begin, last] = trace_.ops_of(step.section);
+    for (size_t i = begin + 1; i < last; ++i)
+      if (trace_.ops[i]->sees() == Op::Sees::All) refuse("section " + std::to_string(step.section) + " is not cut by rows: ops before its attention compute what that reads");
+  }
+  next_section_ = end == step.rows ? step.section + 1 : step.section;
+  next_row_ = end == step.rows ? 0 : end;
   section_rows_ = step.rows;
-}
-
-std::pair<size_t, size_t> StepRunner::ops_of(int64_t section) const {
-  const std::vector<size_t>& starts = trace_.sections;
-  if (section < 0) return {0, trace_.ops.size()};
-  const auto k = static_cast<size_t>(section);
-  return {k ? starts[k - 1] : 0, k < starts.size() ? starts[k] : trace_.ops.size()};
 }
 
 // Fills the seat and its counters. A worker late for the step before may still be on its way through the other seat.
@@ -231,7 +235,8 @@ StepRunner::Seat& StepRunner::ready(const Step& step, int number, int active, in
     seat.rest.origin = &seat.narrowed.rows;
     fill(seat.rest, seat.narrowed.step, number, active, streams(step.rows) || !streams(seat.narrowed.step.rows) ? ahead : prefetch_.settled());
   }
-  std::tie(seat.begin, seat.end) = ops_of(step.section);
+  std::tie(seat.begin, seat.end) = step.section < 0 ? std::pair{size_t{0}, trace_.ops.size()} : trace_.ops_of(step.section);
+  fill_cut(seat, number, active, ahead);
   for (size_t i = seat.begin; i < seat.end; ++i) {
     Op& op = *trace_.ops[i];
     op.first.reset(number);
@@ -239,6 +244,31 @@ StepRunner::Seat& StepRunner::ready(const Step& step, int number, int active, in
     op.prepare(part(seat, i));
   }
   return seat;
+}
+
+// Rows [begin, end) of a section's step as a step of their own, in the same buffers.
+void StepRunner::fill_cut(Seat& seat, int number, int active, int64_t ahead) const {
+  const Step& all = seat.step;
+  Run& whole = seat.run;
+  whole.begin = all.begin;
+  whole.end = all.end ? all.end : all.rows;
+  const int64_t at = whole.begin, rows = whole.end - at;
+  seat.cut = all;
+  seat.cut.rows = rows == all.rows ? 0 : rows;
+  if (!seat.cut.rows) return;
+  Step& cut = seat.cut;
+  cut.tokens += at;
+  cut.positions += at;
+  cut.seqs += at;
+  if (cut.row_adapters) cut.row_adapters += at;
+  if (cut.feature_rows) cut.feature_rows += at;
+  else if (cut.features) cut.features += at * cut.feature_width, cut.nfeatures = rows;
+  if (cut.places) cut.places += 3 * at;
+  if (cut.ends) cut.ends += at;
+  fill(seat.some, cut, number, active, ahead);
+  seat.some.offset = at;
+  for (size_t b = 0; b < seat.some.buffer.size(); ++b)
+    if (seat.some.buffer[b]) seat.some.buffer[b] += at * trace_.width[b];
 }
 
 void StepRunner::fill(Run& r, const Step& step, int seat, int active, int64_t ahead) const {
@@ -249,11 +279,14 @@ void StepRunner::fill(Run& r, const Step& step, int seat, int active, int64_t ah
   r.segments = segments(step);
   take_pieces(step, r.segments, r.pieces, r.chains);
   r.adapted = adapted(step);
+  r.begin = 0;
+  r.end = step.rows;
+  r.offset = 0;
   r.active = active;
   r.seat = seat;
   r.ahead = ahead;
   r.buffer.clear();
-  for (int room : trace_.room) r.buffer.push_back(room < 0 ? nullptr : trace_.rooms[static_cast<size_t>(room)].data());
+  for (int room : trace_.room) r.buffer.push_back(room < 0 ? nullptr : reinterpret_cast<float*>(trace_.rooms[static_cast<size_t>(room)]->data));
 }
 
 void StepRunner::walk(Seat& seat, int thread) {

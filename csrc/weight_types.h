@@ -48,8 +48,9 @@ constexpr int plane_bytes(Planes p) {
 // Planes::E2M1: what a nibble's 4-bit float, doubled, is as a code with offset 12.
 constexpr uint8_t kE2m1Codes[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
-// The forms in which activations meet weights: floats; int8 with a scale per 32 or per 256 inputs; int16 per 128.
-constexpr int kActF32 = 0, kAct32 = 1, kAct256 = 2, kActWide = 3, kActs = 4;
+// The forms in which activations meet weights: floats; int8 with a scale per 32 or per 256 inputs; int16 per 128; bfloat16, which
+// no weight type wants by itself: see Kernels::gemm_rounded.
+constexpr int kActF32 = 0, kAct32 = 1, kAct256 = 2, kActWide = 3, kActRounded = 4, kActs = 5;
 // Wide codes: int16 within +-4095, 128 inputs to a scale; encoder.inl says why.
 constexpr int kWideUnit = 128, kWideCode = 4095;
 

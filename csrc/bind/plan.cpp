@@ -33,7 +33,7 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
                                              const std::optional<InOut<float, 2>>& hidden,
                                              const std::optional<In<int32_t, 2>>& window_blocks, const std::optional<In<int32_t, 2>>& pieces,
                                              const std::optional<In<float, 2>>& features, const std::optional<In<int32_t, 1>>& feature_rows,
-                                             const std::optional<In<int32_t, 2>>& places, const std::optional<In<int32_t, 1>>& ends, int64_t section) {
+                                             const std::optional<In<int32_t, 2>>& places, const std::optional<In<int32_t, 1>>& ends, int64_t section, int64_t begin, int64_t end) {
   if (ends && ends->size() != tokens.size()) throw Error(ErrorKind::Usage, "ends must be [rows]");
   if (feature_rows && (!features || feature_rows->size() != tokens.size())) throw Error(ErrorKind::Usage, "feature_rows must be [rows], beside features");
   if (places && (places->shape(0) != tokens.size() || places->shape(1) != 3)) throw Error(ErrorKind::Usage, "places must be [rows, 3]");
@@ -65,6 +65,8 @@ std::pair<Out<float>, Out<int64_t>> run_plan(Plan& plan, In<int32_t, 1> tokens, 
   step.npieces = pieces ? static_cast<int64_t>(pieces->shape(0)) : 0;
   step.pieces = pieces ? pieces->data() : nullptr;
   step.section = section;
+  step.begin = begin;
+  step.end = end;
   if (features) {
     step.nfeatures = static_cast<int64_t>(features->shape(0));
     step.feature_width = static_cast<int64_t>(features->shape(1));
@@ -157,8 +159,9 @@ A layer of (0, 0, 0) keeps no keys and values.)")
 
   nb::class_<Plan> plan(m, "Plan", R"(A traced forward pass. Build it once with the op methods, `finish`, then `run` steps.
 
-Op methods take and return buffer numbers: float32 activations [rows of the step, width].)");
-  plan.def(nb::init<std::shared_ptr<Threads>, std::shared_ptr<KvCache>, int64_t>(), "threads"_a, "cache"_a.none(), "max_rows"_a);
+Op methods take and return buffer numbers: float32 activations [rows of the step, width].
+`rounds`: products, and attention both ways, may round to bfloat16 where that is faster.)");
+  plan.def(nb::init<std::shared_ptr<Threads>, std::shared_ptr<KvCache>, int64_t, bool>(), "threads"_a, "cache"_a.none(), "max_rows"_a, "rounds"_a = false);
   bind_ops(plan);
   plan.def_prop_ro("hidden_width", &Plan::hidden_width, "Width of the rows `run` gives as hidden.")
       .def("section", &Plan::section, "Let a run pause here, in a plan without a cache: see `run` and its `section`.")
@@ -169,7 +172,7 @@ Op methods take and return buffer numbers: float32 activations [rows of the step
       .def("run", &run_plan, "tokens"_a, "positions"_a, "seqs"_a, "block_tables"_a, "logit_rows"_a,
            "choices"_a = std::vector<ChoiceTuple>(), "tokens_end"_a = 0, "adapters"_a = std::vector<std::shared_ptr<Adapter>>(),
            "row_adapters"_a = nb::none(), "hidden_rows"_a = nb::none(), "hidden"_a = nb::none(), "window_tables"_a = nb::none(), "pieces"_a = nb::none(),
-           "features"_a = nb::none(), "feature_rows"_a = nb::none(), "places"_a = nb::none(), "ends"_a = nb::none(), "section"_a = -1,
+           "features"_a = nb::none(), "feature_rows"_a = nb::none(), "places"_a = nb::none(), "ends"_a = nb::none(), "section"_a = -1, "begin"_a = 0, "end"_a = 0,
            R"(Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
 logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
 wanted that `sample` would choose among ids below `tokens_end` with every filter off. Return float32
@@ -184,7 +187,8 @@ slot written; they cover the rows of each sequence in order.
 -1 for a token's.
 `places` int32 [rows, 3]: time, row and column of each row, for ropes with axes. `ends` int32 [rows]:
 where layers of attention both ways stop looking, beyond a row's own position. `section`: that part of
-the plan alone, of those that `Plan.section` made, in order.)");
+the plan alone, of those that `Plan.section` made, in order; `begin`, `end`: those rows of it (end 0: to the
+last), one cut after another. No bit depends on cuts.)");
 }
 
 }  // namespace fh

@@ -40,16 +40,24 @@ Out<float> gelu_erf(const std::string& isa, Row x) {
   return y;
 }
 
-Out<float> attend_both(const std::string& isa, In<float, 2> q, In<float, 2> keys, In<float, 2> values, float scale) {
+// `cut`: queries a call takes at most.
+Out<float> attend_both(const std::string& isa, In<float, 2> q, In<float, 2> keys, In<float, 2> values, float scale, bool rounded, int64_t cut) {
   const int64_t rows = dim(q, 0), d = dim(q, 1);
   expect(rows > 0 && d >= 16, "q is [rows, d], d of 16 or more");
   expect(dim(keys, 0) == rows && dim(values, 0) == rows && dim(keys, 1) == d && dim(values, 1) == d, "q, keys and values need one shape");
   Out<float> out = zeros<float>({rows, d});
-  std::vector<float> scratch(static_cast<size_t>(both_scratch(rows, d)), NAN);
   const BothArgs a{q.data(), keys.data(), values.data(), out.data(), d, rows, static_cast<int>(d), scale};
   const Kernels* k = table(isa);
-  if (k) k->attend_both(a, scratch.data());
-  else reference::attend_both(a);
+  expect(cut > 0 && cut <= kBothMost, "cut is 1 to 256");
+  if (!k) {
+    reference::attend_both(a, rounded);
+    return out;
+  }
+  const BothKernel& both = rounded ? k->both_rounded : k->both;
+  AlignedFloats packed(both.packed(rows, d)), scratch(both.scratch(rows, d));
+  for (AlignedFloats* room : {&packed, &scratch}) std::fill_n(room->data(), room->size(), NAN);
+  for (int64_t j = 0; j < rows; j += kBothPacked) both.pack(a, j, std::min(rows, j + kBothPacked), packed.data());
+  for (int64_t i = 0; i < rows; i += cut) both.attend(a, packed.data(), i, std::min(cut, rows - i), scratch.data());
   return out;
 }
 
@@ -238,7 +246,7 @@ void bind_testing_rows(nb::module_& t) {
   t.def("rms_norm", &rms_norm, "isa"_a, "x"_a, "w"_a, "eps"_a);
   t.def("layer_norm", &layer_norm, "isa"_a, "x"_a, "w"_a, "b"_a, "eps"_a);
   t.def("gelu_erf", &gelu_erf, "isa"_a, "x"_a);
-  t.def("attend_both", &attend_both, "isa"_a, "q"_a, "keys"_a, "values"_a, "scale"_a);
+  t.def("attend_both", &attend_both, "isa"_a, "q"_a, "keys"_a, "values"_a, "scale"_a, "rounded"_a = false, "cut"_a = kBothMost);
   t.def("add", [](const std::string& isa, Row y, Row x) { return binary(table(isa), &Kernels::add, add, y, x); });
   t.def("silu_rows", [](const std::string& isa, In<float, 3> g, In<float, 3> u, int64_t width) { return gate_rows(isa, &Kernels::silu_rows, reference::silu_mul, g, u, width); });
   t.def("gelu_rows", [](const std::string& isa, In<float, 3> g, In<float, 3> u, int64_t width) { return gate_rows(isa, &Kernels::gelu_rows, reference::gelu_mul, g, u, width); });

@@ -95,18 +95,26 @@ static void gelu_erf(float* y, int64_t n) {
 // they lie a whole row apart, a page of memory each. Groups of queries walk a tile of keys, then of values, that stays in an
 // L1 or L2: with eight queries at a time a picture of 4,096 patches reads both 512 times from further away.
 constexpr int kBothRows = 8;
+constexpr int kBothGroup = 64, kBothTile = 256;   // queries that walk together, and the keys or values they walk at a time
+OP int64_t both_wide(int64_t rows) { return (rows + 31) / 32 * 32; }
+static int64_t both_packed(int64_t rows, int64_t d) { return d * (both_wide(rows) + rows); }
+static int64_t both_scratch(int64_t rows, int64_t d) { return kBothGroup * (both_wide(rows) + 3 * d); }
 struct Both {
   const BothArgs& a;
-  float *keys, *values, *scores, *queries;   // [d][wide], [rows][d], [kBothGroup][wide], [kBothGroup / 8][d][8]
-  int64_t wide;                              // rows, rounded up to 32: what that adds has weight 0
+  const float *keys, *values;                     // [d][wide], [rows][d]
+  float *scores, *queries;                        // [kBothGroup][wide], [kBothGroup / 8][d][8]
+  int64_t wide;                                   // rows, rounded up to 32: what that adds has weight 0
 };
-OP void pack_head(const Both& s) {
-  for (int i = 0; i < s.a.d; ++i)
-    for (int64_t j = s.a.rows; j < s.wide; ++j) s.keys[i * s.wide + j] = 0.0f;
-  for (int64_t j = 0; j < s.a.rows; ++j) {
-    for (int i = 0; i < s.a.d; ++i) s.keys[i * s.wide + j] = s.a.k[j * s.a.stride + i];
-    memcpy(s.values + j * s.a.d, s.a.v + j * s.a.stride, sizeof(float) * static_cast<size_t>(s.a.d));
+static void pack_both(const BothArgs& a, int64_t begin, int64_t end, float* packed) {
+  const int64_t wide = both_wide(a.rows);
+  float* const values = packed + a.d * wide;
+  for (int64_t j = begin; j < end; ++j) {
+    for (int i = 0; i < a.d; ++i) packed[i * wide + j] = a.k[j * a.stride + i];
+    memcpy(values + j * a.d, a.v + j * a.stride, sizeof(float) * static_cast<size_t>(a.d));
   }
+  if (end < a.rows) return;
+  for (int i = 0; i < a.d; ++i)
+    for (int64_t j = a.rows; j < wide; ++j) packed[i * wide + j] = 0.0f;
 }
 // Eight queries from `row` on, input by input.
 OP void pack_queries(const Both& s, int64_t row, float* to) {
@@ -173,17 +181,15 @@ OP void mix_all(const Both& s, const float* scores, int64_t begin, int64_t end, 
   for (; c + 32 <= even; c += 32) mix<2>(s, scores, begin, end, c, out);
   if (c < even) mix<1>(s, scores, begin, end, c, out);
 }
-static void attend_both(const BothArgs& a, float* scratch) {
-  const int64_t wide = (a.rows + 31) / 32 * 32, d = a.d;
-  float* const values = scratch + d * wide;
-  float* const scores = values + d * wide;
-  float* const queries = scores + kBothGroup * wide;
+static void attend_both(const BothArgs& a, const float* packed, int64_t from, int64_t rows, float* scratch) {
+  const int64_t wide = both_wide(a.rows), d = a.d, last = from + rows;
+  float* const queries = scratch + kBothGroup * wide;
   float* const out = queries + kBothGroup * d;
   float* const tail = out + kBothGroup * d;
-  const Both s{a, scratch, values, scores, queries, wide};
-  pack_head(s);
-  for (int64_t row = 0; row < a.rows; row += kBothGroup) {
-    const int64_t count = a.rows - row < kBothGroup ? a.rows - row : kBothGroup, blocks = (count + kBothRows - 1) / kBothRows;
+  const Both s{a, packed, packed + d * wide, scratch, queries, wide};
+  float* const scores = scratch;
+  for (int64_t row = from; row < last; row += kBothGroup) {
+    const int64_t count = last - row < kBothGroup ? last - row : kBothGroup, blocks = (count + kBothRows - 1) / kBothRows;
     for (int64_t b = 0; b < blocks; ++b) pack_queries(s, row + b * kBothRows, queries + b * kBothRows * d);
     for (int64_t j = 0; j < wide; j += kBothTile) {
       const int64_t end = wide - j < kBothTile ? wide : j + kBothTile;
@@ -210,5 +216,5 @@ static void fill_encoder(Kernels& t) {
   t.quantize_wide = quantize_wide;
   t.layer_norm = layer_norm;
   t.gelu_erf = gelu_erf;
-  t.attend_both = attend_both;
+  t.both = t.both_rounded = {both_packed, both_scratch, pack_both, attend_both};
 }

@@ -64,6 +64,7 @@ struct Acts {
   // lines are asked for (0: the machine's own prefetcher does better). They change no result.
   const uint8_t* next = nullptr;
   int64_t ahead = 0;
+  const uint16_t* rounded = nullptr; // [K/256][M][256] as round_row writes them, always by units
 };
 
 // One layer's keys and values for one sequence: pages of kBlockTokens positions, found through the block table.
@@ -104,10 +105,19 @@ struct AttnArgs {
 constexpr int kAttnTileQueries = 64;
 
 // One head of one sequence whose rows all see each other: rows of q, k, v and out lie `stride` floats apart. d is
-// 16 or more. Scratch: see both_scratch.
+// 16 or more.
 struct BothArgs { const float *q, *k, *v; float* out; int64_t stride, rows; int d; float scale; };
-constexpr int kBothGroup = 64, kBothTile = 256;   // queries that walk together, and the keys or values they walk at a time
-constexpr int64_t both_scratch(int64_t rows, int64_t d) { return (2 * d + kBothGroup) * ((rows + 31) / 32 * 32) + 3 * kBothGroup * d; }
+constexpr int kBothPacked = 256;              // keys and values that are packed at a time
+constexpr int kBothMost = 256;                // queries that `attend` takes at once
+// Attention both ways in two halves: keys and values are packed once for all of a head's queries. Memory is the caller's, on
+// a boundary of 64 bytes. A query's bits depend on no other query of its call.
+struct BothKernel {
+  int64_t (*packed)(int64_t rows, int64_t d);        // floats that a head takes packed
+  int64_t (*scratch)(int64_t rows, int64_t d);       // floats for a call of `attend`
+  void (*pack)(const BothArgs& a, int64_t begin, int64_t end, float* packed);   // rows [begin, end), begin a multiple of kBothPacked
+  // out = softmax(q k' scale) v of queries [row, row + count).
+  void (*attend)(const BothArgs& a, const float* packed, int64_t row, int64_t count, float* scratch);
+};
 
 struct SampleParams {
   float temperature, top_p, min_p, typical_p;
@@ -133,6 +143,15 @@ struct Kernels {
   // activations by units. y [p1-p0][nt][16] begins at unit 0 and grows with every further one, in order. Integer types only.
   using Gemm = void (*)(const Panels& w, int64_t p0, int64_t p1, int64_t u, const Acts& x, int64_t t0, int64_t nt, float* y);
   Gemm gemm[kWeightTypeCount];
+  using Gate = void (*)(const float* g, const float* u, int64_t width, int64_t nt, float* y, int64_t ld);
+  // Where products may round to bfloat16: weights and rows rounded so, sums in float32. Other bits than gemm's and panel's, for any
+  // number of rows. Null for types, and tables, whose integer dots do better.
+  Gemm gemm_rounded[kWeightTypeCount];
+  void (*round_row)(const float* x, int64_t k, uint16_t* to);   // a unit of a row for that, k a multiple of 32; null with it
+  // What follows such products, within 2^-12 of itself: gates as silu_rows and gelu_rows, and y = gelu_tanh(sums + bias), bias may be
+  // null. Null with it.
+  Gate silu_rounded, gelu_rounded;
+  void (*gelu_bias_rounded)(const float* sums, int64_t width, int64_t nt, const float* bias, float* y, int64_t ld);
 
   // One activation row to int8. k a multiple of 32 (of 256 for q256). NaN or infinity in x give scale NaN: never UB.
   void (*quantize32)(const float* x, int64_t k, int8_t* q, float* scale, int32_t* sum16, float* fsum32);
@@ -150,13 +169,13 @@ struct Kernels {
   // y[rows[t]] += scale[t] * that, by one multiply-add; rows null: row t. Rows differ.
   void (*add_scaled_rows)(const float* sums, int64_t width, int64_t nt, const int32_t* rows, const float* scale, float* y, int64_t ld);
   // The same of gates and what they let through: y = silu(g) * u, or gelu_tanh(g) * u.
-  using Gate = void (*)(const float* g, const float* u, int64_t width, int64_t nt, float* y, int64_t ld);
   Gate silu_rows, gelu_rows;
   void (*softcap)(float* y, float cap, int64_t n);                  // y = cap * tanh(y / cap)
 
   void (*layer_norm)(const float* x, const float* w, const float* b, float eps, int64_t n, float* y);   // n % 16 == 0; in place allowed
   void (*gelu_erf)(float* y, int64_t n);                            // y = y * P(normal < y); n % 16 == 0
-  void (*attend_both)(const BothArgs& a, float* scratch);           // softmax(q k' scale) v
+  // Attention both ways in floats; and where products may round to bfloat16 (floats too, where that is no faster).
+  BothKernel both, both_rounded;
 
   // Rotates `heads` heads of d floats in place by cos/sin [rot/2]; rot <= d inputs turn, the rest stay.
   // adjacent: pairs (2i, 2i+1); else halves (i, i + rot/2).
@@ -192,7 +211,7 @@ const Kernels* kernels_avx512();
 const Kernels* kernels_vbmi();      // avx512's, but for T2 and T3
 const Kernels* kernels_neon();      // ARMv8.2 with dot products
 const Kernels* kernels_i8mm();      // neon's, to the same bits, with the dots of ARM's int8 matrix extension
-const Kernels* kernels_amx();       // vbmi's, but for gemm and gemm_rows, for panels and a screen of nine tokens or more, and for attention over f16 pages
+const Kernels* kernels_amx();       // vbmi's, but for gemm and gemm_rows, for panels and a screen of nine tokens or more, and for attention over f16 pages and both_rounded
 
 // Half precision in plain C++: exact to float, round to nearest even from it.
 inline float f16_to_f32(uint16_t h) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -57,12 +58,23 @@ void gelu_erf(float* y, int64_t n) {
   for (int64_t i = 0; i < n; ++i) y[i] = static_cast<float>(y[i] * 0.5 * std::erfc(-y[i] / std::sqrt(2.0)));
 }
 
-void attend_both(const BothArgs& a) {
+// To the nearest of 8 bits, ties to even; NaN and infinity stay.
+float to_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if ((bits & 0x7f800000u) == 0x7f800000u) return x;
+  bits = (bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+void attend_both(const BothArgs& a, bool rounded) {
+  const auto at = [&](const float* x, int64_t row, int i) { return static_cast<double>(rounded ? to_bf16(x[row * a.stride + i]) : x[row * a.stride + i]); };
   std::vector<double> p(static_cast<size_t>(a.rows));
   for (int64_t r = 0; r < a.rows; ++r) {
     for (int64_t j = 0; j < a.rows; ++j) {
       double s = 0.0;
-      for (int i = 0; i < a.d; ++i) s += static_cast<double>(a.q[r * a.stride + i]) * a.k[j * a.stride + i];
+      for (int i = 0; i < a.d; ++i) s += at(a.q, r, i) * at(a.k, j, i);
       p[static_cast<size_t>(j)] = s * a.scale;
     }
     const double top = *std::max_element(p.begin(), p.end());
@@ -70,7 +82,7 @@ void attend_both(const BothArgs& a) {
     for (double& s : p) sum += s = std::exp(s - top);
     for (int c = 0; c < a.d; ++c) {
       double y = 0.0;
-      for (int64_t j = 0; j < a.rows; ++j) y += p[static_cast<size_t>(j)] * a.v[j * a.stride + c];
+      for (int64_t j = 0; j < a.rows; ++j) y += p[static_cast<size_t>(j)] * at(a.v, j, c);
       a.out[r * a.stride + c] = static_cast<float>(y / sum);
     }
   }

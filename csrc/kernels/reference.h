@@ -9,8 +9,8 @@ namespace fh::reference {
 void rms_norm(const float* x, const float* w, float eps, int64_t n, float* y);
 void layer_norm(const float* x, const float* w, const float* b, float eps, int64_t n, float* y);
 void gelu_erf(float* y, int64_t n);
-// softmax(q k' scale) v for one head of one sequence.
-void attend_both(const BothArgs& a);
+// softmax(q k' scale) v for one head of one sequence; `rounded`: of q, k and v as bfloat16 keeps them.
+void attend_both(const BothArgs& a, bool rounded);
 void silu_mul(float* g, const float* u, int64_t n);
 void gelu_mul(float* g, const float* u, int64_t n);
 void softcap(float* y, float cap, int64_t n);

@@ -9,7 +9,7 @@ namespace {
 struct AllAngles { std::vector<const Angles*> ops; };
 
 // Rows keep the places they had in the whole step, so it does not matter on which side of the narrowing an op turns.
-size_t place(const Run& r, int64_t t) { return static_cast<size_t>(r.origin ? (*r.origin)[static_cast<size_t>(t)] : t); }
+size_t place(const Run& r, int64_t t) { return static_cast<size_t>(r.origin ? (*r.origin)[static_cast<size_t>(t)] : t + r.offset); }
 
 }  // namespace
 

@@ -18,6 +18,8 @@ struct AttentionRooms {
 struct Attention final : Op {
   int layer, q, out, heads, window, chunk; KvLayer shape; float scale, softcap;
   bool both;                                  // rows see up to Step::ends, where a step has them
+  int until;                                  // > 0: every row sees the keys before this position, and no other
+  std::vector<int32_t> untils;                // [max_rows], each of them `until`
   MaybeVector sinks;                          // a logit for each head that joins the sum of weights, and no value
   struct Item { Segment seg; int64_t row, rows; int head, first_span, spans; int64_t partial; };
   SpanDeal<Item> deals[Threads::kSeats];      // a step's work
@@ -38,14 +40,20 @@ struct Attention final : Op {
   }
   // The last position that any of `count` rows from `row` on sees.
   int64_t last_seen(const Run& r, const Segment& seg, int64_t row, int64_t count) const {
+    if (until) return until - 1;
     const int64_t own = seg.position + row + count - 1;
     if (!both || !r.step->ends) return own;
     const int32_t* ends = r.step->ends + seg.row + row;
     return std::max<int64_t>(own, *std::max_element(ends, ends + count) - 1);
   }
-  void allocate(int64_t, int threads) override {
+  void allocate(int64_t rows, int threads) override {
+    if (until) untils.assign(static_cast<size_t>(rows), until);
     rooms->local.resize(static_cast<size_t>(threads));
     for (auto& l : rooms->local) l.resize(std::max(l.size(), static_cast<size_t>(2 * unit(tile_rows()))));
+  }
+  void validate(const Step& s) const override {
+    for (int64_t t = 0; until && t < s.rows; ++t)
+      if (s.positions[t] < until) refuse("row " + std::to_string(t) + " lies before position " + std::to_string(until) + ", which it is to see keys up to");
   }
   void prepare(const Run& r) override {
     SpanDeal<Item>& deal = deals[r.seat];
@@ -83,7 +91,7 @@ struct Attention final : Op {
     a.window = window;
     if (chunk % kSpanTokens) a.window = static_cast<int>((it.seg.position + it.row) % chunk + 1);
     a.first_position = it.seg.position;
-    a.ends = both && r.step->ends ? r.step->ends + it.seg.row : nullptr;
+    a.ends = until ? untils.data() : both && r.step->ends ? r.step->ends + it.seg.row : nullptr;
     a.type = r.cache->type();
     return a;
   }
@@ -134,10 +142,11 @@ struct Attention final : Op {
   }
 };
 
-int attention(Plan& plan, int layer, int q, float scale, int window, float softcap, MaybeVector sinks, int chunk, bool both) {
+int attention(Plan& plan, int layer, int q, float scale, int window, float softcap, MaybeVector sinks, int chunk, bool both, int until) {
   const KvLayer& shape = plan.want_layer(layer);
   if (window < 0 || chunk < 0) refuse("a window or chunk must be 0 (none) or positive");
   if (window && chunk) refuse("attention has a window or chunks, not both");
+  if (until < 0 || (until && (window || chunk || both))) refuse("attention up to a position has no window, chunks or ends of its own");
   if (const int reach = window + chunk; plan.cache().windowed(layer) && (!reach || reach > plan.cache().window())) refuse("layer " + std::to_string(layer) + " looks further back than its window blocks");
   if (!(scale > 0.0f)) refuse("scores need a scale above 0");
   auto op = std::make_unique<Attention>();
@@ -154,6 +163,7 @@ int attention(Plan& plan, int layer, int q, float scale, int window, float softc
   op->chunk = chunk;
   op->softcap = softcap;
   op->both = both;
+  op->until = until;
   op->rooms = &plan.shared<AttentionRooms>();
   op->reads = {q};
   op->writes = {op->out};
@@ -162,8 +172,9 @@ int attention(Plan& plan, int layer, int q, float scale, int window, float softc
 FREEHOLD_OP(attention,
             "Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i; chunk c > 0: those of\n"
             "i's own chunk, j / c = i / c. `sinks`: a logit for each head that joins the softmax's sum and has no value.\n"
-            "`both`: rows of a picture see each other, where the step has `ends`.",
-            "layer"_a, "q"_a, "scale"_a, "window"_a = 0, "softcap"_a = 0.0f, "sinks"_a = nanobind::none(), "chunk"_a = 0, "both"_a = false)
+            "`both`: rows of a picture see each other, where the step has `ends`. `until` > 0: keys j < until, for rows at\n"
+            "that position and beyond.",
+            "layer"_a, "q"_a, "scale"_a, "window"_a = 0, "softcap"_a = 0.0f, "sinks"_a = nanobind::none(), "chunk"_a = 0, "both"_a = false, "until"_a = 0)
 
 }  // namespace
 }  // namespace fh

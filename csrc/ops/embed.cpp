@@ -11,41 +11,42 @@ const float* feature_of(const Step& s, int64_t t) {
 }
 
 struct Embed final : Op {
-  MatrixPtr table; float scale; int64_t beyond; bool pictures; int out;
+  MatrixPtr table; float scale; int64_t beyond, shown; int out;
   void validate(const Step& s) const override {
     for (int64_t t = 0; t < s.rows; ++t)
       if (s.tokens[t] < 0 || (beyond < 0 && s.tokens[t] >= table->w.n))
         refuse("token " + std::to_string(s.tokens[t]) + " is outside the vocabulary of " + std::to_string(table->w.n));
-    if (pictures && s.features && s.feature_width < table->w.k) refuse("features are " + std::to_string(s.feature_width) + " wide, rows " + std::to_string(table->w.k));
+    if (shown < 0 && s.features && s.feature_width < table->w.k) refuse("features are " + std::to_string(s.feature_width) + " wide, rows " + std::to_string(table->w.k));
   }
   void run(Run& r, int) override {
     const int64_t k = table->w.k;
     each_row(r, first, r.step->rows, [&](int64_t t) {
       float* y = r.buffer[out] + t * k;
-      if (const float* picture = pictures ? feature_of(*r.step, t) : nullptr) {
+      const float* picture = feature_of(*r.step, t);
+      if (picture && shown < 0) {
         std::copy_n(picture, k, y);           // as the tower gave it: the scale is the table's
         return;
       }
-      const int64_t token = r.step->tokens[t];
+      const int64_t token = picture ? shown : r.step->tokens[t];
       decode_row(table->w, token < table->w.n ? token : beyond, y);
       if (scale != 1.0f) r.k->scale(y, scale, k);
     });
   }
 };
 
-int embed(Plan& plan, MatrixPtr table, float scale, int64_t beyond, bool pictures) {
-  if (beyond >= table->w.n) refuse("row " + std::to_string(beyond) + " is outside a table of " + std::to_string(table->w.n));
+int embed(Plan& plan, MatrixPtr table, float scale, int64_t beyond, int64_t shown) {
+  if (const int64_t row = std::max(beyond, shown); row >= table->w.n) refuse("row " + std::to_string(row) + " is outside a table of " + std::to_string(table->w.n));
   auto op = std::make_unique<Embed>();
   op->out = plan.buffer(table->w.k);
   op->writes = {op->out};
   op->table = std::move(table);
   op->scale = scale;
   op->beyond = beyond;
-  op->pictures = pictures;
+  op->shown = shown;
   return plan.add(std::move(op)).out;
 }
-FREEHOLD_OP(embed, "x = table[token] * scale.\n\n`beyond`: the row of tokens after the table's last; -1: they are refused.\nRows of pictures are copied, unscaled; without "
-            "`pictures` they are those of their token.", "table"_a, "scale"_a = 1.0f, "beyond"_a = -1, "pictures"_a = true)
+FREEHOLD_OP(embed, "x = table[token] * scale.\n\n`beyond`: the row of tokens after the table's last; -1: they are refused.\nRows of pictures are those of the step's "
+            "features, unscaled; with `shown` that row of the table.", "table"_a, "scale"_a = 1.0f, "beyond"_a = -1, "shown"_a = -1)
 
 // What a tower's middle layers saw joins the stream after the first layers (DeepStack, arXiv 2406.04334).
 struct AddFeatures final : Op {

@@ -38,7 +38,8 @@ struct Gated final : Op {
     low.expand(r, in, 0, begin, end, t0, nt, g);
     low.expand(r, in, 1, begin, end, t0, nt, u);
     const Place to(*w[0], begin, end, t0, r.buffer[out]);
-    (gelu ? r.k->gelu_rows : r.k->silu_rows)(g, u, to.width, nt, to.y, to.ld);
+    const bool rounds = in.rounds && r.k->gelu_rounded;
+    (gelu ? rounds ? r.k->gelu_rounded : r.k->gelu_rows : rounds ? r.k->silu_rounded : r.k->silu_rows)(g, u, to.width, nt, to.y, to.ld);
   }
 };
 

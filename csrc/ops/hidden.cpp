@@ -10,9 +10,11 @@ struct Hidden final : Op {
   void validate(const Step& s) const override {
     if (s.nlogits + s.nchoices) refuse("an encoder has no logits");
   }
+  Sees sees() const override { return Sees::Listed; }
   void run(Run& r, int) override {
     const Step& s = *r.step;
     each_row(r, first, s.nhidden, [&](int64_t t) {
+      if (s.hidden_rows[t] < r.begin || s.hidden_rows[t] >= r.end) return;
       for (const Part& p : parts) std::copy_n(r.buffer[p.buffer] + s.hidden_rows[t] * p.width, p.width, s.hidden + t * k + p.at);
     });
   }

@@ -2,6 +2,7 @@
 // Knows rows and positions; a few kilobytes a token, bound by memory.
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "ops/angles.h"
 #include "ops/record.h"
@@ -32,25 +33,44 @@ void rotate(Plan& plan, int x, std::shared_ptr<const Rope> rope, int width) {
 FREEHOLD_OP(rotate, "Rotate the heads of every row by its position, in place.", "x"_a, "rope"_a, "width"_a)
 
 struct Clamp final : Op {
-  int x; float limit; int64_t k;
+  int x; float limit, low; int64_t k;
   void run(Run& r, int) override {
     each_row(r, first, r.step->rows, [&](int64_t t) {
       float* y = r.buffer[x] + t * k;
-      for (int64_t i = 0; i < k; ++i) y[i] = y[i] > limit ? limit : y[i] < -limit ? -limit : y[i];   // NaN stays
+      for (int64_t i = 0; i < k; ++i) y[i] = y[i] > limit ? limit : y[i] < low ? low : y[i];   // NaN stays
     });
   }
 };
 
-void clamp(Plan& plan, int x, float limit) {
-  if (!(limit > 0.0f)) refuse("clamp() needs a limit above 0");
+void clamp(Plan& plan, int x, float limit, std::optional<float> low) {
+  if (!low && !(limit > 0.0f)) refuse("clamp() needs a limit above 0");
+  if (low && !(*low <= limit)) refuse("clamp() to [" + std::to_string(*low) + ", " + std::to_string(limit) + "], which holds nothing");
   auto op = std::make_unique<Clamp>();
   op->x = x;
   op->limit = limit;
+  op->low = low.value_or(-limit);
   op->k = plan.width_of(x);
   op->reads = {x};
   plan.add(std::move(op));
 }
-FREEHOLD_OP(clamp, "Limit every value to [-limit, limit], in place.", "x"_a, "limit"_a)
+FREEHOLD_OP(clamp, "Limit every value to [low, limit], in place; `low` is -limit unless given.", "x"_a, "limit"_a, "low"_a = nanobind::none())
+
+struct Gelu final : Op {
+  int x; int64_t k;
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) { r.k->gelu_erf(r.buffer[x] + t * k, k); });
+  }
+};
+
+void gelu(Plan& plan, int x) {
+  auto op = std::make_unique<Gelu>();
+  op->x = x;
+  op->k = plan.width_of(x);
+  if (op->k % 16) refuse("gelu() of rows of " + std::to_string(op->k) + " inputs, which 16 does not divide");
+  op->reads = {x};
+  plan.add(std::move(op));
+}
+FREEHOLD_OP(gelu, "GELU of every value in its exact form, in place.", "x"_a)
 
 // Attention thins out over more keys than training showed it: queries far back are scaled up.
 struct Temper final : Op {

@@ -64,6 +64,10 @@ struct Linear final : Op {
       for (int64_t t = 0; t < nt; ++t) r.k->add(tiles + ((p - p0) * nt + t) * kPanelRows, bias[0]->data() + p * kPanelRows, panel_width(m, p));
   }
   void activate(const Run& r, const Matrix& m, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* tiles) const {
+    if (act == Act::Gelu && in.rounds && r.k->gelu_bias_rounded) {
+      const Place to(m, p0, p1, t0, r.buffer[out[0]]);
+      return r.k->gelu_bias_rounded(tiles, to.width, nt, bias[0] ? bias[0]->data() + p0 * kPanelRows : nullptr, to.y, to.ld);
+    }
     add_bias(r, m, p0, p1, nt, tiles);
     const int64_t panel = nt * kPanelRows, n = (p1 - p0) * panel;
     if (act == Act::GeluErf) r.k->gelu_erf(tiles, n);

@@ -26,8 +26,9 @@ struct ActScratch {
   std::vector<float> low;                     // A x of the rows that adapters change: see LowRank
   std::vector<int16_t> wide;
   std::vector<float> wide_scale;
+  AlignedFloats rounded;                      // of uint16
   std::vector<std::vector<float>> tiles;      // by thread: sums of kGemmPanels panels
-  int64_t k32 = 0, k256 = 0, kf = 0, kw = 0;  // widest K each form must hold
+  int64_t k32 = 0, k256 = 0, kf = 0, kw = 0, kr = 0;   // widest K each form must hold
   void allocate(int64_t rows, int threads) {
     const auto units = [](int64_t k) { return (k + kUnitInputs - 1) / kUnitInputs; };
     normed.resize(static_cast<size_t>(rows * kf));
@@ -41,6 +42,7 @@ struct ActScratch {
     sum256.resize(static_cast<size_t>(rows * units(k256) * 16));
     wide.resize(static_cast<size_t>(rows * kw));
     wide_scale.resize(static_cast<size_t>(rows * kw / kWideUnit));
+    if (kr) rounded.grow(rows * units(kr) * kUnitInputs / 2);
     tiles.resize(static_cast<size_t>(threads));
     // At least 64 tokens' room: in decode sixteen gate and sixteen up panels share it, of sixteen rows at most.
     for (auto& t : tiles) t.resize(static_cast<size_t>(kGemmPanels * std::clamp<int64_t>(rows, 64, kGemmTokens) * kPanelRows));
@@ -68,12 +70,13 @@ struct Input {
   int64_t k;
   bool want[kActs] = {};                       // by kActF32, kAct32, ...
   ActScratch* scratch;
+  bool rounds = false;                         // see Plan::rounds
 
   // For rows of buffer x that all `weights` read. Throws Usage where widths differ.
   static Input record(Plan& plan, int x, Norm norm, const std::vector<MatrixPtr>& weights, ActScratch* own = nullptr) {
     const int64_t k = plan.width_of(x);
     check(norm, k);
-    Input in{x, std::move(norm), k, {}, own ? own : &plan.shared<ActScratch>()};
+    Input in{x, std::move(norm), k, {}, own ? own : &plan.shared<ActScratch>(), plan.rounds};
     for (const MatrixPtr& w : weights) {
       if (w->w.k != k) refuse("a weight with " + std::to_string(w->w.k) + " inputs for rows of " + std::to_string(k));
       in.wants(*w);
@@ -81,13 +84,16 @@ struct Input {
     return in;
   }
   void wants(const Matrix& w) {
-    const int act = traits(w.w.type).act();
+    const int act = act_of(w);
     want[act] = true;
+    if (act == kActRounded) scratch->kr = std::max(scratch->kr, k);
     if (act == kAct32) scratch->k32 = std::max(scratch->k32, k);
     if (act == kAct256) scratch->k256 = std::max(scratch->k256, k);
     if (act == kActWide) scratch->kw = std::max(scratch->kw, k);
     if (norm.weight) scratch->kf = std::max(scratch->kf, k);
   }
+  int act_of(const Matrix& w) const { return rounds && kernels()->gemm_rounded[static_cast<int>(w.w.type)] ? kActRounded : traits(w.w.type).act(); }
+  uint16_t* rounded() const { return reinterpret_cast<uint16_t*>(scratch->rounded.data()); }
   // rows: 0 where row t is to lie by itself, else the number of rows that lie by units.
   void row(Run& r, const float* src, int64_t t, int64_t rows = 0) const {
     if (norm.weight) {
@@ -96,6 +102,8 @@ struct Input {
       src = y;
     }
     if (want[kActWide]) r.k->quantize_wide(src, k, rows, scratch->wide.data() + t * kWideUnit, scratch->wide_scale.data() + t);
+    for (int64_t u = 0; want[kActRounded] && u * kUnitInputs < k; ++u)
+      r.k->round_row(src + u * kUnitInputs, std::min(kUnitInputs, k - u * kUnitInputs), rounded() + (u * rows + t) * kUnitInputs);
     if (rows < r.k->gemm_rows) return quantize(r, src, t * k, k);
     for (int64_t u = 0; u * kUnitInputs < k; ++u)
       quantize(r, src + u * kUnitInputs, (u * rows + t) * kUnitInputs, std::min(kUnitInputs, k - u * kUnitInputs));
@@ -114,7 +122,8 @@ struct Input {
     a.k = k;
     a.ahead = r.ahead;
     a.next = next;
-    switch (traits(w.w.type).act()) {
+    switch (act_of(w)) {
+      case kActRounded: a.rounded = rounded(); a.rows = r.step->rows; break;
       case kAct32:
         a.q = scratch->q32.data(); a.scale = scratch->scale32.data();
         a.sum16 = scratch->sum32.data(); a.fsum32 = scratch->fsum32.data();
@@ -132,6 +141,10 @@ struct Input {
   // Panels [p0, p1) of w times rows [t0, t0 + nt) of the step: y [p1-p0][nt][16]. `next`: what is read after them.
   void multiply(const Run& r, const Matrix& w, int64_t p0, int64_t p1, int64_t t0, int64_t nt, float* y, const uint8_t* next) const {
     Acts a = acts(r, w, r.buffer[x], next);
+    if (a.rounded) {
+      for (int64_t u = 0; u * kUnitInputs < a.k; ++u) r.k->gemm_rounded[static_cast<int>(w.w.type)](w.w, p0, p1, u, a, t0, nt, y);
+      return;
+    }
     if (a.wide) return multiply_wide(r, w, p0, p1, t0, nt, a, y);
     if (!a.f32 && r.step->rows >= r.k->gemm_rows) a.rows = r.step->rows;
     multiply_rows(r, w, p0, p1, a, t0, nt, y);

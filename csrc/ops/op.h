@@ -48,6 +48,8 @@ struct Run {
   std::vector<float*> buffer;                 // by buffer number
   const std::vector<int64_t>* wanted = nullptr;   // rows that continue after the last persistent write: see Narrow
   const std::vector<int64_t>* origin = nullptr;   // after it: where each row lay in the whole step
+  int64_t begin = 0, end = 0;                 // rows to compute, for ops that see other rows too: see Op::sees
+  int64_t offset = 0;                         // of this run's first row in the whole step, where the step is cut by rows
   int active = 1;                             // threads the step is offered to
   int seat = 0;                               // which set of counters and lists is this step's
   int64_t ahead = 0;                          // bytes of weights to prefetch; 0 where rows, not bytes, bound a step
@@ -76,6 +78,10 @@ struct Op {
   const uint8_t* following = nullptr;         // weights that the next matmul op begins with
   virtual ~Op() = default;
   virtual const uint8_t* weights() const { return nullptr; }        // the first this op reads
+  // Of a section that is cut by rows most ops are run as if the cut's rows were all. Others run over the whole step and
+  // compute rows [begin, end) of it: one that reads other rows (it must begin its section), or lists of rows.
+  enum class Sees : uint8_t { Own, Listed, All };
+  virtual Sees sees() const { return Sees::Own; }
   virtual void allocate(int64_t /*max_rows*/, int /*threads*/) {}   // once, when the plan is finished
   virtual void validate(const Step&) const {}                       // throws Usage for a step that does not fit the op
   virtual void prepare(const Run&) {}                               // before a step, on the calling thread: may allocate

@@ -215,9 +215,12 @@ class Plan:
     """A traced forward pass. Build it once with the op methods, `finish`, then `run` steps.
 
     Op methods take and return buffer numbers: float32 activations [rows of the step, width].
+    `rounds`: products, and attention both ways, may round to bfloat16 where that is faster.
     """
 
-    def __init__(self, threads: Threads, cache: KvCache | None, max_rows: int) -> None: ...
+    def __init__(
+        self, threads: Threads, cache: KvCache | None, max_rows: int, rounds: bool = False
+    ) -> None: ...
     def add(self, x: int, y: int, at: int = -1) -> None:
         """x += y in place, as wide as each other; with `at`: y to every part of x as wide as y, from `at` on."""
 
@@ -245,14 +248,16 @@ class Plan:
         sinks: F32 | None = None,
         chunk: int = 0,
         both: bool = False,
+        until: int = 0,
     ) -> int:
         """Causal attention of q over the layer's pages; window w > 0: keys j with i - w < j <= i; chunk c > 0: those of
         i's own chunk, j / c = i / c. `sinks`: a logit for each head that joins the softmax's sum and has no value.
-        `both`: rows of a picture see each other, where the step has `ends`.
+        `both`: rows of a picture see each other, where the step has `ends`. `until` > 0: keys j < until, for rows at
+        that position and beyond.
         """
 
-    def clamp(self, x: int, limit: float) -> None:
-        """Limit every value to [-limit, limit], in place."""
+    def clamp(self, x: int, limit: float, low: float | None = None) -> None:
+        """Limit every value to [low, limit], in place; `low` is -limit unless given."""
 
     def correct(
         self, x: int, made: int, router: F32, norm: F32, coefs: F32, scale: F32, active: int, eps: float
@@ -262,15 +267,15 @@ class Plan:
         router: [streams, width], norm and scale: [width], coefs: [streams, streams], flat.
         """
 
-    def embed(self, table: Matrix, scale: float = 1.0, beyond: int = -1, pictures: bool = True) -> int:
+    def embed(self, table: Matrix, scale: float = 1.0, beyond: int = -1, shown: int = -1) -> int:
         """x = table[token] * scale.
 
         `beyond`: the row of tokens after the table's last; -1: they are refused.
-        Rows of pictures are copied, unscaled; without `pictures` they are those of their token.
+        Rows of pictures are those of the step's features, unscaled; with `shown` that row of the table.
         """
 
-    def embed_sum(self, words: Matrix, positions: Matrix, kinds: Matrix) -> int:
-        """x = words[token] + positions[position] + kinds[0]."""
+    def embed_sum(self, words: Matrix, positions: Matrix, kinds: Matrix | None = None, start: int = 0) -> int:
+        """x = words[token] + positions[position - start] + kinds[0], if there are kinds."""
 
     def experts(
         self,
@@ -337,6 +342,9 @@ class Plan:
 
         cut: mean + above * deviation of a row's gates.
         """
+
+    def gelu(self, x: int) -> None:
+        """GELU of every value in its exact form, in place."""
 
     def hidden(self, x: int, beside: Sequence[int] = []) -> None:
         """The rows a step asks for, as they are, `beside` after them. The last op of a plan without a cache."""
@@ -429,7 +437,10 @@ class Plan:
         """RMS norm of every row, or of every part of it as wide as the weight, such as a head."""
 
     def norm_gate(self, y: int, gate: int, weight: F32 | None, eps: float = 0.0, *, act: str) -> None:
-        """y = norm(y) * act(gate) in place, a norm of heads as wide as the weight, or none; act: silu or sigmoid."""
+        """y = norm(y) * act(gate) in place, a norm of heads as wide as the weight, or none.
+
+        act: silu, sigmoid or gelu (tanh form).
+        """
 
     def part(self, x: int, at: int, width: int) -> int:
         """A copy of `width` inputs of every row, from `at` on."""
@@ -566,6 +577,8 @@ class Plan:
         places: I32 | None = None,
         ends: I32 | None = None,
         section: int = -1,
+        begin: int = 0,
+        end: int = 0,
     ) -> tuple[F32, NDArray[numpy.int64]]:
         """Run one step: tokens, positions, seqs int32 [rows]; block_tables int32 [sequences, width];
         logit_rows int32 [R]; choices (row, temperature, seed, position), for rows of which only the token is
@@ -581,7 +594,8 @@ class Plan:
         -1 for a token's.
         `places` int32 [rows, 3]: time, row and column of each row, for ropes with axes. `ends` int32 [rows]:
         where layers of attention both ways stop looking, beyond a row's own position. `section`: that part of
-        the plan alone, of those that `Plan.section` made, in order.
+        the plan alone, of those that `Plan.section` made, in order; `begin`, `end`: those rows of it (end 0: to the
+        last), one cut after another. No bit depends on cuts.
         """
 
 def sample(

@@ -151,3 +151,49 @@ def test_attention_spreads_nan_to_who_sees_it(isa):
     q[7, 3] = np.nan
     bad = np.isnan(kernels.attend_both(isa, q, k, v, 0.2)).any(1)
     assert bad.tolist() == [i == 7 for i in range(20)]
+
+
+ROUNDS = {"amx"}  # tables whose attention rounds to bfloat16 where it may
+
+
+@every_isa
+@pytest.mark.parametrize("count", [1, 31, 33, 128, 129, 300])
+@pytest.mark.parametrize("d", [16, 24, 64, 72, 80])
+def test_rounded_attention_agrees_with_the_reference_of_rounded_rows(isa, count, d):
+    """Weights are rounded too, by 2^-9 of each, and their polynomial errs by 2^-13."""
+    q, k, v = rows(count, count, d)
+    scale = 1 / math.sqrt(d)
+    got = kernels.attend_both(isa, q, k, v, scale, rounded=True)
+    want = kernels.attend_both("reference", q, k, v, scale, rounded=isa in ROUNDS)
+    assert np.abs(got - want).max() <= 2**-8 * np.abs(v).max()
+
+
+@every_isa
+@pytest.mark.parametrize("rounded", [False, True])
+def test_no_bit_of_attention_depends_on_what_is_computed_together(isa, rounded):
+    q, k, v = rows(5, 200, 72)
+    whole = kernels.attend_both(isa, q, k, v, 0.2, rounded=rounded)
+    for cut in (1, 7, 32, 100):
+        assert same_bits(kernels.attend_both(isa, q, k, v, 0.2, rounded=rounded, cut=cut), whole)
+
+
+@every_isa
+def test_rounded_attention_follows_maxima_that_grow_and_fall(isa):
+    """Keys grow by so much that later spans hold all of the weight, and for other queries none."""
+    q, k, v = rows(6, 700, 32)
+    k *= np.linspace(0.01, 12, 700, dtype=np.float32)[:, None]
+    got = kernels.attend_both(isa, q, k, v, 1.0, rounded=True)
+    want = kernels.attend_both("reference", q, k, v, 1.0, rounded=isa in ROUNDS)
+    assert np.abs(got - want).max() <= 2**-8 * np.abs(v).max()
+    assert np.isfinite(kernels.attend_both(isa, q * 1e4, k, v, 1.0, rounded=True)).all()
+
+
+@every_isa
+def test_rounded_attention_spreads_nan_to_who_sees_it(isa):
+    for bits in (0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF):
+        poison = np.array([bits], np.uint32).view(np.float32)[0]
+        for which, rows_hit in (("q", [7]), ("k", range(200)), ("v", range(200))):
+            q, k, v = rows(4, 200, 32)
+            {"q": q, "k": k, "v": v}[which][7, 3] = poison
+            bad = np.isnan(kernels.attend_both(isa, q, k, v, 0.2, rounded=True)).any(1)
+            assert np.flatnonzero(bad).tolist() == list(rows_hit)

@@ -164,6 +164,18 @@ def streams(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
     ops.logits(ops.merge(x, rest, 1e-5), m["embed"], WEIGHT, EPS)
 
 
+def clipped(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    x = ops.embed(m["embed"])
+    n = ops.norm(x, WEIGHT, EPS)
+    ops.clamp(n, 0.5, -0.25)
+    gate, up = ops.linear(n, (m["up"], m["up"]), (None, WIDE))
+    ops.clamp(gate, 0.75, 0.125)
+    ops.clamp(up, -0.125, -2.0)
+    ops.norm_gate(up, gate, None, act="gelu")
+    ops.linear_add(up, m["down"], x)
+    ops.logits(x, m["embed"], WEIGHT, EPS)
+
+
 def beyond(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
     x = ops.embed(m["embed"])
     ops.add(x, ops.embed(m["square"], 0.5, 3))  # of 64 rows, as many as tokens
@@ -171,7 +183,7 @@ def beyond(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
     ops.logits(x, m["embed"], WEIGHT, EPS)
 
 
-PROGRAMS = [layer_norms, without_gates, turned, beside, weighed, streams, beyond]
+PROGRAMS = [layer_norms, without_gates, turned, beside, weighed, streams, clipped, beyond]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -257,6 +269,20 @@ def test_the_cut_divides_by_all_gates_not_by_one_less():
     assert computed(program, 1, values=extra)[0, 0] == pytest.approx(gelu_tanh(left)[0], rel=1e-6)
 
 
+def test_gelu_in_place_has_its_exact_form():
+    def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+        x = ops.embed(m["embed"], 3.0)
+        ops.gelu(x)
+        ops.logits(x, m["identity"], None)
+
+    extra = {"embed": VALUES["embed"], "identity": np.eye(WIDTH, dtype=np.float32)}
+    got, want = computed(program, 5, values=extra), meant(program, 5, extra)
+    assert np.allclose(got, want, atol=1e-5) and np.abs(got - 3 * VALUES["embed"][:5]).max() > 1
+    plan = native.Plan(POOL, native.KvCache([(2, HEAD, HEAD)], 1, "f32"), 4)
+    with pytest.raises(UsageError, match="rows of 24 inputs, which 16 does not divide"):
+        plan.gelu(plan.part(plan.embed(packed(VALUES["embed"])), 0, 24))
+
+
 def test_streams_of_zeros_stay_zeros():
     def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
         first = ops.embed(m["embed"], 0.0)
@@ -280,6 +306,13 @@ def test_what_does_not_fit_is_refused():
         plan.layer_normed(x, np.ones(3, np.float32), None, EPS)
     with pytest.raises(UsageError, match="a limit above 0"):
         plan.clamp(x, 0.0)
+    with pytest.raises(UsageError, match="which holds nothing"):
+        plan.clamp(x, 0.5, 1.0)
+    with pytest.raises(UsageError, match="which holds nothing"):
+        plan.clamp(x, 0.5, np.nan)
+    with pytest.raises(UsageError, match="no multiple of 16"):
+        part = plan.part(x, 0, 24)
+        plan.norm_gate(part, part, None, act="gelu")
     with pytest.raises(UsageError, match="an original length of 1"):
         plan.temper(x, 0.1, 0)
     with pytest.raises(UsageError, match="act must be"):
@@ -292,8 +325,9 @@ def test_what_does_not_fit_is_refused():
         plan.add(x, x, 32)
     with pytest.raises(UsageError, match="add\\(\\) of 32 inputs to 64 without `at`"):
         plan.add(x, plan.part(x, 0, 32))
-    with pytest.raises(UsageError, match="row 64 is outside a table of 64"):
-        plan.embed(m, 1.0, 64)
+    for options in ({"beyond": 64}, {"shown": 64}):
+        with pytest.raises(UsageError, match="row 64 is outside a table of 64"):
+            plan.embed(m, 1.0, **options)
     with pytest.raises(UsageError, match="part\\(\\) of 33 inputs from 32 on of 64"):
         plan.part(x, 32, 33)
     with pytest.raises(UsageError, match="a finite number of deviations"):

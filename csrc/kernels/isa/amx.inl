@@ -1,5 +1,5 @@
 // The AMX table: avx512's with gemm (this file, the same bits), the few-row panel (amx_few.inl), the screen
-// (amx_screen.inl) and attention (amx_attention.inl, whose bits differ from avx512's) replaced. Included by avx512.cpp, in
+// (amx_screen.inl) and attention (amx_attention.inl, amx_both.inl, whose bits differ from avx512's) replaced. Included by avx512.cpp, in
 // its namespace.
 //
 // A tile multiply takes sixteen tokens by sixteen weight rows by 64 inputs in sixteen cycles, eight times dpbusd's rate:
@@ -276,6 +276,8 @@ static int32_t tile_loop(int64_t iterations) {
 #include "amx_few.inl"
 #include "amx_screen.inl"
 #include "amx_attention.inl"
+#include "amx_both.inl"
+#include "amx_rounded.inl"
 
 template <int T> constexpr Kernels::Gemm tiles_of() {
   constexpr WeightTraits w = kWeightTypes[T];
@@ -288,6 +290,7 @@ template <int T> constexpr Kernels::Gemm tiles_of() {
 }
 template <int T = 0> static void fill_tiles(Kernels& t) {
   t.gemm[T] = tiles_of<T>();
+  t.gemm_rounded[T] = rounded_of<T>();
   if constexpr (T + 1 < kWeightTypeCount) fill_tiles<T + 1>(t);
 }
 static Kernels make_amx() {
@@ -298,6 +301,11 @@ static Kernels make_amx() {
   fill_tiles(t);
   t.screen[static_cast<int>(WeightType::Q8_0H)] = screen_tiles;
   t.attend_span = attend_span_tiles;
+  t.round_row = round_row;
+  t.silu_rounded = silu_rounded;
+  t.gelu_rounded = gelu_rounded;
+  t.gelu_bias_rounded = gelu_bias_rounded;
+  t.both_rounded = {tiled_packed, tiled_scratch, pack_tiled, attend_tiled};
   t.tile_loop = tile_loop;
   return t;
 }

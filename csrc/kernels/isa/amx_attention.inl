@@ -25,10 +25,11 @@ OP F nearest_bits(F x) {
   return sub(c, sub(c, x));
 }
 // Two vectors' upper halves in pairs: (x >> 16) | (y & top).
-OP void weave(F x, F y, uint16_t* to) {
+OP __m512i woven(F x, F y) {
   const __m512i a = _mm512_srli_epi32(_mm512_castps_si512(x.v), 16);
-  _mm512_store_si512(to, _mm512_ternarylogic_epi32(a, _mm512_castps_si512(y.v), _mm512_set1_epi32(static_cast<int>(0xffff0000u)), 0xf8));
+  return _mm512_ternarylogic_epi32(a, _mm512_castps_si512(y.v), _mm512_set1_epi32(static_cast<int>(0xffff0000u)), 0xf8);
 }
+OP void weave(F x, F y, uint16_t* to) { _mm512_store_si512(to, woven(x, y)); }
 template <bool Cut> OP void weave(F x, F y, uint16_t* high, uint16_t* low) {
   const F a = Cut ? upper_bits(x) : nearest_bits(x), b = Cut ? upper_bits(y) : nearest_bits(y);
   weave(a, b, high);

@@ -37,23 +37,7 @@ struct Halves {                                    // packed tiles, on a boundar
 inline __mmask16 first_of(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1); }
 inline __m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
-// 16 by 16 pairs, rows for columns: blocks of 1, 2, 4 and 8 are exchanged in turn.
-void transpose(__m512i* v) {
-  const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-  for (int s = 1; s < kSide; s *= 2) {
-    const __m512i by = _mm512_set1_epi32(s);
-    const __mmask16 upper = _mm512_test_epi32_mask(lane, by);
-    const __m512i other = _mm512_set1_epi32(16);   // the second operand's lanes
-    const __m512i low = _mm512_mask_add_epi32(lane, upper, _mm512_sub_epi32(lane, by), other);
-    const __m512i high = _mm512_mask_add_epi32(_mm512_add_epi32(lane, by), upper, lane, other);
-    for (int i = 0; i < kSide; ++i)
-      if (!(i & s)) {
-        const __m512i a = v[i], b = v[i + s];
-        v[i] = _mm512_permutex2var_epi32(a, low, b);
-        v[i + s] = _mm512_permutex2var_epi32(a, high, b);
-      }
-  }
-}
+#include "transpose.inl"
 
 // Inputs [k, end) of rows [row, row + 16) of m as a tile; what lies outside is zero.
 void pack_tile(const FloatRows& m, int64_t row, int64_t k, int64_t end, bool by_rows, uint16_t* to) {
