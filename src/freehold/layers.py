@@ -1,4 +1,5 @@
-"""What one layer keeps of a sequence: its kind, its sizes, the bytes that follow, and what a prefix hit needs of it.
+"""What one layer keeps of a sequence: its kind, its sizes, the bytes that follow, and what a prefix hit needs of it;
+and what a tower of pictures takes.
 
 Knows no file, no machine and no cache: the catalogue states layers, an engine allocates for them, a verdict adds
 them up. Two layers that keep the same are equal, so a group is a layer with a count.
@@ -120,3 +121,52 @@ def recurrent_bytes(layers: Iterable[LayerSpec], conv_width: int = STATE_WIDTH) 
 def longest_window(layers: Iterable[LayerSpec]) -> int:
     """Return the longest sliding window of any layer, 0 where no layer has one."""
     return max((g.window for g in layers if g.reuse is Reuse.WINDOW), default=0)
+
+
+# --- what a tower of pictures takes -----------------------------------------------------------------
+
+PICTURES_AT_ONCE = 32  # for which memory is stated
+
+
+@dataclass(frozen=True, slots=True)
+class PictureNeed:
+    """What a tower makes of a picture of this size. `parts`: arrays of pixels, such as tiles, that attend apart."""
+
+    width: int
+    height: int
+    patches: int
+    tokens: int
+    parts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TowerNeed:
+    """Bytes and weights of a tower, whichever room asks; models/sight.py fills it from a file's headers.
+
+    `patch_weights` are multiplied with every patch, `token_weights` with every token. Without a file only `weights` and
+    `kept` are known.
+    """
+
+    weights: int  # bytes, packed
+    kept: int  # bytes of features that are kept for later prompts, at most
+    name: str = ""
+    layers: int = 0
+    width: int = 0  # of the residual stream
+    patch_weights: int = 0
+    token_weights: int = 0
+    working: int = 0  # bytes while PICTURES_AT_ONCE screenshots are computed, their features apart
+    feature: int = 0  # bytes of one row of features
+    least: int = 0  # tokens of a picture
+    most: int = 0
+    screen: PictureNeed | None = None
+
+    @property
+    def resident(self) -> int:
+        """Bytes that a model with this tower takes beside its own."""
+        return self.weights + self.kept
+
+    @property
+    def at_once(self) -> int:
+        """Bytes of PICTURES_AT_ONCE screenshots in as many prompts, beside `resident`: a few are computed at a time."""
+        tokens = self.screen.tokens if self.screen else 0
+        return self.working + PICTURES_AT_ONCE * tokens * self.feature

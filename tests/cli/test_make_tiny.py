@@ -39,14 +39,18 @@ def test_both_formats_hold_one_model(tmp_path: Path):
     ]
 
 
-@pytest.mark.parametrize("name", ["qwen3_5-eyes", "qwen3_vl", "qwen3_vl_moe"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_5-eyes", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl", "glm4v", "glm4v_moe", "paddleocr_vl"]
+)
 def test_both_formats_of_a_model_that_sees_hold_one_tower(name: str, tmp_path: Path):
     paths = json.loads(run(name, "--out", str(tmp_path), "--json"))
     assert Path(paths["mmproj"]).name == f"mmproj-{name}.gguf"
     towers = [read_tower(open_model_file(Path(paths[form]))) for form in ("mmproj", "safetensors")]
     gguf, folder = (each for each in towers if each is not None)
     assert gguf.cfg.eps == pytest.approx(folder.cfg.eps)
-    assert replace(gguf.cfg, eps=folder.cfg.eps) == folder.cfg
+    for key in ("mean", "deviation"):  # a GGUF's numbers have 32 bits
+        assert getattr(gguf.cfg.pixels, key) == pytest.approx(getattr(folder.cfg.pixels, key))
+    assert replace(gguf.cfg, eps=folder.cfg.eps, pixels=folder.cfg.pixels) == folder.cfg
     for a, b in zip((gguf.ends, *gguf.layers), (folder.ends, *folder.layers), strict=True):
         assert a.keys() == b.keys()
         for key, bound in a.items():
@@ -62,7 +66,7 @@ def test_a_model_of_text_alone_has_no_tower(tmp_path: Path):
         make.write_mmproj(make.config("qwen3"), tmp_path / "mmproj.gguf")
 
 
-@pytest.mark.parametrize("name", ["qwen3_5-eyes", "qwen3_vl", "qwen3_vl_moe"])
+@pytest.mark.parametrize("name", ["qwen3_5-eyes", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl"])
 def test_the_template_of_a_model_that_sees_writes_the_marks_that_its_config_names(name: str, tmp_path: Path):
     folder = Path(
         json.loads(run(name, "--out", str(tmp_path), "--format", "safetensors", "--json"))["safetensors"]

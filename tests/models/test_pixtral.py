@@ -1,210 +1,49 @@
-"""Pixtral's tower computes what transformers computed: sizes, pixels, features, prompts and what follows them.
+"""Pixtral's tower: rows block by block, turns by row and column, and what files say of it.
 
-Golden files: tests/vectors/make_pixtral.py, of a Mistral 3, whose patches are joined, and of a Pixtral 12B. Features
-come from a folder of safetensors, as transformers 5 writes it and as the Hub has it, and from an mmproj, as it is made
-of either and of Mistral's own form.
+What it computes is compared in test_eyes_golden.py, of a Mistral 3, whose patches are joined, and of a Pixtral 12B.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image as Pillow
 
-import freehold
-from freehold import Image, Message
-from freehold.engine.pictures import PICTURE_IDS
 from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.formats import QuantType, open_model_file
+from freehold.formats import open_model_file
 from freehold.formats.fields import Fields
-from freehold.local import opening
+from freehold.models import tower as models_tower
 from freehold.models.binding.bind import family_of
 from freehold.models.binding.towers import read_tower
-from freehold.models.load import LoadedModel, load_model
+from freehold.models.load import load_model
 from freehold.models.oracle.arithmetic import rotate
-from freehold.models.oracle.session import Oracle, PictureRows
-from freehold.models.oracle.tower import TowerOracle
-from freehold.models.packing.packer import Rounding
-from freehold.models.seeing import LoadedTower, load_tower
+from freehold.models.seeing import load_tower
 from freehold.models.tiny import make
-from freehold.models.tower import PicturePlan, TokenBudget
+from freehold.models.tower import TokenBudget
 from freehold.models.towers import pixtral
-from freehold.pictures.opening import Resize, open_picture
 from freehold.store.eyes import misfit
-from tests.models.golden import GOLDEN
-from tests.models.test_tower_golden import NativeRun
-from tests.vectors.weights import checksum
+from tests.models.golden_towers import GGUF_FORMS, EyesOnDisk, write_mmproj
 
-NAMES = ("mistral3-eyes", "pixtral")
-FORMS = ("safetensors", "hub", "gguf", "mistral")
-SEEN = [(name, form) for name in NAMES for form in FORMS]
-PROMPTS = ((0,), (1,), (2,), (3,), (4,), (1, 2, 0))  # numbers of pictures, as make_pixtral.py has them
-UPRIGHT = 3  # a high picture that is shrunk: Pillow's versions differ in which side comes first
-BOUND = 1e-3  # of features and logits, in standard deviations of the golden ones
 ROWS = 2e-6  # of values up to 2.7: the same operations on float32, in another order
-# Of a feature's cosine with the golden one, its matrices rounded to int8, and activations with them: the least of all
-# rows, and of a picture's rows on average.
-Q8_COSINE, Q8_AVERAGE = 0.997, 0.998
 
-F32 = np.ndarray
 RNG = np.random.default_rng(11)
 
 
-def png(pixels: np.ndarray) -> bytes:
-    data = io.BytesIO()
-    Pillow.fromarray(pixels).save(data, "PNG")
-    return data.getvalue()
+@pytest.fixture(scope="module", params=["mistral3-eyes", "pixtral"])
+def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> EyesOnDisk:
+    return EyesOnDisk.written(request.param, "safetensors", tmp_path_factory.mktemp("pixtral"))
 
 
-def write(name: str, form: str, folder: Path) -> tuple[Path, Path]:
-    """Write the model; return where its text half and its tower are."""
-    tiny = make.config(name)
-    if form == "safetensors":
-        path = make.write_safetensors(tiny, folder / "model")
-        return path, path
-    if form == "hub":
-        return (path := write_hub(tiny, folder / "model")), path
-    return make.write_gguf(tiny, folder / "model.gguf"), write_mmproj(
-        tiny, form, folder / "mmproj-model.gguf"
-    )
-
-
-def write_hub(tiny: make.TinyConfig, folder: Path) -> Path:
-    """Write the older names of published files, in BF16, and the image processor's settings inside the processor's."""
-    make.write_safetensors(tiny, folder)
-    tensors = {hub_name(name): value for name, value in make.hf_tensors(tiny).items()}
-    (folder / "model.safetensors").write_bytes(make.safetensors_bytes(tensors, "BF16"))
-    (folder / "preprocessor_config.json").unlink()
-    settings = {"image_processor": tiny.preprocessor, "patch_size": 14, "spatial_merge_size": 2}
-    (folder / "processor_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return folder
-
-
-def hub_name(name: str) -> str:
-    if name.startswith("lm_head."):
-        return f"language_model.{name}"
-    return name.removeprefix("model.").replace("language_model.", "language_model.model.")
-
-
-def write_mmproj(tiny: make.TinyConfig, form: str, path: Path) -> Path:
-    """Write the tower with its copy of a text model's row; `mistral`: with the MLP's width for that of features."""
-    keys, tensors = dict(tiny.mmproj), make.mmproj_tensors(tiny)
-    if form == "mistral":
-        keys |= {"clip.vision.projection_dim": 96, "clip.rope.freq_base": 10000.0}
-    else:
-        tensors["v.token_embd.img_break"] = np.zeros(64, np.float32)
-    stored = {name: (QuantType.F32, value.shape, value.tobytes()) for name, value in tensors.items()}
-    path.write_bytes(make.gguf_bytes(keys | {"general.name": "tiny"}, stored))
-    return path
-
-
-@dataclass(repr=False)
-class Seeing:
-    """A model with its tower, and what is compared with it."""
-
-    name: str
-    text_path: Path
-    tower_path: Path
-    golden: dict[str, np.ndarray]
-
-    @cached_property
-    def text(self) -> LoadedModel:
-        return load_model(self.text_path, threads=1)
-
-    @cached_property
-    def tower(self) -> LoadedTower:
-        return self.tower_of(None)
-
-    def tower_of(self, rounding: Rounding | None) -> LoadedTower:
-        tower = load_tower(self.tower_path, self.text, rounding=rounding)
-        assert tower is not None
-        return tower
-
-    @property
-    def count(self) -> int:
-        return sum(name.startswith("picture_") for name in self.golden)
-
-    def picture(self, number: int) -> tuple[PicturePlan, list[np.ndarray]]:
-        height, width = self.golden[f"picture_{number}"].shape[:2]
-        return self.tower.plan(width, height), [self.golden[f"pixels_{number}"]]
-
-    @cached_property
-    def features(self) -> list[F32]:
-        return [self.tower.features([self.picture(i)])[0] for i in range(self.count)]
-
-    def prompt(self, number: int) -> tuple[list[int], dict[str, np.ndarray]]:
-        """Return a prompt's ids and what a step has of its pictures."""
-        ids = self.golden[f"ids_{number}"]
-        marked = ids == make.config(self.name).hf["image_token_index"]
-        rows = np.where(marked, np.cumsum(marked) - 1, -1).astype(np.int32)
-        features = np.concatenate([self.features[i] for i in PROMPTS[number]])
-        return ids.tolist(), {"features": features, "feature_rows": rows}
-
-
-def golden(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / f"{name}.npz") as data:
-        return dict(data)
-
-
-@pytest.fixture(scope="module", params=SEEN, ids=lambda it: "-".join(it))
-def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seeing]:
-    name, form = request.param
-    yield Seeing(name, *write(name, form, tmp_path_factory.mktemp("pixtral")), golden(name))
-
-
-def error(got: np.ndarray, want: np.ndarray) -> float:
-    assert got.shape == want.shape
-    return float(np.abs(got - want).max() / want.std())
-
-
-# --- before the tower: sizes and pixels -------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_golden_file_was_made_from_these_weights(name: str):
-    stored, tiny = golden(name), make.config(name)
-    assert int(stored["weights_crc32"]) == checksum(make.hf_tensors(tiny))
-    assert json.loads(str(stored["config"])) == tiny.hf
-
-
-def test_sizes_become_what_transformers_makes_of_them(seeing: Seeing):
-    block = seeing.tower.cfg.block
-    for width, height, wide, high in seeing.golden["sizes"].tolist():
-        plan = seeing.tower.plan(width, height)
-        assert plan.resizes == ((Resize(wide, high, "bicubic"),),), (width, height)
-        assert plan.tokens == wide * high // block**2 == plan.advance and plan.places is None
-        assert plan.patches == wide * high // seeing.tower.cfg.patch**2
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_file_becomes_the_pixels_of_transformers(name: str, tmp_path: Path):
-    """As the image processor's Pillow form has them, or within a step of torchvision's: they shrink one side first."""
-    stored = golden(name)
-    with open_model_file(make.write_safetensors(make.config(name), tmp_path)) as opened:
-        source = read_tower(opened)
-    assert source is not None
-    for i in range(5):
-        picture = stored[f"picture_{i}"]
-        plan = source.tower.plan(source.cfg, picture.shape[1], picture.shape[0], None)
-        _, (pixels,) = open_picture(png(picture), lambda *_: plan.resizes)  # noqa: B023
-        far = np.abs(pixels.astype(np.int16) - stored[f"torchvision_{i}"]).max()
-        assert np.array_equal(pixels, stored[f"pixels_{i}"]) or far <= 1, i
-
-
-def test_pixels_become_the_rows_of_transformers(seeing: Seeing):
+def test_pixels_become_the_rows_of_transformers(seeing: EyesOnDisk):
     """Block by block; a patch's columns are a convolution's: by colour, row and column."""
     tower, cfg = seeing.tower.tower, seeing.tower.cfg
-    mean, deviation = (np.array(getattr(pixtral, f"CLIP_{name}")) for name in ("MEAN", "DEVIATION"))
-    for i in range(seeing.count):
+    mean, deviation = (np.array(getattr(models_tower, f"CLIP_{name}")) for name in ("MEAN", "DEVIATION"))
+    for i in seeing.numbers:
         plan, (pixels,) = seeing.picture(i)
         rows = tower.rows(cfg, plan, [pixels])
         assert rows.groups == (plan.patches,) and rows.places is not None
@@ -217,35 +56,6 @@ def test_pixels_become_the_rows_of_transformers(seeing: Seeing):
         blocks = rows.places[:: cfg.merge**2, 1:] // cfg.merge
         wide = plan.size[0] // cfg.block
         assert np.array_equal(blocks @ [wide, 1], np.arange(plan.tokens))
-
-
-# --- the tower ----------------------------------------------------------------------------------------------
-
-
-def test_native_plan_computes_the_golden_features(seeing: Seeing):
-    for i, features in enumerate(seeing.features):
-        assert error(features, seeing.golden[f"features_{i}"]) <= BOUND
-
-
-def test_oracle_computes_the_golden_features(seeing: Seeing):
-    oracle = TowerOracle(seeing.tower_path)
-    for i in range(seeing.count):
-        assert error(oracle.features(*seeing.picture(i)), seeing.golden[f"features_{i}"]) <= BOUND
-
-
-def test_pictures_computed_together_have_the_bits_of_each_alone(seeing: Seeing):
-    order = (3, 0, 2, 1, 4, 0)
-    together = seeing.tower.features([seeing.picture(i) for i in order])
-    assert all(np.array_equal(a, seeing.features[i]) for a, i in zip(together, order, strict=True))
-
-
-def test_int8_panels_stay_near_the_golden_features(seeing: Seeing):
-    tower = seeing.tower_of("q8")
-    assert {m.weight_type for m in tower.matrices.values()} & {"Q8_0"}
-    for i in range(seeing.count):
-        (got,), want = tower.features([seeing.picture(i)]), seeing.golden[f"features_{i}"]
-        cosines = (got * want).sum(axis=1) / np.linalg.norm(got, axis=1) / np.linalg.norm(want, axis=1)
-        assert cosines.min() >= Q8_COSINE and cosines.mean() >= Q8_AVERAGE, (i, cosines.min(), cosines.mean())
 
 
 def test_heads_turn_by_the_row_with_even_and_by_the_column_with_odd_frequencies():
@@ -272,54 +82,6 @@ def test_a_joined_row_has_a_columns_four_values_side_by_side():
     for token in range(2):
         for c in range(64):
             assert np.array_equal(joined[token, 4 * c : 4 * c + 4], leaving[4 * token : 4 * token + 4, c])
-
-
-# --- a prompt -----------------------------------------------------------------------------------------------
-
-
-def test_native_plan_computes_the_golden_logits(seeing: Seeing):
-    for number in range(len(PROMPTS)):
-        ids, pictures = seeing.prompt(number)
-        run = NativeRun(seeing.text, len(ids), len(ids))
-        assert error(run.step(ids, **pictures), seeing.golden[f"full_{number}"]) <= BOUND
-
-
-def test_oracle_computes_the_golden_logits(seeing: Seeing):
-    oracle = Oracle(seeing.text_path)
-    for number in range(len(PROMPTS)):
-        ids, pictures = seeing.prompt(number)
-        logits = oracle.session(len(ids)).step(ids, PictureRows(**pictures))
-        assert error(logits, seeing.golden[f"full_{number}"]) <= BOUND
-
-
-def test_greedy_answers_have_the_tokens_of_transformers(seeing: Seeing):
-    for number in range(len(PROMPTS)):
-        ids, pictures = seeing.prompt(number)
-        want = seeing.golden[f"greedy_{number}"].tolist()
-        run = NativeRun(seeing.text, len(ids), len(ids) + len(want))
-        logits = run.step(ids, **pictures)[-1]
-        for t, token in enumerate(want):
-            assert int(logits.argmax()) == token, (number, t)
-            logits = run.step([token])[-1]
-
-
-def test_a_chat_is_written_and_answered_as_by_transformers(seeing: Seeing, monkeypatch: pytest.MonkeyPatch):
-    """From a picture's file on, through the engine, with the tower's matrices as they are."""
-    monkeypatch.setattr(opening, "load_tower", partial(load_tower, rounding=None))
-    mark = make.config(seeing.name).hf["image_token_index"]
-    with freehold.load(seeing.text_path, context=512, threads=1, kv_type="f32") as llm:
-        assert llm.can_see
-        for number, pictures in enumerate(PROMPTS):
-            shown = [Image.of(png(seeing.golden[f"picture_{i}"])) for i in pictures]
-            chat = [Message("user", parts=(*shown, "hi"))]
-            ids = [mark if id >= PICTURE_IDS else id for id in llm.render(chat)]
-            assert ids == seeing.golden[f"ids_{number}"].tolist()
-            if UPRIGHT in pictures:
-                continue
-            want = seeing.golden[f"greedy_{number}"].tolist()
-            answer = llm.chat(chat, temperature=0, max_tokens=len(want))
-            got = list(answer.token_ids)
-            assert got == want[: len(got)] and (len(got) == len(want) or answer.finish_reason == "stop")
 
 
 # --- what files say -----------------------------------------------------------------------------------------
@@ -364,8 +126,8 @@ GGUF = {
     "clip.vision.attention.head_count": 16,
     "clip.vision.attention.layer_norm_epsilon": 1e-5,
     "clip.vision.spatial_merge_size": 2,
-    "clip.vision.image_mean": list(pixtral.CLIP_MEAN),
-    "clip.vision.image_std": list(pixtral.CLIP_DEVIATION),
+    "clip.vision.image_mean": list(models_tower.CLIP_MEAN),
+    "clip.vision.image_std": list(models_tower.CLIP_DEVIATION),
 }
 
 
@@ -390,7 +152,7 @@ def test_pixtral_takes_each_patch_as_it_is():
     cfg = pixtral.config_from_hf(Fields(PIXTRAL), Fields({}))
     assert (cfg.block, cfg.merges, cfg.biases, cfg.longest) == (16, False, "all", 1024)
     assert (cfg.layers, cfg.hidden, cfg.heads, cfg.intermediate) == (24, 1024, 16, 4096)  # its class's
-    assert cfg.pixels.mean == pixtral.CLIP_MEAN and cfg.pixels.deviation == pixtral.CLIP_DEVIATION
+    assert cfg.pixels.mean == models_tower.CLIP_MEAN and cfg.pixels.deviation == models_tower.CLIP_DEVIATION
     meta = {key: value for key, value in GGUF.items() if "merge" not in key}
     assert not pixtral.config_from_gguf(Fields(meta, "clip.")).merges
 
@@ -525,9 +287,7 @@ def test_a_merger_without_its_matrix_or_with_one_bias_is_damaged(tmp_path: Path)
         ({"mm.2.weight": None}, {}, "mm.2.weight is missing"),
     ):
         tensors = {k: v for k, v in (make.mmproj_tensors(tiny) | change).items() if v is not None}
-        stored = {name: (QuantType.F32, value.shape, value.tobytes()) for name, value in tensors.items()}
-        path = tmp_path / "mmproj.gguf"
-        path.write_bytes(make.gguf_bytes(tiny.mmproj | keys, stored))
+        path = write_mmproj(tiny.mmproj | keys, tensors, tmp_path / "mmproj.gguf")
         with open_model_file(path) as opened, pytest.raises(BadModelFile, match=message):
             read_tower(opened)
 
@@ -544,6 +304,7 @@ def test_text_models_of_all_kinds_read_the_tower(kind: str, tmp_path: Path):
     tower = load_tower(path, model)
     assert tower is not None and tower.feature_width == 64
     text_file = make.write_gguf(tiny, tmp_path / "model.gguf")
-    beside = write_mmproj(tiny, "mistral", tmp_path / "mmproj-model.gguf")
+    stored = GGUF_FORMS["mistral"](dict(tiny.mmproj), make.mmproj_tensors(tiny))
+    beside = write_mmproj(*stored, tmp_path / "mmproj-model.gguf")
     assert misfit(text_file, beside) == ""
     assert load_tower(beside, load_model(text_file, threads=1)) is not None

@@ -81,6 +81,25 @@ def test_features_have_the_same_bits_whatever_is_computed_beside_them(tower: Loa
     assert [each.tobytes() for each in tower.features(pictures)] == alone
 
 
+def test_features_have_the_same_bits_however_sections_are_cut(
+    folder: Path, text: LoadedModel, monkeypatch: pytest.MonkeyPatch
+):
+    """With int8 matrices, whose attention may round too: whole sections, cuts of the least size, and in a batch."""
+    tower = loaded(folder, text)
+    pictures = [picture(tower, *size) for size in ((128, 96), (200, 300))]
+    whole = [each.tobytes() for each in tower.features(pictures)]
+    monkeypatch.setattr(seeing, "_FIRST", 8)
+    pauses: list[float] = []
+    for hold in (1e-9, 1e9):
+        monkeypatch.setattr(seeing, "HOLD", hold)
+        assert [tower.features([each])[0].tobytes() for each in pictures] == whole
+        features = tower.features(pictures, lambda: pauses.append(seeing.HOLD))
+        assert [each.tobytes() for each in features] == whole
+    assert pauses.count(1e-9) > 1.5 * pauses.count(1e9)
+    one = loaded(folder, load_model(folder, threads=1))
+    assert [each.tobytes() for each in one.features(pictures)] == whole
+
+
 def test_one_thread_gives_the_bits_of_two(folder: Path, tower: LoadedTower):
     other = loaded(folder, load_model(folder, threads=1), rounding=None)
     one = picture(tower, 128, 96)

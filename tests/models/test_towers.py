@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,27 @@ from freehold.models.binding.bind import family_of, gguf_family
 from freehold.models.config.rope import RopeSpec, gguf_sections, hf_sections
 from freehold.models.families import registered as families
 from freehold.models.oracle.arithmetic import rotate
-from freehold.models.tower import PixelForm, TokenBudget, Tower, in_blocks, raster_places
-from freehold.models.towers import of_model_type, of_projector, qwen3vl, registered
-from tests.vectors.weights import SEEING
+from freehold.models.parts import blocks
+from freehold.models.tiny import make
+from freehold.models.tower import (
+    CLIP_DEVIATION,
+    CLIP_MEAN,
+    PixelForm,
+    TokenBudget,
+    Tower,
+    in_blocks,
+    raster_places,
+)
+from freehold.models.towers import (
+    glm4v,
+    of_model_type,
+    of_projector,
+    paddleocr,
+    qwen3vl,
+    qwen25vl,
+    registered,
+)
+from tests.vectors.weights import SEEING, VOCAB
 
 F32 = np.float32
 RNG = np.random.default_rng(7)
@@ -73,7 +92,7 @@ def from_gguf(**changed: Any) -> qwen3vl.QwenSizes:
     ],
 )
 def test_a_size_becomes_whole_blocks_within_the_limits(size: tuple[int, int], becomes: tuple[int, int]):
-    plan = qwen3vl.plan(sizes(), *size)
+    plan = blocks.block_plan(sizes(), *size)
     assert plan.size == becomes
     assert plan.tokens == becomes[0] * becomes[1] // 1024 and plan.patches == 4 * plan.tokens
     assert plan.layout == (plan.tokens,) and plan.advance == max(becomes) // 32
@@ -96,37 +115,37 @@ def test_sizes_are_those_of_the_published_rule():
         return wide, high
 
     for width, height in RNG.integers(1, 5000, (2000, 2)).tolist():
-        assert qwen3vl.fitted(width, height, 32, 65_536, 1 << 20) == rule(height, width, 32, 65_536, 1 << 20)
+        assert blocks.fitted(width, height, 32, 65_536, 1 << 20) == rule(height, width, 32, 65_536, 1 << 20)
 
 
 def test_a_budget_of_tokens_takes_the_place_of_the_limits():
     cfg = sizes()
-    assert qwen3vl.plan(cfg, 1920, 1080, TokenBudget(16, 256)).tokens <= 256
-    assert qwen3vl.plan(cfg, 32, 32, TokenBudget(4, 256)).tokens == 4
+    assert blocks.block_plan(cfg, 1920, 1080, TokenBudget(16, 256)).tokens <= 256
+    assert blocks.block_plan(cfg, 32, 32, TokenBudget(4, 256)).tokens == 4
     for budget in (TokenBudget(0, 4), TokenBudget(9, 4), TokenBudget(1, 16_385)):
         with pytest.raises(UsageError, match=r"expected two counts up to 16,384"):
-            qwen3vl.plan(cfg, 100, 100, budget)
+            blocks.block_plan(cfg, 100, 100, budget)
 
 
 def test_a_picture_too_long_for_its_height_is_refused_with_the_limit():
-    assert qwen3vl.plan(sizes(), 2000, 10).tokens
+    assert blocks.block_plan(sizes(), 2000, 10).tokens
     with pytest.raises(UsageError, match=r"2001 x 10 pixels; one side may be 200 times"):
-        qwen3vl.plan(sizes(), 2001, 10)
+        blocks.block_plan(sizes(), 2001, 10)
     with pytest.raises(UsageError, match=r"0 x 10"):
-        qwen3vl.plan(sizes(), 0, 10)
+        blocks.block_plan(sizes(), 0, 10)
 
 
 def test_rows_lie_at_their_row_and_column_of_the_grid():
-    plan = qwen3vl.plan(sizes(), 320, 256)  # 10 x 8 tokens
+    plan = blocks.block_plan(sizes(), 320, 256)  # 10 x 8 tokens
     assert plan.places is not None and plan.places.dtype == np.int32
     assert plan.places.tolist() == [[0, row, column] for row in range(8) for column in range(10)]
     assert plan.advance == 10
 
 
 def test_plans_of_one_size_are_equal_and_hash_alike():
-    one, other = (qwen3vl.plan(sizes(), 512, height) for height in (512, 513))
+    one, other = (blocks.block_plan(sizes(), 512, height) for height in (512, 513))
     assert one == other and hash(one) == hash(other)
-    assert one != qwen3vl.plan(sizes(), 1000, 100)
+    assert one != blocks.block_plan(sizes(), 1000, 100)
 
 
 # --- pixels -------------------------------------------------------------------------------------------------
@@ -134,10 +153,10 @@ def test_plans_of_one_size_are_equal_and_hash_alike():
 
 def test_patches_are_read_block_by_block_and_colour_by_colour():
     cfg = sizes(**SMALL, settings={"min_pixels": 64, "max_pixels": 4096})
-    plan = qwen3vl.plan(cfg, 24, 16)
+    plan = blocks.block_plan(cfg, 24, 16)
     assert plan.size == (24, 16) and (plan.tokens, plan.patches) == (6, 24)
     picture = RNG.integers(0, 256, (16, 24, 3), dtype=np.uint8)
-    rows = qwen3vl.rows(cfg, plan, [picture])
+    rows = blocks.block_rows(cfg, plan, [picture])
     assert rows.groups == (24,) and rows.values.dtype == F32 and rows.places is not None
     at = 0
     for block_row in range(2):
@@ -174,7 +193,7 @@ def test_pixels_are_scaled_by_the_mean_and_deviation_of_each_colour():
 
 def test_positions_are_stretched_with_their_corners_where_they_were():
     cfg = replace(sizes(**SMALL), least=64, most=4096)
-    plan = qwen3vl.plan(cfg, 40, 16)  # 10 x 4 patches of a grid of 6 x 6
+    plan = blocks.block_plan(cfg, 40, 16)  # 10 x 4 patches of a grid of 6 x 6
     table = RNG.standard_normal((6, 6, 32)).astype(F32)
     got = qwen3vl.positions(cfg, plan, {"positions": table.reshape(-1)})
     rows, columns = np.linspace(0, 5, 4), np.linspace(0, 5, 10)
@@ -190,7 +209,7 @@ def test_positions_are_stretched_with_their_corners_where_they_were():
 
 def test_a_grid_of_the_tables_own_size_has_its_positions_as_they_are():
     cfg = replace(sizes(**SMALL), least=64, most=4096)
-    plan = qwen3vl.plan(cfg, 24, 24)
+    plan = blocks.block_plan(cfg, 24, 24)
     table = RNG.standard_normal((6, 6, 32)).astype(F32)
     got = qwen3vl.positions(cfg, plan, {"positions": table.reshape(-1)})
     assert np.array_equal(got, in_blocks(table, 2))
@@ -198,7 +217,7 @@ def test_a_grid_of_the_tables_own_size_has_its_positions_as_they_are():
 
 def test_blocks_are_joined_of_the_stream_and_of_each_copy():
     cfg = sizes(**SMALL)
-    plan = replace(qwen3vl.plan(replace(cfg, least=64, most=4096), 16, 8), places=None)
+    plan = replace(blocks.block_plan(replace(cfg, least=64, most=4096), 16, 8), places=None)
     leaving = RNG.standard_normal((plan.patches, 3 * 32)).astype(F32)
     joined = qwen3vl.join(cfg, plan, leaving)
     assert joined.shape == (2, 3 * 4 * 32)
@@ -212,7 +231,7 @@ def test_blocks_are_joined_of_the_stream_and_of_each_copy():
 
 
 def test_half_of_a_towers_head_turns_by_the_row_and_half_by_the_column():
-    table = qwen3vl.rope(sizes())
+    table = blocks.axial_rope(sizes())
     assert table.axes is not None and table.axes.tolist() == [1] * 18 + [2] * 18 and not table.adjacent
     assert np.allclose(table.inv_freq, np.tile([10_000 ** (-i / 18) for i in range(18)], 2), rtol=1e-6)
 
@@ -343,6 +362,13 @@ def test_a_tower_is_known_by_all_its_names_and_by_families_that_read_it(tower: T
 def test_families_name_towers_that_exist():
     known = {tower.name for tower in registered()}
     assert {name for family in families() for name in family.towers} <= known
+
+
+@pytest.mark.parametrize("tower", [t for t in registered() if t.projectors], ids=lambda t: t.name)
+def test_the_design_page_lists_a_tower_of_pictures_with_its_names(tower: Tower):
+    page = (Path(__file__).parents[2] / "docs" / "design" / "eyes.md").read_text(encoding="utf-8")
+    names = (", ".join(f"`{name}`" for name in each) for each in (tower.projectors, tower.model_types))
+    assert f"| `{tower.name}` | {' | '.join(names)} |" in page
     assert of_projector("ldp") is None and of_model_type("mllama") is None
 
 
@@ -354,6 +380,214 @@ def test_every_declared_weight_has_a_name_in_both_formats_and_a_key_of_its_own(n
     specs = list(tower.declared(tower.config_from_hf(Fields(tiny.hf), Fields(tiny.preprocessor))))
     assert all(spec.hf and spec.gguf for *_, spec in specs)
     assert len({(prefix, key) for prefix, _, key, _ in specs}) == len(specs)
+
+
+# --- Qwen2.5-VL and GLM-4V ---------------------------------------------------------------------------------------
+
+QWEN25 = {  # as Qwen2.5-VL 3B's config.json has it
+    "depth": 32,
+    "hidden_act": "silu",
+    "hidden_size": 1280,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "in_chans": 3,
+    "out_hidden_size": 2048,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
+CLIP_PIXELS = {"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_DEVIATION)}
+QWEN25_GGUF = {
+    "clip.use_silu": True,
+    "clip.vision.block_count": 32,
+    "clip.vision.embedding_length": 1280,
+    "clip.vision.feed_forward_length": 3420,
+    "clip.vision.attention.head_count": 16,
+    "clip.vision.attention.layer_norm_epsilon": 1e-6,
+    "clip.vision.projection_dim": 2048,
+    "clip.vision.image_size": 560,
+    "clip.vision.patch_size": 14,
+    "clip.vision.n_wa_pattern": 8,
+} | {f"clip.vision.{key}": value for key, value in CLIP_PIXELS.items()}
+GLM_GGUF = {
+    "clip.use_silu": True,
+    "clip.vision.block_count": 24,
+    "clip.vision.embedding_length": 1536,
+    "clip.vision.feed_forward_length": 13696,
+    "clip.vision.attention.head_count": 12,
+    "clip.vision.attention.layer_norm_epsilon": 1e-5,
+    "clip.vision.projection_dim": 4096,
+    "clip.vision.image_size": 336,
+    "clip.vision.patch_size": 14,
+}
+
+
+def of_qwen25(settings: dict[str, Any] | None = None, **changed: Any) -> qwen25vl.WindowedSizes:
+    limits = {"min_pixels": 3136, "max_pixels": 12845056}  # as the published file states them
+    config = {"model_type": "qwen2_5_vl", "vision_config": QWEN25 | changed}
+    return qwen25vl.config_from_hf(Fields(config), Fields(limits if settings is None else settings))
+
+
+def of_glm(**changed: Any) -> glm4v.Glm4vSizes:
+    limits = {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}
+    return glm4v.config_from_hf(Fields({"model_type": "glm4v", "vision_config": changed}), Fields(limits))
+
+
+def test_both_formats_say_the_same_tower_of_windows():
+    stated = qwen25vl.config_from_gguf(Fields(QWEN25_GGUF, "clip."))
+    assert stated == of_qwen25() and (stated.head, stated.inner, stated.side) == (80, 3424, 4)
+    assert qwen25vl.windowed(stated) == {*range(32)} - {7, 15, 23, 31}
+    assert of_qwen25(settings={}).most == 1_003_520  # what its class assumes
+
+
+def test_windows_at_the_edges_are_smaller_and_rows_lie_window_by_window():
+    order, counts = qwen25vl.windows_of(5, 6, 4)
+    assert counts == (16, 8, 4, 2)
+    grid = np.arange(30).reshape(5, 6)
+    windows = (grid[:4, :4], grid[:4, 4:], grid[4:, :4], grid[4:, 4:])
+    assert order.tolist() == np.concatenate([each.reshape(-1) for each in windows]).tolist()
+    assert qwen25vl.windows_of(4, 8, 4)[1] == (16, 16)  # none is empty where a side fits
+
+
+def test_a_picture_of_windows_comes_back_row_by_row():
+    cfg = of_qwen25()
+    plan = blocks.block_plan(cfg, 168, 140)  # 6 x 5 tokens
+    picture = RNG.integers(0, 256, (140, 168, 3), dtype=np.uint8)
+    rows = qwen25vl.rows(cfg, plan, [picture])
+    assert rows.groups == (120,) and rows.windows == (64, 32, 16, 8) and rows.places is not None
+    marks = np.repeat(rows.places[:, 1:] @ [12, 1], cfg.hidden).reshape(120, -1).astype(F32)
+    joined = qwen25vl.join(cfg, plan, marks).reshape(30, 4, cfg.hidden)[..., 0]
+    patches = np.arange(120).reshape(5, 2, 6, 2).swapaxes(1, 2)
+    assert np.array_equal(joined, patches.reshape(30, 4))
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "named"),
+    [
+        ({"hidden_act": "gelu"}, UnsupportedModel, "hidden_act is 'gelu'"),
+        (
+            {"fullatt_block_indexes": [32]},
+            BadModelFile,
+            r"fullatt_block_indexes is \[32\]; expected numbers of 32",
+        ),
+        ({"fullatt_block_indexes": 7}, BadModelFile, "fullatt_block_indexes is 7; expected a list"),
+        ({"window_size": 20}, UnsupportedModel, "windows are 20 pixels wide; expected 28"),
+        ({"in_channels": 4}, UnsupportedModel, "in_channels is 4"),
+        ({"settings": {"merge_size": 4}}, BadModelFile, "merge_size is 4 for pixels, and 2"),
+    ],
+)
+def test_a_config_of_windows_that_does_not_fit_is_named(
+    changed: dict[str, Any], kind: type[Exception], named: str
+):
+    with pytest.raises(kind, match=named):
+        of_qwen25(**changed)
+
+
+def test_both_formats_say_the_same_tower_of_glm():
+    stated = glm4v.config_from_gguf(Fields(GLM_GGUF, "clip."))
+    assert stated == of_glm(intermediate_size=13696)
+    assert (stated.head, stated.side, stated.intermediate, stated.last) == (128, 24, 4096, 13696)
+    with pytest.raises(UnsupportedModel, match="attention_bias is True"):
+        of_glm(attention_bias=True)
+    with pytest.raises(BadModelFile, match="tower's MLP"):
+        of_glm(out_hidden_size=4100)
+
+
+@pytest.mark.parametrize(
+    ("size", "becomes"),
+    [
+        ((1920, 1080), (1932, 1092)),  # 2,691 tokens
+        ((60, 60), (84, 84)),  # two frames of 84 x 84 exceed the least area
+        ((4000, 3000), (2520, 1876)),  # half of the greatest area
+        ((10, 100), (28, 280)),  # enlarged to a block first
+        ((1, 1), (84, 84)),
+    ],
+)
+def test_a_size_becomes_blocks_within_half_of_glms_limits(size: tuple[int, int], becomes: tuple[int, int]):
+    assert glm4v.plan(of_glm(), *size).size == becomes
+    with pytest.raises(UsageError, match=r"201 x 1 pixels; one side may be 200"):
+        glm4v.plan(of_glm(), 201, 1)
+
+
+def test_glms_positions_are_those_of_the_table_on_a_grid_of_its_size():
+    table = RNG.standard_normal((24, 24, 4)).astype(F32)
+    assert np.allclose(blocks.stretched(table, 24, blocks.cubic), table, atol=1e-6)
+    wider = blocks.stretched(table, 48, blocks.cubic)
+    assert np.allclose(wider.mean(axis=0), table.mean(axis=0), atol=0.1) and wider.shape == (48, 24, 4)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "kind", "family"),
+    [
+        ("Glm4vForConditionalGeneration", "glm4v_text", "glm4"),
+        ("Glm46VForConditionalGeneration", "glm4v_text", "glm4"),
+        ("Glm4vMoeForConditionalGeneration", "glm4v_moe_text", "glm4moe"),
+        ("Glm46VForConditionalGeneration", "glm4v_moe_text", "glm4moe"),
+    ],
+)
+def test_glms_wrappers_are_of_the_family_of_their_text_half(wrapper: str, kind: str, family: str):
+    text = SEEING["glm4v" if family == "glm4" else "glm4v_moe"].hf["text_config"] | {"model_type": kind}
+    matched, fields, wrapped = family_of({"architectures": [wrapper], "text_config": text})
+    cfg = matched.config_from_hf(fields)
+    assert matched.gguf_architecture == family and wrapped and matched.towers == ("glm4v",)
+    assert cfg.rope.sections == (2, 3, 3) and cfg.rope.width == 16
+    assert cfg.rope.adjacent == (family == "glm4")
+
+
+def test_a_gguf_of_glm_whose_rope_has_sections_lays_pairs_in_halves_and_takes_no_adapter_there():
+    for tiny, adjacent in ((make.config("glm4"), True), (SEEING["glm4v"], False)):
+        family, keys = gguf_family(tiny.gguf)
+        cfg = family.config_from_gguf(keys, VOCAB)
+        specs = family.layers(cfg)[0].tensors()
+        assert cfg.rope.adjacent == adjacent == specs["q"].adaptable == specs["k"].adaptable
+        assert specs["v"].adaptable and specs["o"].adaptable
+        assert bool(cfg.rope.sections) is not adjacent
+
+
+def of_paddle(settings: dict[str, Any] | None = None, **changed: Any) -> paddleocr.PaddleSizes:
+    config = {"model_type": "paddleocr_vl", "hidden_size": 1024, "vision_config": changed}
+    return paddleocr.config_from_hf(Fields(config), Fields(settings or {}))
+
+
+def test_both_formats_say_the_same_tower_of_paddleocr():
+    limits = {"image_min_pixels": 147_384, "image_max_pixels": 2_822_400}
+    stated = {
+        "clip.use_gelu": True,
+        "clip.vision.block_count": 27,
+        "clip.vision.embedding_length": 1152,
+        "clip.vision.feed_forward_length": 4304,
+        "clip.vision.attention.head_count": 16,
+        "clip.vision.projection_dim": 1024,
+        "clip.vision.image_size": 1680,  # the root of the greatest area
+        "clip.vision.patch_size": 14,
+    } | {f"clip.vision.{key}": value for key, value in limits.items()}
+    cfg = paddleocr.config_from_gguf(Fields(stated, "clip."))
+    assert cfg == of_paddle({"min_pixels": 147_384, "max_pixels": 2_822_400}, temporal_patch_size=2)
+    assert (cfg.head, cfg.side, cfg.frames) == (72, 27, 1)
+    with pytest.raises(UnsupportedModel, match="hidden_act is 'silu'"):
+        of_paddle(hidden_act="silu")
+
+
+@pytest.mark.parametrize(
+    ("size", "becomes"),
+    [
+        ((10, 100), (140, 1232)),
+        ((100, 5), (1736, 112)),
+        ((1920, 1080), (1932, 1092)),
+        ((4000, 3000), (1764, 1316)),
+    ],
+)
+def test_a_thin_picture_is_enlarged_to_a_block_with_its_other_side(
+    size: tuple[int, int], becomes: tuple[int, int]
+):
+    assert paddleocr.plan(of_paddle(), *size).size == becomes
+
+
+def test_qwen2_vls_tower_is_refused_by_name():
+    assert of_projector("qwen2vl_merger") is None and of_model_type("qwen2_vl") is None
+    with pytest.raises(UnsupportedModel, match="Qwen2VLForConditionalGeneration"):
+        family_of({"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"})
 
 
 # --- the text halves ---------------------------------------------------------------------------------------------

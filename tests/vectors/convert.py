@@ -21,7 +21,7 @@ PUBLISHED = {"PhimoeForCausalLM": "PhiMoEForCausalLM", "MinistralForCausalLM": "
 WRAPPED = ("Mistral4ForCausalLM",)
 # It reads these configs through transformers, which renames what they state.
 AS_WRITTEN = ("granitemoehybrid", "nemotron_h")
-AS_NAMED = ("gemma4",)  # models whose towers hubs name as transformers does now
+AS_NAMED = ("gemma4", "gemma4_unified")  # models whose towers hubs name as our files do
 
 
 def convert(family: str, out: Path) -> None:
@@ -59,12 +59,23 @@ def convert_tower(name: str, out: Path) -> None:
     from conversion import ModelBase, ModelType  # pyright: ignore[reportMissingImports]
 
     from freehold.models.tiny import make
+    from tests.vectors.eyes import EYES
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         tiny = make.config(name)
         path = make.write_safetensors(tiny, Path(folder))
+        if tiny.hf["model_type"] == "gemma4_unified":  # whose converter asks for sizes of sound
+            config = tiny.hf | {"audio_config": {"audio_embed_dim": 640}}
+            (path / "config.json").write_text(json.dumps(config))
         renamed = tiny.hf["model_type"] not in AS_NAMED
         tensors = {_older_name(k) if renamed else k: v for k, v in make.hf_tensors(tiny).items()}
+        if name in EYES and EYES[name].older:
+            tensors, (config, pixels) = EYES[name].hub_tensors(tiny), EYES[name].hub_settings(tiny)
+            vision = config["vision_config"]
+            heads = vision.get("vt_num_attention_heads")  # it reads these of Kimi K2.5, but for one place
+            vision = vision | ({"num_attention_heads": heads} if heads else {})
+            (path / "config.json").write_text(json.dumps(config | {"vision_config": vision}))
+            (path / "preprocessor_config.json").write_text(json.dumps(pixels))
         (path / "model.safetensors").write_bytes(make.safetensors_bytes(tensors, "BF16"))
         architecture = conversion.get_model_architecture(
             ModelBase.load_hparams(path, False), ModelType.MMPROJ
@@ -75,12 +86,15 @@ def convert_tower(name: str, out: Path) -> None:
 
 def _older_name(name: str) -> str:
     """Return what hubs call a tensor of a tower that transformers has renamed since."""
-    inner = name.removeprefix("model.")
+    inner = name.removeprefix("model.").replace("projector.linear_", "mlp_AR.linear_")
+    inner = inner.replace("projector.pre_norm", "mlp_AR.pre_norm")
     if inner.startswith(
         ("vision_tower.embeddings.", "vision_tower.encoder.", "vision_tower.post_layernorm.")
     ):
         return inner.replace("vision_tower.", "vision_tower.vision_model.")
-    return inner if inner.startswith(("vision_tower.", "multi_modal_projector.")) else name
+    return (
+        inner if inner.startswith(("vision_tower.", "multi_modal_projector.", "visual.", "mlp_AR.")) else name
+    )
 
 
 def _as_published(config: dict[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,8 @@ Run from the repository's root in an environment with torch, torchvision and tra
 writer is checked too. Pixels are those of the image processor's Pillow form; how far torchvision's are from them is
 stored beside. Never reads our own engine's output.
 
-A golden file has, for each picture i of pictures.py: `picture_i` uint8 [height, width, 3]; `rows_i` uint8 [patches,
-768], the resized pixels of one frame in the tower's order; `torchvision_i` int8, what to add to them for the other
+A golden file has, for each picture i of pictures.py: `rows_i` uint8 [patches,
+3 * patch²], the resized pixels of one frame, block by block; `torchvision_i` int8, what to add to them for the other
 form; `features_i` float32 [rows of the prompt, width]. For each prompt p: `ids_p`, `places_p` int16 [tokens, 3],
 `full_p` float32 [tokens, 256], `greedy_p` and `margins_p`, what follows; of a mixture `experts_p` and `routes_p`, its
 routers' margins. `sizes` int32 [n, 4]: width and height before and after. Of a model that make.py would judge too, its
@@ -18,13 +18,32 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
 from PIL import Image
+from transformers.models.glm4v.image_processing_glm4v import (  # pyright: ignore[reportMissingImports]
+    Glm4vImageProcessor,
+)
+from transformers.models.glm4v.image_processing_pil_glm4v import (  # pyright: ignore[reportMissingImports]
+    Glm4vImageProcessorPil,
+)
+from transformers.models.glm4v.image_processing_pil_glm4v import (  # pyright: ignore[reportMissingImports]
+    smart_resize as two_frames_resize,
+)
+from transformers.models.paddleocr_vl.image_processing_paddleocr_vl import (  # pyright: ignore[reportMissingImports]
+    PaddleOCRVLImageProcessor,
+)
+from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (  # pyright: ignore[reportMissingImports]
+    PaddleOCRVLImageProcessorPil,
+)
+from transformers.models.paddleocr_vl.image_processing_pil_paddleocr_vl import (  # pyright: ignore[reportMissingImports]
+    smart_resize as paddle_resize,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (  # pyright: ignore[reportMissingImports]
     Qwen2VLImageProcessorPil,
     smart_resize,
@@ -35,12 +54,22 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import (  # pyright:
 
 from freehold.models.tiny import make
 from tests.vectors.make import AGREEMENT, GOLDEN, computed
-from tests.vectors.pictures import GREEDY, PROMPTS, SIZES, Prompt, picture, placeholder, prompt_ids
+from tests.vectors.pictures import (
+    GREEDY,
+    PROMPTS,
+    SIZES,
+    PixelSettings,
+    Prompt,
+    picture,
+    placeholder,
+    prompt_ids,
+)
 from tests.vectors.routing import chosen_experts
 from tests.vectors.weights import FAMILIES, SEEING, VOCAB, checksum
 
 # Sides about the halves between two multiples of 32, and about both limits; and narrow ones.
 SIDES = (1, 15, 16, 31, 32, 33, 47, 48, 49, 79, 80, 81, 96, 111, 112, 113, 128, 144, 160, 250, 1000)
+SIDES_OF_28 = (1, 2, 13, 14, 27, 28, 29, 41, 42, 43, 69, 70, 71, 84, 98, 126, 140, 168, 182, 250, 1000, 1999)
 NARROWEST = 200  # the longer side in shorter ones, at most
 MARGIN = 0.02  # of a greedy token's logit above the next: far more than any two orders of summing differ
 
@@ -56,29 +85,35 @@ def load(name: str, folder: Path) -> Any:
     return model.eval()
 
 
-def pixels_of(processor: Any, image: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the processor's rows as the bytes that they stand for, uint8 [patches, 768], and the grid."""
+def pixels_of(processor: Any, form: PixelSettings, image: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the processor's rows as the bytes that they stand for, uint8 [patches, 3 * patch²], and the grid."""
     out = processor(images=[image], return_tensors="pt")
-    values = out["pixel_values"].numpy().reshape(-1, 3, 2, 256)
-    assert np.array_equal(values[:, :, 0], values[:, :, 1]), "both frames are the picture"
-    codes = np.rint((values[:, :, 0].astype(np.float64) * 0.5 + 0.5) * 255)
-    assert np.abs((codes / 255 - 0.5) / 0.5 - values[:, :, 0]).max() < 1e-6, "mean and deviation are a half"
-    return codes.astype(np.uint8).reshape(len(values), -1), out["image_grid_thw"].numpy()
+    values = out["pixel_values"].numpy().reshape(-1, 3, form.frames, form.patch**2)
+    assert np.array_equal(values[:, :, 0], values[:, :, -1]), "both frames are the picture"
+    frame = values[:, :, 0].astype(np.float64)
+    codes = np.rint((frame * form.deviation[:, None] + form.mean[:, None]) * 255).reshape(len(frame), -1)
+    apart = np.abs(form.values(codes) - frame.reshape(len(frame), -1)).max()
+    assert apart < 2e-6, "mean and deviation are the file's"
+    grid = out["image_grid_thw"].numpy()
+    return form.in_blocks(codes.astype(np.uint8), grid[0]), grid
 
 
 @torch.no_grad()
-def features_of(model: Any, rows: np.ndarray, grid: np.ndarray) -> np.ndarray:
+def features_of(model: Any, form: PixelSettings, rows: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Return a picture's features, those that are added after further layers beside them: float32 [rows, width]."""
-    out = model.model.get_image_features(_values(rows), torch.from_numpy(grid))
+    out = model.model.get_image_features(_values(form, rows, grid[0]), torch.from_numpy(grid))
     deep = [each[0] for each in getattr(out, "deepstack_features", None) or ()]
     return torch.cat([out.pooler_output[0], *deep], dim=1).numpy()
 
 
-def _values(rows: np.ndarray) -> torch.Tensor:
-    """Return the processor's rows for these bytes: each channel twice, for both frames."""
-    values = (rows.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    frames = np.repeat(values.reshape(len(rows), 3, 1, 256), 2, axis=2)
-    return torch.from_numpy(frames.reshape(len(rows), -1))
+def _values(form: PixelSettings, rows: np.ndarray, grid: np.ndarray) -> torch.Tensor:
+    """Return the processor's rows for these bytes: each channel as often as there are frames."""
+    values = form.values(form.in_blocks(rows, grid, back=True)).astype(np.float32)
+    frames = np.repeat(values.reshape(len(rows), 3, 1, -1), form.frames, axis=2)
+    flat = form.frames > 1  # else a convolution takes them
+    return torch.from_numpy(
+        frames.reshape(len(rows), -1) if flat else frames.reshape(len(rows), 3, form.patch, -1)
+    )
 
 
 class Shown:
@@ -86,13 +121,14 @@ class Shown:
 
     def __init__(self, name: str, prompt: Prompt, rows: list[np.ndarray], grids: list[np.ndarray]) -> None:
         tiny = SEEING[name]
+        form = PixelSettings.of(tiny)
         counts = {i: len(each) // 4 for i, each in enumerate(rows)}
         self.ids = prompt_ids(tiny, prompt, counts)
         self.marked = self.ids == placeholder(tiny)
         self._pictures: dict[str, torch.Tensor] = {}
         if prompt.pictures:
             self._pictures = {
-                "pixel_values": torch.cat([_values(rows[p]) for p in prompt.pictures]),
+                "pixel_values": torch.cat([_values(form, rows[p], grids[p][0]) for p in prompt.pictures]),
                 "image_grid_thw": torch.from_numpy(np.concatenate([grids[p] for p in prompt.pictures])),
             }
 
@@ -163,23 +199,50 @@ def of_prompt(model: Any, prompt: Prompt, shown: Shown) -> dict[str, np.ndarray]
 
 def sizes(name: str) -> np.ndarray:
     """Return what pictures of many sizes become: int32 [n, 4], width and height before and after."""
-    limits = SEEING[name].preprocessor["size"]
+    stated, factor = SEEING[name].preprocessor, PixelSettings.of(SEEING[name]).block
+    limits = stated.get("size") or {
+        "shortest_edge": stated["min_pixels"],
+        "longest_edge": stated["max_pixels"],
+    }
+    resize = _reference(name).resize
+    sides = SIDES if factor == 32 else SIDES_OF_28
     out = []
-    for width in SIDES:
-        for height in SIDES:
+    for width in sides:
+        for height in sides:
             if max(width, height) <= NARROWEST * min(width, height):
                 least, most = limits["shortest_edge"], limits["longest_edge"]
-                resized = smart_resize(height, width, factor=32, min_pixels=least, max_pixels=most)
+                resized = resize(height, width, factor=factor, min_pixels=least, max_pixels=most)
                 out.append((width, height, *resized[::-1]))
     return np.array(out, np.int32)
+
+
+class Reference(NamedTuple):
+    """What transformers has for a kind of models."""
+
+    pil: Any  # image processor whose pixels are taken
+    torchvision: Any  # and the one whose pixels are stored beside
+    resize: Any  # height and width -> those after the resize
+
+
+REFERENCES = {
+    "Qwen": Reference(Qwen2VLImageProcessorPil, Qwen2VLImageProcessor, smart_resize),
+    "Glm4": Reference(Glm4vImageProcessorPil, Glm4vImageProcessor, partial(two_frames_resize, 2)),
+    "Padd": Reference(PaddleOCRVLImageProcessorPil, PaddleOCRVLImageProcessor, paddle_resize),
+}
+
+
+def _reference(name: str) -> Reference:
+    return REFERENCES[SEEING[name].preprocessor["image_processor_type"][:4]]
 
 
 def make_golden(name: str) -> None:
     """Compute and store one model's golden file."""
     print(name, flush=True)
+    form = PixelSettings.of(SEEING[name])
     settings = {
         key: value for key, value in SEEING[name].preprocessor.items() if key != "image_processor_type"
     }
+    reference = _reference(name)
     arrays: dict[str, np.ndarray] = {"sizes": sizes(name)}
     rows, grids = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -187,13 +250,13 @@ def make_golden(name: str) -> None:
     for i in range(len(SIZES)):
         pixels = picture(i)
         image = Image.fromarray(pixels)
-        codes, grid = pixels_of(Qwen2VLImageProcessorPil(**settings), image)
-        others, _ = pixels_of(Qwen2VLImageProcessor(**settings), image)
+        codes, grid = pixels_of(reference.pil(**settings), form, image)
+        others, _ = pixels_of(reference.torchvision(**settings), form, image)
         apart = others.astype(np.int16) - codes
-        assert np.abs(apart).max() <= 1, "torchvision rounds within one step"
-        features = features_of(model, codes, grid)
+        assert np.abs(apart).max() <= 2, "torchvision rounds within one step of each side's resize"
+        features = features_of(model, form, codes, grid)
         print(f"  {pixels.shape} to grid {grid[0]}  std {features.std():.2f}", flush=True)
-        each = {"picture": pixels, "rows": codes, "torchvision": apart.astype(np.int8), "features": features}
+        each = {"rows": codes, "torchvision": apart.astype(np.int8), "features": features}
         arrays |= {f"{key}_{i}": value for key, value in each.items()}
         rows.append(codes)
         grids.append(grid)

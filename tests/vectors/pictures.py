@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,43 @@ U8 = NDArray[np.uint8]
 # (width, height): one that is taken as it is, one that is and is not square, one that is enlarged with sides turned
 # about the nearest multiple, one that is shrunk.
 SIZES = ((64, 64), (96, 160), (47, 33), (200, 90))
+CRC32 = 1019891173  # of all of them, one after another
 GREEDY = 8  # tokens of an answer
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """How pixels of a model enter, as its image processor has it."""
+
+    patch: int  # pixels of a patch's side
+    mean: NDArray[np.float64]  # of each colour
+    deviation: NDArray[np.float64]
+    frames: int  # that a picture becomes; of one, the reference's rows are row by row, else block by block
+
+    @classmethod
+    def of(cls, tiny: TinyConfig) -> PixelSettings:
+        """Take them out of a tiny model."""
+        stated = tiny.preprocessor
+        colours = np.array(stated["image_mean"]), np.array(stated["image_std"])
+        return cls(stated["patch_size"], *colours, stated["temporal_patch_size"])
+
+    def in_blocks(self, rows: NDArray[Any], grid: NDArray[Any], *, back: bool = False) -> NDArray[Any]:
+        """Lay the reference's rows of a grid [time, rows, columns] block by block, or back."""
+        if self.frames > 1:
+            return rows
+        high, wide = int(grid[-2]) // 2, int(grid[-1]) // 2
+        shape = (high, wide, 2, 2) if back else (high, 2, wide, 2)
+        return rows.reshape(*shape, -1).swapaxes(1, 2).reshape(rows.shape)
+
+    @property
+    def block(self) -> int:
+        """Pixels of a block's side."""
+        return 2 * self.patch
+
+    def values(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Return what bytes [patches, 3 * patch²] stand for."""
+        colours = rows.astype(np.float64).reshape(len(rows), 3, -1) / 255
+        return ((colours - self.mean[:, None]) / self.deviation[:, None]).reshape(len(rows), -1)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ LENGTH = 48  # tokens of a golden sequence; longer than every sliding window in 
 PREFILL = 20  # tokens of the first call in the second path; the others follow one by one
 _ALL = {name: make.config(name) for name in make.names()}
 # Models of text alone, and those whose text half no other model has.
-_OWN_TEXT_HALF = ("qwen3_vl", "qwen3_vl_moe")
+_OWN_TEXT_HALF = ("glm4v", "glm4v_moe", "paddleocr_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 FAMILIES: dict[str, TinyConfig] = {
     name: tiny for name, tiny in _ALL.items() if not tiny.sees or name in _OWN_TEXT_HALF
 }
-# Those of towers/qwen3vl.py, see pictures.py; other towers have makers of their own.
+# Those whose towers read blocks (models/parts/blocks.py), see pictures.py; other towers have makers of their own.
+_OF_BLOCKS = ("glm4v", "paddleocr", "qwen3vl_merger", "qwen2.5vl_merger")
 SEEING: dict[str, TinyConfig] = {
-    name: tiny for name, tiny in _ALL.items() if tiny.mmproj.get("clip.projector_type") == "qwen3vl_merger"
+    name: tiny for name, tiny in _ALL.items() if tiny.mmproj.get("clip.projector_type") in _OF_BLOCKS
 }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+from freehold.formats.ctranslate2 import ctranslate2_weights, open_ctranslate2
 from freehold.formats.filemap import not_a_model, read_head
 from freehold.formats.gguf import MAGIC, GGUFFile, open_gguf
 from freehold.formats.safetensors import SafetensorsFile, is_safetensors, open_safetensors
@@ -19,13 +20,13 @@ ModelFile: TypeAlias = GGUFFile | SafetensorsFile
 
 
 def open_model_file(path: str | Path) -> ModelFile:
-    """Open a GGUF file, a safetensors file, or a directory of safetensors.
+    """Open a GGUF file, a safetensors file, a directory of safetensors, or one of a Whisper of CTranslate2.
 
     Raises ModelNotFound when nothing is there, BadModelFile saying what the file is instead.
     """
     path = Path(path)
     if os.path.isdir(path):  # unlike Path.is_dir, False for what may not be looked at
-        return open_safetensors(path)
+        return open_ctranslate2(path) if ctranslate2_weights(path) else open_safetensors(path)
     head = read_head(path)
     if head.startswith(MAGIC):
         return open_gguf(path)

@@ -89,6 +89,9 @@ class TensorSpec:
     beside: str = ""  # key of the optional tensor that a file has with it, or both are missing
     default: str = ""  # key of the tensor that is used where a file has none: a tied head
     hf_offset: float = 0.0  # added to a safetensors' values: Gemma stores its norms around zero
+    scaled_by: str = (
+        ""  # key of a vector declared with it, whose elements its rows are multiplied by at loading
+    )
     share: float = 1.0  # of it one token reads: of experts the chosen ones, of an embedding a row
     head: int = 0  # q and k whose rows a GGUF lays in adjacent rotary pairs, in heads of this width
     turns: Turns | None = None  # heads whose order differs between the formats; the network knows its file's
@@ -292,8 +295,10 @@ class Family:
     towers: tuple[
         str, ...
     ] = ()  # names of the towers (models/towers) whose features it reads in place of words
-    both: bool = False  # rows of a picture see each other in some layers
+    both: Callable[[Any], bool] = lambda cfg: False  # config -> whether rows of a picture see each other
     feature_width: Callable[[Any], int] = lambda cfg: cfg.hidden  # of a row of them; config -> columns
+    # Composes what is kept of rows of features that stand before every text, and are no words: of sound
+    prefix: Callable[[Any, Ops, NetworkWeights], None] | None = None
     hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
     tied_note: str = ""  # what a GGUF without a head of its own has lost
     left_out: tuple[Rule, ...] = ()  # tensors of a safetensors that are not computed, and what to say
@@ -321,7 +326,8 @@ class Family:
 # --- tensors of a file that are left out, with a note: a family's own, and towers of pictures -------
 
 _OTHER_HALVES = re.compile(
-    r"(model\.)?(vision_tower|vision_model|visual|multi_modal_projector|connector|audio_tower|embed_vision|embed_audio)"
+    r"(model\.)?(vision_tower|vision_model|vision_embedder|visual|multi_modal_projector|connector|audio_tower|embed_vision"
+    r"|embed_audio|projector|mm_projector|mlp_AR)"
     r"\..*"
 )
 _TEXT_HALF = re.compile(r"model\.(language|text)_model\.")

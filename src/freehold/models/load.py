@@ -127,6 +127,17 @@ class LoadedModel:
         plan.finish()
         return plan
 
+    def build_prefix(
+        self, cache: native.KvCache, max_rows: int, threads: native.Threads | None = None
+    ) -> native.Plan | None:
+        """Trace what is kept of rows that stand before a text, where the family has such rows."""
+        if self.family.prefix is None:
+            return None
+        plan = native.Plan(threads or self.threads, cache, max_rows)
+        self.family.prefix(self.cfg, plan, self.weights)
+        plan.finish()
+        return plan
+
 
 def load_model(
     source: str | Path | ModelFile,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -88,6 +88,7 @@ class TowerRows:
     values: F32  # [patches, columns]
     groups: tuple[int, ...]  # how many rows attend to each other, one group after another
     places: I32 | None = None  # [patches, 3], as a rope's axes read them
+    windows: tuple[int, ...] = ()  # as groups, in the layers that Tower.windowed names
 
 
 def check_ratio(width: int, height: int, most: int) -> None:
@@ -118,6 +119,8 @@ def in_blocks(grid: NDArray[Any], side: int) -> NDArray[Any]:
 
 _FILTERS: Mapping[int, Filter] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 HALF = (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the colours, where no file says (arXiv 2103.00020)
+CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,11 @@ def hf_pixel_form(settings: Fields) -> PixelForm:
             f"{settings.name('resample')} is {number}; supported: 1 (Lanczos), 2 (bilinear), 3 (bicubic)"
         )
     return PixelForm(_colours(settings, "image_mean"), _colours(settings, "image_std"), _FILTERS[number])
+
+
+def clip_coloured(fields: Fields) -> Fields:
+    """Return what files say of pixels, and CLIP's mean and deviation where they do not."""
+    return fields.assuming(image_mean=list(CLIP_MEAN), image_std=list(CLIP_DEVIATION))
 
 
 def gguf_pixel_form(vision: Fields) -> PixelForm:
@@ -255,12 +263,17 @@ class TowerNetwork:
     rope: RopeTable | None  # of all layers
     width: int  # of the residual stream
     kept: tuple[int, ...]  # numbers of the layers after which a copy of it is kept
+    windowed: frozenset[int]  # numbers of the layers whose rows attend within their window alone
 
-    def forward(self, ops: Ops, weights: NetworkWeights) -> None:
-        """Compose the layers over patches; a run may pause between any two parts."""
+    def forward(self, ops: Ops, weights: NetworkWeights, within: Callable[[bool], None]) -> None:
+        """Compose the layers over patches; a run may pause between any two parts.
+
+        `within` is called before each layer, with whether its rows attend within windows instead of groups.
+        """
         x = self.ends.begin(ops, weights.ends)
         kept: list[Buffer] = []
         for i, (layer, w) in enumerate(zip(self.layers, weights.layers, strict=True)):
+            within(i in self.windowed)
             for part in layer.parts:
                 ops.section()
                 part.forward(ops, i, x, w)
@@ -330,7 +343,7 @@ class TowerSizes:
     @property
     def row_floats(self) -> int:
         """How many floats a patch takes in the layers, about: what enters, attention, the MLP, and what leaves."""
-        return 12 * self.hidden + self.inner
+        return 9 * self.hidden + self.inner
 
 
 def gguf_tower_sizes(meta: Fields, eps: float) -> dict[str, Any]:
@@ -381,6 +394,7 @@ class Tower:
     merger: Callable[[Any], Merger]
     rope: Callable[[Any], RopeTable | None] = lambda cfg: None
     kept: Callable[[Any], tuple[int, ...]] = lambda cfg: ()
+    windowed: Callable[[Any], frozenset[int]] = lambda cfg: frozenset()
     # Config, width and height of a picture, and what may stand in place of its limits; raises UsageError.
     plan: Callable[[Any, int, int, TokenBudget | None], PicturePlan]
     # What enters of a picture, by its arrays of pixels, uint8 [height, width, 3] each.
@@ -395,17 +409,24 @@ class Tower:
     # Of templates that write something else, and of marks with texts around them that join their neighbours in a token:
     written: str = ""  # what such a template writes,
     spelled: str = ""  # and what takes its place before the prompt is cut into tokens, the mark in it
-    # Rows that a picture becomes at most, where the text model computes them together (Family.both).
-    span_rows: Callable[[Any], int] = lambda cfg: 0
+    # Rows that a picture becomes at most within a budget, where the text model computes them together (Family.both).
+    span_rows: Callable[[Any, TokenBudget | None], int] = lambda cfg, budget: 0
     hf_layers: str  # what layers' names begin with in a safetensors
     hf_name: Callable[[str], str]  # of a wrapper's tensor; "" for what is not the tower's
-    last_matrix: str = ""  # whose rows are a feature's columns, in a GGUF that may state another width
+    # Keys that a GGUF lacks, or states otherwise, and the matrices whose rows they count.
+    rows_of: Mapping[str, str] = field(default_factory=dict)
 
     def network(self, cfg: Any) -> TowerNetwork:
         """Build the parts of a tower with this config."""
         layers = tuple(Layer(self.layer(cfg, i)) for i in range(cfg.layers))
         return TowerNetwork(
-            self.ends(cfg), layers, self.merger(cfg), self.rope(cfg), cfg.hidden, self.kept(cfg)
+            self.ends(cfg),
+            layers,
+            self.merger(cfg),
+            self.rope(cfg),
+            cfg.hidden,
+            self.kept(cfg),
+            self.windowed(cfg),
         )
 
     def entering(self, cfg: Any, plan: PicturePlan, pixels: Sequence[U8], w: Values) -> TowerRows:
@@ -414,7 +435,7 @@ class Tower:
         beside = self.positions(cfg, plan, w)
         if beside is None:
             return rows
-        return TowerRows(np.concatenate([rows.values, beside], axis=1), rows.groups, rows.places)
+        return replace(rows, values=np.concatenate([rows.values, beside], axis=1))
 
     def declared(self, cfg: Any) -> Iterator[tuple[str, str, str, TensorSpec]]:
         """Yield every declared weight: the prefixes of its names in safetensors and in a GGUF, its key, the spec."""

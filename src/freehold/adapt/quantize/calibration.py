@@ -470,6 +470,7 @@ class RecordingOps(NumpyOps):
         sinks: F32 | None = None,
         chunk: int = 0,
         both: bool = False,
+        until: int = 0,
     ) -> F32:
         """Attend over the whole text at once: texts are short here."""
         k, v = self._kv.read(layer)

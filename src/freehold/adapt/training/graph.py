@@ -57,7 +57,7 @@ class TorchOps:
     # --- rows in, rows out -----------------------------------------------------------------------
 
     def embed(
-        self, table: AdaptedMatrix, scale: float = 1.0, beyond: int = -1, pictures: bool = True
+        self, table: AdaptedMatrix, scale: float = 1.0, beyond: int = -1, shown: int = -1
     ) -> Activations:
         tokens = self._batch.tokens
         known = np.where(tokens < table.packed.rows, tokens, beyond) if beyond >= 0 else tokens
@@ -211,8 +211,8 @@ class TorchOps:
         factor = gate.value.sigmoid() if act == "sigmoid" else activation(act)(gate.value)
         y.value = normed * factor
 
-    def clamp(self, x: Activations, limit: float) -> None:
-        x.value = x.value.clamp(-limit, limit)
+    def clamp(self, x: Activations, limit: float, low: float | None = None) -> None:
+        x.value = x.value.clamp(-limit if low is None else low, limit)
 
     def scale(self, x: Activations, factor: float) -> None:
         x.value = x.value * factor

@@ -184,7 +184,8 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, Fields, bool]:
     wrapped = [family for family in naming(name) if name in family.wrappers]
     if not wrapped:
         raise _unknown_architecture(name or Fields(config).text("model_type"))
-    text = Fields(config).section("text_config") or Fields({})
+    flat = {key: value for key, value in config.items() if key != "model_type"}
+    text = Fields(config).section("text_config") or Fields(flat)  # older files state all in one
     kind = text.text("model_type", wrapped[0].gguf_architecture)
     kinds = [f for f in wrapped if kind in (f.gguf_architecture, *f.model_types)]
     matched = next((f for f in kinds if f.hf_when(text)), None)

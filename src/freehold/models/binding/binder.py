@@ -13,7 +13,7 @@ import numpy as np
 
 from freehold.errors import BadModelFile, UnsupportedModel
 from freehold.formats import QuantType
-from freehold.models.binding.stored import ExpertStack, Held, Joined, RowCut, Stored, Taken, Whole
+from freehold.models.binding.stored import ExpertStack, Held, Joined, RowCut, Stored, Taken, Whole, scaled
 from freehold.models.family import Cut, TensorSpec
 
 GGUF_LAYERS = "blk"
@@ -73,6 +73,9 @@ class Binder:
                 name = _first((spec.gguf if self.gguf else spec.hf)[0])
                 there = bound[spec.beside].tensor.name
                 raise BadModelFile(f"tensor {prefix}{name} is missing; the file has {there}")
+        for key, (spec, tensor) in bound.items():
+            if spec.scaled_by:
+                bound[key] = Bound(spec, scaled(tensor, bound[spec.scaled_by].tensor))
         return bound
 
     def _fitting(self, prefix: str, spec: TensorSpec, names: tuple[str | Cut, ...]) -> tuple[str | Cut, ...]:

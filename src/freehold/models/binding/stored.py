@@ -246,7 +246,7 @@ class Taken(_ByRows):
     """What a function makes of a stored tensor's values; float32, computed anew at each use."""
 
     name: str
-    whole: Whole
+    whole: Stored
     take: Callable[[F32], F32]
     shape: tuple[int, ...]
 
@@ -276,6 +276,15 @@ class Taken(_ByRows):
 
 
 Stored: TypeAlias = Whole | RowCut | Taken
+
+
+def scaled(tensor: Stored, factors: Stored) -> Taken:
+    """Return a matrix whose rows, or a vector whose elements, are multiplied by a vector's."""
+
+    def take(values: F32) -> F32:
+        return values * factors.numpy().reshape(-1, *[1] * (values.ndim - 1))
+
+    return Taken(f"{tensor.name}:scaled", tensor, take, tensor.shape)
 
 
 # --- experts in MXFP4: nibbles and exponents, two tensors, become one matrix each -------------------

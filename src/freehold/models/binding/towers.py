@@ -59,18 +59,17 @@ def _read_gguf(opened: GGUFFile) -> TowerSource | None:
         name: tensor for name, tensor in opened.tensors.items() if not name.startswith(("a.", "mm.a."))
     }
     notes = ("the audio parts of this file are left out",) if len(tensors) < len(opened.tensors) else ()
-    last = tensors.get(tower.last_matrix)
-    if last is not None and len(last.shape) == 2:
-        width = keys.name("vision.projection_dim")
-        keys = Fields({**meta, width: last.shape[0]}, f"{ARCHITECTURE}.")
-    cfg = tower.config_from_gguf(keys)
+    counted = {
+        keys.name(key): tensors[name].shape[0]
+        for key, name in tower.rows_of.items()
+        if name in tensors and len(tensors[name].shape) == 2
+    }
+    cfg = tower.config_from_gguf(Fields({**meta, **counted}, f"{ARCHITECTURE}."))
     return _bound(opened.path, tower, cfg, Binder(tensors, GGUF_TOWER_LAYERS), notes)
 
 
 def _read_hf(opened: SafetensorsFile) -> TowerSource | None:
     config = Fields(opened.config)
-    if config.section("vision_config") is None:
-        return None
     tower = of_model_type(config.text("model_type", ""))
     tensors = {} if tower is None else _own(tower, opened.tensors)
     if tower is None or not tensors:

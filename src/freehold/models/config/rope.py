@@ -23,6 +23,9 @@ Sections: TypeAlias = tuple[int, int, int]  # pairs that turn by time, by row an
 Scaling = Literal["default", "linear", "llama3", "yarn", "longrope"]
 SCALINGS: tuple[Scaling, ...] = ("default", "linear", "llama3", "yarn", "longrope")
 
+# Of the first Phi-3 files; of Qwen2.5-VL's, whose sections are read apart.
+OLDER_NAMES: dict[str, Scaling] = {"su": "longrope", "mrope": "default"}
+
 ORIGINAL = "original_max_position_embeddings"
 MAX_BASE = 1e12
 MAX_FACTOR = 1e6
@@ -267,7 +270,7 @@ def hf_rope_section(
         base=_base(section, "rope_theta", base), width=check_width(width, head_dim), adjacent=False
     )
     kind = section.text("rope_type", section.text("type", "default"))
-    kind = "longrope" if kind == "su" else kind  # its name in the first Phi-3 files
+    kind = OLDER_NAMES.get(kind, kind)
     if kind not in SCALINGS:
         raise UnsupportedModel(f"rope_type is {kind!r}; supported: {', '.join(SCALINGS)}")
     if kind == "default":

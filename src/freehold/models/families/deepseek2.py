@@ -75,10 +75,16 @@ def layer(cfg: LatentSizes, i: int) -> tuple[LayerPart, ...]:
 FAMILY = Family(
     gguf_architecture="deepseek2",
     hf_classes=("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM", "MistralLarge3"),
+    wrappers=(
+        "KimiVLForConditionalGeneration",
+        "KimiK25ForConditionalGeneration",
+        "Kimi_K25ForConditionalGeneration",
+    ),
     model_types=("deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe_lite"),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(LatentAttention, GatedMlp, Moe),
     layer=layer,
     ends=DecoderEnds.of,
+    towers=("kimivl",),
 )

@@ -114,6 +114,6 @@ FAMILY = Family(
     parts=(Attention, GatedMlp),
     layer=layer,
     ends=ends,
-    both=True,
+    both=lambda cfg: True,
     towers=("gemma3",),
 )

@@ -1,8 +1,9 @@
-"""Gemma 4, text: E2B and E4B with embeddings of each layer, 31B, and 26B-A4B with experts beside the MLP.
+"""Gemma 4, text: E2B and E4B with embeddings of each layer, 12B, 31B, and 26B-A4B with experts beside the MLP.
 
 Sliding layers have heads of one width and full ones of another; the full ones turn a quarter of their pairs, and in the
 large models have no values of their own. In the small ones the last layers read the keys and values of the last layer
-of their kind that has some. Norms are plain in both file formats.
+of their kind that has some. Norms are plain in both file formats. Rows of a picture see each other in the sliding
+layers of the large models, within the window; in the small ones they read the row of the padding token for each layer.
 Source: Google's Gemma 4 files, and transformers' Gemma4TextModel, read 2026-11.
 """
 
@@ -174,6 +175,7 @@ class InputEnds(DecoderEnds):
     layers: int
     width: int  # of a layer's embedding; 0: there are none
     rows: int = 0  # of their table; 0: as many as tokens. Tokens beyond it read its first row
+    pad: int = 0  # the token whose row of the table rows of pictures read
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the table of all layers' embeddings, of which a token reads a row, and what joins it."""
@@ -195,7 +197,7 @@ class InputEnds(DecoderEnds):
         if not self.width:
             return {}
         rows = 0 if self.rows else -1
-        tokens = ops.embed(w["inputs_embed"], self.width**0.5, rows, pictures=False)
+        tokens = ops.embed(w["inputs_embed"], self.width**0.5, rows, self.pad)
         (own,) = ops.linear(x, (w["inputs_project"],), (None,))
         ops.scale(own, self.hidden**-0.5)
         own = ops.norm(own, w["inputs_norm"], self.eps)
@@ -257,6 +259,7 @@ class ExpertsBeside(LayerPart):
 LOCAL_BASE, GLOBAL_BASE = 10_000.0, 1_000_000.0
 GLOBAL_ROPE = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": GLOBAL_BASE}
 GLOBAL_WIDTH, WINDOW, PATTERN = 512, 512, 6
+UNIFIED = "gemma4_unified_text"  # model_type of the 12B's text half
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,6 +279,7 @@ class GemmaSizes4(SharingSizes):
     local_dim: int  # width of a head in sliding layers
     twins: bool  # whether full layers' values are their keys
     both: bool  # whether rows of a picture see each other in sliding layers
+    pad: int = 0  # the token whose embedding of each layer rows of pictures have
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes4:
@@ -308,6 +312,11 @@ def config_from_gguf(meta: Fields, vocab: int) -> GemmaSizes4:
 
 
 def config_from_hf(config: Fields) -> GemmaSizes4:
+    """Read config.json; the 12B's classes have defaults of their own."""
+    if config.get("model_type") == UNIFIED:
+        config = config.assuming(hidden_size_per_layer_input=0, sliding_window=1024)
+        if "use_bidirectional_attention" not in config.values:  # null means that they do not see each other
+            config = config.assuming(use_bidirectional_attention="vision")
     both = config.get("use_bidirectional_attention") == "vision"
     check_gemma(config.without("use_bidirectional_attention") if both else config)
     sizes = hf_sizes(config, tied=True, head_dim=256, num_key_value_heads=4)
@@ -341,6 +350,7 @@ def config_from_hf(config: Fields) -> GemmaSizes4:
             inputs=inputs,
             twins=config.flag("attention_k_eq_v", False),
             both=both,
+            pad=config.integer("pad_token_id", 0, sizes["vocab"] - 1, 0),
         )
     )
 
@@ -399,7 +409,8 @@ def layer(cfg: GemmaSizes4, i: int) -> tuple[LayerPart, ...]:
 def ends(cfg: GemmaSizes4) -> InputEnds:
     """Scale embeddings by sqrt(hidden), and embed tokens for each layer."""
     scale = math.sqrt(cfg.hidden)
-    return InputEnds.of(cfg, scale=scale, softcap=cfg.softcap, layers=cfg.layers, width=cfg.inputs)
+    inputs = {"layers": cfg.layers, "width": cfg.inputs, "pad": cfg.pad}
+    return InputEnds.of(cfg, scale=scale, softcap=cfg.softcap, **inputs)
 
 
 def left_out(cfg: SharingSizes) -> tuple[tuple[str, str], ...]:
@@ -418,17 +429,17 @@ def _mixes(config: Fields) -> bool:
 
 DENSE = Family(
     gguf_architecture="gemma4",
-    hf_classes=("Gemma4ForCausalLM",),
+    hf_classes=("Gemma4ForCausalLM", "Gemma4UnifiedForCausalLM"),
     hf_when=lambda config: not _mixes(config),
-    wrappers=("Gemma4ForConditionalGeneration",),
-    model_types=("gemma4_text",),
+    wrappers=("Gemma4ForConditionalGeneration", "Gemma4UnifiedForConditionalGeneration"),
+    model_types=("gemma4_text", UNIFIED),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(SharingAttention, GatedMlp, LayerInput),
     layer=layer,
     ends=ends,
     left_out_of=left_out,
-    both=True,  # of E2B and E4B, whose towers are refused, they do not
-    towers=("gemma4",),
+    both=lambda cfg: cfg.both,
+    towers=("gemma4", "gemma4_unified"),
 )
 FAMILIES = (DENSE, replace(DENSE, hf_when=_mixes, parts=(SharingAttention, ExpertsBeside, LayerInput)))

@@ -84,10 +84,12 @@ def layer(cfg: GptOssSizes, i: int) -> tuple[LayerPart, ...]:
 FAMILY = Family(
     gguf_architecture="gpt-oss",
     hf_classes=("GptOssForCausalLM",),
+    wrappers=("InternVLForConditionalGeneration",),
     model_types=("gpt_oss",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, Moe),
     layer=layer,
     ends=DecoderEnds.of,
+    towers=("internvl",),
 )

@@ -176,12 +176,14 @@ def layer(cfg: Config, i: int) -> tuple[LayerPart, ...]:
 DENSE = Family(
     gguf_architecture="lfm2",
     hf_classes=("Lfm2ForCausalLM",),
+    wrappers=("Lfm2VlForConditionalGeneration",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, ShortConv, GatedMlp),
     layer=layer,
     ends=DecoderEnds.of,
     names=NAMES,
+    towers=("lfm2vl",),
 )
 MIXED = replace(
     DENSE,

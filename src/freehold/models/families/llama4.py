@@ -131,4 +131,5 @@ FAMILY = Family(
     parts=(Attention, GatedMlp, Moe),
     layer=layer,
     ends=DecoderEnds.of,
+    towers=("llama4",),
 )

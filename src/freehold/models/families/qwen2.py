@@ -13,9 +13,11 @@ from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 FAMILY = Family(
     gguf_architecture="qwen2",
     hf_classes=("Qwen2ForCausalLM",),
+    wrappers=("InternVLForConditionalGeneration",),
     config_from_gguf=lambda meta, vocab: Sizes(**gguf_sizes(meta, vocab, adjacent=False)),
     config_from_hf=lambda config: Sizes(**hf_decoder(config, qwen_windows)),
     parts=(Attention, GatedMlp),
     layer=lambda cfg, i: (Attention.of(cfg, i, bias="qkv"), GatedMlp.of(cfg, i)),
     ends=DecoderEnds.of,
+    towers=("internvl",),
 )

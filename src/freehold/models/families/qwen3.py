@@ -14,9 +14,11 @@ from freehold.models.parts import Attention, DecoderEnds, GatedMlp
 FAMILY = Family(
     gguf_architecture="qwen3",
     hf_classes=("Qwen3ForCausalLM",),
+    wrappers=("InternVLForConditionalGeneration",),
     config_from_gguf=lambda meta, vocab: Sizes(**gguf_sizes(meta, vocab, adjacent=False)),
     config_from_hf=lambda config: Sizes(**hf_decoder(config, qwen_windows, head_dim=128)),
     parts=(Attention, GatedMlp),
     layer=lambda cfg, i: (Attention.of(cfg, i, qk_norm="head"), GatedMlp.of(cfg, i)),
     ends=DecoderEnds.of,
+    towers=("internvl",),
 )

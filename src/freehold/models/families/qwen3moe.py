@@ -28,10 +28,12 @@ def config_from_hf(config: Fields) -> Sizes:
 FAMILY = Family(
     gguf_architecture="qwen3moe",
     hf_classes=("Qwen3MoeForCausalLM",),
+    wrappers=("InternVLForConditionalGeneration",),
     model_types=("qwen3_moe",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp, Moe),
     layer=lambda cfg, i: (Attention.of(cfg, i, qk_norm="head"), mlp_or_experts(cfg, i)),
     ends=DecoderEnds.of,
+    towers=("internvl",),
 )

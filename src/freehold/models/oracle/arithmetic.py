@@ -218,7 +218,7 @@ class DeltaVerbs:
     def norm_gate(self, y: F32, gate: F32, weight: F32 | None, eps: float = 0.0, *, act: str) -> None:
         if weight is not None:
             y[:] = rms_norm(y.reshape(len(y), -1, len(weight)), weight, eps).reshape(y.shape)
-        y *= silu(gate) if act == "silu" else sigmoid(gate)
+        y *= sigmoid(gate) if act == "sigmoid" else ACTIVATIONS[act](gate)
 
 
 def delta_rule(q: F64, k: F64, v: F64, g: F64, b: F64, state: F64) -> tuple[F64, F64]:

@@ -26,6 +26,7 @@ from freehold.models.oracle.arithmetic import (
     DeltaVerbs,
     RecurrentVerbs,
     activated,
+    gelu_erf,
     gelu_tanh,
     layer_norm,
     rms_norm,
@@ -170,13 +171,14 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
         self._kv_heads = [spec.kv_heads for spec in layers]
         self._positions = np.arange(kv.length, kv.length + len(tokens))
 
-    def embed(self, table: DenseMatrix, scale: float = 1.0, beyond: int = -1, pictures: bool = True) -> F32:
+    def embed(self, table: DenseMatrix, scale: float = 1.0, beyond: int = -1, shown: int = -1) -> F32:
         known = self._tokens < table.height
         assert known.all() or beyond >= 0, "a token is outside the vocabulary"
-        x = table.take(np.where(known, self._tokens, beyond)) * np.float32(scale)
-        if pictures:
-            shown, features = self._shown()
-            x[shown] = features[:, : x.shape[1]]
+        pictures, features = self._shown()
+        rows = np.where(known, self._tokens, beyond)
+        x = table.take(np.where(pictures, shown, rows) if shown >= 0 else rows) * np.float32(scale)
+        if shown < 0:
+            x[pictures] = features[:, : x.shape[1]]
         return x
 
     def add_features(self, x: F32, at: int) -> None:
@@ -266,10 +268,13 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
         sinks: F32 | None = None,
         chunk: int = 0,
         both: bool = False,
+        until: int = 0,
     ) -> F32:
         k, v = self._kv.read(layer)
         ends = self._pictures.ends if both else None
         rows = len(q)
+        if until:
+            ends = np.full(rows, until)
         heads = q.reshape(rows, k.shape[1], -1, k.shape[2])  # [rows, kv heads, group, width]
         sink = None if sinks is None else sinks.reshape(k.shape[1], -1, 1, 1).astype(np.float64)
         out = np.empty((*heads.shape[:3], v.shape[2]), np.float32)
@@ -365,8 +370,11 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
         residual += total
         return residual
 
-    def embed_sum(self, words: DenseMatrix, positions: DenseMatrix, kinds: DenseMatrix) -> F32:
-        return words.take(self._tokens) + positions.take(self._positions) + kinds.take(np.array([0]))
+    def embed_sum(
+        self, words: DenseMatrix, positions: DenseMatrix, kinds: DenseMatrix | None = None, start: int = 0
+    ) -> F32:
+        x = words.take(self._tokens) + positions.take(self._positions - start)
+        return x if kinds is None else x + kinds.take(np.array([0]))
 
     def layer_norm(self, x: F32, weight: F32, bias: F32, eps: float) -> None:
         x[:] = layer_norm(x, weight, bias, eps)
@@ -400,8 +408,11 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
         places = self._pictures.places
         return self._positions if places is None or rope.axes is None else places
 
-    def clamp(self, x: F32, limit: float) -> None:
-        np.clip(x, -limit, limit, out=x)
+    def clamp(self, x: F32, limit: float, low: float | None = None) -> None:
+        np.clip(x, -limit if low is None else low, limit, out=x)
+
+    def gelu(self, x: F32) -> None:
+        x[:] = gelu_erf(x)
 
     def temper(self, x: F32, beta: float, original: int, shift: int = 0) -> None:
         factor = 1 + beta * np.log1p((self._positions + shift) // original)
@@ -422,6 +433,10 @@ class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
 
     def weigh(self, routes: ChosenExperts, scale: F32) -> None:
         routes.weights[:] *= scale[routes.ids]
+
+    def attend_within(self, groups: NDArray[np.integer]) -> None:
+        """From now on rows of a tower attend to those of their group alone: int [rows]."""
+        self._pictures = self._pictures._replace(groups=groups)
 
     def attend_both(
         self,

@@ -41,9 +41,13 @@ class TowerOracle:
         """Compute the features of a picture: float32 [tokens, feature width]."""
         tower, cfg, network = self.source.tower, self.source.cfg, self.source.network
         rows = tower.entering(cfg, plan, pixels, self._weights.ends)
-        groups = np.repeat(np.arange(len(rows.groups)), rows.groups)
-        ops = _ops(PictureRows(rows.values, None, rows.places, groups))
-        network.forward(cast(Ops, ops), self._weights)
+        ops = _ops(PictureRows(rows.values, None, rows.places))
+
+        def within(windowed: bool) -> None:
+            lengths = rows.windows if windowed else rows.groups
+            ops.attend_within(np.repeat(np.arange(len(lengths)), lengths))
+
+        network.forward(cast(Ops, ops), self._weights, within)
         joined = tower.join(cfg, plan, _result(ops))
         ops = _ops(PictureRows(tower.standardised(cfg, joined, self._weights.ends)))
         network.merge(cast(Ops, ops), self._weights)

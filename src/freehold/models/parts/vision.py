@@ -60,7 +60,7 @@ class PictureAttention(LayerPart):
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, projections, turns, attention and residual."""
         n = ops.layer_normed(x, w["attn_norm"], w["attn_norm_bias"], self.eps)
-        q, k, v = ops.linear(n, (w["q"], w["k"], w["v"]), (w["q_bias"], w["k_bias"], w["v_bias"]))
+        q, k, v = ops.linear(n, (w["q"], w["k"], w["v"]), (w["q_bias"], w.get("k_bias"), w["v_bias"]))
         rope = w["rope"]
         if rope is not None:
             ops.rotate(q, rope, self.head)

@@ -58,6 +58,9 @@ class TinyConfig:
     tensors: dict[str, list[float]] = field(default_factory=dict)  # what a GGUF holds beside weights
     optional: tuple[str, ...] = ()  # declared keys that it has although they may be missing
     turns: dict[str, list[int]] = field(default_factory=dict)  # keys whose heads a GGUF reorders: _in_turns
+    halves: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # keys whose pairs a GGUF lays in halves: _in_halves
     names: dict[str, int] = field(default_factory=dict)  # which of a key's names safetensors have; else 0
     shapes: dict[str, list[int]] = field(default_factory=dict)  # of stored vectors with more dimensions
     beside: dict[str, list[int]] = field(default_factory=dict)  # shapes of tensors that no part declares
@@ -228,8 +231,17 @@ def mmproj_tensors(tiny: TinyConfig) -> dict[str, F32]:
     for name, shape, names, piece, spec in _of_tower(tiny):
         if len(names) == 1:
             values = stored[name]
-            if values.shape != piece and isinstance(own := spec.hf[0], Cut) and own.take is not None:
-                values = own.take(values)  # files lay it otherwise
+            own = spec.hf[0]
+            gguf = spec.gguf[0]
+            plain = isinstance(gguf, str)  # a GGUF has it as it is declared
+            if isinstance(own, str) and not plain and gguf.rows is not None:  # and these rows of a tensor
+                whole = tensors.setdefault(names[0], np.full(piece, np.nan, np.float32))
+                whole[np.asarray(gguf.rows)] = values
+                continue
+            if isinstance(own, Cut) and (
+                values.shape != piece or (own.take and plain)
+            ):  # files lay it otherwise
+                values = own.take(values) if own.take else values[np.asarray(own.rows)]
             values = values.reshape(piece) + np.float32(spec.hf_offset)
             tensors[names[0]] = in_gguf_order(values, spec.head)
             continue
@@ -291,6 +303,7 @@ def _gguf_tensors(tiny: TinyConfig, source: Source) -> dict[str, F32]:
             if key in bound and spec.gguf and not tied:
                 values = bound[key].tensor.numpy().reshape(spec.shape) + np.float32(bound[key].spec.hf_offset)
                 values = _in_turns(values, *tiny.turns[key]) if key in tiny.turns else values
+                values = _in_halves(values, *tiny.halves[key]) if key in tiny.halves else values
                 _store(tensors, prefix, spec, in_gguf_order(values, spec.head))
     for name, value in tensors.items():
         assert not np.isnan(value).any(), f"{name} is declared in part"
@@ -331,6 +344,14 @@ def _in_turns(values: F32, axis: int, first: int, groups: int, per: int, width: 
     return np.take(values, index, axis)
 
 
+def _in_halves(values: F32, head: int, turning: int) -> F32:
+    """Reorder the first `turning` rows of each head from pairs that rotate together to (first half, second half)."""
+    heads = values.reshape(-1, head, *values.shape[1:]).copy()
+    pairs = heads[:, :turning].reshape(len(heads), turning // 2, 2, *values.shape[1:])
+    heads[:, :turning] = pairs.swapaxes(1, 2).reshape(len(heads), turning, *values.shape[1:])
+    return heads.reshape(values.shape)
+
+
 def in_gguf_order(values: F32, head: int) -> F32:
     """Reorder each head's rows from (first half, second half) to pairs that rotate together."""
     if not head:
@@ -354,6 +375,8 @@ _CENTRES = (
     (("e_score_correction_bias", "expert_bias"), 0.0, 0.1),
     (("dt_bias",), -2.0, 0.5),
     (("sinks",), 0.0, 1.0),
+    (("input_min", "output_min"), -1.0, 0.3),  # bounds of a matrix that clips
+    (("input_max", "output_max"), 1.0, 0.3),
     (("bias",), 0.0, 0.3),
 )
 _ONES = 1.0, 0.15  # norms, and factors of channels

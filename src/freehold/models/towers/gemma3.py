@@ -215,7 +215,7 @@ TOWER = Tower(
     mark=MARK,
     written=BEFORE,
     spelled=f"\n\n{BEFORE}{MARK}{AFTER}\n\n",
-    span_rows=lambda cfg: cfg.rows,
+    span_rows=lambda cfg, budget: cfg.rows,
     hf_layers="vision_tower.encoder.layers",
     hf_name=hf_name,
 )

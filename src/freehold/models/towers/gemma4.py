@@ -1,11 +1,12 @@
-"""The tower of Gemma 4, 26B-A4B and 31B: pictures of any shape, enlarged or shrunk to a number of rows.
+"""The tower of Gemma 4, all but 12B: pictures of any shape, enlarged or shrunk to a number of rows.
 
-A picture keeps its shape, and is resized to the largest sides that 280 rows allow. Positions are two learned tables,
-of columns and of rows, and a rope whose first half of a head turns by the column, the second by the row. Layers have
-RMS norms before and after each half, on queries and keys, and one without a weight on values; scores are not scaled.
-Blocks of 3 x 3 patches become their mean, times sqrt(hidden), and are standardised by a mean and a factor of each
-column, where a model has these; a norm without a weight and one matrix follow. The text model sees the rows of a
-picture both ways in sliding layers. The towers of E2B and E4B, which clip what enters and leaves a matrix, are refused.
+A picture keeps its shape, and is resized to the largest sides that a number of rows allows: one of BUDGETS. Positions
+are two learned tables, of columns and of rows, and a rope whose first half of a head turns by the column, the second by
+the row. Layers have RMS norms before and after each half, on queries and keys, and one without a weight on values;
+scores are not scaled. Blocks of 3 x 3 patches become their mean, times sqrt(hidden), and are standardised by a mean and
+a factor of each column, where a model has these; a norm without a weight and one matrix follow. In E2B and E4B four
+numbers a matrix bound what enters and what leaves it. The text model sees the rows of a picture both ways in sliding
+layers, but for E2B and E4B.
 Source: Google's Gemma 4 files, and transformers' Gemma4VisionModel, read 2026-12.
 """
 
@@ -14,11 +15,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.errors import UnsupportedModel, UsageError
+from freehold.errors import BadModelFile, UnsupportedModel, UsageError
 from freehold.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.config.rope import RopeTable
 from freehold.models.config.sizes import MAX_EPS, MIN_EPS
@@ -41,13 +43,15 @@ from freehold.models.tower import (
     names_under,
     raster_places,
 )
-from freehold.pictures.opening import Resize
+from freehold.pictures.opening import Filter, Resize
 
 CHANNELS = 3
-MAX_PATCH, MAX_TABLE, MAX_ROWS = 256, 1 << 16, 1120
+MAX_PATCH, MAX_TABLE = 256, 1 << 16
+BUDGETS = (70, 140, 280, 560, 1120)  # rows that a picture becomes at most, as the models were trained
 PATCH, POOL, ROWS, TABLE = 16, 3, 280, 10_240  # where a file does not say
 EPS, BASE = 1e-6, 100.0
 MARK = "<|image|>"
+SPELLED = f"<|image>{MARK}<image|>"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,7 @@ class Gemma4TowerSizes(TowerSizes):
     most: int  # rows that a picture becomes at most
     base: float
     standardised: bool | None  # None: as the file has it
+    clipped: bool | None  # likewise: whether bounds stand beside matrices
 
     def __post_init__(self) -> None:
         super(Gemma4TowerSizes, self).__post_init__()
@@ -80,7 +85,6 @@ def config_from_hf(config: Fields, settings: Fields) -> Gemma4TowerSizes:
     vision = config.section("vision_config") or Fields({})
     text = config.section("text_config") or Fields({})
     vision.require("hidden_activation", ("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
-    vision.refuse("use_clipped_linears", "matrices that clip what enters and leaves them")
     vision.refuse("attention_bias", "a bias on attention")
     hidden = vision.integer("hidden_size", 1, MAX_WIDTH, 768)
     heads = vision.integer("num_attention_heads", 1, MAX_HEADS, 12)
@@ -89,11 +93,7 @@ def config_from_hf(config: Fields, settings: Fields) -> Gemma4TowerSizes:
             raise UnsupportedModel(f"{vision.name(key)} is {vision.get(key)}; only {own} is supported there")
     rope = vision.section("rope_parameters") or Fields({})
     rope.require("rope_type", ("axial", "default"), "axial")
-    patch = vision.integer("patch_size", 1, MAX_PATCH, PATCH)
-    pool = vision.integer("pooling_kernel_size", 1, MAX_PATCH, POOL)
-    for key, own in (("patch_size", patch), ("pooling_kernel_size", pool)):
-        if settings.integer(key, 1, MAX_PATCH, own) != own:
-            raise UnsupportedModel(f"{key} is {settings.get(key)} for pixels, and {own} in vision_config")
+    patch, pool = hf_block(vision, settings)
     return Gemma4TowerSizes(
         layers=vision.integer("num_hidden_layers", 1, MAX_LAYERS, 16),
         hidden=hidden,
@@ -101,17 +101,39 @@ def config_from_hf(config: Fields, settings: Fields) -> Gemma4TowerSizes:
         intermediate=vision.integer("intermediate_size", 1, MAX_WIDTH, 3072),
         out=text.integer("hidden_size", 1, MAX_WIDTH, 2304),
         eps=vision.number("rms_norm_eps", MIN_EPS, MAX_EPS, EPS),
-        pixels=_pixels(settings),
+        pixels=hf_pixels(settings),
         patch=patch,
         pool=pool,
         table=vision.integer("position_embedding_size", 1, MAX_TABLE, TABLE),
-        most=settings.integer("max_soft_tokens", 1, MAX_ROWS, ROWS),
+        most=hf_budget(settings),
         base=rope.number("rope_theta", 1.001, 1e12, BASE),
         standardised=vision.flag("standardize", False),
+        clipped=vision.flag("use_clipped_linears", False),
     )
 
 
-def _pixels(settings: Fields) -> PixelForm:
+def hf_block(vision: Fields, settings: Fields) -> tuple[int, int]:
+    """Read the pixels of a patch's side and the patches of a block's, on which both files agree."""
+    patch = vision.integer("patch_size", 1, MAX_PATCH, PATCH)
+    pool = vision.integer("pooling_kernel_size", 1, MAX_PATCH, POOL)
+    for key, own in (("patch_size", patch), ("pooling_kernel_size", pool)):
+        if settings.integer(key, 1, MAX_PATCH, own) != own:
+            raise UnsupportedModel(f"{key} is {settings.get(key)} for pixels, and {own} in vision_config")
+    return patch, pool
+
+
+def hf_budget(settings: Fields) -> int:
+    """Read how many rows a picture becomes at most where a request does not say: one of BUDGETS."""
+    most = settings.integer("max_soft_tokens", 1, BUDGETS[-1], ROWS)
+    if most not in BUDGETS:
+        known = ", ".join(map(str, BUDGETS))
+        raise UnsupportedModel(
+            f"{settings.name('max_soft_tokens')} is {most}; Gemma 4 was trained with {known}"
+        )
+    return most
+
+
+def hf_pixels(settings: Fields) -> PixelForm:
     """Read how bytes become values: from 0 to 1, which the tower moves to -1 to 1."""
     neutral = settings.get("image_mean") in (None, [0, 0, 0]) and settings.get("image_std") in (
         None,
@@ -134,6 +156,7 @@ def config_from_gguf(meta: Fields) -> Gemma4TowerSizes:
         most=ROWS,
         base=BASE,
         standardised=None,
+        clipped=None,
     )
 
 
@@ -141,19 +164,36 @@ def config_from_gguf(meta: Fields) -> Gemma4TowerSizes:
 
 
 def plan(cfg: Gemma4TowerSizes, width: int, height: int, budget: TokenBudget | None = None) -> PicturePlan:
-    """Return what a picture becomes: the largest sides of its shape that the rows allow.
+    """Return what a picture becomes: see `filled`."""
+    return filled(width, height, most_rows(cfg.most, budget), cfg.block, cfg.pool**2, cfg.pixels.filter)
 
-    Raises UsageError for a picture without pixels.
+
+def most_rows(own: int, budget: TokenBudget | None) -> int:
+    """Return the largest of BUDGETS within `budget`; `own` without one. Raises UsageError for none or more."""
+    if budget is None:
+        return own
+    allowed = budget.checked(BUDGETS[-1]).most
+    if allowed < BUDGETS[0]:
+        raise UsageError(
+            f"a picture may become {allowed:,} tokens; this model makes up to {BUDGETS[0]} of one at least",
+            f"allow {BUDGETS[0]}, {', '.join(map(str, BUDGETS[1:-1]))} or {BUDGETS[-1]}",
+        )
+    return max(rows for rows in BUDGETS if rows <= allowed)
+
+
+def filled(width: int, height: int, most: int, block: int, patches: int, filter: Filter) -> PicturePlan:
+    """Return what a picture becomes: the largest sides of its shape that the rows allow, small pictures enlarged.
+
+    `block`: pixels of a row's side; `patches`: rows of the tower for each. Raises UsageError for a picture without
+    pixels.
     """
-    most = cfg.most if budget is None else budget.checked(cfg.most).most
     if min(width, height) < 1:
         raise UsageError(f"the picture is {width} x {height} pixels", "send one that has some")
-    wide, high = _blocks(cfg, width, height, most)
-    size = wide * cfg.block, high * cfg.block
+    wide, high = _blocks(width, height, most, block)
     tokens = wide * high
     return PicturePlan(
-        resizes=((Resize(*size, cfg.pixels.filter),),),
-        patches=tokens * cfg.pool**2,
+        resizes=((Resize(wide * block, high * block, filter),),),
+        patches=tokens * patches,
         tokens=tokens,
         layout=(tokens,),
         places=None,
@@ -161,10 +201,10 @@ def plan(cfg: Gemma4TowerSizes, width: int, height: int, budget: TokenBudget | N
     )
 
 
-def _blocks(cfg: Gemma4TowerSizes, width: int, height: int, most: int) -> tuple[int, int]:
+def _blocks(width: int, height: int, most: int, block: int) -> tuple[int, int]:
     """Return how many blocks a picture has in a row and in a column; one that is very long has one row of them."""
-    factor = math.sqrt(most * cfg.block**2 / (width * height))
-    wide, high = (math.floor(factor * side / cfg.block) for side in (width, height))
+    factor = math.sqrt(most * block**2 / (width * height))
+    wide, high = (math.floor(factor * side / block) for side in (width, height))
     if not high:
         return min(max(width // height, 1), most), 1
     if not wide:
@@ -281,18 +321,83 @@ class Gemma4Ends(TowerEnds):
 class Gemma4Merger(Merger):
     """A norm without a weight, and one matrix."""
 
-    cfg: Gemma4TowerSizes
+    cfg: TowerSizes
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Declare the matrix."""
-        names = "mm.input_projection.weight", "embed_vision.embedding_projection.weight"
-        return {"merger": matrix(*names, self.cfg.out, self.cfg.hidden)}
+        """Declare the matrix, which transformers names otherwise where there is no tower."""
+        inner = ("embedding_projection", "multimodal_embedder.embedding_projection")
+        hf = tuple(f"embed_vision.{name}.weight" for name in inner)
+        return {"merger": matrix("mm.input_projection.weight", hf, self.cfg.out, self.cfg.hidden)}
 
     def forward(self, ops: Ops, w: Values) -> None:
         """Compose norm and product."""
         ones = np.ones(self.cfg.hidden, np.float32)
         (y,) = ops.linear(ops.features(self.cfg.hidden), (w["merger"],), (None,), ones, self.cfg.eps)
         ops.hidden(y)
+
+
+# Bounds of a matrix: of its inputs, least and greatest, then of what leaves it.
+_SIDES = ("input_min", "input_max", "output_min", "output_max")
+
+
+def _bounds(cfg: Gemma4TowerSizes, key: str, gguf: str, hf: str) -> dict[str, TensorSpec]:
+    """Declare what bounds a matrix, where the tower clips; a GGUF does not say whether it does."""
+    if cfg.clipped is False:
+        return {}
+    maybe = cfg.clipped is None
+    specs = {}
+    for i, side in enumerate(_SIDES):
+        beside = f"{key}_{_SIDES[i - 1]}" if maybe else ""  # all four are there, or none
+        number = Cut(f"{hf}.{side}", (), take=lambda v: v.reshape(1))
+        specs[f"{key}_{side}"] = vector(f"{gguf}.{side}", number, 1, optional=maybe, beside=beside)
+    return specs
+
+
+class _Bounds(NamedTuple):
+    least: float
+    greatest: float
+
+
+_OPEN = _Bounds(-math.inf, math.inf)
+
+
+def _bounds_of(w: Values, key: str, side: str) -> _Bounds:
+    """Return the bounds of a matrix's inputs or outputs. Raises BadModelFile for a least above the greatest."""
+    if f"{key}_{side}_min" not in w:
+        return _OPEN
+    bounds = _Bounds(*(float(w[f"{key}_{side}_{end}"][0]) for end in ("min", "max")))
+    if not bounds.least <= bounds.greatest:
+        raise BadModelFile(f"{side}s of a tower's matrix are bounded by {bounds.least} and {bounds.greatest}")
+    return bounds
+
+
+def _clip(ops: Ops, x: Buffer, bounds: _Bounds) -> None:
+    if bounds != _OPEN:
+        ops.clamp(x, bounds.greatest, bounds.least)
+
+
+def _clipped_linear(
+    ops: Ops, x: Buffer, w: Values, keys: tuple[str, ...], norm: F32 | None = None, eps: float = 0.0
+) -> list[Buffer]:
+    """Compose products of the normed rows, or of the rows; what enters and leaves each matrix within its bounds.
+
+    Matrices that bound their inputs alike read one buffer; without a norm it is x itself, so they all must.
+    """
+    groups: dict[_Bounds, list[str]] = {}
+    for key in keys:
+        groups.setdefault(_bounds_of(w, key, "input"), []).append(key)
+    assert norm is not None or len(groups) == 1, "rows are clipped in place"
+    products: dict[str, Buffer] = {}
+    for bounds, group in groups.items():
+        rows, before = x, norm
+        if norm is not None and bounds != _OPEN:
+            rows, before = ops.norm(x, norm, eps), None
+        _clip(ops, rows, bounds)
+        out = ops.linear(rows, tuple(w[key] for key in group), (None,) * len(group), before, eps)
+        products |= zip(group, out, strict=True)
+    for key in keys:
+        _clip(ops, products[key], _bounds_of(w, key, "output"))
+    return [products[key] for key in keys]
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +407,7 @@ class Gemma4Attention(LayerPart):
     cfg: Gemma4TowerSizes
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Declare four projections and their norms; queries and keys in the order of `turned`."""
+        """Declare four projections, their bounds and norms; queries and keys in the order of `turned`."""
         n, head, heads = self.cfg.hidden, self.cfg.head, self.cfg.heads
         specs = {
             "attn_norm": vector("ln1.weight", "input_layernorm.weight", n),
@@ -321,12 +426,14 @@ class Gemma4Attention(LayerPart):
             ]
             specs[key] = matrix(rows[0], rows[1], n, n)
             specs[f"{key}_norm"] = vector(norms[0], norms[1], head)
+        for key, name in (("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v"), ("o", "attn_out")):
+            specs |= _bounds(self.cfg, key, name, f"self_attn.{key}_proj")
         return specs
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose projections of the normed rows, their norms and turns, attention, norm and residual."""
         cfg = self.cfg
-        q, k, v = ops.linear(x, (w["q"], w["k"], w["v"]), (None,) * 3, w["attn_norm"], cfg.eps)
+        q, k, v = _clipped_linear(ops, x, w, ("q", "k", "v"), w["attn_norm"], cfg.eps)
         q, k = (ops.norm(each, w[f"{key}_norm"], cfg.eps) for key, each in (("q", q), ("k", k)))
         for each in (q, k):
             ops.rotate(each, w["rope"], cfg.head)
@@ -335,7 +442,7 @@ class Gemma4Attention(LayerPart):
         for first in range(0, cfg.heads, HEADS_AT_ONCE):
             ops.section()
             out = ops.attend_both(q, k, v, cfg.heads, 1.0, first, min(HEADS_AT_ONCE, cfg.heads - first), out)
-        (out,) = ops.linear(out, (w["o"],), (None,))
+        (out,) = _clipped_linear(ops, out, w, ("o",))
         ops.add_norm(x, out, w["attn_post_norm"], cfg.eps)
 
 
@@ -346,15 +453,18 @@ class Gemma4Mlp(LayerPart):
     cfg: Gemma4TowerSizes
 
     def tensors(self) -> dict[str, TensorSpec]:
-        """Declare two norms and three matrices."""
+        """Declare two norms, three matrices and their bounds."""
         n, inner = self.cfg.hidden, self.cfg.inner
-        return {
+        specs = {
             "mlp_norm": vector("ln2.weight", "pre_feedforward_layernorm.weight", n),
             "mlp_post_norm": vector("ffn_post_norm.weight", "post_feedforward_layernorm.weight", n),
             "gate": self._padded("gate", inner, n),
             "up": self._padded("up", inner, n),
             "down": self._padded("down", n, inner),
         }
+        for key in ("gate", "up", "down"):
+            specs |= _bounds(self.cfg, key, f"ffn_{key}", f"mlp.{key}_proj")
+        return specs
 
     def _padded(self, key: str, rows: int, columns: int) -> TensorSpec:
         names = f"ffn_{key}.weight", f"mlp.{key}_proj.linear.weight"
@@ -368,8 +478,12 @@ class Gemma4Mlp(LayerPart):
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose gate and up, down, norm and residual."""
-        h = ops.gated(x, w["gate"], w["up"], "gelu", w["mlp_norm"], self.cfg.eps)
-        (h,) = ops.linear(h, (w["down"],), (None,))
+        if "gate_input_min" in w or "up_input_min" in w:
+            gate, h = _clipped_linear(ops, x, w, ("gate", "up"), w["mlp_norm"], self.cfg.eps)
+            ops.norm_gate(h, gate, None, act="gelu")
+        else:
+            h = ops.gated(x, w["gate"], w["up"], "gelu", w["mlp_norm"], self.cfg.eps)
+        (h,) = _clipped_linear(ops, h, w, ("down",))
         ops.add_norm(x, h, w["mlp_post_norm"], self.cfg.eps)
 
 
@@ -395,8 +509,8 @@ TOWER = Tower(
     standardised=standardised,
     mark=MARK,
     written=MARK,
-    spelled=f"<|image>{MARK}<image|>",
-    span_rows=lambda cfg: cfg.most,
+    spelled=SPELLED,
+    span_rows=lambda cfg, budget: most_rows(cfg.most, budget),
     hf_layers="vision_tower.encoder.layers",
     hf_name=names_under("vision_tower.", "embed_vision."),
 )

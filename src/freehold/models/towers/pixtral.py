@@ -42,6 +42,7 @@ from freehold.models.tower import (
     TowerSizes,
     check_gguf_act,
     check_ratio,
+    clip_coloured,
     gguf_pixel_form,
     gguf_tower_sizes,
     hf_pixel_form,
@@ -56,8 +57,6 @@ MAX_PATCH, MAX_EDGE = 256, 1 << 15
 BASE = 10_000.0  # of the rope
 EPS = 1e-5  # of the tower's norms, which no config.json states
 MARK, BREAK, END = "[IMG]", "[IMG_BREAK]", "[IMG_END]"
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the colours, where no file says
-CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
 Biases = Literal["none", "all", "any"]  # of the last two matrices; any: where the file has them
 
@@ -126,7 +125,7 @@ def config_from_hf(config: Fields, settings: Fields) -> PixtralSizes:
         intermediate=vision.integer("intermediate_size", 1, MAX_WIDTH, 4096),
         out=text.integer("hidden_size", 1, MAX_WIDTH),
         eps=EPS,
-        pixels=hf_pixel_form(_coloured(settings)),
+        pixels=hf_pixel_form(clip_coloured(settings)),
         patch=vision.integer("patch_size", 1, MAX_PATCH, 16),
         merge=config.integer("spatial_merge_size", 1, MAX_PATCH, 2 if merges else 1),
         merges=merges,
@@ -147,10 +146,6 @@ def _check_last_layer(config: Fields, merges: bool) -> None:
         raise UnsupportedModel(f"vision_feature_layer is {str(layer)[:60]}; only -1, the last, is supported")
     if not merges:
         config.require("vision_feature_select_strategy", ("full",), "default")
-
-
-def _coloured(fields: Fields) -> Fields:
-    return fields.assuming(image_mean=list(CLIP_MEAN), image_std=list(CLIP_DEVIATION))
 
 
 def _longest(settings: Fields, assumed: int) -> int:
@@ -175,7 +170,7 @@ def config_from_gguf(meta: Fields) -> PixtralSizes:
     sizes = gguf_tower_sizes(meta, EPS)
     return PixtralSizes(
         **sizes,
-        pixels=gguf_pixel_form(_coloured(vision)),
+        pixels=gguf_pixel_form(clip_coloured(vision)),
         patch=vision.integer("patch_size", 1, MAX_PATCH),
         merge=vision.integer("spatial_merge_size", 1, MAX_PATCH, 1),
         merges=vision.get("spatial_merge_size") is not None,
@@ -377,5 +372,5 @@ TOWER = Tower(
     mark=MARK,
     hf_layers="vision_tower.transformer.layers",
     hf_name=names_under("vision_tower.", "multi_modal_projector."),
-    last_matrix="mm.2.weight",
+    rows_of={"vision.projection_dim": "mm.2.weight"},
 )

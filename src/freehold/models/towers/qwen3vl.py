@@ -5,8 +5,7 @@ stretched over it (bilinear, corners aligned), and half of each head turns by th
 layer norms, biases and the tanh GELU; a picture's patches all see each other. Four patches make a token: normed,
 joined, and passed through two matrices with the exact GELU. DeepStack (Qwen3-VL alone): copies of the stream after
 three layers pass mergers of their own, normed after joining, and the text model adds them after its first layers.
-A picture is a video of two equal frames, so the halves of the patches' weights are added once. `min_pixels` and
-`max_pixels` are areas, as are `shortest_edge` and `longest_edge` of `size`.
+What it shares with other towers of blocks: parts/blocks.py.
 Sources: arXiv 2409.12191 (Qwen2-VL), 2502.13923 (Qwen2.5-VL), 2406.04334 (DeepStack); Qwen3-VL's model cards of 2025.
 """
 
@@ -18,81 +17,59 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from freehold.errors import BadModelFile, UnsupportedModel
+from freehold.errors import BadModelFile
 from freehold.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
-from freehold.models.config.rope import RopeTable
-from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
+from freehold.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, vector
+from freehold.models.parts.blocks import (
+    MAX_PATCH,
+    MAX_SIDE,
+    BlockSizes,
+    axial_rope,
+    block_plan,
+    block_rows,
+    frames_matrix,
+    gelu_between,
+    gguf_blocks,
+    hf_blocks,
+)
 from freehold.models.parts.vision import CHANNELS, PictureAttention, PictureMlp, embedded_patches
 from freehold.models.tower import (
     F32,
-    U8,
     Merger,
     PicturePlan,
-    TokenBudget,
     Tower,
     TowerEnds,
-    TowerRows,
-    TowerSizes,
     affine,
     check_gguf_act,
-    check_ratio,
     gguf_pixel_form,
     gguf_tower_sizes,
     hf_pixel_form,
     in_blocks,
     layer_norm,
     names_under,
-    raster_places,
 )
-from freehold.pictures.opening import Resize
 
-MAX_PATCH, MAX_SIDE, MAX_FRAMES = 256, 1024, 16
-MAX_AREA = 1 << 30  # pixels
 LEAST, MOST = 1 << 16, 1 << 24  # pixels of a picture, where no file says
-RATIO = 200  # of a picture's sides
-BASE = 10_000.0  # of the rope
 EPS = 1e-6
 DEEPSTACK = (8, 16, 24)  # of Qwen3-VL, where its config does not say
 _ACTS = {"gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QwenSizes(TowerSizes):
+class QwenSizes(BlockSizes):
     """The tower's sizes."""
 
-    patch: int  # pixels of a patch's side
-    merge: int  # patches of a block's side
-    frames: int  # of a picture, all equal, as files hold the patches' weights
     side: int  # of the grid of learned positions
     act: str  # of the MLPs
-    base: float  # of the rope
     deepstack: tuple[int, ...]  # numbers of the layers that have mergers of their own
-    least: int  # pixels of a picture, after its resize
-    most: int
 
     def __post_init__(self) -> None:
         super(QwenSizes, self).__post_init__()
-        self.check_turned()
         if list(self.deepstack) != sorted({*self.deepstack} & {*range(self.layers)}):
             raise BadModelFile(
                 f"deepstack_visual_indexes is {list(self.deepstack)}; expected rising numbers of {self.layers} layers"
             )
-        if self.least > self.most:
-            raise BadModelFile(
-                f"pictures have {self.least:,} pixels at least and {self.most:,} at most, by the model's files"
-            )
-
-    @property
-    def block(self) -> int:
-        """Pixels of a block's side: one token."""
-        return self.patch * self.merge
-
-    @property
-    def joined(self) -> int:
-        """Width of a block's patches together."""
-        return self.hidden * self.merge**2
 
     @property
     def feature_width(self) -> int:
@@ -103,8 +80,7 @@ class QwenSizes(TowerSizes):
     def row_floats(self) -> int:
         """How many floats a patch takes while it is computed, about."""
         entering = CHANNELS * self.patch**2 + self.hidden
-        leaving = self.hidden * (1 + len(self.deepstack))
-        return 7 * self.hidden + self.inner + 2 * (entering + leaving)
+        return (7 + len(self.deepstack)) * self.hidden + self.inner + entering
 
 
 # --- what files say -----------------------------------------------------------------------------------
@@ -116,19 +92,9 @@ def config_from_hf(config: Fields, settings: Fields) -> QwenSizes:
     if vision is None:
         raise BadModelFile("vision_config is missing; expected an object")
     deep = () if config.text("model_type", "").startswith("qwen3_5") else _listed(vision)
-    if vision.integer("in_channels", 1, MAX_WIDTH, CHANNELS) != CHANNELS:
-        raise UnsupportedModel(f"in_channels is {vision.get('in_channels')}; pictures have {CHANNELS}")
-    patch = vision.integer("patch_size", 1, MAX_PATCH, 16)
-    merge = vision.integer("spatial_merge_size", 1, MAX_PATCH, 2)
     places = vision.integer("num_position_embeddings", 1, MAX_SIDE**2, 48**2)
     if (side := math.isqrt(places)) ** 2 != places:
         raise BadModelFile(f"num_position_embeddings is {places}; expected the square of a number")
-    for key, value in (("patch_size", patch), ("merge_size", merge)):
-        if settings.integer(key, 1, MAX_PATCH, value) != value:
-            raise BadModelFile(f"{key} is {settings.get(key)} for pixels, and {value} in vision_config")
-    rope = vision.section("rope_parameters") or Fields({})
-    rope.require("rope_type", ("axial", "default"), "axial")
-    least, most = _limits(settings)
     return QwenSizes(
         layers=vision.integer("depth", 1, MAX_LAYERS, 27),
         hidden=vision.integer("hidden_size", 1, MAX_WIDTH, 1152),
@@ -137,15 +103,10 @@ def config_from_hf(config: Fields, settings: Fields) -> QwenSizes:
         out=vision.integer("out_hidden_size", 1, MAX_WIDTH, 3584),
         eps=EPS,
         pixels=hf_pixel_form(settings),
-        patch=patch,
-        merge=merge,
-        frames=vision.integer("temporal_patch_size", 1, MAX_FRAMES, 2),
+        **hf_blocks(vision, settings, patch=16, limits=(LEAST, MOST)),
         side=side,
         act=_ACTS[vision.require("hidden_act", tuple(_ACTS), "gelu_pytorch_tanh")],
-        base=rope.number("rope_theta", 1.001, 1e12, BASE),
         deepstack=deep,
-        least=least,
-        most=most,
     )
 
 
@@ -158,35 +119,19 @@ def _listed(vision: Fields) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def _limits(settings: Fields) -> tuple[int, int]:
-    """Read the least and the greatest area; a number by itself wins over `size`."""
-    size = settings.section("size") or Fields({})
-
-    def area(key: str, edge: str, assumed: int) -> int:
-        assumed = size.integer(edge, 1, MAX_AREA, size.integer(key, 1, MAX_AREA, assumed))
-        return settings.integer(key, 1, MAX_AREA, assumed)
-
-    return area("min_pixels", "shortest_edge", LEAST), area("max_pixels", "longest_edge", MOST)
-
-
 def config_from_gguf(meta: Fields) -> QwenSizes:
     """Read the keys under `clip.`; the grid of positions is that of a square picture of `image_size`."""
     vision = Fields(meta.values, meta.name("vision."))
     check_gguf_act(meta, "gelu")
     sizes = gguf_tower_sizes(meta, EPS)
-    patch = vision.integer("patch_size", 1, MAX_PATCH)
+    blocks = gguf_blocks(vision, (LEAST, MOST))
     return QwenSizes(
         **sizes,
+        **blocks,
         pixels=gguf_pixel_form(vision),
-        patch=patch,
-        merge=vision.integer("spatial_merge_size", 1, MAX_PATCH, 2),
-        frames=2,
-        side=max(vision.integer("image_size", 1, MAX_SIDE * MAX_PATCH) // patch, 1),
+        side=max(vision.integer("image_size", 1, MAX_SIDE * MAX_PATCH) // blocks["patch"], 1),
         act="gelu",
-        base=BASE,
         deepstack=_flagged(vision, sizes["layers"]),
-        least=vision.integer("image_min_pixels", 1, MAX_AREA, LEAST),
-        most=vision.integer("image_max_pixels", 1, MAX_AREA, MOST),
     )
 
 
@@ -202,57 +147,7 @@ def _flagged(vision: Fields, layers: int) -> tuple[int, ...]:
     return tuple(i for i, flag in enumerate(flags) if flag)
 
 
-# --- sizes and pixels -----------------------------------------------------------------------------------
-
-
-def plan(cfg: QwenSizes, width: int, height: int, budget: TokenBudget | None = None) -> PicturePlan:
-    """Return what a picture becomes: whole blocks, and as many pixels as the limits allow."""
-    check_ratio(width, height, RATIO)
-    least, most = cfg.least, cfg.most
-    if budget is not None:
-        budget = budget.checked(max(most // cfg.block**2, 1))
-        least, most = budget.least * cfg.block**2, budget.most * cfg.block**2
-    wide, high = fitted(width, height, cfg.block, least, most)
-    columns, rows = wide // cfg.block, high // cfg.block
-    tokens = columns * rows
-    return PicturePlan(
-        resizes=((Resize(wide, high, cfg.pixels.filter),),),
-        patches=tokens * cfg.merge**2,
-        tokens=tokens,
-        layout=(tokens,),
-        places=raster_places(rows, columns),
-        advance=max(rows, columns),
-    )
-
-
-def fitted(width: int, height: int, block: int, least: int, most: int) -> tuple[int, int]:
-    """Return width and height as multiples of a block's side, rounded half to even, and scaled into the limits.
-
-    A picture far from square may exceed `most`: neither side is less than a block.
-    """
-    wide, high = round(width / block) * block, round(height / block) * block
-    if wide * high > most:
-        by = math.sqrt(width * height / most)
-        wide, high = (max(block, math.floor(side / by / block) * block) for side in (width, height))
-    elif wide * high < least:
-        by = math.sqrt(least / (width * height))
-        wide, high = (math.ceil(side * by / block) * block for side in (width, height))
-    return wide, high
-
-
-def rows(cfg: QwenSizes, plan: PicturePlan, pixels: Sequence[U8]) -> TowerRows:
-    """Return patches block by block, their columns by colour, row and column, and which place each has."""
-    (picture,) = pixels
-    wide, high = plan.size
-    assert picture.shape == (high, wide, CHANNELS), f"pixels of {picture.shape} for a plan of {wide} x {high}"
-    patches = cfg.pixels.values(picture).reshape(
-        high // cfg.patch, cfg.patch, wide // cfg.patch, cfg.patch, 3
-    )
-    grid = patches.transpose(0, 2, 4, 1, 3)  # [rows, columns, colours, pixels of a side, pixels of a side]
-    places = raster_places(*grid.shape[:2]).reshape(*grid.shape[:2], 3)
-    return TowerRows(
-        in_blocks(grid, cfg.merge).reshape(plan.patches, -1), (plan.patches,), in_blocks(places, cfg.merge)
-    )
+# --- positions, and rows that are joined ------------------------------------------------------------------
 
 
 def positions(cfg: QwenSizes, plan: PicturePlan, w: Values) -> F32:
@@ -281,14 +176,6 @@ def join(cfg: QwenSizes, plan: PicturePlan, leaving: F32) -> F32:
     return np.ascontiguousarray(blocks).reshape(plan.tokens, copies * cfg.joined)
 
 
-def rope(cfg: QwenSizes) -> RopeTable:
-    """Return the table of a head: its first pairs turn by the row, as many more by the column."""
-    half = cfg.head // 2
-    freq = cfg.base ** -(np.arange(0, half, 2, dtype=np.float64) / half)
-    axes: NDArray[np.uint8] = np.repeat(np.array([1, 2], np.uint8), len(freq))
-    return RopeTable(np.tile(freq, 2).astype(np.float32), 1.0, False, axes)
-
-
 # --- parts ------------------------------------------------------------------------------------------------
 
 
@@ -301,17 +188,12 @@ class QwenEnds(TowerEnds):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the patches' matrix, of which a GGUF holds each frame's apart, the positions and a norm."""
         cfg, n, hf = self.cfg, self.cfg.hidden, "visual.patch_embed.proj"
-        frame, pixels = (CHANNELS, cfg.patch, cfg.patch), CHANNELS * cfg.patch**2
-        apart = tuple(f"v.patch_embd.weight{end}" for end in ("", ".1"))
-        gguf = Cut(apart, (2 * n, *frame), take=lambda v: (v[:n] + v[n:]).reshape(n, -1))
-        shape = (n, CHANNELS, cfg.frames, cfg.patch, cfg.patch)
-        whole = Cut(f"{hf}.weight", shape, take=lambda v: v.sum(axis=2).reshape(n, -1))
         grid = cfg.side**2, n
         stored = [
             Cut(name, grid, take=np.ravel) for name in ("v.position_embd.weight", "visual.pos_embed.weight")
         ]
         return {
-            "patches": matrix(gguf, whole, n, pixels, floats=True),
+            "patches": frames_matrix(cfg, hf),
             "patches_bias": vector("v.patch_embd.bias", f"{hf}.bias", n),
             "positions": vector(stored[0], stored[1], grid[0] * n),
             **layer_norm("merger_norm", "v.post_ln", "visual.merger.norm", n),
@@ -348,20 +230,14 @@ class QwenMerger(Merger):
     def forward(self, ops: Ops, w: Values) -> None:
         """Compose all mergers; a run may pause before and within each."""
         wide = self.cfg.joined
-        main = self._two(ops, ops.features(wide), "merger", w)
+        main = gelu_between(ops, ops.features(wide), "merger", w)
         others: list[Buffer] = []
         for i in range(len(self.cfg.deepstack)):
             ops.section()
             x = ops.features(wide, wide * (1 + i))
             n = ops.layer_normed(x, w[f"deep{i}_norm"], w[f"deep{i}_norm_bias"], self.cfg.eps)
-            others.append(self._two(ops, n, f"deep{i}", w))
+            others.append(gelu_between(ops, n, f"deep{i}", w))
         ops.hidden(main, others)
-
-    def _two(self, ops: Ops, x: Buffer, key: str, w: Values) -> Buffer:
-        h = ops.linear_act(x, w[f"{key}_up"], "gelu_erf", w[f"{key}_up_bias"])
-        ops.section()
-        (y,) = ops.linear(h, (w[f"{key}_down"],), (w[f"{key}_down_bias"],))
-        return y
 
 
 def layer(cfg: QwenSizes, i: int) -> tuple[LayerPart, ...]:
@@ -383,10 +259,10 @@ TOWER = Tower(
     layer=layer,
     ends=QwenEnds,
     merger=QwenMerger,
-    rope=rope,
+    rope=axial_rope,
     kept=_kept,
-    plan=plan,
-    rows=rows,
+    plan=block_plan,
+    rows=block_rows,
     positions=positions,
     join=join,
     mark="<|image_pad|>",

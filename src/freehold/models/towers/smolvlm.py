@@ -22,6 +22,7 @@ from freehold.errors import UnsupportedModel, UsageError
 from freehold.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.models.config.sizes import MAX_EPS, MIN_EPS
 from freehold.models.family import LayerPart, Ops, TensorSpec, Values, matrix
+from freehold.models.parts.tiles import block_patches, tiles_of
 from freehold.models.parts.vision import CHANNELS, PictureAttention, PictureMlp, SiglipEnds
 from freehold.models.tower import (
     F32,
@@ -231,23 +232,12 @@ def _layout(cfg: SmolTowerSizes, rows: int, columns: int) -> tuple[int | str, ..
 
 def rows(cfg: SmolTowerSizes, plan: PicturePlan, pixels: Sequence[U8]) -> TowerRows:
     """Return the patches of all tiles block by block, their columns by colour, row and column."""
-    tiles = [_patches(cfg, tile) for picture in pixels for tile in _tiles(cfg, picture)]
+    tiles = [
+        block_patches(cfg.pixels.values(tile), cfg.patch, cfg.merge)
+        for picture in pixels
+        for tile in tiles_of(picture, cfg.tile)
+    ]
     return TowerRows(np.concatenate(tiles), (cfg.grid**2,) * len(tiles))
-
-
-def _tiles(cfg: SmolTowerSizes, picture: U8) -> Iterator[U8]:
-    """Yield a picture's tiles row by row."""
-    high, wide = picture.shape[:2]
-    for top in range(0, high, cfg.tile):
-        for left in range(0, wide, cfg.tile):
-            yield picture[top : top + cfg.tile, left : left + cfg.tile]
-
-
-def _patches(cfg: SmolTowerSizes, tile: U8) -> F32:
-    grid, patch = cfg.grid, cfg.patch
-    read = cfg.pixels.values(tile[: grid * patch, : grid * patch])
-    patches = read.reshape(grid, patch, grid, patch, CHANNELS).transpose(0, 2, 4, 1, 3)
-    return in_blocks(patches, cfg.merge).reshape(grid**2, -1)
 
 
 def positions(cfg: SmolTowerSizes, plan: PicturePlan, w: Values) -> F32:
