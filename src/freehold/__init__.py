@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from freehold.local import LLM, load
     from freehold.local.asynchronous import AsyncLLM
     from freehold.local.models import list, pull
+    from freehold.local.speech import Speech, load_speech
     from freehold.reports.capacity import deploy_capacity
     from freehold.server.inside import DeployedLLM, deploy
     from freehold.store import Listed, ModelRef
@@ -42,10 +43,13 @@ if TYPE_CHECKING:
         Image,
         Message,
         SamplingParams,
+        Segment,
         TokenLogprob,
         Tool,
         ToolCall,
+        Transcript,
         Usage,
+        Word,
     )
 
 __all__ = [
@@ -63,10 +67,14 @@ __all__ = [
     "Message",
     "ModelRef",
     "SamplingParams",
+    "Segment",
+    "Speech",
     "TokenLogprob",
     "Tool",
     "ToolCall",
+    "Transcript",
     "Usage",
+    "Word",
     "advise",
     "cost",
     "deploy",
@@ -76,6 +84,7 @@ __all__ = [
     "license",
     "list",
     "load",
+    "load_speech",
     "plan_deployment",
     "pull",
 ]
@@ -84,6 +93,7 @@ _HOMES = {
     "freehold.local": ("LLM", "load"),
     "freehold.local.asynchronous": ("AsyncLLM",),
     "freehold.local.models": ("list", "pull"),
+    "freehold.local.speech": ("Speech", "load_speech"),
     "freehold.backends.capacity.measuring": ("deploy_bench",),
     "freehold.reports.capacity": ("deploy_capacity",),
     "freehold.server.inside": ("DeployedLLM", "deploy"),
@@ -101,10 +111,13 @@ _HOMES = {
         "Image",
         "Message",
         "SamplingParams",
+        "Segment",
         "TokenLogprob",
         "Tool",
         "ToolCall",
+        "Transcript",
         "Usage",
+        "Word",
     ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

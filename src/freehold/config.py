@@ -14,6 +14,7 @@ from typing import Any
 
 from freehold.errors import UsageError
 from freehold.options import option, options_of
+from freehold.types import image_budget
 
 HUB_ENDPOINT = "https://huggingface.co"
 # Beside Ollama's 11434, so that both run on one machine; 8000 and 8080 are often taken.
@@ -48,6 +49,17 @@ class Settings:
         metavar="ADDRESS",
     )
     port: int = option(PORT, f"Listen on this port; 0: a free one. Default: {PORT}.", least=0, most=65535)
+    eyes: str = option(
+        "lazy",
+        "When to load the part of a model that sees: lazy, with its first picture; eager, with the model; off, never. "
+        "FILE: use this mmproj file. Default: lazy.",
+        metavar="lazy|eager|off|FILE",
+    )
+    image_tokens: str = option(
+        "",
+        "Least and most tokens that a picture becomes. Default: the model's own limits.",
+        metavar="MIN:MAX",
+    )
     keep_alive: str = "5m"  # how long an idle model stays in the server's memory
     key_file: str = ""  # hashes of the API keys of `serve`; empty: keys.json in the home
     api_key: str = field(default="", repr=False)  # one more, from the environment
@@ -92,6 +104,8 @@ _KEYS: dict[str, type] = {
     "range_bytes": int,
     "host": str,
     "port": int,
+    "eyes": str,
+    "image_tokens": str,
     "keep_alive": str,
     "key_file": str,
     "gateway": str,
@@ -221,6 +235,8 @@ def _checked(s: Settings) -> Settings:
     port = options_of(Settings)["port"]
     if not port.allows(s.port):
         raise UsageError(f"port = {s.port} is not within {port.least}..{port.most}", "0 takes a free one")
+    if s.image_tokens:
+        image_budget(s.image_tokens)
     return s
 
 

@@ -234,6 +234,10 @@ class EngineStats:
     accepted_tokens: int = 0  # those that were accepted,
     accepted_at: tuple[int, ...] = ()  # and how many of these were first in their draft, second, and so on
     preemptions: int = 0
+    images_encoded: int = 0  # pictures that a tower turned into features,
+    image_hits: int = 0  # those whose features were in memory,
+    image_disk_hits: int = 0  # and on the disk
+    image_bytes: int = 0  # of features in memory
     expected_wait_s: float = 0.0  # until a request that came now would get its first token
     progress_at: float = 0.0  # time.monotonic() of the engine at its latest step
 

@@ -142,13 +142,51 @@ def _stated_schema(model_class: type[SchemaClass]) -> Mapping[str, object]:
 CacheTime = Literal["", "5m", "1h"]
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/avif")  # of pictures
 MAX_PICTURE_BYTES = 10 << 20  # of one picture
+MAX_PICTURES = 100  # of one request, as providers take
 MAX_ADDRESS = 8192  # characters of a picture's URL
 DETAILS = ("low", "high", "auto")
+EYES = ("lazy", "eager", "off")  # when a tower of pictures is loaded; anything else is a file's path
+ImageBudget = tuple[int, int]
 _MAX_HEAD = 128  # characters of a data: URL before its data
 _MAX_MAGIC = 32  # bytes of a file that tell its format
 # Characters of base64 that are read or written by one call, in half a millisecond: 14 MB take 40, and other threads,
 # such as a server's loop, would wait for all of it.
 _PIECE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of a transcript, with its seconds of the recording."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a transcript, with its seconds of the recording and what the decoder says of its chunk."""
+
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...] = ()
+    temperature: float = 0.0
+    mean_logprob: float = 0.0
+    compression_ratio: float = 0.0  # of the chunk's text: how many times zlib shortens it
+    no_speech_prob: float = 0.0
+    words: tuple[Word, ...] = ()  # where they were requested
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """What was said in a recording."""
+
+    text: str
+    segments: tuple[Segment, ...]
+    language: str  # a code of two or three letters; "" where nothing was said
+    duration_s: float
+    speech_s: float  # of it, what was heard as speech
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +250,8 @@ class Image:
         media_type = media_type or media_type_of(head)
         if media_type not in MEDIA_TYPES:
             kind = f"of media type {media_type[:40]!r}" if media_type else "of an unknown format"
-            raise UsageError(f"{called} is {kind}; expected {_types()}")
+            pdf = head.startswith(_PDF) or media_type == "application/pdf"
+            raise UsageError(f"{called} is {kind}; expected {_types()}", PDF_HINT if pdf else "")
         if not data:
             raise UsageError(f"{called} has no bytes")
         return cls(media_type, data, detail=_detail(detail, called), place=place)
@@ -226,9 +265,7 @@ class Image:
                 "save it smaller, or as a JPEG",
             )
         if not (media_type := media_type_of(data)):
-            raise UsageError(
-                f"{called} is not a PNG, JPEG, GIF, WebP or AVIF picture", "save it as PNG or JPEG"
-            )
+            raise UsageError(f"{called} is not a PNG, JPEG, GIF, WebP or AVIF picture", _instead(data))
         step = _PIECE // 4 * 3
         pieces = (data[at : at + step] for at in range(0, len(data), step))
         text = b"".join(binascii.b2a_base64(piece, newline=False) for piece in pieces).decode("ascii")
@@ -253,6 +290,25 @@ class Image:
             return b"".join(_decoded(self.data))
         except ValueError:
             raise UsageError("the picture is not base64", "encode its bytes again", self.place) from None
+
+
+def image_budget(text: str) -> ImageBudget:
+    """Read MIN:MAX, how many tokens a picture becomes. Raises UsageError; a tower has limits of its own."""
+    least, colon, most = text.partition(":")
+    if not colon or not all(part.isascii() and part.isdigit() and len(part) < 8 for part in (least, most)):
+        raise UsageError(f"image_tokens is {text[:40]!r}; expected MIN:MAX", "for example 64:1024")
+    if not 1 <= int(least) <= int(most):
+        raise UsageError(f"image_tokens is {text!r}; expected 1 or more, the smaller count first")
+    return int(least), int(most)
+
+
+_PDF = b"%PDF"
+PDF_HINT = "convert its pages to pictures first: pdftoppm -r 144 -png FILE.pdf page"
+
+
+def _instead(head: bytes) -> str:
+    """Return what to do with a file that is not a picture."""
+    return PDF_HINT if head.startswith(_PDF) else "save it as PNG or JPEG"
 
 
 def media_type_of(head: bytes) -> str:
@@ -389,6 +445,8 @@ class Usage:
     written_tokens: int = 0  # of the prompt: put into a provider's cache for minutes,
     written_hour_tokens: int = 0  # and for an hour, at prices of their own
     thought_tokens: int = 0  # of the completion: reasoning, where the provider counts it
+    opening_s: float = 0.0  # that the prompt's pictures took to be opened; 0 where they were remembered
+    encoding_s: float = 0.0  # and to be turned into features by the tower
     resumed_on: tuple[int, ...] = ()  # replicas that took the answer over from one that died, in their order
 
     @property
@@ -419,7 +477,7 @@ class Chunk:
     A tool call's own text is never part of `text`.
 
     The last chunk carries `finish_reason` and `usage` and may be empty otherwise; the first one says
-    how many messages an overflow policy removed.
+    how many messages an overflow policy removed, and one of the two what else a user should know of the prompt.
     """
 
     text: str = ""
@@ -432,6 +490,9 @@ class Chunk:
     tool_calls: tuple[ToolPiece, ...] = ()
     stop: str = ""  # with finish_reason "stop": the stop string that ended the answer, if it was one
     refusal: str = ""  # text with which the model declines, where its provider tells it apart
+    warnings: tuple[
+        str, ...
+    ] = ()  # pictures that are seen smaller than they are, fields that are not honoured
     signed: tuple[SignedThinking, ...] = ()  # blocks of reasoning that this chunk ends
 
 
@@ -462,6 +523,7 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...] = ()
     dropped_messages: int = 0  # messages an overflow policy removed; never silent
     tool_calls: tuple[ToolCall, ...] = ()
+    warnings: tuple[str, ...] = ()  # as of a Chunk
 
 
 class ModelOptions(TypedDict, total=False):
@@ -473,6 +535,8 @@ class ModelOptions(TypedDict, total=False):
     speculate: bool  # verify drafts where that is faster; the answers are the same
     allow_paging: bool  # run a model that memory does not hold from its packed file, at the disk's speed
     adapters: Mapping[str, str | Path] | None  # LoRA adapters by name: PEFT folders or GGUF files
+    eyes: str | Path  # "lazy": a tower is loaded with the first picture; "eager", "off"; or a tower's file
+    image_tokens: ImageBudget | None  # that a picture becomes, least and most; None: the model's own limits
 
 
 class ServedModelOptions(ModelOptions, total=False):

@@ -182,7 +182,7 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_adap
 ):
     model: LoadedModel = request.getfixturevalue(name)
     kv_type = "f16" if name in F16_ONLY else kv_type
-    width, both = model.cfg.hidden, model.family.both
+    width, both = model.cfg.hidden, model.family.both(model.cfg)
     asks = data.draw(batches(request.getfixturevalue(ADAPTERS[name]), width, both))
     alone = [answer for ask in asks for answer in lonely(model, ask, kv_type)]
     blocks = data.draw(st.sampled_from(BLOCKS))

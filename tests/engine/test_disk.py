@@ -314,7 +314,9 @@ def test_block_that_was_taken_before_its_turn_is_not_written(model: LoadedModel,
         above = rig.blocks.pool.tree.insert(above, key_of([i] * 32), i)
         nodes.append(above)
     content = rig.runner.cache.read_block(0)
-    rig.disk.keep("|", nodes, 0, lambda node, _: None if node is nodes[1] else content)
+    rig.disk.keep(
+        "|", [node.key for node in nodes], nodes, 0, lambda node, _: None if node is nodes[1] else content
+    )
     rig.disk.flush()
     assert len(files(tmp_path)) == 1 and rig.disk.dropped == 2
     assert [node.kept for node in nodes] == [True, False, False]
@@ -325,7 +327,7 @@ def test_states_are_found_where_no_layer_has_pages(tmp_path: Path):
     nodes = [tree.insert(tree.root("|"), key_of([7] * 32), 0)]
     contents = [np.empty(0, np.uint8), np.arange(8, dtype=np.uint8)]
     disk = DiskCache(tmp_path, {}, pages=0, state=8)
-    disk.keep("|", nodes, 0, lambda _, part: contents[part])
+    disk.keep("|", [node.key for node in nodes], nodes, 0, lambda _, part: contents[part])
     disk.close()
     again, keys = DiskCache(tmp_path, {}, pages=0, state=8), [nodes[0].key]
     assert len(list(again.read("|", keys, 0))) == again.last_state("|", keys, 0) == 1
@@ -353,9 +355,7 @@ def test_budget_keeps_what_was_used_last_and_the_beginnings_of_the_rest(
     model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     utime = os.utime
-    monkeypatch.setattr(
-        disk_module.os, "utime", lambda *a, **k: (time.sleep(0.002), utime(*a, **k))
-    )  # a busy disk
+    monkeypatch.setattr(os, "utime", lambda *a, **k: (time.sleep(0.002), utime(*a, **k)))  # a busy disk
     first, second, third = PROMPT, PROMPT[::-1], [9] * 256
     computed(model, tmp_path, first)
     computed(model, tmp_path, second)

@@ -145,7 +145,12 @@ def joined(tower: LoadedTower, shown: list[Image.Image]) -> F32:
     for first in range(0, len(shown), 16):
         batch = [(plan, [np.asarray(image)]) for image in shown[first : first + 16]]
         layers = tower._built("layers", len(batch) * plan.patches)
-        rows.append(tower._left(layers, batch, lambda: None).reshape(len(batch), JOINED))
+        run = tower._left(layers, batch)
+        try:
+            while True:
+                next(run)
+        except StopIteration as ended:
+            rows.append(ended.value.reshape(len(batch), JOINED))
     return np.concatenate(rows)
 
 

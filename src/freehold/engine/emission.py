@@ -108,7 +108,7 @@ class Emitter:
             request.seed,
             self._model.tokens,
             request.logprobs,
-            matcher.mask() if matcher else None,
+            matcher.mask_of(row) if matcher else None,
         )
         if out.id in request.stop_ids:
             seq.reason = "stop"

@@ -151,6 +151,7 @@ class Engine:
         self._pumped = False  # one thread computes all steps
         # Set when a sequence enters or is cancelled, cleared before a step that takes it in.
         self._wakeup = threading.Event()
+        self._woken = False
 
     def __enter__(self) -> Self:
         return self
@@ -273,6 +274,7 @@ class Engine:
         Any thread may drive. An error of one sequence is not raised here: its generation raises it.
         """
         self._wakeup.clear()
+        woken, self._woken = self._woken, False
         with self._step_lock:
             self._lifetime.check()
             stepped = self.step()
@@ -280,9 +282,14 @@ class Engine:
                 self._step_lock.notify_all()
         if self._advancing:  # this thread would take the lock again before those that wait for it have woken
             time.sleep(YIELD_S)
-        elif not stepped:
+        elif not stepped and not woken:
             self._wakeup.wait(timeout)
         return stepped
+
+    def wake(self) -> None:
+        """Let the thread that pumps return, soon: something changed outside the engine. Any thread may call it."""
+        self._woken = True  # kept until a call of `drive` has seen it
+        self._wakeup.set()
 
     def advance(self, seq: Sequence, arrived: Callable[[], bool]) -> None:
         """Compute steps until something has arrived for `seq`; raise its error if it failed."""

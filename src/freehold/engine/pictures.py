@@ -7,6 +7,7 @@ compares words.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
@@ -65,11 +66,30 @@ class PromptPictures:
     places: I32 | None = None  # [prompt, 3]
     after: int = 0  # the place of the first token after the prompt, in all three numbers
     spans: tuple[tuple[int, int], ...] = ()  # [first, end) of tokens that see each other, in order
+    apart: int = 0  # rows that the prompt begins with and another plan computes: Family.prefix
+    # SHA-256 of all that each picture's features depend on, and its rows, in order; (): nothing outlives the process.
+    digests: tuple[tuple[bytes, int], ...] = ()
 
     @property
-    def first(self) -> int:
-        """How many words stand before the first picture."""
-        return int(np.argmax(self.rows >= 0))
+    def portable(self) -> int:
+        """How many tokens another process can know again: all, or without digests those before the first picture."""
+        return sys.maxsize if self.digests else int(np.argmax(self.rows >= 0))
+
+    def key(self, tokens: Ordered[int], first: int, count: int) -> bytes:
+        """Spell `count` of a sequence's tokens from `first` on, so that no two pictures are spelled alike.
+
+        Four bytes a token, the highest first: a word as itself, a picture's row as PICTURE_IDS and its number in the
+        picture. Then the digest of each picture among them, in order: what comes before says how many there are.
+        """
+        rows = self.rows[first : first + count]
+        spelled = np.array(tokens[first : first + count], ">u4")
+        shown = np.flatnonzero(rows >= 0)
+        if not len(shown) or not self.digests:
+            return spelled.tobytes()
+        starts = np.cumsum([0, *(n for _, n in self.digests[:-1])])
+        pictures = np.searchsorted(starts, rows[shown], side="right") - 1
+        spelled[shown] = rows[shown] - starts[pictures] + PICTURE_IDS
+        return spelled.tobytes() + b"".join(self.digests[i][0] for i in np.unique(pictures))
 
     def marked(self, ids: Ordered[int]) -> tuple[int, ...]:
         """Return a prompt with the placeholder for rows of pictures: the same in every process."""
@@ -78,8 +98,11 @@ class PromptPictures:
     def uncut(self, first: int, count: int) -> int:
         """Return how many tokens from `first` on a step computes instead of `count`, so that it cuts no span.
 
-        The step ends before a span that it would cut; where it begins with one, it takes all of it.
+        The step ends before a span that it would cut; where it begins with one, it takes all of it. Rows that are
+        computed apart may be cut anywhere, and nothing follows them in their chunk.
         """
+        if first < self.apart:
+            return min(count, self.apart - first)
         end = first + count
         begin, whole = next(((b, e) for b, e in self.spans if b < end < e), (end, end))
         return begin - first if begin > first else whole - first

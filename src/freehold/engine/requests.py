@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.engine.cache.blocks import blocks_for
-from freehold.engine.constrain.constraint import Constraint
+from freehold.engine.constrain.rules import TokenRules
 from freehold.engine.pictures import PromptPictures
 from freehold.engine.sampler import MAX_TOP_LOGPROBS, check_sampling
 from freehold.engine.sequence import Request, Sequence
@@ -47,7 +47,7 @@ class AnswerOptions(Sharing, total=False):
     max_tokens: int | None  # None: until a stop token or the context's end
     stop_ids: Iterable[int]
     logprobs: int | None  # report log-probabilities and this many of the likeliest tokens
-    constraint: Constraint | None  # what the answer's text must be
+    constraint: TokenRules | None  # what the answer's text must be
 
 
 class Requests:
@@ -67,7 +67,7 @@ class Requests:
         max_tokens: int | None = None,
         stop_ids: Iterable[int] = (),
         logprobs: int | None = None,
-        constraint: Constraint | None = None,
+        constraint: TokenRules | None = None,
         **sharing: Unpack[Sharing],
     ) -> Request:
         """Return the request for an answer to `prompt_ids`; without a seed it gets a random one.

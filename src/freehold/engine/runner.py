@@ -40,6 +40,8 @@ class ModelRunner:
             places["full"], kv_type, places.get("window", 0), places.get("recurrent", 0)
         )
         self._plan = model.build(self.cache, max_num_batched_tokens, threads)
+        # Of a family whose texts stand after rows that are computed otherwise: see Family.prefix.
+        self._prefix = model.build_prefix(self.cache, max_num_batched_tokens, threads)
         self._tokens = model.tokens
         self._check = model.check
 
@@ -51,17 +53,37 @@ class ModelRunner:
         """
         copies = self._blocks.take_copies()
         self.cache.copy(copies["full"], copies.get("window", ()))
+        apart = [chunk for chunk in batch if _is_apart(chunk)]
+        if not apart:
+            return self._computed(batch, choose)
+        self._keep(apart)
+        texts = [chunk for chunk in batch if not _is_apart(chunk)]
+        results = iter(self._computed(texts, choose) if texts else [])
+        none = np.zeros((0, 0), np.float32)
+        return [none if _is_apart(chunk) else next(results) for chunk in batch]
+
+    def _keep(self, batch: list[ScheduledChunk]) -> None:
+        """Compute what the cache keeps of rows that stand before texts."""
+        assert self._prefix is not None, "only such a family's requests have rows apart"
+        tables = self._blocks.tables([chunk.seq for chunk in batch], _tables(batch))
+        positions, seqs = _rows_of(batch)
+        words = np.array([t for chunk in batch for t in _words(chunk)], np.int32)
+        none = np.zeros(0, np.int32)
+        self._prefix.run(words, positions, seqs, tables["full"], none, **_picture_args(batch))
+        self._check()
+
+    def _computed(self, batch: list[ScheduledChunk], choose: bool) -> list[F32 | I64]:
+        """Compute a step of rows of text; see `run`."""
         counts = [chunk.num_tokens for chunk in batch]
         pictures = _picture_args(batch)
         tokens = np.array([t for chunk in batch for t in _words(chunk)], np.int32)
-        positions = [p for c in batch for p in range(c.first, c.first + c.num_tokens)]
-        seqs = np.array([i for i, count in enumerate(counts) for _ in range(count)], np.int32)
+        positions, seqs = _rows_of(batch)
         plain = [choose and is_plain(chunk.seq.request) and _is_free(chunk) for chunk in batch]
         rows, choices, hidden_rows = [], [], []
         for start, chunk, chosen in zip(accumulate(counts, initial=0), batch, plain, strict=False):
             requested = [start + r for r in chunk.logit_rows]
             if chosen:
-                choices += [_choice(chunk, r, positions[r]) for r in requested]
+                choices += [_choice(chunk, r, int(positions[r])) for r in requested]
             elif chunk.seq.request.hidden:
                 hidden_rows += requested
             else:
@@ -70,7 +92,7 @@ class ModelRunner:
         tables = self._blocks.tables([chunk.seq for chunk in batch], _tables(batch))
         logits, tokens_chosen = self._plan.run(
             tokens,
-            np.array(positions, np.int32),
+            positions,
             seqs,
             tables["full"],
             np.array(rows, np.int32),
@@ -110,6 +132,22 @@ class _PictureArgs(TypedDict, total=False):
     feature_rows: NDArray[np.int32]
     places: NDArray[np.int32]
     ends: NDArray[np.int32]
+
+
+def _is_apart(chunk: ScheduledChunk) -> bool:
+    """Tell whether a chunk's rows are computed apart: a step cuts such rows from what follows them."""
+    pictures = chunk.seq.request.pictures
+    if pictures is None or chunk.first >= pictures.apart:
+        return False
+    assert chunk.first + chunk.num_tokens <= pictures.apart, "a chunk never mixes both kinds of rows"
+    return True
+
+
+def _rows_of(batch: list[ScheduledChunk]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return each row's position, and the number of its sequence in the step."""
+    positions = [np.arange(c.first, c.first + c.num_tokens, dtype=np.int32) for c in batch]
+    counts = [len(each) for each in positions]
+    return np.concatenate(positions), np.repeat(np.arange(len(batch), dtype=np.int32), counts)
 
 
 def _words(chunk: ScheduledChunk) -> Iterable[int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.engine.constrain.constraint import Constraint, ConstraintMatcher
+from freehold.engine.constrain.rules import TokenMatcher, TokenRules
 from freehold.engine.pictures import PromptPictures
 from freehold.errors import FreeholdError
 from freehold.models.lora import Adapter
@@ -53,7 +53,7 @@ class Request:
     admitted: bool = (
         False  # it continues a request that was admitted before, so no limit of the queue applies
     )
-    constraint: Constraint | None = None  # what its text must be
+    constraint: TokenRules | None = None  # what its text must be
     adapter: Adapter | None = None  # computed with all of its tokens
     pictures: PromptPictures | None = None  # of the prompt
 
@@ -64,8 +64,8 @@ class Request:
 
     @property
     def portable(self) -> int:
-        """How many tokens mean the same to another engine: those before the first picture."""
-        return sys.maxsize if self.pictures is None else self.pictures.first
+        """How many tokens another engine can know again."""
+        return sys.maxsize if self.pictures is None else self.pictures.portable
 
     @property
     def all_logits(self) -> bool:
@@ -82,7 +82,7 @@ class Sequence:
     tokens: list[int]  # the prompt, what an engine that died had made of the answer, and what was made here
     parent: Sequence | None = None  # whose prompt it shares: it is computed once and forked
     resumed: int = 0  # of `tokens`, what the dead engine had made: computed with the prompt
-    matcher: ConstraintMatcher | None = None  # of the request's constraint, at the end of `tokens`
+    matcher: TokenMatcher | None = None  # of the request's constraint, at the end of `tokens`
 
     # Written by the cache (BlockManager); of a draft model's shadows also by DraftModel.
     block_table: list[int] = field(default_factory=list)  # blocks, in order of position

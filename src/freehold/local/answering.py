@@ -7,8 +7,10 @@ ways to wait for a token, and one way for it to become a chunk: iterating drives
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self, TypeGuard
 
 import numpy as np
@@ -20,6 +22,8 @@ from freehold.engine.pictures import PromptPictures
 from freehold.engine.requests import Sharing
 from freehold.engine.sampler import log_sum_exp, top_logprobs
 from freehold.engine.scoring import prefill
+from freehold.errors import DeadlineExceeded
+from freehold.local.encoding import Seeing
 from freehold.local.prompt import Prompt
 from freehold.models.lora import Adapter
 from freehold.serving import Begin, Job
@@ -48,31 +52,47 @@ class LocalJob:
         begin: Begin,
         constraint: Constraint | None = None,
         adapter: Adapter | None = None,
-        pictures: PromptPictures | None = None,
+        seen: SeenLater | None = None,
     ) -> None:
         """Check what the engine checks, and raise its errors; nothing is computed before `enter`.
 
-        `constraint`: of the answers' text. `adapter`: what job.adapter names. `pictures`: of the prompt.
+        `constraint`: of the answers' text. `adapter`: what job.adapter names. `seen`: the prompt's pictures; until they
+        are computed the job has no answers, and the engine checks nothing.
         """
-        self._engine, self._job, self._adapter, self._pictures = engine, job, adapter, pictures
+        self._engine, self._job, self._adapter = engine, job, adapter
+        self._pictures: PromptPictures | None = None
+        self._until = None if job.timeout_s is None else time.monotonic() + job.timeout_s
         spelling = _Spelling(tokenizer)
         self._scores = None if job.prompt_logprobs is None else _Scores(begin, job.prompt_logprobs, spelling)
         self._scoring: Generation | None = None
         self._answers: list[LocalAnswer] = []
         self._begin = begin
         self._over = False
-        if job.max_tokens != 0 or self._scores is None:
-            ends = frozenset() if job.ignore_eos else tokenizer.eos_ids | prompt.ends
-            self._answers = [
-                LocalAnswer(
-                    generation, self._text(tokenizer, prompt, i), spelling, job.resume[i : i + 1], ends
-                )
-                for i, generation in enumerate(self._generations(prompt, begin, ends, constraint))
-            ]
+        self._seen = seen
+        ends = frozenset() if job.ignore_eos else tokenizer.eos_ids | prompt.ends
+        self._answer = partial(self._answered, tokenizer, prompt, spelling, constraint, ends)
+        if seen is not None and seen.seeing.done:
+            self._show(seen)
+        elif seen is None and (job.max_tokens != 0 or self._scores is None):
+            self._answers = self._answer()
         if self._scores is not None:
             self._scoring = prefill(
                 engine, begin.prompt_ids, self._scores.add, **self._sharing(bool(job.resume))
             )
+
+    def _answered(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        spelling: _Spelling,
+        constraint: Constraint | None,
+        ends: frozenset[int],
+    ) -> list[LocalAnswer]:
+        resume = self._job.resume
+        return [
+            LocalAnswer(generation, self._text(tokenizer, prompt, i), spelling, resume[i : i + 1], ends)
+            for i, generation in enumerate(self._generations(prompt, self._begin, ends, constraint))
+        ]
 
     def _text(self, tokenizer: Tokenizer, prompt: Prompt, answer: int) -> AnswerText:
         job, begin = self._job, self._begin
@@ -91,7 +111,7 @@ class LocalJob:
             "priority": job.priority,
             "tenant": job.tenant,
             "client": job.client,
-            "deadline_s": job.timeout_s,
+            "deadline_s": job.timeout_s if self._pictures is None else self._left_s,
             "admitted": admitted,
             "adapter": self._adapter,
             "pictures": self._pictures,
@@ -126,8 +146,8 @@ class LocalJob:
 
     @property
     def begin(self) -> Begin | None:
-        """What the engine accepted; None until the prompt is scored, where that was requested."""
-        return self._begin if self._scoring is None else None
+        """What the engine accepted; None until pictures are computed, and the prompt is scored if it is to be."""
+        return self._begin if self._scoring is None and self._seen is None else None
 
     @property
     def seed(self) -> int:
@@ -138,11 +158,17 @@ class LocalJob:
     @property
     def done(self) -> bool:
         """Whether every answer's last chunk was taken, or the job was cancelled."""
-        return self._over or (self._scoring is None and all(answer.done for answer in self._answers))
+        waits = self._scoring is not None or self._seen is not None
+        return self._over or (not waits and all(answer.done for answer in self._answers))
 
     def enter(self) -> None:
-        """Queue the job in the engine. Raises Overloaded, DeadlineExceeded, except for a resumed job."""
-        if self._scoring is not None:
+        """Queue the job in the engine, once its pictures are computed.
+
+        Raises Overloaded, DeadlineExceeded, except for a resumed job.
+        """
+        if self._seen is not None:
+            self._seen.seeing.wakes(self._engine.wake)
+        elif self._scoring is not None:
             self._scoring.start()
         else:
             for answer in self._answers:
@@ -153,10 +179,35 @@ class LocalJob:
 
         Raises the error that ended the job.
         """
+        if self._seen is not None:
+            self._look(self._seen)
+            return []
         if self._scoring is not None:
             self._scoring.take()  # raises what ended it
             return self._scored(self._scoring) if self._scoring.done else []
         return [(i, chunk) for i, each in enumerate(self._answers) if not each.done for chunk in each.take()]
+
+    @property
+    def _left_s(self) -> float | None:
+        """Seconds of its time limit that computing pictures has left."""
+        return None if self._until is None else max(self._until - time.monotonic(), 1e-3)
+
+    def _look(self, seen: SeenLater) -> None:
+        """Make the answers and queue them if the pictures are computed."""
+        if seen.seeing.done:
+            self._show(seen)
+            self.enter()
+        elif self._until is not None and time.monotonic() > self._until:
+            raise DeadlineExceeded("the time limit passed before the pictures of the prompt were computed")
+
+    def _show(self, seen: SeenLater) -> None:
+        """Make the answers, now that the pictures are there. Raises what opening or computing them did."""
+        pictures = self._pictures = seen.pictures()
+        self._seen = None
+        self._answers = self._answer()
+        for answer in self._answers:
+            answer.opening_s, answer.encoding_s = seen.seeing.opening_s, seen.seeing.encoding_s
+        self._begin = replace(self._begin, prompt_ids=pictures.marked(self._begin.prompt_ids))
 
     def _scored(self, scoring: Generation) -> list[tuple[int, Chunk]]:
         """Begin once the prompt is scored, and end at once if no answer was requested."""
@@ -172,17 +223,27 @@ class LocalJob:
 
     def stream(self) -> Iterator[Chunk]:
         """Yield the first answer's chunks, computing them; ending the iteration stops the model."""
-        if self._begin.dropped_messages:
-            yield Chunk(dropped_messages=self._begin.dropped_messages)
+        if self._begin.dropped_messages or self._begin.warnings:
+            yield Chunk(dropped_messages=self._begin.dropped_messages, warnings=self._begin.warnings)
         yield from self._answers[0]
 
     def cancel(self) -> None:
         """Stop; the engine drops the job within one step."""
         self._over = True
+        if self._seen is not None:
+            self._seen.seeing.cancel()
         if self._scoring is not None:
             self._scoring.close()
         for answer in self._answers:
             answer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class SeenLater:
+    """The pictures of a prompt while they are computed, and how they get into it."""
+
+    seeing: Seeing
+    pictures: Callable[[], PromptPictures]
 
 
 class LocalAnswer:
@@ -198,6 +259,7 @@ class LocalAnswer:
     ) -> None:
         """`resume` holds the tokens that a previous engine sent, if there are any: their text is not repeated."""
         self._generation, self._text, self._spelling = generation, text, spelling
+        self.opening_s = self.encoding_s = 0.0  # what the prompt's pictures took
         self.done = False
         for id in resume[0] if resume else ():
             if id not in ends:
@@ -256,6 +318,8 @@ class LocalAnswer:
         generation = self._generation
         reason = self._reason or generation.finish_reason or "cancelled"
         usage = generation.usage
+        if self.opening_s or self.encoding_s:
+            usage = replace(usage, opening_s=self.opening_s, encoding_s=self.encoding_s)
         generation.close()
         self.done = True
         delta = self._text.finish()
@@ -346,6 +410,7 @@ def completion(chunks: Iterable[Chunk], seed: int) -> Completion:
         seed=seed,
         dropped_messages=sum(c.dropped_messages for c in got),
         tool_calls=tuple(calls),
+        warnings=tuple(w for c in got for w in c.warnings),
     )
 
 

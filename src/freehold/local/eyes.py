@@ -1,30 +1,36 @@
 """What a model sees: pictures of a chat become ids in its prompt, and features for the rows they stand for.
 
 Knows a tower, the engine's ids and the text that marks a picture in a template; knows no protocol, and no file of
-pictures but through pictures/. A picture is opened and computed once as long as its features are remembered.
+pictures but through pictures/. Computing is encoding.py's: a picture is opened and computed once as long as its
+features are remembered.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
+import importlib.metadata
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold import _native as native
+from freehold import models, pictures
+from freehold.engine.cache.disk import sources_digest
 from freehold.engine.pictures import PICTURE_IDS, PictureIds, PromptPictures, same_places
 from freehold.errors import BadTemplate, UnsupportedModel, UsageError
+from freehold.local.encoding import EncodeQueue, Seeing, WantedPicture, joined, placed
+from freehold.local.features import FeatureCache
 from freehold.models.seeing import LoadedTower
 from freehold.models.tower import PicturePlan, TokenBudget
-from freehold.pictures.opening import header, open_picture
+from freehold.pictures.opening import PictureSize, header
 from freehold.serving import FEATURE_BYTES
-from freehold.stopping import check_stopped
 from freehold.tokenizer import ChatTemplate, Rendered, Tokenizer
 from freehold.types import Image, Message
 
@@ -36,7 +42,8 @@ LOW_TOKENS = 256  # of a picture whose detail is "low"
 TEMPLATES = 16  # of which it is known whether they have a place for pictures
 # Stands for a picture where a template takes texts alone, until it is rendered: private-use characters.
 STAND_IN = "\ue0f4\ue0f5\ue0f4"
-PAUSE_S = 0.0003  # between two sections of a tower: until a step that waits for the threads has woken
+TOLD = 4  # pictures of a prompt of which a note says what they became
+FEWER = 0.9  # of its pixels, below which a picture is said to be seen smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class PlacedPicture:
     digest: bytes  # of the bytes, the plan and the tower: of all that its features depend on
     plan: PicturePlan
     place: str  # in the chat
+    note: str = ""  # what a user should know of how it is seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +68,40 @@ class PlacedPrompt:
     after: int
     spans: tuple[tuple[int, int], ...]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of its pictures' rows."""
+        return sum(picture.plan.tokens for picture in self.pictures)
+
+    @property
+    def bare(self) -> PlacedPrompt:
+        """It without the bytes of its pictures."""
+        return replace(self, pictures=tuple(replace(picture, data=b"") for picture in self.pictures))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how pictures are seen: smaller than they are, one frame of several."""
+        notes = [f"{p.place}: {p.note}" for p in self.pictures if p.note]
+        more = (f"so are {len(notes) - TOLD} more pictures",) if len(notes) > TOLD else ()
+        return (*notes[:TOLD], *more)
+
 
 class Eyes:
-    """A tower beside an engine; safe from many threads, of which one computes features at a time."""
+    """A tower beside an engine; safe from many threads. Close it when done."""
 
-    def __init__(self, tower: LoadedTower, tokenizer: Tokenizer, both: bool = False) -> None:
+    def __init__(
+        self,
+        tower: LoadedTower,
+        tokenizer: Tokenizer,
+        both: bool = False,
+        budget: TokenBudget | None = None,
+        disk: Path | None = None,
+    ) -> None:
         """`both`: whether rows of a picture see each other in the text model.
 
-        Raises UnsupportedModel where the vocabulary has no token that marks a picture.
+        `budget`: tokens of a picture, in place of the model's own limits. `disk`: a folder in which features outlive
+        the process. Raises UnsupportedModel where the vocabulary has no token that marks a picture, UsageError for a
+        budget that the tower does not take.
         """
         mark = tokenizer.token_id(tower.mark)
         if mark is None:
@@ -75,17 +109,19 @@ class Eyes:
                 f"{tower.name} marks a picture by {tower.mark}, which this model has no token for",
                 "take the mmproj file of the same model",
             )
-        self._tower, self._tokenizer, self._mark = tower, tokenizer, mark
+        if budget is not None:
+            with _named("image_tokens"):
+                tower.plan(1024, 1024, budget)
+        self._tower, self._tokenizer, self._mark, self._budget = tower, tokenizer, mark, budget
+        self._basis = hashlib.sha256(repr(_dependencies(tower)).encode()).digest()
         self._written, self._spelled = tower.written or tower.mark, tower.spelled or tower.mark
-        self.span_rows = tower.span_rows if both else 0  # see Engine
+        self.span_rows = tower.span_rows(budget) if both else 0  # see Engine
         self._ids = PictureIds()
-        self._plans: OrderedDict[tuple[bytes, bool], PicturePlan] = OrderedDict()
-        self._features: OrderedDict[bytes, F32] = OrderedDict()
-        self._kept_bytes = 0
+        self._plans: OrderedDict[tuple[bytes, bool], tuple[PicturePlan, str]] = OrderedDict()
         self._places_in: OrderedDict[str, bool] = OrderedDict()  # by a template's source
         self._lock = Lock()  # of the tables
-        self._computing = Lock()
-        self.encoded = 0  # pictures computed so far
+        self._cache = FeatureCache(FEATURE_BYTES, None if disk is None else disk / "pictures")
+        self._queue = EncodeQueue(tower, self._cache)
 
     @property
     def nbytes(self) -> int:
@@ -165,19 +201,28 @@ class Eyes:
         data = _bytes_of(image, place)
         key, low = hashlib.sha256(data).digest(), image.detail == "low"
         with self._lock:
-            plan = self._plans.get((key, low))
-        if plan is None:
+            known = self._plans.get((key, low))
+        if known is None:
             with _named(place):
                 size = header(data)
-                plan = self._tower.plan(size.width, size.height)
-                if low and plan.tokens > LOW_TOKENS:
-                    plan = self._tower.plan(size.width, size.height, TokenBudget(1, LOW_TOKENS))
+                plan = self._planned(size, low)
+            known = plan, "; ".join((*size.notes, *_seen_smaller(size, plan)))
             with self._lock:
-                self._plans[key, low] = plan
+                self._plans[key, low] = known
                 while len(self._plans) > PLANS:
                     self._plans.popitem(last=False)
-        whole = hashlib.sha256(key + repr(plan.resizes).encode() + self._tower.digest.encode()).digest()
-        return PlacedPicture(data, whole, plan, place)
+        plan, note = known
+        about = repr((plan.resizes, plan.patches, plan.tokens, plan.layout)).encode()
+        whole = hashlib.sha256(self._basis + key + hashlib.sha256(about).digest()).digest()
+        return PlacedPicture(data, whole, plan, place, note)
+
+    def _planned(self, size: PictureSize, low: bool) -> PicturePlan:
+        """Return what a picture becomes within the budget; `low`: in LOW_TOKENS, if that has room for so few."""
+        plan = self._tower.plan(size.width, size.height, self._budget)
+        if not low or plan.tokens <= LOW_TOKENS:
+            return plan
+        least = 1 if self._budget is None else self._budget.least
+        return self._tower.plan(size.width, size.height, TokenBudget(least, max(least, LOW_TOKENS)))
 
     def _expanded(self, ids: Sequence[int], pictures: Sequence[PlacedPicture]) -> PlacedPrompt:
         out: list[int] = []
@@ -223,39 +268,44 @@ class Eyes:
 
     # --- features ----------------------------------------------------------------------------------
 
-    def see(self, prompt: PlacedPrompt) -> PromptPictures:
-        """Return the pictures of a prompt with their features, computing those that are not remembered.
+    def begin(
+        self, prompt: PlacedPrompt, client: str = "", tenant: str = "", admitted: bool = False
+    ) -> Seeing:
+        """Begin to compute the pictures of a prompt; `shown` puts them into it once that is done.
 
-        Between two sections of the tower the thread lets a step go first, and ends if its work is no longer wanted.
+        `client`: whose turn it takes; `tenant`: whose features it may use; `admitted`: no limit refuses it.
+        Raises Overloaded.
         """
-        features = [self._features_of(picture) for picture in prompt.pictures]
+        wanted = [WantedPicture((tenant, p.digest), p.data, p.plan, p.place) for p in prompt.pictures]
+        return self._queue.see(wanted, client, admitted)
+
+    def shown(self, prompt: PlacedPrompt, seeing: Seeing) -> PromptPictures:
+        """Return the pictures of a prompt with their features. Raises what opening or computing them did."""
+        digests = tuple((p.digest, p.plan.tokens) for p in prompt.pictures)
+        features = joined(seeing.features())
         return PromptPictures(
-            np.concatenate(features), prompt.rows, self._mark, prompt.places, prompt.after, prompt.spans
+            features, prompt.rows, self._mark, prompt.places, prompt.after, prompt.spans, digests=digests
         )
 
-    def _features_of(self, picture: PlacedPicture) -> F32:
-        if (known := self._known(picture.digest)) is not None:
-            return known
-        with self._computing:
-            if (known := self._known(picture.digest)) is not None:
-                return known
-            with _named(picture.place):
-                _, pixels = open_picture(picture.data, lambda width, height: picture.plan.resizes)
-            (features,) = self._tower.features([(picture.plan, pixels)], _let_others)
-            self.encoded += 1
-        with self._lock:
-            self._features[picture.digest] = features
-            self._kept_bytes += features.nbytes
-            while self._kept_bytes > FEATURE_BYTES and len(self._features) > 1:
-                self._kept_bytes -= self._features.popitem(last=False)[1].nbytes
-        return features
+    def see(self, prompt: PlacedPrompt) -> PromptPictures:
+        """Compute the pictures of a prompt, and wait for them. Raises Stopped too."""
+        seeing = self.begin(prompt)
+        seeing.wait()
+        return self.shown(prompt, seeing)
 
-    def _known(self, digest: bytes) -> F32 | None:
-        with self._lock:
-            features = self._features.get(digest)
-            if features is not None:
-                self._features.move_to_end(digest)
-            return features
+    @property
+    def counts(self) -> dict[str, int]:
+        """Its fields of EngineStats."""
+        return {
+            "images_encoded": self._cache.computed,
+            "image_hits": self._cache.hits,
+            "image_disk_hits": self._cache.disk_hits,
+            "image_bytes": self._cache.nbytes,
+        }
+
+    def close(self) -> None:
+        """End what is computed, and write what is quick to write. Safe to call twice."""
+        self._queue.close()
 
 
 def _replaced(rendered: Rendered, old: str, new: str) -> Rendered:
@@ -277,12 +327,7 @@ def _named(place: str) -> Iterator[None]:
     try:
         yield
     except UsageError as e:
-        raise type(e)(f"{place}: {e.message}", e.hint, place) from None
-
-
-def _let_others() -> None:
-    check_stopped()
-    time.sleep(PAUSE_S)
+        raise placed(e, place) from None
 
 
 def _images(messages: Sequence[Message]) -> Iterator[tuple[Image, str]]:
@@ -299,6 +344,34 @@ def _as_text(message: Message) -> Message:
         return message
     lines = [part if isinstance(part, str) else f"{STAND_IN}\n" for part in message.parts]
     return replace(message, content="".join(lines), parts=())
+
+
+def _seen_smaller(size: PictureSize, plan: PicturePlan) -> tuple[str, ...]:
+    """Return a note on a picture that is seen with fewer pixels than it has."""
+    ends = [each[-1] for each in plan.resizes if each]
+    if not ends or sum(end.width * end.height for end in ends) >= FEWER * size.width * size.height:
+        return ()
+    largest = max(ends, key=lambda end: end.width * end.height)
+    return (
+        f"its {size.width:,} x {size.height:,} pixels are seen as {largest.width:,} x {largest.height:,}, "
+        f"{plan.tokens:,} tokens",
+    )
+
+
+def _dependencies(tower: LoadedTower) -> dict[str, object]:
+    """List what features depend on besides a picture's bytes and its plan."""
+    try:
+        decoder = importlib.metadata.version("pillow")
+    except importlib.metadata.PackageNotFoundError:
+        decoder = ""  # no picture is opened then
+    return {
+        "tower": tower.digest,
+        "table": native.isa(),
+        "native": native.REVISION,
+        "forward": sources_digest(models),
+        "opening": sources_digest(pictures),
+        "decoder": decoder,
+    }
 
 
 def _bytes_of(image: Image, place: str) -> bytes:

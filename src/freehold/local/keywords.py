@@ -91,6 +91,7 @@ DEFAULTS: dict[str, object] = {
     "kv_type": "f16",
     "speculate": True,
     "allow_paging": False,
+    "eyes": "lazy",
     "pull": False,
 }
 SAMPLING = tuple(SamplingOptions.__annotations__)

@@ -23,13 +23,13 @@ from freehold.engine import Encoder, Engine, scoring
 from freehold.engine.pooling import Pooling
 from freehold.errors import ContextOverflow, EngineClosed, FreeholdError, UnsupportedModel, UsageError
 from freehold.formats.adapter_names import MAX_ADAPTERS, check_adapter_name, unknown_adapter
-from freehold.local.answering import LocalJob, Prompts, complete, completion, is_batch
+from freehold.local.answering import LocalJob, Prompts, SeenLater, complete, completion, is_batch
 from freehold.local.constraints import ConstraintBuilder
 from freehold.local.embedding import Embedder, Text
 from freehold.local.eyes import Eyes
 from freehold.local.jobs import chat_job, check_request, sampling_of, seeded, text_job
 from freehold.local.keywords import Chat, ChatOptions, GenerateOptions, as_messages, keywords
-from freehold.local.prompt import Prompter
+from freehold.local.prompt import Prompt, Prompter
 from freehold.models.load import LoadedModel
 from freehold.models.lora import Adapter, load_adapter
 from freehold.serving import AdapterInfo, Begin, EmbedJob, EngineStats, Job, ModelInfo
@@ -102,6 +102,8 @@ class LLM:
                     Ticking("keeping the packed weights for the next start") if self.shown else nullcontext()
                 ):
                     self._writer.join()
+            if self._eyes is not None:
+                self._eyes.close()
             self._engine.close()
 
     def _keep_packed(self, write: Callable[[], object]) -> None:
@@ -263,7 +265,8 @@ class LLM:
     @property
     def stats(self) -> EngineStats:
         """Counters of the engine, and its present state."""
-        return self._engine.stats()
+        stats = self._engine.stats()
+        return stats if self._eyes is None else replace(stats, **self._eyes.counts)
 
     @property
     def info(self) -> ModelInfo:
@@ -356,28 +359,39 @@ class LLM:
             )
         return self._engine
 
-    def _prepared(self, job: Job, params: SamplingParams) -> LocalJob:
+    def _prepared(self, job: Job, params: SamplingParams, *, waits: bool = True) -> LocalJob:
+        """Prepare a job; `waits`: for its pictures, which otherwise are computed once the job is returned."""
         engine = self._generating()
         job = self._overlaid(job)
         adapter = self.adapters.find(job.adapter)
         prompt = self._prompter.prompt(job)
         constraint, left = self._constraints.constraint(job, prompt)
-        pictures = None
-        if self._eyes is not None and prompt.pictures is not None:
-            if job.prompt_logprobs is not None:
-                raise UsageError("prompt_logprobs are of words, and the chat has a picture", "leave them out")
-            pictures = self._eyes.see(prompt.pictures)
+        seen = self._seen(job, prompt, waits)
+        job = replace(job, messages=None)  # whose pictures are in base64
         room = self.context - len(prompt.ids)
         begin = Begin(
             context=self.context,
-            prompt_ids=tuple(prompt.ids) if pictures is None else pictures.marked(prompt.ids),
+            prompt_ids=tuple(prompt.ids),
             sampling=params,
             max_tokens=room if job.max_tokens is None else min(job.max_tokens, room),
             dropped_messages=prompt.dropped,
             warnings=(*prompt.warnings, *left),
             weights=self._weights,
         )
-        return LocalJob(engine, self._tokenizer, job, prompt, begin, constraint, adapter, pictures)
+        prompt = replace(prompt, pictures=None)
+        return LocalJob(engine, self._tokenizer, job, prompt, begin, constraint, adapter, seen)
+
+    def _seen(self, job: Job, prompt: Prompt, waits: bool) -> SeenLater | None:
+        """Begin to compute the pictures of a prompt."""
+        eyes, placed = self._eyes, prompt.pictures
+        if eyes is None or placed is None:
+            return None
+        if job.prompt_logprobs is not None:
+            raise UsageError("prompt_logprobs are of words, and the chat has a picture", "leave them out")
+        seeing = eyes.begin(placed, job.client or job.tenant, job.tenant, bool(job.resume))
+        if waits:
+            seeing.wait()
+        return SeenLater(seeing, partial(eyes.shown, placed.bare, seeing))
 
     def tokenize(self, text: str, special: bool = False, *, bos: bool | None = None) -> list[int]:
         """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text.

@@ -46,6 +46,7 @@ from freehold.models.packing.packs import (
 )
 from freehold.models.pooling import pooling_from_dir
 from freehold.models.seeing import load_tower
+from freehold.models.tower import TokenBudget
 from freehold.serving import POOL_CONTEXTS, EmbedJob, Job
 from freehold.store import ModelRef, Store
 from freehold.store.overlays import overlaid
@@ -54,7 +55,17 @@ from freehold.store.sampling import sampling_defaults
 from freehold.terminal import Ticking
 from freehold.tokenizer import ChatTemplate, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
 from freehold.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
-from freehold.types import Embeddings, KvType, Message, ModelOptions, SamplingParams, ServedModelOptions, Turn
+from freehold.types import (
+    EYES,
+    Embeddings,
+    KvType,
+    Message,
+    ModelOptions,
+    SamplingParams,
+    ServedModelOptions,
+    Turn,
+    image_budget,
+)
 
 # A loaded model as an engine process holds it: jobs in, chunks out, one thread that computes steps.
 # A program that loads a model for itself has no use for it: that is LLM.
@@ -72,7 +83,7 @@ class ServedModel(LLM):
         self._check_open()
         self._generating()
         check_job(job, self.context, self._tokenizer.longest)
-        return self._prepared(job, seeded(job.sampling, self.default_sampling))
+        return self._prepared(job, seeded(job.sampling, self.default_sampling), waits=False)
 
     def pump(self, timeout: float) -> bool:
         """Compute one step for all running requests; without any, wait up to `timeout` seconds for one."""
@@ -163,13 +174,19 @@ def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
     `threads`: default, the physical cores this process may use. `kv_type`: "f16"; "q8" for a cache of int8 codes
     in half the memory; "f32" for one of twice the size that rounds nothing. `speculate`: verify draft
     tokens where that is faster; the answers are the same. `draft`: a smaller model with the same vocabulary that
-    drafts too. `allow_paging`: run a model that memory does not hold from its packed file, at the disk's speed.
+    drafts too. `eyes`: "lazy" loads the part of a model that sees with its first picture, "eager" with the model, "off"
+    never; or the path of its mmproj file. `image_tokens`: the least and the most tokens that a picture becomes.
+    `allow_paging`: run a model that memory does not hold from its packed file, at the disk's speed.
     `adapters`: LoRA adapters by the names that calls choose them by: PEFT folders or GGUF files.
     `pull`: fetch a model that is not here; otherwise the network is never used. `progress`: as for `freehold.pull`.
     Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
     """
     check_names(options, tuple(LoadOptions.__annotations__))
-    store, draft = Store(load_settings()), options.pop("draft", None)
+    settings = load_settings()
+    store, draft = Store(settings), options.pop("draft", None)
+    options.setdefault("eyes", settings.eyes)
+    if settings.image_tokens:
+        options.setdefault("image_tokens", image_budget(settings.image_tokens))
     pull, progress = options.pop("pull", False), options.pop("progress", None)
     for each in (model, draft) if pull else ():
         if each is not None:
@@ -220,7 +237,7 @@ def open_model(
     opened = _opened(ref, threads, packs, progress, paging=options.pop("allow_paging", False))
     drafter = None if draft is None else _drafter(draft, opened, packs, progress)
     loaded = opened.model
-    eyes, blind = _eyes(ref, opened)
+    eyes, blind = _eyes(ref, opened, options)
     notes = [note for note in loaded.notes if eyes is None or note != TEXT_ALONE]
     draft_model = drafter.model if drafter else None
     llm = kind(
@@ -266,16 +283,35 @@ def open_served(
     return cast(ServedModel, model_opened)
 
 
-def _eyes(ref: ModelRef, opened: _Opened) -> tuple[Eyes | None, tuple[str, ...]]:
-    """Load the tower that a model's folder holds, or the file beside a GGUF; a note where it does not run here."""
-    source = ref.path if ref.path.is_dir() else ref.eyes
-    if source is None or opened.model.family.encoder:
+def _eyes(ref: ModelRef, opened: _Opened, options: ServedModelOptions) -> tuple[Eyes | None, tuple[str, ...]]:
+    """Take the tower that `options` name, or that a model's folder holds, or the file beside a GGUF.
+
+    A note says where the model's own does not run here. Raises UnsupportedModel for a file that was named, UsageError
+    for one that is not there, and for a budget of tokens that the tower does not take.
+    """
+    chosen, budget = str(options.pop("eyes", EYES[0])), options.pop("image_tokens", None)
+    source = ref.path if ref.eyes is None and ref.path.is_dir() else ref.eyes
+    named = chosen not in EYES
+    if named:
+        source = Path(chosen).expanduser()
+        if not source.exists():
+            hint = f"give {', '.join(EYES)} or the path of an mmproj file"
+            raise UsageError(f"eyes is {chosen!r}, and there is no such file", hint)
+    if source is None or chosen == "off" or opened.model.family.encoder:
         return None, ()
     try:
-        tower = load_tower(source, opened.model)
-        eyes = None if tower is None else Eyes(tower, opened.tokenizer, opened.model.family.both)
-        return eyes, () if eyes is None else eyes.notes(opened.template)
+        tower = load_tower(source, opened.model, lazy=chosen == "lazy")
+        if tower is None:
+            if named:
+                raise UnsupportedModel(f"{source.name} has no tower of pictures", "name an mmproj file")
+            return None, ()
+        both = opened.model.family.both(opened.model.cfg)
+        within = None if budget is None else TokenBudget(*budget)
+        eyes = Eyes(tower, opened.tokenizer, both, within, options.get("disk"))
+        return eyes, eyes.notes(opened.template)
     except UnsupportedModel as e:
+        if named:
+            raise
         return None, (f"it reads text only: {e.message}",)
 
 

@@ -26,6 +26,7 @@ from freehold.types import Image, Message, Tool, Turn
 ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
 KEPT = 8  # templates of requests
 REQUEST_S = 0.5  # of processor time for one of their renders; a file's template takes some milliseconds
+LEAST = 16  # tokens of a picture that are worth proposing
 ROOM = 512  # tokens that drop-oldest keeps free for an answer without max_tokens
 
 
@@ -212,7 +213,7 @@ class Prompter:
                 tools=tools,
                 dialect=parsed,
                 shown=shown,
-                warnings=warnings,
+                warnings=warnings if placed is None else (*warnings, *placed.notes),
                 pictures=placed,
             )
 
@@ -223,7 +224,7 @@ class Prompter:
             turns = range(1, _turns(chat))  # the last turn stays
             fewest = bisect_left(turns, True, key=lambda n: len(fitted(n).ids) <= limit)
             whole = fitted(min(fewest + 1, len(turns)))
-        self._check_room(len(whole.ids), answer=job.max_tokens != 0)
+        self._check_room(len(whole.ids), answer=job.max_tokens != 0, pictures=whole.pictures)
         return whole
 
     def _rendered(self, template: ChatTemplate, chat: Sequence[Message], **options: Any) -> Rendered:
@@ -276,13 +277,28 @@ class Prompter:
         spelled = [token for token in self._tokenizer.control_tokens if any(token in text for text in texts)]
         return frozenset(id for token in spelled if (id := self._tokenizer.added_id(token)) is not None)
 
-    def _check_room(self, tokens: int, answer: bool = True) -> None:
+    def _check_room(self, tokens: int, answer: bool = True, pictures: PlacedPrompt | None = None) -> None:
         if tokens + answer > self._context:
+            if pictures is not None:
+                raise self._too_many(tokens, pictures)
             raise ContextOverflow(
                 f"prompt has {tokens:,} tokens; {self._name} is loaded with a context of {self._context:,}",
                 f"load it with --context {_rounded_up(tokens)}, shorten the prompt, or let "
                 "--overflow drop-oldest leave out old messages of a chat",
             )
+
+    def _too_many(self, tokens: int, pictures: PlacedPrompt) -> ContextOverflow:
+        """Return the error of a chat that pictures make too long, with the tokens of one that would fit."""
+        count, shown = len(pictures.pictures), pictures.tokens
+        each = (self._context - 1 - (tokens - shown)) // count
+        fits = f"; {each:,} tokens each would fit" if each >= LEAST else ""
+        how = f"--image-tokens 1:{each} makes them so, or " if each >= LEAST else ""
+        what = "1 picture" if count == 1 else f"{count} pictures"
+        return ContextOverflow(
+            f"prompt has {tokens:,} tokens, {shown:,} of them of {what}; {self._name} is loaded with a context of "
+            f"{self._context:,}{fits}",
+            f"{how}load it with --context {_rounded_up(tokens)}, send smaller or fewer pictures, or detail low",
+        )
 
 
 def has_pictures(chat: Sequence[Message]) -> bool:

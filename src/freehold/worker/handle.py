@@ -544,7 +544,7 @@ class EngineHandle:
 # --- a model's statistics over all engines it has had -----------------------------------------------
 
 _BLOCKS = {"blocks", "blocks_live", "blocks_shared", "blocks_cached"}
-_CACHE = {*_BLOCKS, "states", "states_live", "states_cached", "state_bytes"}
+_CACHE = {*_BLOCKS, "states", "states_live", "states_cached", "state_bytes", "image_bytes"}
 _GAUGES = {"running", "waiting", "expected_wait_s", "progress_at", *_CACHE}
 
 

@@ -32,10 +32,11 @@ from freehold.serving import (
     Vectors,
 )
 from freehold.store import Listed, ModelRef, Store
+from freehold.store.eyes import misfit
 from freehold.store.judging import Judgements
 from freehold.store.overlays import Overlay, canonical, overlaid, with_messages
 from freehold.store.refs import parse_ref
-from freehold.types import Message, ServedModelOptions, Turn
+from freehold.types import EYES, Message, ServedModelOptions, Turn
 from freehold.version import __version__
 from freehold.worker.handle import EngineHandle
 from freehold.worker.memory import EngineMemory
@@ -107,6 +108,8 @@ class EngineModels:
         judged = self._judgements.of([(ref.path, ref.rounding) for ref in refs if ref.rounding])
         rounded = iter(judged)
         text = sum((next(rounded).bytes if ref.rounding else 0) or ref.bytes for ref in refs)
+        if self._options.eyes == "off":
+            return text
         return text + sum(size(ref.eyes) + FEATURE_BYTES for ref in refs if ref.eyes is not None)
 
     async def use(self, name: str, keep_alive: float | None = None) -> ModelHandle:
@@ -279,6 +282,7 @@ class EngineModels:
             if note not in self._noted:  # each change once, not at each load
                 self._noted.add(note)
                 log.warning("%s", note)
+        ref, eyes = await asyncio.to_thread(self._eyes, ref)
         draft = await self._draft(ref)
         lent = {name: path for name, path in self._lent.get(handle.name, {}).items() if path.exists()}
         adapters = {**self._adapters.get(handle.name, {}), **lent}
@@ -293,6 +297,8 @@ class EngineModels:
             "threads": asked.threads,
             "speculate": asked.speculate,
             "allow_paging": asked.allow_paging,
+            "eyes": eyes,
+            "image_tokens": asked.image_tokens,
             "cache_bytes": cache,
             "adapters": {name: str(path) for name, path in adapters.items()},
             **asked.engine,
@@ -300,6 +306,21 @@ class EngineModels:
         return Open(
             PROTOCOL, __version__, ref, {**options}, draft=draft, packs=self._store.packs, disk=asked.disk
         )
+
+    def _eyes(self, ref: ModelRef) -> tuple[ModelRef, str]:
+        """Return a model with the tower that the server was given, where that fits it, and when to load it."""
+        chosen = self._options.eyes
+        if chosen in EYES:
+            return ref, chosen
+        first = next(iter(ref.files), ref.path)
+        why = misfit(first, Path(chosen))
+        if not why:
+            return replace(ref, eyes=Path(chosen)), EYES[0]
+        note = f"{ref.name} keeps its own eyes, if it has any: {why}"
+        if note not in self._noted:
+            self._noted.add(note)
+            log.warning("%s", note)
+        return ref, EYES[0]
 
     async def _draft(self, ref: ModelRef) -> ModelRef | None:
         if self._options.draft is None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from freehold.types import KvType, ServedModelOptions
+from freehold.types import ImageBudget, KvType, ServedModelOptions
 
 # The time after which an idle model leaves memory.
 KEEP_ALIVE_S = 300.0
@@ -59,6 +59,8 @@ class EngineOptions:
     threads: int | None = None
     speculate: bool = True
     allow_paging: bool = False
+    eyes: str = "lazy"  # as ModelOptions
+    image_tokens: ImageBudget | None = None
     draft: str | None = None  # MODEL that drafts; for the models of its family only
     adapters: Mapping[str, Mapping[str, Path]] = field(
         default_factory=dict

@@ -189,7 +189,7 @@ class DiskTier:
         if self._stateful:
             first = next((i for i, node in enumerate(nodes[:first]) if self._has_new_state(node)), first)
         if first < len(nodes):
-            self._disk.keep(seq.request.salt, nodes, first, self._content)
+            self._disk.keep(seq.request.salt, [*_keys(seq, len(nodes))], nodes, first, self._content)
 
     def _has_new_state(self, node: Node) -> bool:
         return not node.kept >> STATE & 1 and all(kind.place(node.block) >= 0 for kind in self._stateful)
@@ -219,5 +219,11 @@ def _key(seq: Sequence, block: int) -> bytes:
 
 
 def _keys(seq: Sequence, count: int) -> Iterator[bytes]:
-    """Yield the keys of a sequence's first blocks: no more are made than the disk has blocks."""
-    return (_key(seq, block) for block in range(count))
+    """Yield the keys of a sequence's first blocks as the disk has them: no more are made than it has blocks.
+
+    They are the same in every process: pictures are spelled by what they are, not by their ids.
+    """
+    pictures = seq.request.pictures
+    if pictures is None:
+        return (_key(seq, block) for block in range(count))
+    return (pictures.key(seq.tokens, block * BLOCK_TOKENS, BLOCK_TOKENS) for block in range(count))

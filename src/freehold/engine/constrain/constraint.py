@@ -14,6 +14,7 @@ from itertools import takewhile
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from freehold.engine.constrain.grammar import Grammar, GrammarMatcher, Mask, ParserTime
 from freehold.errors import UsageError
@@ -100,6 +101,10 @@ class ConstraintMatcher:
         self.token_s = self.untaken_s
         self._charged_s += self.token_s
         return self.token_s
+
+    def mask_of(self, logits: NDArray[np.float32] | np.int64) -> Mask | None:
+        """Return `mask`: which tokens a format allows does not depend on how likely they are."""
+        return self.mask()
 
     def mask(self) -> Mask | None:
         """Return which tokens may come next; None: every one may.

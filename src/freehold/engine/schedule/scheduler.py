@@ -324,7 +324,9 @@ class Scheduler:
             whole = budget.tokens(done, left, logits, seconds + more_s, minimum) == left
             count = left if whole or (left - count <= TILE and not logits) else count
         pictures = seq.request.pictures
-        if count and pictures is not None and pictures.spans:
+        if taken and pictures is not None and taken.first < pictures.apart <= done:
+            return False  # text follows rows that another plan computes in a chunk of its own
+        if count and pictures is not None and (pictures.spans or pictures.apart):
             count = pictures.uncut(done, count)
             if count > budget.left + self._span_rows:  # there is room for one span beyond the step's tokens
                 return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from freehold.engine.constrain.constraint import ConstraintMatcher
+from freehold.engine.constrain.rules import TokenMatcher
 from freehold.engine.pictures import PICTURE_IDS
 from freehold.engine.schedule.budget import ITL_FACTOR, STEP_S, StepCost
 from freehold.engine.schedule.scheduler import Scheduler
@@ -60,7 +60,7 @@ class SequenceDrafts:
             rows = (i for i, token in enumerate(self.draft.tokens) if token >= PICTURE_IDS)
             self.draft.cut(next(rows, len(self.draft.tokens)))
 
-    def constrain(self, matcher: ConstraintMatcher, most: int) -> None:
+    def constrain(self, matcher: TokenMatcher, most: int) -> None:
         """Cut what a grammar forbids; draft what it forces, where the lookup does not say the same.
 
         A parser that fails or has used up its time drafts nothing: the answer's next mask says so, and ends it alone.
