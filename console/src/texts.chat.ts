@@ -150,7 +150,7 @@ export const chat = {
   dropHere: "Drop files or pictures",
   attached: "Attached",
   takeOut: (name: string) => `Take out ${name}`,
-  counting: "counting",
+  counting: "counting tokens…",
   answeredBy: (model: string) => `Answered by ${model}`,
   pasted: (n: number) => `pasted text ${n}.txt`,
   tooLarge: (name: string, size: string, most: string) => `${name} has ${size}; a file may have ${most}.`,

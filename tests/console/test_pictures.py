@@ -442,3 +442,24 @@ def test_pictures_pass_axe_and_make_the_page_no_wider(chromium, server, width, s
         area = box.bounding_box()
         assert area["x"] >= 0 and area["x"] + area["width"] <= width
     context.close()
+
+
+@pytest.mark.parametrize("size", [(48, 36), (2600, 1100), (900, 2600)])
+def test_a_picture_of_any_size_is_shown_whole_in_its_dialog(chat, server, size):
+    for width in (1280, 390):
+        chat.set_viewport_size({"width": width, "height": 800})
+        chat.goto(f"{server.url}/#/chat?model=eyes")
+        chat.reload()
+        chat.get_by_role("button", name="Model: eyes").wait_for()
+        attach(chat, "a.png", encoded(scene(*size), "PNG"))
+        expect(facts(chat)).to_have_count(1)
+        send(chat)
+        chat.get_by_role("button", name="Show the picture").last.click()
+        dialog = chat.get_by_role("dialog", name="Picture 1")
+        picture = dialog.get_by_role("img", name="Picture 1")
+        expect(picture).to_be_visible()
+        outer, inner = dialog.bounding_box(), picture.bounding_box()
+        assert outer["x"] >= 0 and outer["x"] + outer["width"] <= width and outer["height"] <= 800
+        assert inner["x"] >= outer["x"] and inner["x"] + inner["width"] <= outer["x"] + outer["width"] + 1
+        assert outer["width"] <= max(inner["width"] + 60, 330)
+        assert abs(inner["width"] / inner["height"] - size[0] / size[1]) < 0.05

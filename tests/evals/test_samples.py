@@ -62,7 +62,7 @@ def test_a_digest_is_of_what_is_asked_and_how_it_is_judged(tmp_path: Path):
         ({"prompt": "p"}, "no judge"),
         ({"prompt": "p", "exact": "a", "regex": "b"}, "exact and regex"),
         ({"prompt": "p", "exat": "a"}, "did you mean exact"),
-        ({"instruction": "p", "output": "a"}, "known: prompt, messages, "),
+        ({"instruction": "p", "output": "a"}, "known: prompt, images, messages, "),
         ({"prompt": "p", "choices": [" a", " b"], "answer": 0}, "scored by log-likelihood"),
         ({"prompt": "p", "exact": "a", "answer": 0}, "answer is for cases with choices"),
         ({"prompt": "p", "choices": [" a"], "answer": 0}, "a list of 2 to 64"),

@@ -30,10 +30,12 @@ from freehold.server.batches.filestore import FileBounds
 from freehold.server.batches.record import ERRORS, OUTPUT, Journal, check_lines
 from freehold.server.core.keys import LOOK_S, KeyFile, Ring, key_of, made
 from freehold.server.core.problems import Refused
+from freehold.types import Image
 from tests.server.conftest import Running
 from tests.server.fakes import Script, failing
 from tests.server.test_files import with_free
 from tests.server.test_streams import eventually
+from tests.tools.hostile import png
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -503,3 +505,20 @@ def test_an_open_batch_s_input_takes_room_after_its_file_is_gone(tmp_path):
         await begin()
 
     asyncio.run(body())
+
+
+def test_lines_with_pictures_are_answered_and_a_text_model_s_are_refused_by_place(serving):
+    server = serving(Script("A cat.", sees=True))
+    url = Image.of(png() + bytes(2 << 20)).as_url  # of 2.8 MB in base64
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What?"}]
+    asked = [line(f"l{i}", messages=[{"role": "user", "content": content}]) for i in range(3)]
+    batches = Batches(server.url)
+    done = batches.end(batches.begin(asked))
+    assert (done.request_counts.completed, done.request_counts.failed) == (3, 0)
+    assert {*batches.lines(done.output_file_id)} == {"l0", "l1", "l2"}
+    jobs = server.models.served["fake:1b"].jobs
+    assert all(job.messages[0].parts == (Image.at(url), "What?") for job in jobs) and len(jobs) == 3
+    server.models.play(Script("Hm."))
+    done = batches.end(batches.begin(asked[:1]))
+    (error,) = batches.lines(done.error_file_id).values()
+    assert "reads text alone" in json.dumps(error) and "messages[0].content[0]" in json.dumps(error)

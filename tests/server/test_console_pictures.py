@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Picture
 
 from freehold.chats.pictures import reference_of
-from freehold.chats.types import UNSEEN_PICTURES, ToolDesk, ToolResult
+from freehold.chats.types import ToolDesk, ToolResult
 from freehold.pictures.limits import MAX_PIXELS
 from freehold.server.console import pictures as routes
 from freehold.server.console.runs import handlers, jobs
@@ -216,6 +216,9 @@ def test_the_same_bits_are_computed_from_the_stored_picture(chats):
 # --- a tool's pictures ------------------------------------------------------------------------------
 
 
+CAMERA = {"tools": ["camera"]}
+
+
 class Camera:
     """A ToolRunner whose tool answers with pictures; then the model says `after`."""
 
@@ -263,9 +266,12 @@ def test_a_tool_s_picture_is_in_the_chat_in_the_events_and_before_a_model_that_s
 def test_a_model_that_reads_text_is_told_of_a_tool_s_picture_and_answers(looked):
     mine, seen = looked(URL, sees=False)
     assert seen.end["finish"] == "stop", seen.end
+    (warning,) = seen.end["receipt"]["warnings"]
+    assert warning == "pictures of tools were left out: fake:1b reads text only"
+    left_out = "\n[A picture is left out here: this model reads text only.]"  # computed again, the same
     for _ in range(2):
         shown = next(m for m in last_job(mine).messages if m.role == "tool")
-        assert not shown.parts and shown.content == "[image of type image/png]" + UNSEEN_PICTURES
+        assert not shown.parts and shown.content == "[image of type image/png]" + left_out
         mine.follow(mine.run("and?", parent=mine.folder.read(mine.id).leaf)["run"])
 
 
@@ -281,4 +287,16 @@ def test_a_tool_s_picture_that_was_lost_stops_no_answer(looked):
     mine.folder.pictures(mine.id).file(reference_of(PNG)).unlink()
     end = mine.follow(mine.run("and?", parent=mine.folder.read(mine.id).leaf)["run"]).end
     assert end["finish"] == "stop"
-    assert not next(m for m in last_job(mine).messages if m.role == "tool").parts
+    result = next(m for m in last_job(mine).messages if m.role == "tool")
+    assert not result.parts and "A picture is left out here: lost" in result.content
+
+
+def test_of_too_many_pictures_of_tools_the_newest_are_shown_and_no_chat_ends(looked, monkeypatch):
+    mine, _ = looked(URL)
+    monkeypatch.setattr(jobs, "MAX_PICTURES_BYTES", len(PNG) + 4)
+    mine.server.models.play(Script(text="Again.", calls=(("look", "{}"),), sees=True))
+    end = mine.follow(mine.run("look again", parent=mine.folder.read(mine.id).leaf, settings=CAMERA)["run"])
+    mine.follow(mine.run("and?", parent=mine.folder.read(mine.id).leaf)["run"])
+    old, new = (m for m in last_job(mine).messages if m.role == "tool")
+    assert end.end["finish"] == "stop" and not old.parts and len(new.parts) == 2
+    assert "too much for one request" in old.content

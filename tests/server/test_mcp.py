@@ -16,8 +16,10 @@ import pytest
 from freehold.server.core.keys import KeyFile, Ring, made
 from freehold.tools.mcp.configured import tool_server
 from freehold.tools.mcp.permissions import Permissions, pinned
+from freehold.types import Image
 from tests.server.conftest import Running
 from tests.server.fakes import Script
+from tests.tools.hostile import png
 from tests.tools.world import below, program
 
 pytest.importorskip("mcp")
@@ -87,6 +89,37 @@ def test_a_call_waits_for_its_approval_and_runs_before_the_next_words(tooled):
     third = asked(server.owner, previous_response_id=second.json()["id"], input="and?")
     assert items(third, "mcp_call") == []  # it is not run again
     assert len(server.models.served["fake:1b"].jobs[-1].messages) == 5
+
+
+@pytest.mark.parametrize("sees", [True, False])
+def test_a_tool_s_picture_is_before_the_model_now_and_in_later_turns(tooled, sees: bool):
+    pytest.importorskip("PIL")
+    server = tooled(Script(text="", calls=CALLS.calls, sees=sees), "picture")
+    first = asked(server.owner)
+    (request,) = items(first, "mcp_approval_request")
+    server.models.play(Script("Red.", sees=sees))
+    second = asked(server.owner, previous_response_id=first.json()["id"], input=[approval(request)])
+    (call,) = items(second, "mcp_call")
+    url = Image.of(png()).as_url
+    assert call["images"] == [url] and "A picture is left out here" in call["output"]
+    third = asked(server.owner, previous_response_id=second.json()["id"], input="and?")
+    whole = [*first.json()["output"], approval(request), *second.json()["output"]]
+    fourth = asked(server.owner, input=[{"role": "user", "content": "say hi"}, *whole], store=False)
+    for answer, at in ((second, -3), (third, -2), (fourth, -1)):
+        assert answer.status_code == 200, answer.text
+        results = [m for m in server.models.served["fake:1b"].jobs[at].messages if m.role == "tool"]
+        assert [m.parts[1:] for m in results] == [(Image.of(png()),) if sees else ()]
+        warned = answer.json()["freehold"]["warnings"]
+        assert ("pictures of tools were left out: fake:1b reads text only" in warned) is not sees
+        assert results[0].content.endswith("reads text only.]") is not sees
+
+
+@pytest.mark.parametrize("url", ["https://images.example/a.png", "file:///etc/passwd", "data:,x", 7])
+def test_what_a_client_writes_among_a_call_s_pictures_is_a_data_url(tooled, url: object):
+    server = tooled(Script("Red.", sees=True))
+    call = {"type": "mcp_call", "id": "mcp_1", "server_label": "h", "name": "echo", "arguments": "{}"}
+    answer = asked(server.owner, input=[{**call, "output": "seen", "images": [url]}])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_content")
 
 
 def test_a_call_made_again_with_the_same_result_says_so_to_the_model_within_one_answer(tooled):

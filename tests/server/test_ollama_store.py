@@ -187,7 +187,7 @@ def test_what_is_made_of_something_made_stands_on_the_same_model(stocked):
         ({"adapters": {"a": "sha256:" + "0" * 64, "b": "sha256:" + "0" * 64}}, "adapters has 2 files"),
         ({"files": {"a": "sha256:" + "0" * 64}, "from": None}, "no blob"),
         ({"files": {"a": "x"}, "from": None}, "not a digest"),
-        ({"files": {"a": "x", "b": "x"}, "from": None}, "one GGUF"),
+        ({"files": {"a": "x", "b": "x", "c": "x"}, "from": None}, "files has 3; expected a GGUF file"),
         ({"files": {"a": "sha256:" + "0" * 64}}, "two bases"),
     ],
 )
@@ -347,8 +347,8 @@ def test_a_blob_that_is_asked_for_no_more_goes_with_the_next_upload(stocked):
 
 def test_a_blob_that_another_creation_took_is_the_model_it_became(stocked, tmp_path):
     digest = sent(stocked, write_gguf("llama", tmp_path / "x.gguf", dtype="Q8_0").read_bytes())
-    took = model_of(stocked.store, digest.removeprefix("sha256:"))
-    assert model_of(stocked.store, digest.removeprefix("sha256:")).path == took.path
+    took = model_of(stocked.store, [digest.removeprefix("sha256:")])
+    assert model_of(stocked.store, [digest.removeprefix("sha256:")]).path == took.path
 
 
 def test_a_blob_longer_than_a_file_may_be_leaves_nothing(stocked):

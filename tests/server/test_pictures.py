@@ -144,7 +144,7 @@ def test_an_address_is_refused_by_its_place_where_no_provider_fetches_it(
     server = serving(Script(sees=True))
     answer = server.client.post(route, json={"model": "fake:1b", **body})
     assert answer.status_code == 400
-    assert f"{where.partition(' ')[0]} is an address, and addresses are not fetched here" in answer.text
+    assert f"{where.partition(' ')[0]} is an address, and none is fetched here" in answer.text
     assert server.models.served["fake:1b"].jobs == []
 
 

@@ -242,9 +242,54 @@ class LangChainTalk(_Talk):
         )
 
 
+class LangChainOllamaTalk(_Talk):
+    """langchain-ollama's chat model, whose pictures are LangChain's own standard blocks."""
+
+    def ask(self, text: str, *, image: bool = False, **fields: Any) -> Said:
+        from langchain_core.messages import HumanMessage
+
+        content: Any = text
+        if image:
+            block = {"type": "image", "base64": PNG, "mime_type": "image/png"}
+            content = [{"type": "text", "text": text}, block]
+        self.history.append(HumanMessage(content))
+        return self._turn(**fields)
+
+    def results(self, *results: str) -> Said:
+        from langchain_core.messages import ToolMessage
+
+        for call, result in zip(self.calls, results, strict=True):
+            self.history.append(ToolMessage(result, tool_call_id=call["id"]))
+        return self._turn()
+
+    def _turn(self, **fields: Any) -> Said:
+        from langchain_ollama import ChatOllama
+
+        model: Any = ChatOllama(model=self.model, base_url=self.url, **fields)
+        if self.stream:
+            first, *rest = model.stream(self.history)
+            for chunk in rest:
+                first += chunk
+            answer = first
+        else:
+            answer = model.invoke(self.history)
+        self.history.append(answer)
+        self.calls = answer.tool_calls
+        usage = answer.usage_metadata
+        return Said(
+            answer.text if isinstance(answer.text, str) else answer.text(),
+            answer.response_metadata["done_reason"],
+            [(c["name"], c["args"]) for c in self.calls],
+            usage["input_tokens"],
+            made=usage["output_tokens"],
+        )
+
+
 TALKS: dict[str, type[Any]] = {
     "openai": OpenAITalk,
     "anthropic": AnthropicTalk,
     "ollama": OllamaTalk,
     "langchain": LangChainTalk,
 }
+# Those that are asked about pictures: two of them by LangChain.
+SEEING = TALKS | {"langchain-ollama": LangChainOllamaTalk}

@@ -66,7 +66,7 @@ def test_a_value_ends_with_its_line_or_its_quotes(line, value):
         ("", "no FROM"),
         ("# nothing", "no FROM"),
         ("FROM", "line 1: FROM says nothing"),
-        ("FROM a\nFROM b", "line 2: a second FROM"),
+        ("FROM a\nFROM b\nFROM c", "line 3: a third FROM"),
         ("FROM a\nPARAMETR x 1", "did you mean PARAMETER"),
         ("FROM a\nPARAMETER temprature 1", "temprature"),
         ("FROM a\nPARAMETER temperature hot", "line 2: temperature is 'hot'"),

@@ -7,17 +7,19 @@ Its tool `echo` answers with its arguments. What it does otherwise is one word: 
 `deaf` (reads nothing more), `stubborn` (ignores signals and a closed stdin, and has a child), `env`, `long` (a result
 beyond the limit), `names` (names, descriptions and schemas that are no such thing), `changing` (describes itself by the
 state file, and notes there, with `.called`, each call's arguments), `nested` (a message of 100,000 brackets), `wrong`
-(answers with the wrong shape).
+(answers with the wrong shape), `picture` (answers with a picture of 2 x 2 pixels, and with one that is cut off).
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +95,27 @@ def sample() -> str:
     return ask("sampling/createMessage", {"messages": [said], "maxTokens": 10})
 
 
+def png() -> bytes:
+    """Return a red PNG of 2 x 2 pixels."""
+    out = b"\x89PNG\r\n\x1a\n"
+    head = (2).to_bytes(4) * 2 + b"\x08\x02\0\0\0"
+    for kind, data in (
+        (b"IHDR", head),
+        (b"IDAT", zlib.compress((b"\0" + b"\xff\0\0" * 2) * 2)),
+        (b"IEND", b""),
+    ):
+        out += len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+    return out
+
+
+def seen() -> list[dict[str, object]]:
+    """Return a picture, and its first half."""
+    datas = (png(), png()[:40])
+    return [
+        {"type": "image", "mimeType": "image/png", "data": base64.b64encode(data).decode()} for data in datas
+    ]
+
+
 CALLED: dict[str, Callable[[], str | None]] = {
     "hang": lambda: time.sleep(3600),
     "die": die,
@@ -135,7 +158,8 @@ def answer(id: object, method: str, params: dict[str, Any]) -> None:
             with open(STATE + ".called", "a", encoding="utf-8") as file:
                 file.write(json.dumps(params.get("arguments")) + "\n")
         text = CALLED.get(HOW, lambda: None)() or json.dumps(params.get("arguments") or {})
-        right: dict[str, object] = {"content": [{"type": "text", "text": text}]}
+        pictures = seen() if HOW == "picture" else []
+        right: dict[str, object] = {"content": [{"type": "text", "text": text}, *pictures]}
         send({"id": id, "result": {"content": "no list"} if HOW == "wrong" else right})
         if HOW == "chatter":
             print("and another thing")

@@ -160,10 +160,6 @@ class ToolStep(Struct, kw_only=True, omit_defaults=True):
     result: str | None = None
 
 
-# To a model that reads text alone, behind a result that names its pictures.
-UNSEEN_PICTURES = "\n[Pictures cannot be shown to you.]"
-
-
 class ToolResult(Struct, kw_only=True, frozen=True):
     """What a call gives the model."""
 
@@ -171,11 +167,6 @@ class ToolResult(Struct, kw_only=True, frozen=True):
     images: tuple[str, ...] = ()  # data URLs
     server: str = ""
     state: ToolState = "done"
-
-    @property
-    def text(self) -> str:
-        """The result where its pictures are left out."""
-        return self.content + (UNSEEN_PICTURES if self.images else "")
 
     @property
     def failed(self) -> bool:

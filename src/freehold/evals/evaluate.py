@@ -18,7 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from freehold.engine.pictures import PICTURE_IDS
 from freehold.errors import ContextOverflow
+from freehold.evals.pictures import digest_of, images_of
 from freehold.evals.samples import ask
 from freehold.evals.trial import AppendedLines, Write, kept_rows
 from freehold.local import LLM
@@ -58,7 +60,12 @@ class EvalQuestion:
         """The prompt as results name it: the text itself, or the messages as JSON."""
         if not self.messages:
             return self.text
-        return json.dumps([{"role": m.role, "content": m.content} for m in self.messages])
+        return json.dumps([{"role": m.role, "content": _content(m)} for m in self.messages])
+
+
+def _content(message: Message) -> Any:
+    """Return a message's text; of one with pictures its parts, each picture as its digest."""
+    return [p if isinstance(p, str) else f"sha256:{digest_of(p)}" for p in message.parts] or message.content
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +282,10 @@ def _render(number: int, item: EvalItem, subject: EvalSubject) -> _Rendered:
                 number, item, "", (), error=f"{longest:,} tokens; the context holds {model.context:,}"
             )
     tools = [(t.name, t.description, t.parameters) for t in question.tools]
-    identity = [subject.digest, rows, starts, question.max_tokens, question.stop, tools]
+    identity: list[Any] = [subject.digest, rows, starts, question.max_tokens, question.stop, tools]
+    if images := images_of(question.messages):  # the ids of whose rows differ from process to process
+        identity[1] = [[-1 if id >= PICTURE_IDS else id for id in row] for row in rows]
+        identity.append([(digest_of(image), image.detail) for image in images])
     return _Rendered(number, item, digest(json.dumps(identity)), rows, starts)
 
 

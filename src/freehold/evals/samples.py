@@ -9,8 +9,9 @@
     {"prompt": "...", "judge": "The reply is friendly and asks for a photograph."}
     {"prompt": "The sky is", "choices": [" blue", " green"], "answer": 0}
 
-The last is for those who can score texts (evaluate.py): no answer is written. `metric` names a group of cases that is
-counted apart too. Every bad line is named with its number; none is left out. Knows no model.
+The last is for those who can score texts (evaluate.py): no answer is written. Cases with pictures: pictures.py.
+`metric` names a group of cases that is counted apart too. Every bad line is named with its number; none is left out.
+Knows no model.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 
 from freehold.config import suggestion
 from freehold.errors import FreeholdError, UsageError
+from freehold.evals.pictures import CasePictures, content_of, identity, images_of, prompt_of, without_data
 from freehold.sandbox.code import failure
 from freehold.sandbox.schemas import BadSchema, SchemaChecks
 from freehold.types import ChatModel, Message, Role, SamplingParams
@@ -99,7 +101,7 @@ def judge(kind: str, value: Any, by: str = "") -> Judge:
 
 def ask(model: ChatModel, rubric: str, messages: tuple[Message, ...], answer: str) -> Mark:
     """Have a model judge an answer by a rubric: greedy, and constrained to the two verdicts."""
-    request = "\n\n".join(f"{m.role}: {m.content}" for m in messages)
+    request = "\n\n".join(f"{m.role}: {_shown_to_judge(m)}" for m in messages)
     question = (
         f"<rubric>\n{rubric}\n</rubric>\n<request>\n{request}\n</request>\n<answer>\n{answer}\n</answer>"
     )
@@ -115,6 +117,11 @@ def ask(model: ChatModel, rubric: str, messages: tuple[Message, ...], answer: st
     except (ValueError, KeyError, TypeError):
         return Mark(False, f"{model.name} gave no verdict")
     return Mark(passed, "" if passed else f"{model.name}: does not meet the rubric")
+
+
+def _shown_to_judge(message: Message) -> str:
+    count = len(images_of([message]))
+    return message.content + (f"\n[{count} pictures, which are not shown to you]" if count else "")
 
 
 def _exact(value: Any, by: str) -> Callable[[str], Mark]:
@@ -273,12 +280,13 @@ def _limited_text(value: Any, what: str) -> str:
 
 MOST_BYTES = 16 << 20
 MOST_CASES = 2000
-MOST_LINE = 256 << 10  # bytes of one case
+MOST_LINE = 256 << 10  # bytes of one case without a picture in its line
 MOST_TOKENS = 4096  # of an answer
 USUAL_TOKENS = 256
 _SHOWN = 5  # bad lines that an error spells out
 MOST_CHOICES = 64
-_KEYS = ("prompt", "messages", "max_tokens", "metric", "choices", "answer", *JUDGES)
+_KEYS = ("prompt", "images", "messages", "max_tokens", "metric", "choices", "answer", *JUDGES)
+_DATA = b"data:image/"
 _METRIC = re.compile(r"[A-Za-z][\w.@-]{0,39}")
 _ROLES = ("system", "user", "assistant")
 
@@ -308,6 +316,11 @@ class Samples:
     digest: str
 
     @property
+    def pictured(self) -> tuple[int, ...]:
+        """The lines of the cases that have pictures."""
+        return tuple(case.line for case in self.cases if images_of(case.messages))
+
+    @property
     def needs_judge(self) -> bool:
         """Whether some case is judged by a model."""
         return any(c.judge.kind == "judge" for c in self.cases)
@@ -322,9 +335,10 @@ def read(path: Path, by: str = "", *, scored: bool = False) -> Samples:
     """
     cases: dict[str, Case] = {}
     bad: list[str] = []
+    pictures = CasePictures(path.parent)
     for number, line in _lines(path):
         try:
-            case = _case(number, line, by)
+            case = _case(number, line, by, pictures)
             if case.choices and not scored:
                 raise UsageError("choices are scored by log-likelihood", "freehold eval does that")
             if case.digest in cases:
@@ -356,15 +370,12 @@ def _lines(path: Path) -> list[tuple[int, bytes]]:
     return numbered
 
 
-def _case(number: int, line: bytes, by: str) -> Case:
-    table = parsed_line(line, MOST_LINE, "case")
+def _case(number: int, line: bytes, by: str, pictures: CasePictures) -> Case:
+    table = parsed_line(line, MOST_BYTES if _DATA in line else MOST_LINE, "case")
     check_keys(table, _KEYS)
     if ("prompt" in table) == ("messages" in table):
         raise UsageError("a case has either prompt or messages")
-    if "prompt" in table:
-        messages: tuple[Message, ...] = (Message("user", _text(table["prompt"], "prompt")),)
-    else:
-        messages = messages_of(table["messages"], "user", _text)
+    messages = _messages(table, pictures)
     tokens = table.get("max_tokens", USUAL_TOKENS)
     if not isinstance(tokens, int) or isinstance(tokens, bool) or not 1 <= tokens <= MOST_TOKENS:
         raise UsageError(f"max_tokens = {tokens!r} is not within 1..{MOST_TOKENS:,}")
@@ -372,20 +383,35 @@ def _case(number: int, line: bytes, by: str) -> Case:
     if metric != "" and not (isinstance(metric, str) and _METRIC.fullmatch(metric)):
         raise UsageError(f"metric = {metric!r} is not a name of up to 40 letters, digits and . _ @ -")
     choices, answer = _choices(table)
+    if choices and images_of(messages):
+        raise UsageError(
+            "choices are scored as texts, and the case has pictures", "ask for an answer, and use exact"
+        )
     case_judge = _judge(table, by, choices, answer)
-    identity = json.dumps([[(m.role, m.content) for m in messages], case_judge.key, tokens], sort_keys=True)
+    whole = json.dumps([[identity(m) for m in messages], case_judge.key, tokens], sort_keys=True)
     return Case(
         number,
         messages,
         case_judge,
         tokens,
-        hashlib.sha256(identity.encode()).hexdigest(),
+        hashlib.sha256(whole.encode()).hexdigest(),
         metric=metric,
         choices=choices,
         answer=answer,
         plain=bool(choices) and "prompt" in table,
-        table=table,
+        table=without_data(table),
     )
+
+
+def _messages(table: Mapping[str, Any], pictures: CasePictures) -> tuple[Message, ...]:
+    if "prompt" in table:
+        prompt = _text(table["prompt"], "prompt")
+        if "images" in table:
+            return (prompt_of(prompt, table["images"], pictures),)
+        return (Message("user", prompt),)
+    if "images" in table:
+        raise UsageError("images is for cases with a prompt", "put pictures among the parts of a message")
+    return messages_of(table["messages"], "user", _text, pictures)
 
 
 def _judge(table: Mapping[str, Any], by: str, choices: tuple[str, ...], answer: int) -> Judge:
@@ -434,15 +460,26 @@ def parsed_line(
     return table
 
 
-def messages_of(turns: Any, last: Role | None, text: Callable[[Any, str], str]) -> tuple[Message, ...]:
-    """Return a list of messages, the last one of the role `last`; `text` checks their contents. Raises UsageError."""
+def messages_of(
+    turns: Any, last: Role | None, text: Callable[[Any, str], str], pictures: CasePictures | None = None
+) -> tuple[Message, ...]:
+    """Return a list of messages, the last one of the role `last`; `text` checks their contents. Raises UsageError.
+
+    `pictures`: reads those of contents that are lists of parts; None: contents are texts.
+    """
     if not isinstance(turns, list) or not turns:
         raise UsageError("messages is not a list of messages")
     messages = []
     for one in turns:
         if not isinstance(one, dict) or set(one) != {"role", "content"} or one["role"] not in _ROLES:
             raise UsageError(f"a message has role ({', '.join(_ROLES)}) and content, and nothing else")
-        messages.append(Message(one["role"], text(one["content"], "content")))
+        if pictures is None:
+            messages.append(Message(one["role"], text(one["content"], "content")))
+            continue
+        content, parts = content_of(one["content"], pictures, text)
+        if parts and one["role"] != "user":
+            raise UsageError(f"a message of the {one['role']} has a picture; only the user's may")
+        messages.append(Message(one["role"], content, parts=parts))
     if last and messages[-1].role != last:
         raise UsageError(f"the last message must be the {last}'s")
     return tuple(messages)

@@ -34,6 +34,7 @@ from freehold.server.core.call import Server
 from freehold.server.core.connections import Connections, Guarded, full
 from freehold.server.core.keys import Ring, hashed
 from freehold.server.core.limits import ServerLimits
+from freehold.server.core.media import MediaHosts
 from freehold.server.core.metrics import Health, Metrics
 from freehold.server.core.problems import without_paths
 from freehold.server.core.sockets import Acceptor, Tls, url_of
@@ -72,6 +73,7 @@ class ServerSettings:
     chats_per_key: int = 0  # bytes that the chats of one key may have; 0: what the disk has
     titles: bool = False  # whether models write titles for chats, while they have nothing else to do
     console: bool = True  # the page at `/`, and the routes that it asks
+    media_hosts: tuple[str, ...] = ()  # from which pictures may be fetched
 
 
 class Doors:
@@ -111,6 +113,8 @@ class Doors:
         if sessions is not None:
             self.server.parts[Login] = Login(sessions)
         self.server.parts[Responses] = Responses()
+        if settings.media_hosts:
+            self.server.parts[MediaHosts] = MediaHosts(settings.media_hosts)
         if settings.home is not None:
             desk = self.server.parts[Desk] = Desk(settings.home)
             self.server.watched.append(desk.waiting)

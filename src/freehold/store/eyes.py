@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freehold.errors import BadModelFile, FreeholdError
+from freehold.errors import BadModelFile, FreeholdError, UsageError
 from freehold.store.manifest import HeldFile, Manifest
 from freehold.store.quants import is_mmproj, mmproj_of
 
@@ -77,6 +77,32 @@ def misfit(model: Path, mmproj: Path) -> str:
     if tower.bases and text.bases and not tower.names & text.names:
         return f"{mmproj.name} is the tower of another model: it names other base models than {model.name}"
     return ""
+
+
+def model_and_tower(one: Path, other: Path) -> tuple[Path, Path]:
+    """Return which of two GGUF files is the model and which its tower, in either order.
+
+    Raises UsageError for two of a kind and for a tower of another model, BadModelFile for a file of another kind.
+    """
+    towers = [is_tower(path) for path in (one, other)]
+    if towers[0] == towers[1]:
+        what = "towers (mmproj files)" if towers[0] else "models"
+        raise UsageError(
+            f"both files are {what}; expected a model and its tower",
+            "a tower is the GGUF file whose name has mmproj in it",
+        )
+    model, tower = (other, one) if towers[0] else (one, other)
+    if why := misfit(model, tower):
+        raise UsageError(why, "take the mmproj file that was published with the model")
+    return model, tower
+
+
+def is_tower(path: Path) -> bool:
+    """Return whether a GGUF file holds a tower and no model of text. Raises BadModelFile for a file of another kind."""
+    from freehold.formats import open_gguf
+
+    with open_gguf(path) as file:
+        return file.architecture == ARCHITECTURE
 
 
 def has_tower(model: Listed) -> bool:

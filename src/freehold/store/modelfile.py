@@ -42,6 +42,9 @@ class Recipe:
     template: str | None = None
     messages: tuple[tuple[str, str], ...] = ()
     adapter: str = ""
+    tower: str = (
+        ""  # a second FROM: of two files, whose headers say which is the model's and which its tower's
+    )
     licence: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -117,9 +120,10 @@ def _head(value: str) -> tuple[str, str]:
 
 
 def _from(recipe: Recipe, value: str) -> Recipe:
-    if recipe.base:
-        raise UsageError("a second FROM", "a model is made from one")
-    return replace(recipe, base=_text(value, "FROM").strip())
+    source = _text(value, "FROM").strip()
+    if recipe.tower:
+        raise UsageError("a third FROM", "a model is made from one, or from two files: a GGUF and its mmproj")
+    return replace(recipe, tower=source) if recipe.base else replace(recipe, base=source)
 
 
 def _parameter(recipe: Recipe, value: str) -> Recipe:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freehold.errors import ModelNotFound
+from freehold.formats.ctranslate2 import ctranslate2_weights
 from freehold.store.manifest import HeldFile, Manifest
 from freehold.store.overlays import Overlay
 from freehold.store.quants import is_mmproj
@@ -127,7 +128,7 @@ def from_path(path: Path) -> Manifest:
     if not path.is_dir():
         held = HeldFile(str(path), stat.st_size, "", stat.st_mtime_ns)
         return Manifest(name, "gguf", "user", f"file: {path}", (held,), created)
-    weights = sorted(path.glob("*.safetensors"))
+    weights = sorted(path.glob("*.safetensors")) or ctranslate2_weights(path)
     single = [] if weights else [p for p in path.glob("*.gguf") if not is_mmproj(p.name)]
     if len(single) == 1:  # as `freehold quantize` makes them
         return replace(from_path(single[0]), name=name)

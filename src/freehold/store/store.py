@@ -11,6 +11,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
@@ -207,18 +209,40 @@ class Store:
             _delete_towers(self._shelf.folder(manifest), manifest)
         return used
 
-    def take_in(self, file: Path, sha256: str) -> ModelRef:
-        """Make a GGUF file whose digest is known a model, named after it; the file moves into the store."""
-        name = f"{UPLOADED}{sha256[:12]}"
+    def take_in(
+        self, file: Path, sha256: str, tower: tuple[Path, str] | None = None, *, keep: bool = False
+    ) -> ModelRef:
+        """Make a GGUF file whose digest is known a model, named after it; the file moves into the store.
+
+        `tower`: the mmproj that sees for it, and its digest; a model with one has a name of both digests. `keep`: the
+        model's file belongs to another model of the store, and is linked or copied.
+        """
+        name = uploaded_name(sha256, tower[1] if tower else "")
         folder = self.models / slug(name)
         with space.full_disk(self.settings.home, "the file stays where it is"), self._shelf.lock(name, None):
             held = HeldFile("model.gguf", file.stat().st_size, sha256)
             private.folder(folder, self.settings.home)
-            file.replace(folder / held.path)
+            if keep:
+                _shared(file, folder / held.path)
+            else:
+                file.replace(folder / held.path)
             files = dated((held,), folder)
             manifest = Manifest(name, "gguf", "freehold", f"sent: sha256:{sha256}", files, _now())
+            if tower is not None:
+                eyes = HeldFile("mmproj.gguf", tower[0].stat().st_size, tower[1])
+                tower[0].replace(folder / eyes.path)
+                manifest = replace(manifest, eyes=dated((eyes,), folder)[0])
             write_manifest(folder, manifest)
         return model_ref(manifest, folder)
+
+    def join(self, name: str, tower: Path) -> ModelRef:
+        """Record a user's own GGUF with this tower, wherever it is; both stay in place. Raises ModelNotFound."""
+        manifest = self._find(Ref("name", name))
+        if manifest is None:
+            raise ModelNotFound(f"{name} is not in the store")
+        stat = tower.stat()
+        eyes = HeldFile(str(tower), stat.st_size, "", stat.st_mtime_ns)
+        return self._used(replace(manifest, eyes=eyes, eyes_left_out=False))
 
     def list(self) -> list[Listed]:
         """Return every model, sorted by name: downloaded, unfinished, and those of other programs."""
@@ -483,6 +507,20 @@ class Store:
     def _finished(self, manifest: Manifest, fetched: int, started: float) -> Finished:
         path = str(root_of(manifest, self._shelf.folder(manifest)))
         return Finished(manifest.name, path, manifest.bytes, fetched, time.monotonic() - started)
+
+
+def uploaded_name(sha256: str, tower: str = "") -> str:
+    """Return what the model of a file that was sent is called, by its digest and its tower's."""
+    return f"{UPLOADED}{sha256[:12]}" + (f"-{tower[:12]}" if tower else "")
+
+
+def _shared(file: Path, target: Path) -> None:
+    """Give a file a second place: by a link, or on another disk as a copy."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 @dataclass(frozen=True, slots=True)

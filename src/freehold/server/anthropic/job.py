@@ -575,7 +575,7 @@ def _document(block: Block | ResultPart, source: DocumentSource, where: str) -> 
         inner = source.content
         text = inner if isinstance(inner, str) else _joined(inner, f"{where}.source.content")
     else:
-        message = f"is of type {source.type!r}; this server reads documents of text so far"
+        message = f"is of type {source.type!r}; documents are read as text: send a PDF's pages as images"
         raise _bad(f"{where}.source", message)
     return _BETWEEN.join(t for t in [block.title or "", block.context or "", text] if t)
 

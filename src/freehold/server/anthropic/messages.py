@@ -18,6 +18,7 @@ from freehold.server.core.answering import Answering
 from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import ESTIMATED, Pictures, seconds
 from freehold.server.core.listing import answer_one, listed
+from freehold.server.core.media import checked
 from freehold.server.core.problems import Refused
 from freehold.server.core.receipt import Tally
 from freehold.serving import EstimatedCount, Job, LoadedInfo, ModelInfo, StoredModel
@@ -59,8 +60,8 @@ async def count_tokens(call: HttpCall) -> None:
 
     async def work() -> None:
         served = await call.models.use(request.model)
-        pictures.check(call, served.info)
-        tokens = await served.count(replace(fit(job, served.info, tally), client=call.caller))
+        (fetched,) = await checked(call, pictures, served.info, [job])
+        tokens = await served.count(replace(fit(fetched, served.info, tally), client=call.caller))
         if isinstance(tokens, EstimatedCount):
             tally.warn(ESTIMATED)
         tokens = int(tokens)

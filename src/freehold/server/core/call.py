@@ -488,6 +488,8 @@ class RequestWork:
     answers: int = 0
     first_s: float | None = None  # of the first token
     last_s: float = 0.0
+    # Of a request whose pictures were computed: seconds of decoding them, of the tower, and of the prompt.
+    picture_s: tuple[float, float, float] | None = None
 
     def came(self, tokens: int, at_s: float) -> None:
         """Note tokens of an answer."""

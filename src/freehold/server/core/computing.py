@@ -14,12 +14,14 @@ from dataclasses import replace
 
 from freehold.errors import DeadlineExceeded, EngineClosed, EngineLost, Overloaded, SlowReader
 from freehold.server.core.call import ServerCall
-from freehold.server.core.fields import Pictures
+from freehold.server.core.fields import Pictures, seeing
+from freehold.server.core.media import checked
 from freehold.server.core.metrics import PerModel
 from freehold.server.core.problems import Refused, problem
 from freehold.server.core.receipt import Tally
 from freehold.serving import MAX_SCORES, Begin, Job, ModelHandle, ModelInfo, Stream, prefill_of
 from freehold.types import Chunk, Usage
+from freehold.worker.wire import MAX_PICTURES_BYTES
 
 # Prompts of one request that are in progress at a time: more would fill the queue with one client's.
 ABREAST = 64
@@ -29,6 +31,29 @@ Opened = Callable[[ModelHandle, int, Begin], Awaitable[None]]
 Sink = Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]]
 Cut = Callable[[Chunk], tuple[Chunk, bool]]  # what is kept of a chunk, and whether the answer ends with it
 Fit = Callable[[Job, ModelInfo, Tally], Job]
+
+
+def without_unseen(call: ServerCall, *, again: bool = False) -> Fit:
+    """Return a fit that leaves out the pictures of tools' results that a model is not shown.
+
+    No user sent them: they are not refused. `again`: the same prompt may be computed again, so no text of it names
+    models that happen to be in memory; a warning does.
+    """
+
+    def fit(job: Job, info: ModelInfo, tally: Tally) -> Job:
+        from freehold.tools.pictures import shown_to  # a server starts without the room of tools
+
+        messages = job.messages or ()
+        who = [] if info.can_see else seeing(call)
+        shown = shown_to(messages, info.can_see, MAX_PICTURES_BYTES, () if again else who)
+        if shown == tuple(messages):
+            return job
+        can = f"; of the models in memory {', '.join(who)} can see" if who else ""
+        why = "a request has too many" if info.can_see else f"{info.name} reads text only{can}"
+        tally.warn(f"pictures of tools were left out: {why}")
+        return replace(job, messages=shown)
+
+    return fit
 
 
 class Computing:
@@ -67,7 +92,7 @@ class Computing:
         served = await self._served(model)
         self.tally.load_s = self.tally.passed_s
         if self._pictures is not None:
-            self._pictures.check(self.call, served.info)
+            self.jobs = await checked(self.call, self._pictures, served.info, self.jobs)
         if self._fit is not None:
             self.jobs = [self._fit(job, served.info, self.tally) for job in self.jobs]
         record = self._record = self.call.server.metrics.of(served.name)
@@ -210,6 +235,7 @@ class Computing:
         work = self.call.work
         work.cached_tokens, work.prompt_tokens = self.tally.cached_tokens, self.tally.prompt_tokens
         work.answer_tokens = max(work.answer_tokens, self.tally.completion_tokens)
+        work.picture_s = self.tally.picture_s
         record.ended(chunk.finish_reason or "", chunk.usage, first_s, whole_s)
 
     def _count(self, record: PerModel, e: BaseException) -> None:

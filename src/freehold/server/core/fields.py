@@ -21,7 +21,7 @@ from freehold.config import nearest
 from freehold.errors import UsageError
 from freehold.server.core.problems import Refused
 from freehold.serving import MAX_TEXTS, ModelInfo, Vectors
-from freehold.types import MAX_FORMAT_CHARS, Format, Image, Priority, SamplingParams
+from freehold.types import MAX_FORMAT_CHARS, MAX_PICTURES, Format, Image, Priority, SamplingParams
 
 if TYPE_CHECKING:
     from freehold.server.core.call import ServerCall
@@ -184,10 +184,8 @@ class WireReply(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 # --- pictures in requests ---------------------------------------------------------------------------
-# Counted and bounded here, whatever a protocol calls them; an address is never fetched.
+# Counted and bounded here, whatever a protocol calls them; an address is fetched by media.py or not at all.
 # A request with pictures is refused once its model is known, and only where that reads text alone.
-
-MAX_PICTURES = 100  # of one request, as providers take
 
 
 class Pictures:
@@ -196,14 +194,15 @@ class Pictures:
     def __init__(self) -> None:
         self._places: list[str] = []
         self._first = ""  # place of the first one, and what it is called there
-        self._address = ""  # place of the first that is an address
+        self.addresses: list[str] = []  # places of those that are addresses and were not fetched
 
     def at_url(self, url: str, where: str, kind: str, detail: str = "") -> Image:
         """Read a `data:` URL, or keep an address. Raises Refused for any other."""
         self._count(where, kind)
         with _refused_at(where):
             image = Image.at(url, detail, where)
-        self._address = self._address or (where if image.url else "")
+        if image.url:
+            self.addresses.append(where)
         return image
 
     def in_base64(self, media_type: str, data: str, where: str, kind: str) -> Image:
@@ -212,10 +211,11 @@ class Pictures:
         with _refused_at(where):
             return Image.in_base64(data, media_type, place=where)
 
-    def check(self, call: ServerCall, info: ModelInfo) -> None:
+    def check(self, call: ServerCall, info: ModelInfo, hosts: Iterable[str] = ()) -> None:
         """Raise Refused where the model reads text alone, or takes no address and there is one.
 
-        What is found wrong with a picture later has its place too.
+        `hosts`: those from which addresses are fetched (media.py). What is found wrong with a picture later has its
+        place too.
         """
         if not self._places:
             return
@@ -223,9 +223,12 @@ class Pictures:
             raise _unsupported(
                 f"{self._first}; {info.name} reads text alone{_who_sees(call)}", self._places[0]
             )
-        if self._address and not info.can_fetch:
-            message = f"{self._address} is an address, and addresses are not fetched here"
-            raise _unsupported(f"{message}: send the picture itself, in base64", self._address)
+        if self.addresses and not info.can_fetch:
+            place, names = self.addresses[0], ", ".join(sorted(hosts)[:_NAMED])
+            where = f"that is fetched only by https from {names}" if names else "and none is fetched here"
+            how = "freehold serve --media-host HOST allows one more host"
+            message = f"{place} is an address, {where}: send the picture itself, in base64; {how}"
+            raise _unsupported(message, place)
         call.fields = {**call.fields, **dict(zip(self._places, self._places, strict=True))}
 
     def _count(self, where: str, kind: str) -> None:
@@ -237,8 +240,13 @@ class Pictures:
 
 def _who_sees(call: ServerCall) -> str:
     """Return which models would take the pictures, as far as they are known without loading one."""
-    names = sorted(each.name for each in call.models.loaded() if each.info.can_see)
-    return f"; of the models in memory {', '.join(names[:_NAMED])} can see" if names else SEEING
+    names = seeing(call)
+    return f"; of the models in memory {', '.join(names)} can see" if names else SEEING
+
+
+def seeing(call: ServerCall) -> list[str]:
+    """Return the models in memory that see, as many of them as a sentence takes."""
+    return sorted(each.name for each in call.models.loaded() if each.info.can_see)[:_NAMED]
 
 
 SEEING = "; a model sees that has the capability vision in GET /api/tags"

@@ -100,6 +100,11 @@ _GAUGES = (
     ),
     ("state_bytes", "freehold_cache_state_bytes", "Bytes of a state slot."),
     (
+        "image_bytes",
+        "freehold_image_cache_bytes",
+        "Bytes of pictures' features kept in memory for later prompts.",
+    ),
+    (
         "expected_wait_s",
         "freehold_expected_wait_seconds",
         "Until a request that came now would get its first token.",
@@ -112,6 +117,9 @@ _COUNTERS = (
     ("cached_tokens", "vllm:prefix_cache_hits", "Prompt tokens found in the cache."),
     ("cached_tokens", "vllm:prompt_tokens_cached", "Prompt tokens found in the cache."),
     ("disk_tokens", "freehold_disk_cache_tokens", "Prompt tokens found on the disk."),
+    ("images_encoded", "freehold_images_encoded", "Pictures that the tower computed."),
+    ("image_hits", "freehold_image_cache_hits", "Pictures whose features were in memory."),
+    ("image_disk_hits", "freehold_image_disk_hits", "Pictures whose features were on the disk."),
     ("generated_tokens", "vllm:generation_tokens", "Tokens generated."),
     ("preemptions", "vllm:num_preemptions", "Sequences that lost their blocks and were computed again."),
     ("drafts", "vllm:spec_decode_num_drafts", "Drafts that were verified, of one token or more."),

@@ -117,9 +117,20 @@ class Tally:
             "warnings": self.warnings,
         }
 
+    @property
+    def picture_s(self) -> tuple[float, float, float] | None:
+        """Seconds of decoding pictures, of computing them, and of prefill; None where none was decoded or computed."""
+        opening, encoding, prefill = (
+            max((getattr(u, name) for u in self.usages), default=0.0)
+            for name in ("opening_s", "encoding_s", "prefill_s")
+        )
+        return (opening, encoding, prefill) if opening or encoding else None
+
     def _timings(self) -> dict[str, Any]:
-        usages = self.usages
+        usages, seen = self.usages, self.picture_s
+        pictures = {} if seen is None else {"opening_s": round(seen[0], 6), "encoding_s": round(seen[1], 6)}
         return {
+            **pictures,
             "prefill_s": round(max((u.prefill_s for u in usages), default=0.0), 6),
             "decode_s": round(max((u.decode_s for u in usages), default=0.0), 6),
             "total_s": round(self.passed_s, 6),

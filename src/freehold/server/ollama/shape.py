@@ -197,12 +197,20 @@ class OllamaShape(ABC):
             **context,
             "total_duration": ns(tally.passed_s),
             "load_duration": ns(tally.load_s),
+            **self._picture_times(),
             "prompt_eval_count": tally.prompt_tokens,
             "prompt_eval_duration": ns(sum(u.prefill_s for u in tally.usages)),
             "eval_count": tally.completion_tokens,
             "eval_duration": ns(sum(u.decode_s for u in tally.usages)),
             "freehold": tally.receipt(),
         }
+
+    def _picture_times(self) -> dict[str, int]:
+        """Return what decoding pictures and computing them took; Ollama itself has no field for it."""
+        seen = self._tally.picture_s
+        if seen is None:
+            return {}
+        return {"image_decode_duration": ns(seen[0]), "image_encode_duration": ns(seen[1])}
 
 
 class OllamaChatShape(OllamaShape):

@@ -13,7 +13,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -41,11 +41,12 @@ from freehold.store import ModelRef, Store, parameters, space
 from freehold.store.contract import Event, Finished, Note, Planned, Progress
 from freehold.store.create import copy as make_copy
 from freehold.store.create import make
+from freehold.store.eyes import is_tower, model_and_tower
 from freehold.store.judging import check_fetch
 from freehold.store.modelfile import Recipe, parse
 from freehold.store.overlays import MAX_MESSAGES
 from freehold.store.refs import parse_ref
-from freehold.store.store import UPLOADED
+from freehold.store.store import uploaded_name
 
 MOST = 4  # at a time: each has a thread and connections of its own
 EVERY_S = 0.1  # between lines of progress; a download tells of every piece
@@ -316,34 +317,61 @@ async def send(call: HttpCall) -> None:
     await call.answer(b"", 201)
 
 
-def only_gguf(files: Mapping[str, str]) -> str:
-    """Return the digest of the one file that a model can be made of."""
-    if len(files) != 1:
-        raise Refused(400, f"files has {len(files)}; expected one GGUF file", param="files")
-    return _digest(next(iter(files.values())))
+def gguf_digests(files: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the digests of the files that a model can be made of: a GGUF, or a GGUF and its tower, in any order."""
+    if len(files) not in (1, 2):
+        message = f"files has {len(files)}; expected a GGUF file, or one and its projector (mmproj)"
+        raise Refused(400, message, param="files")
+    return tuple(map(_digest, files.values()))
 
 
-def model_name(digest: str) -> str:
-    """Return the name of the model that a blob becomes."""
-    return f"{UPLOADED}{digest[:12]}"
+def model_of(store: Store, digests: Sequence[str]) -> ModelRef:
+    """Move blobs into the store as a model: one, or two of which one is the other's tower.
+
+    Raises UsageError where one is not here or is none, which then goes, and for two that do not fit each other.
+    """
+    for order in (digests, digests[::-1]):
+        with suppress(ModelNotFound):
+            known = store.resolve(uploaded_name(*order), disk=False)  # made before
+            for digest in digests:
+                (_folder(store) / f"sha256-{digest}").unlink(missing_ok=True)
+            return known
+    sources = [_source(store, digest) for digest in digests]
+    for path, digest in zip(sources, digests, strict=True):
+        try:
+            open_model_file(path).close()
+        except BadModelFile as e:
+            _drop_refused([path] if path.parent == _folder(store) else [], e)
+            message = f"the blob sha256:{digest[:12]} is not a model this server can read: {e.message}"
+            raise UsageError(message) from e
+    by_path = dict(zip(sources, digests, strict=True))
+    if len(by_path) != len(digests):
+        raise UsageError("files names one file twice", "name a GGUF file and its projector (mmproj)")
+    if len(sources) == 2:
+        model, tower = model_and_tower(*sources)
+    else:
+        model, tower = sources[0], None
+        if is_tower(model):
+            raise UsageError(
+                "the file is a projector (mmproj) without its model", "name the model's GGUF beside it"
+            )
+    try:
+        keep = model.parent != _folder(store)
+        beside = (tower, by_path[tower]) if tower is not None else None
+        return store.take_in(model, by_path[model], beside, keep=keep)
+    except FileNotFoundError:  # another creation took it meanwhile
+        raise _no_blob(by_path[model]) from None
 
 
-def model_of(store: Store, digest: str) -> ModelRef:
-    """Move a blob into the store as a model. Raises UsageError where it is not here, or is none: then it goes."""
+def _source(store: Store, digest: str) -> Path:
+    """Return where a file of this digest is: what was sent, or else the whole of a model that is here."""
     path = _folder(store) / f"sha256-{digest}"
-    try:
-        open_model_file(path).close()
-        return store.take_in(path, digest)
-    except BadModelFile as e:
-        _drop_refused([path], e)
-        message = f"the blob sha256:{digest[:12]} is not a model this server can read: {e.message}"
-        raise UsageError(message) from e
-    except (ModelNotFound, FileNotFoundError):
-        pass
-    try:
-        return store.resolve(model_name(digest), disk=False)  # another creation took it
-    except ModelNotFound:
-        raise _no_blob(digest) from None
+    if path.is_file():
+        return path
+    for listed in store.list():
+        if listed.digest == digest and listed.state == "ready" and listed.kind == "gguf":
+            return listed.path
+    raise _no_blob(digest)
 
 
 @contextmanager
@@ -468,7 +496,11 @@ class CreateRequest(Struct, kw_only=True, rename={"base": "from"}):
     name: Annotated[Name | None, doc("The same, as older clients call it.")] = None
     base: Annotated[Name | None, doc("What it is made from; fetched if it is not here.")] = None
     files: Annotated[
-        Files | None, doc("Instead of from: one GGUF file's name and the digest of its blob.")
+        Files | None,
+        doc(
+            "Instead of from: a GGUF file's name and the digest of its blob; beside it that of its projector (mmproj), "
+            "by which it reads pictures."
+        ),
     ] = None
     adapters: Annotated[
         Files | None,
@@ -494,14 +526,14 @@ async def create(call: HttpCall) -> None:
     """Make a model from another one, in place of what was made under its name; only for the owner."""
     request, raw = await call.struct(CreateRequest)
     name = fetchable(request.model or request.name, "model")
-    recipe, digest = await call.in_thread(_recipe, request)
+    recipe, digests = await call.in_thread(_recipe, request)
     store = stored(call)
     notes = unknown_fields(raw, CreateRequest)
 
     models, loop = call.server.models, asyncio.get_running_loop()
 
     def work(tell: Tell) -> None:
-        fetch = (lambda *_: model_of(store, digest)) if digest else None
+        fetch = (lambda *_: model_of(store, digests)) if digests else None
         with adapter_of(store, request.adapters or {}) as adapter:
             whole = replace(recipe, adapter=str(adapter or ""))
             overlay = make(store, name, whole, lambda event: report(event, tell), fetch)
@@ -518,13 +550,16 @@ async def create(call: HttpCall) -> None:
     )
 
 
-def _recipe(r: CreateRequest) -> tuple[Recipe, str]:
-    """Return what is to be made, and the digest of the blob it is made from, if it is."""
+def _recipe(r: CreateRequest) -> tuple[Recipe, tuple[str, ...]]:
+    """Return what is to be made, and the digests of the blobs it is made from, if it is."""
     if r.quantize:
         raise Refused(400, "quantize is not supported", param="quantize", code="unsupported_parameter")
     parsed = parse(r.modelfile) if r.modelfile else Recipe()
     if parsed.adapter:
         message = "ADAPTER names a file; send it as a blob and name that in adapters"
+        raise Refused(400, message, param="modelfile")
+    if parsed.tower:
+        message = "a second FROM names the file of a tower; send both files as blobs and name them in files"
         raise Refused(400, message, param="modelfile")
     recipe = Recipe(
         base=r.base or parsed.base,
@@ -541,6 +576,6 @@ def _recipe(r: CreateRequest) -> tuple[Recipe, str]:
     if r.files and recipe.base:
         raise Refused(400, "files and from name two bases; expected one of them", param="files")
     if r.files:
-        digest = only_gguf(r.files)
-        return replace(recipe, base=model_name(digest)), digest
-    return replace(recipe, base=fetchable(recipe.base, "from")), ""
+        digests = gguf_digests(r.files)
+        return replace(recipe, base=uploaded_name(*digests)), digests
+    return replace(recipe, base=fetchable(recipe.base, "from")), ()

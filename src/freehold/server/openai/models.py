@@ -17,6 +17,7 @@ from freehold.server.core.call import HttpCall
 from freehold.server.core.fields import ESTIMATED, Name, Pictures, TokenId, doc
 from freehold.server.core.listing import answer_one, capabilities, listed
 from freehold.server.core.longjson import long_list
+from freehold.server.core.media import checked
 from freehold.server.core.problems import Refused
 from freehold.server.openai.fields.chat import (
     ChatMessage,
@@ -125,7 +126,9 @@ async def _tokenize(call: HttpCall, request: TokenizeRequest, warnings: list[str
     served, pictures = await _served(call, request.model), Pictures()
     turns = request.messages or ()
     chat = await call.apart(lambda: [read_message(m, i, pictures) for i, m in enumerate(turns)])
-    pictures.check(call, served.info)
+    if chat:
+        (fetched,) = await checked(call, pictures, served.info, [Job(messages=tuple(chat))])
+        chat = [*(fetched.messages or ())]
     if served.tokenizer is None and not request.return_token_strs:
         job = Job(messages=tuple(chat)) if chat else Job(prompt=request.prompt)
         await _counted(call, served, job, warnings)

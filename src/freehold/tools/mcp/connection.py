@@ -334,10 +334,15 @@ def pictures(result: dict[str, Any]) -> list[str]:
 
 def _picture(block: dict[str, Any]) -> str:
     """Return the picture of a block as a data: URL; "" for none."""
-    if block.get("type") != "image":
-        return ""
+    match block.get("type"):
+        case "image":
+            data = block.get("data")
+        case "resource":  # a file that the result holds
+            data = (block.get("resource") or {}).get("blob")
+        case _:
+            return ""
     with suppress(UsageError):
-        return Image.in_base64(str(block.get("data") or "")).as_url  # its first bytes say what it is
+        return Image.in_base64(str(data or "")).as_url  # its first bytes say what it is
     return ""
 
 
@@ -364,7 +369,7 @@ def _block(block: dict[str, Any], unseen: str) -> str:
             if "text" in inside:
                 return str(inside["text"])
             size = len(inside.get("blob") or "") * 3 // 4
-            return f"[{str(inside.get('uri'))[:1000]}, {size:,} bytes: not shown]"
+            return f"[{str(inside.get('uri'))[:1000]}, {size:,} bytes{unseen}]"
         case kind:
             return f"[content of type {str(kind)[:60]}: not shown]"
 

@@ -23,6 +23,7 @@ from freehold.errors import FreeholdError, Overloaded, UsageError
 from freehold.tools.mcp.configured import ToolServer, tool_servers
 from freehold.tools.mcp.connection import ToolConnection, cut
 from freehold.tools.mcp.permissions import Permissions, PinnedTool, offered, pinned
+from freehold.tools.pictures import usable
 from freehold.types import Tool, ToolCall
 
 MAX_CALLS = 16  # of one answer
@@ -126,8 +127,9 @@ class RunTools:
         connection = await self._servers.connected(self._user, step.tool.server)
         result = await connection.call(step.tool.name, arguments)
         call = ToolCall(step.id, step.name, json.dumps(arguments))
-        step.images = result.images
-        return step.end("failed" if result.failed else "done", prefix + self.noted(call, result.text))
+        step.images, lines = await asyncio.to_thread(usable, result.images)
+        text = self.noted(call, "\n".join((result.text, *lines)))
+        return step.end("failed" if result.failed else "done", prefix + text)
 
     async def _approved(self, step: _ToolStep) -> ToolAnswer:
         """Return the answer for the tool as it is now; a question whose tool changed meanwhile is asked again."""

@@ -20,10 +20,10 @@ from freehold.chats.folder import ChatFolder
 from freehold.chats.pictures import ChatPictures
 from freehold.chats.types import ChatFinish, ChatSettings, SavedChat, SavedMessage, ToolRunner
 from freehold.errors import FreeholdError
-from freehold.server.console.runs.jobs import RunPlan, SamplingFields, shown_to
+from freehold.server.console.runs.jobs import RunPlan, SamplingFields
 from freehold.server.console.runs.run import ConsoleRun, units
 from freehold.server.core.call import HttpCall
-from freehold.server.core.computing import Computing
+from freehold.server.core.computing import Computing, without_unseen
 from freehold.server.core.problems import Refused
 from freehold.serving import Begin, ModelDirectory, ModelHandle
 from freehold.types import Chunk
@@ -91,7 +91,8 @@ class AgainRun(ConsoleRun):
             tools = await self._tools.offer() if self._tools is not None else ()
             job = self._plan.job(self.tenant, tools)
             pictures = self._plan.pictures
-            computing = Computing(self, [job], keep_alive=None, warnings=(), fit=shown_to, pictures=pictures)
+            fit = without_unseen(self, again=True)
+            computing = Computing(self, [job], keep_alive=None, warnings=(), fit=fit, pictures=pictures)
             await computing.run(self.model, self._opened, self._take)
             self._compare(whole=True)
         except Decided as e:

@@ -38,13 +38,14 @@ from freehold.chats.writer import ChatWriter
 from freehold.errors import FreeholdError
 from freehold.providers.demands import NEVER_DROPS
 from freehold.server.console.runs.again import Bits, digest, without_ids
-from freehold.server.console.runs.jobs import RunPlan, shown_to, tool_message
+from freehold.server.console.runs.jobs import RunPlan
 from freehold.server.console.runs.run import ConsoleRun
 from freehold.server.core.call import HttpCall
-from freehold.server.core.computing import Computing
+from freehold.server.core.computing import Computing, without_unseen
 from freehold.server.core.problems import Refused
 from freehold.server.core.receipt import Tally, context
 from freehold.serving import Begin, Job, ModelHandle
+from freehold.tools.pictures import tool_message
 from freehold.types import Chunk, Image, Message, Tool, ToolCall
 
 UNFINISHED = "The answer was stopped before this call had a result."
@@ -127,7 +128,7 @@ class ChatRun(ConsoleRun):
             [self._plan.job(self.tenant, tools)],
             keep_alive=None,
             warnings=(),
-            fit=shown_to,
+            fit=without_unseen(self, again=True),
             pictures=self._plan.pictures,
         )
         answer.tally = computing.tally
@@ -173,7 +174,7 @@ class ChatRun(ConsoleRun):
         id, parent = secrets.token_hex(8), self._parent
         self._parent = id
         self._plan.messages.append(
-            tool_message(result.content, call.id, call.name, result.state, list(images.values()))
+            tool_message(result.content, call.id, call.name, list(images.values()), failed=result.failed)
         )
         self._saver.put(
             lambda writer: writer.message(

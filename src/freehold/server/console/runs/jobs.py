@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
 
 from freehold.chats.pictures import ChatPictures, is_reference
-from freehold.chats.types import UNSEEN_PICTURES, ChatSettings, SavedChat, SavedMessage, ToolState
+from freehold.chats.types import ChatSettings, SavedChat, SavedMessage
 from freehold.errors import StoreError, UsageError
 from freehold.server.core.fields import Count, Pictures, Share, parts_of
 from freehold.server.core.limits import typed
 from freehold.server.core.problems import Refused
-from freehold.server.core.receipt import Tally
-from freehold.serving import Job, ModelInfo
+from freehold.serving import Job
+from freehold.tools.pictures import left_out, tool_message
 from freehold.types import MAX_SEED, Image, Message, Tool, ToolCall
 from freehold.worker.wire import MAX_PICTURES_BYTES
 
@@ -100,83 +100,80 @@ class BranchPictures:
         self.sent = Pictures()  # the user's: no answer is made without them, while a tool's may be left out
         self._stored = stored
         self._urls: dict[str, str] = {}  # by reference
-        self._bytes = 0
+        self._bytes = self._tools_bytes = 0
 
     def of_user(self, name: str, where: str) -> Image:
         """Return a picture that the user sent; `name` is what the message has of it. Raises Refused."""
         try:
+            self._bytes += self._size(name)
+            if self._bytes > MAX_PICTURES_BYTES:
+                raise self._too_large()
             return self.sent.at_url(self._url(name), where, "image")
         except StoreError as e:
             raise Refused(400, f"{where}: {e.message}; {e.hint}", param="images", code="no_picture") from None
 
     def of_tool(self, name: str, where: str) -> Image | None:
-        """Return a picture of a tool's result, None for one that is lost. Raises Refused."""
+        """Return a picture of a tool's result, None for one that is lost or beyond what one job may have.
+
+        Raises Refused for an address.
+        """
         try:
+            self._tools_bytes += self._size(name)
+            if self._tools_bytes > MAX_PICTURES_BYTES:
+                return None
             return Image.at(self._url(name), place=where)
         except (StoreError, UsageError):
             return None
 
-    def _url(self, name: str) -> str:
-        """Return a picture as a data: URL. Raises Refused, and StoreError for one that is lost."""
-        stored = is_reference(name)
-        if not stored and not name.startswith("data:"):  # an engine would fetch what no page shows
+    def _size(self, name: str) -> int:
+        """Return how many bytes a picture has. Raises Refused for an address, StoreError for one that is lost."""
+        if is_reference(name):
+            return self._stored.size(name)
+        if not name.startswith("data:"):  # an engine would fetch what no page shows
             message = f"the picture {name[:80]!r} is an address; a chat has references and data: URLs"
             raise Refused(400, message, param="images")
-        self._bytes += self._stored.size(name) if stored else len(name) * 3 // 4
-        if self._bytes > MAX_PICTURES_BYTES:
-            most = f"more than {MAX_PICTURES_BYTES:,} bytes, the limit of a request"
-            hint = "delete a message with pictures, or start another chat"
-            message = f"the pictures of this chat have {most}; {hint}"
-            raise Refused(400, message, param="images", code="pictures_too_large")
-        if stored and name not in self._urls:
+        return len(name) * 3 // 4
+
+    def _url(self, name: str) -> str:
+        """Return a picture as a data: URL. Raises StoreError for one that is lost."""
+        if is_reference(name) and name not in self._urls:
             self._urls[name] = self._stored.url(name)
         return self._urls.get(name, name)
+
+    @staticmethod
+    def _too_large() -> Refused:
+        most = f"more than {MAX_PICTURES_BYTES:,} bytes, the limit of a request"
+        hint = "delete a message with pictures, or start another chat"
+        message = f"the pictures of this chat have {most}; {hint}"
+        return Refused(400, message, param="images", code="pictures_too_large")
 
 
 def messages_of(branch: Sequence[SavedMessage], system: str, pictures: BranchPictures) -> list[Message]:
     """Return a branch as a chat."""
     names = {call.id: call.name for message in branch for call in message.calls}
     begin = [Message("system", system)] if system else []
-    return [*begin, *(_message(m, i, names, pictures) for i, m in enumerate(branch))]
+    results = {  # the newest first: of too many pictures, those of old results are left out
+        i: _result(m, i, names, pictures) for i, m in reversed([*enumerate(branch)]) if m.role == "tool"
+    }
+    return [*begin, *(results.get(i) or _message(m, i, pictures) for i, m in enumerate(branch))]
 
 
-def _message(m: SavedMessage, place: int, names: dict[str, str], pictures: BranchPictures) -> Message:
+def _result(m: SavedMessage, place: int, names: dict[str, str], pictures: BranchPictures) -> Message:
+    seen = [pictures.of_tool(name, f"messages[{place}].images[{i}]") for i, name in enumerate(m.images)]
+    kept = [image for image in seen if image is not None]
+    lost = left_out(len(seen) - len(kept), "lost, or too much for one request") if None in seen else ""
+    failed = m.outcome in ("denied", "failed")
+    return tool_message(m.content + lost, m.call, names.get(m.call, ""), kept, failed=failed)
+
+
+def _message(m: SavedMessage, place: int, pictures: BranchPictures) -> Message:
     if m.role == "assistant":
         calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in m.calls)
         return Message("assistant", m.content, m.thinking, calls)
     where = f"messages[{place}].images"
-    if m.role == "tool":
-        seen = [pictures.of_tool(name, f"{where}[{i}]") for i, name in enumerate(m.images)]
-        kept = [image for image in seen if image is not None]
-        return tool_message(m.content, m.call, names.get(m.call, ""), m.outcome, kept)
     text = with_files(m)
     sent = [pictures.of_user(name, f"{where}[{i}]") for i, name in enumerate(m.images)]
     return Message(m.role, text, parts=parts_of([*sent, text]))
-
-
-def tool_message(
-    content: str, call: str, name: str, outcome: ToolState | None, images: Sequence[Image]
-) -> Message:
-    """Return the result of a tool, its pictures behind the text that names them."""
-    return Message(
-        "tool",
-        content,
-        tool_call_id=call,
-        name=name,
-        parts=parts_of([content, *images]),
-        failed=outcome in ("denied", "failed"),
-    )
-
-
-def shown_to(job: Job, info: ModelInfo, tally: Tally) -> Job:
-    """Leave the pictures of tools out of a job for a model that reads text alone: the user did not send them."""
-    if info.can_see or not any(m.role == "tool" and m.parts for m in job.messages or ()):
-        return job
-    messages = [
-        replace(m, content=m.content + UNSEEN_PICTURES, parts=()) if m.role == "tool" and m.parts else m
-        for m in job.messages or ()
-    ]
-    return replace(job, messages=tuple(messages))
 
 
 def with_files(m: SavedMessage) -> str:

@@ -9,19 +9,23 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
+from freehold.errors import UsageError
 from freehold.server.core.call import HttpCall
+from freehold.server.core.computing import Fit, without_unseen
 from freehold.server.core.limits import typed
 from freehold.server.core.problems import Refused
 from freehold.server.core.tools import run_tools
 from freehold.server.openai.chat import chat_logprobs
 from freehold.server.openai.fields.offers import input_of
 from freehold.server.openai.responses.fields import sealed
-from freehold.types import Chunk, SignedThinking, TokenLogprob, Tool, ToolCall, ToolPiece
+from freehold.serving import Job
+from freehold.types import Chunk, Image, SignedThinking, TokenLogprob, Tool, ToolCall, ToolPiece
 
 if TYPE_CHECKING:
     from freehold.chats.types import ToolAnswer, ToolQuestion, ToolStep
@@ -385,6 +389,9 @@ class DoneOutput(Item):
 # approval holds for the tool as it was: its id carries a part of the digest.
 
 DENIED = "The user did not allow this call."
+_IMAGES = (
+    "images"  # of an mcp_call, beside OpenAI's fields: data: URLs, which a client sends back as it got them
+)
 _PIN = 24  # characters of a digest in an approval's id
 _MEANT = {"type", "server_label", "allowed_tools", "require_approval", "server_description"}
 Label = Annotated[str, Meta(min_length=1, max_length=64)]
@@ -440,6 +447,7 @@ class McpTools:
         self.offered: tuple[Tool, ...] = ()
         self.pinned: dict[str, PinnedTool] = {}  # by the model's name
         self.first: list[dict[str, Any]] = []  # items that come before the model's own
+        self._images: dict[str, list[Any]] = {}  # data: URLs of results, by the id of their call
 
     @classmethod
     async def opened(cls, call: HttpCall, tools: Sequence[Any]) -> McpTools:
@@ -491,6 +499,36 @@ class McpTools:
                 out.append(item)
         return out
 
+    def with_pictures(self, job: Job) -> Job:
+        """Return a job whose results of MCP's tools have their pictures. Raises Refused for another URL than data:."""
+        if not self._images:
+            return job
+        from freehold.tools.pictures import tool_message  # a server starts without the room of tools
+
+        messages = [
+            tool_message(m.content, m.tool_call_id, m.name, self._pictures(m.tool_call_id))
+            if m.role == "tool" and m.tool_call_id in self._images
+            else m
+            for m in job.messages or ()
+        ]
+        return replace(job, messages=tuple(messages))
+
+    def fit(self, call: HttpCall) -> Fit | None:
+        """Return what adapts a job with such pictures to its model; None where there are none."""
+        return without_unseen(call) if self._images else None
+
+    def _pictures(self, id: str) -> list[Image]:
+        images: list[Image] = []
+        for i, url in enumerate(self._images[id]):
+            place = f"{_IMAGES}[{i}] of the mcp_call {id[:60]}"
+            if not (isinstance(url, str) and url.startswith("data:")):
+                raise Refused(400, f"{place} is not a data: URL", param="input", code="unsupported_content")
+            try:
+                images.append(Image.at(url, place=place))
+            except UsageError as e:
+                raise Refused(400, e.message, param="input", code="unsupported_content") from None
+        return images
+
     def _offer(self, tools: Iterable[Tool], pinned: Mapping[str, PinnedTool]) -> None:
         for tool in tools:
             names = self._servers[pinned[tool.name].server].names
@@ -527,13 +565,17 @@ class McpTools:
             raise Refused(400, "an approved call needs its server among tools", param="tools")
         call = ToolCall(item["id"], self.name_of(request), item["arguments"])
         result = await self._runner.use(call, _Approved(str(request.get("id"))))
-        item["error" if result.failed else "output"] = result.text
+        item["error" if result.failed else "output"] = result.content
+        if result.images:
+            item[_IMAGES] = list(result.images)
         self.first.append(item)
         return item
 
     def _chat(self, call: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return a call and its result as the items by which chats have them."""
         id, output = str(call.get("id")), call.get("output")
+        if isinstance(images := call.get(_IMAGES), list) and images:
+            self._images[id] = images
         return [
             {
                 "type": "function_call",

@@ -76,14 +76,16 @@ async def create(call: HttpCall) -> None:
     job, offered = await call.apart(
         response_job, request, items, known, tenant, warnings, pictures, mcp.offered
     )
-
+    job = await call.apart(mcp.with_pictures, job)
     shape = ResponseShape(
         echo(request, raw),
         Output(custom=offered.custom, summarize=summarized(request), mcp=mcp),
         Keeping(store, tenant, chat.stored, before) if request.store is not False else None,
     )
     keep_alive = seconds(request.keep_alive)
-    answering = Answering(call, shape, [job], keep_alive=keep_alive, warnings=warnings, pictures=pictures)
+    answering = Answering(
+        call, shape, [job], keep_alive=keep_alive, warnings=warnings, fit=mcp.fit(call), pictures=pictures
+    )
     await (answering.stream if request.stream else answering.whole)(request.model)
 
 
