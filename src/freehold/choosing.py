@@ -16,6 +16,7 @@ from freehold.config import Settings, load_settings
 from freehold.errors import FreeholdError, ModelNotFound, UsageError
 
 USUAL_ROOM = 8192  # tokens of a conversation that hardware is sized for by default
+_PANEL_BITS = 8.5  # of a weight of a tower, as it is packed
 MOST_DOLLARS = 1_000_000_000  # of a budget a month
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from freehold.advisor.places import Load, Sizing
     from freehold.advisor.verdict import Facts, Verdict
     from freehold.catalog.model import Model, Structure
+    from freehold.store import Listed, ModelRef
 
 
 def advise(
@@ -43,6 +45,7 @@ def advise(
     users: int | None = None,
     cheapest: bool = False,
     languages: Sequence[str] = (),
+    sees: bool = False,
     settings: Settings | None = None,
 ) -> Advice:
     """Rank the catalogue's models for `task`, a question in a few words or a task's id, under conditions, in a place.
@@ -54,7 +57,8 @@ def advise(
     `min_context`: tokens; `max_params`: billions; `min_speed`: tokens a second, the task's own pace if None.
     `on`: hardware such as "2xh100" with `engine`; `budget`: dollars of rent a month; neither: this machine. `held`:
     only models whose files are here. `users`: who ask at a time. `cheapest`: of those not shown to be worse than the
-    best, what costs least comes first. `languages`: ISO 639 codes.
+    best, what costs least comes first. `languages`: ISO 639 codes. `sees`: only models that read pictures, here those
+    whose towers our engine computes.
     Raises UsageError for a question that names no task, and for hardware and engines that are not known.
     """
     from freehold.advisor.advice import AdviceRequest, join
@@ -73,6 +77,7 @@ def advise(
         country_not=country_not,
         languages=languages,
         cheapest=cheapest,
+        sees=sees,
     )
     company = facts or company_facts(settings, {})
     company = replace(company, purpose=company.purpose or conditions.purpose)
@@ -90,10 +95,24 @@ def advise(
     )
     load = Load(conditions.users, conditions.task.prompt, conditions.task.answer)
     placer = _placer(settings, conditions.on, engine, conditions.budget, request.speed, load)
+    if "image" in conditions.reads and not conditions.on and conditions.budget is None:
+        placer = _seeing(placer)
     advice = answered(request, catalog.models(), placer, lambda: _rented(request.speed, load))
     advice = replace(advice, asked=conditions)
     finds = conditions.task.finder or (conditions.task.reranker and not advice.picks)
     return replace(advice, beside=_beside(advice, settings)) if finds else advice
+
+
+def _seeing(placer: Placer) -> Placer:
+    """Return a placer on this machine that refuses models whose towers our engine does not compute."""
+    from freehold.advisor.advice import Placement, Refusal
+
+    def place(model: Model, room: int) -> Placement | Refusal:
+        if "image" in model.modalities and not refusal(model.structure) and (why := blind(model.structure)):
+            return Refusal("engine", why)
+        return placer(model, room)
+
+    return place
 
 
 def starters(settings: Settings, count: int = 3) -> tuple[Starter, ...]:
@@ -256,6 +275,47 @@ def refusal(structure: Structure) -> str:
     return registered(structure)
 
 
+def blind(structure: Structure) -> str:
+    """Return why our engine computes no tower of pictures for a model of such a structure; empty: it does."""
+    from freehold.models.families import naming
+
+    name = structure.architecture
+    families = [f for f in naming(name) if name in (f.gguf_architecture, *f.model_types)]
+    if any(family.towers and family.experts == structure.experts for family in families):
+        return ""
+    return f"Freehold's engine does not read pictures with the architecture {name or 'of this model'} yet"
+
+
+def with_tower(anatomy: Anatomy, ref: ModelRef | Listed) -> Anatomy:
+    """Return the sizes of a stored model with those of its tower; as they are where it reads text alone."""
+    from freehold.models.families import naming
+    from freehold.models.sight import tower_need
+
+    path = ref.eyes or (ref.path if ref.path.is_dir() or ref.path.suffix == ".safetensors" else None)
+    if path is None:
+        return anatomy
+    with suppress(FreeholdError, OSError):
+        need = tower_need(path)
+        if need and any(need.name in family.towers for family in naming(anatomy.architecture)):
+            return replace(anatomy, tower=need)
+    return anatomy
+
+
+def with_published_tower(anatomy: Anatomy, model: Model) -> Anatomy:
+    """Return published sizes with a tower's, where a model sees and our engine computes that; int8 as it is packed."""
+    from freehold.layers import TowerNeed
+    from freehold.serving import FEATURE_BYTES
+
+    if (
+        "image" not in model.modalities
+        or blind(model.structure)
+        or any(p.role == "towers" for p in anatomy.parts)
+    ):
+        return anatomy
+    weights = model.parameters - model.text_parameters if model.text_parameters else 0
+    return replace(anatomy, tower=TowerNeed(max(round(weights * _PANEL_BITS / 8), 0), FEATURE_BYTES))
+
+
 def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
     """Weigh a model: by its file if the store has one, in `quant` if that differs; otherwise by published sizes."""
     from freehold.advisor.anatomy import from_catalogue, in_quant
@@ -265,10 +325,10 @@ def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:
 
     try:
         ref = Store(settings).resolve(model)
-        held = from_file(ref.path, ref.rounding)
+        held = with_tower(from_file(ref.path, ref.rounding), ref)
     except ModelNotFound:
         known = catalog.model(model)  # raises with the nearest names
-        return from_catalogue(known, quant or quant_of(known))
+        return with_published_tower(from_catalogue(known, quant or quant_of(known)), known)
     return held if quant.upper() in ("", held.quant.upper()) else in_quant(held, quant)
 
 

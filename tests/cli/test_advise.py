@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import freehold
+from freehold import choosing
 from freehold.advisor import machine, places
 from freehold.advisor.advice import Refusal
 from freehold.advisor.file_anatomy import from_file
@@ -327,3 +328,32 @@ def test_a_held_file_of_a_shorter_context_excludes_that_model_alone(run: Run, tm
     place = Place("this machine", OURS, machine.here(tmp_path))
     found = places.here(place, {model.id: from_file(tmp_path / "qwen2.gguf")})(model, 4096)
     assert found == Refusal("context", "its file was made for 512 tokens")
+
+
+# --- models that see --------------------------------------------------------------------------------
+
+
+def test_sees_leaves_models_that_read_pictures_here_and_says_what_the_ranking_rests_on(run: Run):
+    _, out, _ = run("advise", "chat", "--sees", "--min-speed", "0", "--json")
+    answer = json.loads(out)
+    ranked = [*answer["picks"], *answer["below"], *answer["unproven"]]
+    models = [freehold.catalog.model(row["id"]) for row in ranked]
+    assert models and all("image" in m.modalities and not choosing.blind(m.structure) for m in models)
+    assert any("no results on pictures" in note for note in answer["notes"])
+    blind = [
+        row for row in answer["ruled_out"] if any("does not read images" in r["why"] for r in row["refusals"])
+    ]
+    towers = [
+        row
+        for row in answer["ruled_out"]
+        if any("does not read pictures" in r["why"] for r in row["refusals"])
+    ]
+    assert blind and towers
+
+
+def test_on_other_hardware_the_towers_of_other_engines_count(run: Run):
+    answer = json.loads(run("advise", "chat", "--sees", "--on", "2xh100", "--json")[1])
+    assert not any(
+        "does not read pictures" in r["why"] for row in answer["ruled_out"] for r in row["refusals"]
+    )
+    assert all("image" in freehold.catalog.model(row["id"]).modalities for row in answer["picks"])

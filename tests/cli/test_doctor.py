@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from freehold.config import load_settings
 from freehold.local import load, open_model
 from freehold.machine import cpu_quota
 from freehold.machine.processor import CoreKind, Processor
+from freehold.platforms import can_confine
 from freehold.store import Store
 from tests.vectors.files import write_gguf
 
@@ -236,3 +238,20 @@ def test_verify_names_a_file_that_is_gone_or_cut_short(held, capsys):
     model.unlink()
     code, found = verified(capsys)
     assert code == 1 and (found["model"]["state"], found["pack"]["state"]) == ("missing", "damaged")
+
+
+def test_doctor_says_what_decodes_pictures_and_whether_it_is_closed_in(capsys, monkeypatch):
+    pytest.importorskip("PIL")
+    assert main.run(["doctor", "--json"]) == 0
+    pictures = json.loads(capsys.readouterr().out)["pictures"]
+    assert pictures["closed_in"] is can_confine() and pictures["pillow"]
+    assert {"PNG", "JPEG", "GIF", "WebP"} <= {*pictures["formats"]}
+    assert main.run(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert f"pictures     Pillow {pictures['pillow']}: PNG, GIF, JPEG" in out
+    assert ("can open no file" in out) is can_confine()
+    monkeypatch.setattr("freehold.platforms.can_confine", lambda: False)
+    assert main.run(["doctor"]) == 0 and "this system cannot confine it" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    assert main.run(["doctor"]) == 0
+    assert "no decoder: pip install 'freehold[eyes]' installs Pillow" in capsys.readouterr().out

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 
 import freehold
-from freehold import choosing
+from freehold import catalog, choosing
 from freehold.advisor import calibration
 from freehold.advisor.fit import observed
 from freehold.advisor.machine import Rates
 from freehold.config import load_settings
 from freehold.machine import show_bytes
+from freehold.models.sight import tower_need
+from freehold.models.tiny import make
 from tests.vectors.files import write_safetensors
 
 Run = Callable[..., tuple[int, str, str]]
@@ -56,7 +58,7 @@ def test_json_has_every_part(run: Run):
     (row,) = told["fits"]
     assert row.keys() == {
         "quant", "held", "exact", "fits", "engine", "memory", "needs", "longest_context", "load_s", "prefill_tok_s",
-        "decode_tok_s", "streams", "basis", "command",
+        "decode_tok_s", "streams", "basis", "command", "pictures",
     }  # fmt: skip
     assert row["needs"] == f"needs {show_bytes(row['memory']['total'])} at 4,096 tokens of context"
     assert row["memory"]["cache"] == {"full": 36 * 8 * 256 * 2 * 4096}
@@ -180,3 +182,59 @@ def test_quantisations_stand_by_their_size_in_memory_and_point_to_one_that_fits(
     assert [row["quant"] for row in rows].index("Q3_K_M") > 0
     (misfit,) = (row for row in rows if not row["fits"])
     assert misfit["hint"] == "Q8_0 fits, or --on larger hardware"
+
+
+# --- models that see --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def seeing(tmp_path: Path) -> Path:
+    """A tiny model that reads pictures, with its tower beside it."""
+    make.write_mmproj(make.config("qwen3_vl"), tmp_path / "mmproj-F16.gguf")
+    return make.write_gguf(make.config("qwen3_vl"), tmp_path / "m.gguf")
+
+
+def test_a_model_that_sees_is_counted_with_its_tower_and_a_picture_s_times(run: Run, seeing: Path):
+    tower = tower_need(seeing.with_name("mmproj-F16.gguf"))
+    assert tower is not None and tower.screen is not None
+    status, out, err = run(str(seeing), "--context", "64", "--quant", "all", "--json")
+    assert (status, err) == (0, "")
+    row = next(row for row in json.loads(out)["fits"] if row["held"])
+    memory, pictures = row["memory"], row["pictures"]
+    assert (memory["tower"], memory["features"]) == (tower.weights, tower.kept)
+    parts = [v for k, v in memory.items() if k not in ("cache", "total")]
+    assert memory["total"] == sum(parts) + sum(memory["cache"].values())
+    assert (pictures["at_once"], pictures["at_once_bytes"]) == (32, tower.at_once)
+    assert (pictures["least_tokens"], pictures["most_tokens"]) == (tower.least, tower.most)
+    screen = pictures["screen"]
+    assert screen["tokens"] == tower.screen.tokens
+    assert 0 < screen["encode_s"]["low"] < screen["encode_s"]["mid"] < screen["encode_s"]["high"]
+    assert 0 < screen["prefill_s"]["low"] <= screen["prefill_s"]["mid"] <= screen["prefill_s"]["high"]
+    out = run(str(seeing), "--context", "64")[1]
+    features = f"up to {show_bytes(tower.kept)} of their features"
+    assert f"pictures: {show_bytes(tower.weights)} for the tower and {features}" in out
+    assert f"a picture of 1920 x 1080 pixels: {tower.screen.tokens:,} tokens, " in out
+    assert f"32 of them at once: {show_bytes(tower.at_once)} more" in out
+
+
+def test_a_text_model_has_no_tower_and_a_published_one_its_weights(run: Run):
+    (text,) = json.loads(run("qwen3:8b", "--quant", "q4_k_m", "--json")[1])["fits"]
+    assert text["pictures"] is None and text["memory"]["tower"] == text["memory"]["features"] == 0
+    known = next(
+        m
+        for m in catalog.models()
+        if m.name and "image" in m.modalities and m.text_parameters and not choosing.blind(m.structure)
+    )
+    (row,) = json.loads(run(known.name, "--quant", "q4_k_m", "--json")[1])["fits"]
+    weights = known.parameters - known.text_parameters
+    assert (
+        row["memory"]["tower"] == pytest.approx(weights * 8.5 / 8, abs=1)
+        and row["pictures"]["screen"] is None
+    )
+    (there,) = json.loads(run(known.name, "--quant", "q4_k_m", "--on", "2xh100", "--json")[1])["fits"]
+    assert there["pictures"] is None
+
+
+def test_python_s_fit_counts_the_tower_too(seeing: Path):
+    fitted = freehold.fit(str(seeing), 64)
+    assert fitted.memory is not None and fitted.memory.tower > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prompt_toolkit.input import create_pipe_input
@@ -527,6 +528,8 @@ def test_a_session_of_the_older_format_is_read_and_continued(home):
 
 class Calling(FakeModel):
     """Calls two tools in its first answer to a question, and one more in the second."""
+
+    info = SimpleNamespace(can_see=False)
 
     def stream(self, messages, **options):
         calls = {"user": ("a", "b"), "b": ("c",)}.get(messages[-1].tool_call_id or messages[-1].role, ())

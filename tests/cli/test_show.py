@@ -63,6 +63,10 @@ def test_a_model_that_sees_says_so_with_its_tower_s_size(run: Run, seeing: Path,
     mmproj = seeing.with_name("mmproj-F16.gguf")
     assert f"sees          yes, tower {human(mmproj.stat().st_size)}" in run("show", str(seeing))[1]
     card = json.loads(run("show", str(seeing), "--json")[1])["model"]
+    assert (
+        f", {card['least_tokens']:,} to {card['most_tokens']:,} tokens a picture"
+        in run("show", str(seeing))[1]
+    )
     assert card["sees"] is True and card["blind"] == "" and card["eyes"] == str(mmproj)
     folder = make.write_safetensors(make.config("qwen3_vl"), tmp_path / "folder")
     out = run("show", str(folder))[1]

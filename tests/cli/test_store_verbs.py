@@ -77,14 +77,14 @@ def test_list_json_has_a_stable_schema(run: Run):
     run("pull", "org/m")
     listing = json.loads(run("list", "--json")[1])
     assert (listing["schema"], set(listing)) == (1, {"schema", "home", "models"})
-    assert [set(m) for m in listing["models"]] == [LISTED]
+    assert [set(m) for m in listing["models"]] == [LISTED | {"sees"}]
 
 
 def test_list_shows_name_size_owner_state(run: Run):
     assert "no models yet" in run("ls")[2]
     run("pull", "org/m")
     head, row = run("ls")[1].splitlines()
-    assert head.split() == ["NAME", "SIZE", "PACKED", "OWNER", "STATE", "LAST", "USED"]
+    assert head.split() == ["NAME", "SIZE", "PACKED", "SEES", "OWNER", "STATE", "LAST", "USED"]
     assert row.split()[:5] == ["org/m:Q4_K_M", "2.6", "MB", "freehold", "ready"]
 
 

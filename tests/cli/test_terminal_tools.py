@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -19,7 +20,9 @@ from freehold.cli.chat import tools as terminal
 from freehold.cli.chat.tools import Tooled, answered
 from freehold.config import Settings
 from freehold.errors import UsageError
-from freehold.types import Chunk, Message, ToolPiece
+from freehold.pictures.decoders import shared as decoders
+from freehold.types import Chunk, Image, Message, ToolPiece
+from tests.tools.hostile import png
 from tests.tools.world import below, program
 
 QUESTION = ToolQuestion(
@@ -123,7 +126,12 @@ def test_a_question_shows_all_arguments_and_what_the_tool_claims_in_lines_of_the
 class Caller:
     """A model that calls `echo` once, and then says what the result was."""
 
+    def __init__(self, sees: bool = False) -> None:
+        self.info = SimpleNamespace(can_see=sees)
+        self.shown: list[Message] = []
+
     def stream(self, messages: tuple[Message, ...], *, tools: list[Any], **_: Any) -> Iterator[Chunk]:
+        self.shown = list(messages)
         if messages[-1].role != "tool":
             piece = ToolPiece(0, "c1", "echo", '{"text": "hi"}')
             yield Chunk("I look. ", tool_calls=(piece,))
@@ -146,6 +154,7 @@ def tooled(tmp_path: Path) -> Iterator[Callable[[str], Tooled]]:
         yield start
         for each in opened:
             each.close()
+        decoders.close()
     assert left == []
 
 
@@ -171,6 +180,32 @@ def test_a_denied_call_does_not_run_and_the_word_is_before_the_model(typing, too
     assert "did not allow" in answer and "not now" in answer and "runs]" not in seen.getvalue()
 
 
+def test_a_tool_s_picture_is_before_a_model_that_sees_and_a_damaged_one_is_named(typing, tooled):
+    pytest.importorskip("PIL")
+    typing(b"o\n")
+    model = tooled("picture")
+    model._model = inner = Caller(sees=True)
+    said(model)
+    result = inner.shown[-1]
+    (text, picture) = result.parts
+    assert picture == Image.of(png()) and text == result.content
+    assert (
+        isinstance(text, str) and "A picture is left out here: " in text and "image of type image/png" in text
+    )
+
+
+def test_a_model_that_reads_text_is_given_names_of_models_that_would_see(typing, tooled, monkeypatch):
+    typing(b"o\n")
+    model = tooled("picture")
+    monkeypatch.setattr(terminal, "installed_seeing", lambda store: ("eyes:4b",))
+    model._model = inner = Caller()
+    said(model)
+    assert not inner.shown[-1].parts
+    end = "[A picture is left out here: this model reads text only. eyes:4b can see pictures.]"
+    assert inner.shown[-1].content.endswith(end)
+    assert [m.role for m in model._tools.made if m.parts] == ["tool"]  # kept, for a model that sees
+
+
 def test_what_is_allowed_for_the_chat_is_asked_about_once(typing, tooled):
     seen = typing(b"c\n")
     model = tooled()
@@ -190,6 +225,7 @@ class Misspeller:
 
     def __init__(self, *answers: str) -> None:
         self.answers, self.asked = list(answers), []
+        self.info = SimpleNamespace(can_see=False)
 
     def stream(self, messages: tuple[Message, ...], *, tools: list[Any], **_: Any) -> Iterator[Chunk]:
         self.asked.append((messages, bool(tools)))

@@ -75,6 +75,7 @@ def join(
     country_not: Sequence[str] = (),
     languages: Sequence[str] = (),
     cheapest: bool = False,
+    sees: bool = False,
 ) -> Conditions:
     """Join a question with options. Raises UsageError where no task is named, and for invalid values."""
     asked_in = _languages(question, languages)
@@ -86,11 +87,17 @@ def join(
     said_users = min(question.users, MOST_USERS)
     if question.users > MOST_USERS:
         notes.append(f"{question.users:,} users: answered for {MOST_USERS:,} at a time, the most")
+    reads = dict.fromkeys(u.reads for u in question.unanswered if u.reads)
+    if sees and "image" not in reads:
+        reads["image"] = None
+        notes.append(
+            "--sees: the catalogue has no results on pictures; models are ranked by their results on text"
+        )
     conditions = Conditions(
         question,
         task,
         languages=asked_in,
-        reads=tuple(u.reads for u in question.unanswered if u.reads),
+        reads=tuple(reads),
         on=_one("hardware", on, "" if budget is not None else question.hardware, notes),
         users=int(_one("users", users or 0, said_users, notes)) or 1,
         context=int(_one("context", context, question.context, notes)),

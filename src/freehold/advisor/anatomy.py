@@ -14,7 +14,7 @@ from pathlib import Path
 from freehold.catalog import quants
 from freehold.catalog.model import Model, Stretch, Structure
 from freehold.errors import UsageError
-from freehold.layers import ATTENTION, STATE_WIDTH, LayerSpec, kept_bytes, recurrent_bytes
+from freehold.layers import ATTENTION, STATE_WIDTH, LayerSpec, TowerNeed, kept_bytes, recurrent_bytes
 
 # Models up to here use their embedding as head, as do all Gemmas; above, few do. Billions of parameters.
 _TIED_BELOW = 4.5
@@ -57,6 +57,7 @@ class Anatomy:
     exact: bool = False
     path: Path | None = None
     stretch: Stretch | None = None  # of the context, as its card tells; from_catalogue fills it
+    tower: TowerNeed | None = None  # of pictures, where our engine reads them; choosing.py fills it
 
     @property
     def weight_bytes(self) -> int:

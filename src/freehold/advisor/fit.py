@@ -25,7 +25,7 @@ from freehold.catalog.hardware import Rig
 from freehold.catalog.model import Structure
 from freehold.config import Settings
 from freehold.errors import UsageError
-from freehold.layers import STATE_WIDTH, longest_window
+from freehold.layers import STATE_WIDTH, PictureNeed, TowerNeed, longest_window
 from freehold.machine import show_bytes
 
 # --- costs of a model on our own engine: bytes of memory, work of a prompt and of a decoded token ---
@@ -61,6 +61,8 @@ _STATE, _STATE_CHUNK, _STATE_PASSES = 470.0, 28.0, 2
 # Latent attention: shares of the rate of a lone token's and of a prompt's products of all heads with each latent, and
 # operations for each pair of a latent's value and a query's, which queries and outputs are brought into its space by.
 _LATENT_LOOK, _LATENT_ATTENTION, _ABSORB = 0.13, 1.0, 165.0
+# Share of the rate of a tower's attention, which multiplies floats: docs/log/eyes.md, 2,040 tokens.
+_BOTH_WAYS = 0.085
 # operations that would take as long as what a step and a layer cost whatever their size
 _STEP, _LAYER = 2e8, 2e7
 _LOAD_S, _PACK_GB_S = 0.36, 0.3  # a load of packed weights; bytes packed a second by each thread
@@ -74,11 +76,14 @@ class MemoryNeed:
     cache: Mapping[str, int]
     activations: int
     overhead: int  # the process; of a rig what its engine keeps back
+    tower: int = 0  # weights of the tower of pictures,
+    features: int = 0  # and what is kept of pictures at most
 
     @property
     def total(self) -> int:
         """Bytes in all."""
-        return self.weights + sum(self.cache.values()) + self.activations + self.overhead
+        cache = sum(self.cache.values())
+        return self.weights + cache + self.activations + self.overhead + self.tower + self.features
 
 
 def footprint(anatomy: Anatomy, context: int, kv_type: str = "f16") -> MemoryNeed:
@@ -88,6 +93,8 @@ def footprint(anatomy: Anatomy, context: int, kv_type: str = "f16") -> MemoryNee
         cache=cache_bytes(anatomy, context, kv_type),
         activations=activation_bytes(anatomy),
         overhead=_PROCESS + _PROCESS_TOKEN * anatomy.vocab,
+        tower=anatomy.tower.weights if anatomy.tower else 0,
+        features=anatomy.tower.kept if anatomy.tower else 0,
     )
 
 
@@ -173,6 +180,14 @@ def prefill_cost(anatomy: Anatomy, tokens: int) -> Cost:
     states = anatomy.state_bytes / STATE_WIDTH * _STATE_CHUNK * tokens
     rest = one.rest + matrices + steps * chosen * _UNPACK + seen + states
     return replace(one, read=_read(anatomy, tokens), rest=rest)
+
+
+def encode_cost(tower: TowerNeed, picture: PictureNeed) -> Cost:
+    """Return what the features of a picture ask of a machine: all its patches attend to each other, part by part."""
+    pairs = picture.patches**2 / picture.parts
+    matrices = 2 * (picture.patches * tower.patch_weights + picture.tokens * tower.token_weights)
+    seen = 4 * pairs * tower.width * tower.layers
+    return Cost(tower.weights, 0, _STEP + matrices / _dots(tower.width) + seen / _BOTH_WAYS)
 
 
 def _read(anatomy: Anatomy, tokens: int) -> float:
@@ -274,6 +289,16 @@ class Fit:
     basis: str  # what the speeds rest on
     streams: int = 1  # conversations of this length that fit at a time
     sure: bool = True  # whether the speeds rest on quiet measurements, or on published ones
+    screen: PictureTimes | None = None  # of a screenshot, where the model sees and its tower's file is here
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTimes:
+    """Seconds of a picture in a prompt: its features, which are kept, and the prefill of its tokens."""
+
+    picture: PictureNeed
+    encode: Interval
+    prefill: Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +394,21 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
         decode=_told(decode, one, 1, machine),
         basis=f"{_basis(decode, machine)}{_timed(history, model_key(anatomy), decode)}",
         sure=machine.rates.measured and not machine.rates.busy,
+        screen=_screen(anatomy, machine, prefill),
+    )
+
+
+def _screen(anatomy: Anatomy, machine: Machine, prefill: Correction) -> PictureTimes | None:
+    """Predict the seconds of a screenshot in a prompt. No run corrects those of its features yet."""
+    tower = anatomy.tower
+    if tower is None or (picture := tower.screen) is None:
+        return None
+    seconds = encode_cost(tower, picture).seconds(machine.rates)
+    rate = _told(prefill, prefill_cost(anatomy, picture.tokens), picture.tokens, machine)
+    return PictureTimes(
+        picture,
+        Interval.within(seconds, _GUESSED),
+        Interval(*(picture.tokens / speed for speed in (rate.high, rate.mid, rate.low))),
     )
 
 

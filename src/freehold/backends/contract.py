@@ -38,6 +38,17 @@ EngineName = Literal["vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "f
 
 
 @dataclass(frozen=True, slots=True)
+class DeployedTower:
+    """The tower of a model that sees; its weights are among the model's parts."""
+
+    file: str = ""  # the mmproj beside a GGUF; "": in the model's own files
+    name: str = ""  # which of ours it is (models/towers); "": none of them, so no count is known
+    least: int = 0  # tokens that a picture becomes, by our arithmetic and the model's own limits
+    most: int = 0
+    whole: bool = False  # rows of a picture see each other, so an engine computes them in one batch
+
+
+@dataclass(frozen=True, slots=True)
 class DeployedModel:
     """A model as an engine is given it; read from config.json or a GGUF's header, never by an engine."""
 
@@ -59,6 +70,12 @@ class DeployedModel:
     here: bool = True  # its files are on this machine
     blocks: int = 0  # quantised blocks along the width that a tensor group slices; 0: none, or not known
     base: str = ""  # the catalogue's id, of a model that is not here
+    tower: DeployedTower | None = None  # None: it reads text alone, or its files are not here
+
+    @property
+    def sees(self) -> bool:
+        """Whether it has a tower for pictures, as far as is known."""
+        return any(part.role == "towers" for part in self.anatomy.parts)
 
     @property
     def gives_text(self) -> bool:
@@ -245,6 +262,13 @@ class DeployPlan:
         return (*self.command, *(fill(word, places) for flag in flags for word in flag.words()))
 
     @property
+    def sees(self) -> bool:
+        """Whether its engine is given a tower: MLX's server reads text alone, llama.cpp what --mmproj names."""
+        if self.engine == "llamacpp":
+            return any(flag.name in _MMPROJ for flag in self.flags)
+        return self.engine != "mlx" and self.model.sees
+
+    @property
     def called(self) -> str:
         """What the engine itself calls the model; of an app of Ray Serve, its replicas'."""
         plan = self.inner or self
@@ -296,6 +320,7 @@ class DeployPlan:
 _OF_LAYOUT = [each.name for each in fields(Layout) if each.name not in ("memory_share", "why")]
 # Flags that name the model for clients, and so for us.
 _NAMES = ("--served-model-name", "--served_model_name", "--alias")
+_MMPROJ = ("--mmproj", "-mm")
 _VISIBLE = {"NVIDIA": "CUDA_VISIBLE_DEVICES", "AMD": "HIP_VISIBLE_DEVICES"}
 
 

@@ -55,6 +55,7 @@ SHOWN = 8  # models of a ranking
     help="Language of the texts: de, fr, ja; mul: many; repeatable.",
 )
 @click.option("--cheapest", is_flag=True, help="Rank the cheapest first among models not shown to be worse.")
+@click.option("--sees", is_flag=True, help="Only models that read pictures.")
 @click.option("--installed", is_flag=True, help="Only installed models.")
 @section("Hardware and load")
 @click.option(
@@ -205,5 +206,6 @@ def _advice(settings: Settings, task: str, options: dict[str, Any]) -> Advice:
         users=options["users_at_once"],
         languages=options["languages"],
         cheapest=options["cheapest"],
+        sees=options["sees"],
         settings=settings,
     )

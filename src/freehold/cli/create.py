@@ -16,6 +16,7 @@ from freehold.cli.shared import json_option, offline_option, with_offline
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.store import Store
+from freehold.store.contract import OnEvent
 from freehold.store.modelfile import MAX_CHARS, Recipe, parse
 from freehold.store.refs import parse_ref
 
@@ -44,7 +45,8 @@ def command(
 ) -> None:
     """Create NAME from another model, with a system prompt and settings or a Modelfile; no weights are copied.
 
-    In a Modelfile, FROM takes the same names as `pull`. ADAPTER takes a PEFT folder or a GGUF adapter, and a copy
+    In a Modelfile, FROM takes the same names as `pull`; a second FROM names the tower (mmproj) of a model's GGUF file,
+    by which it reads pictures. ADAPTER takes a PEFT folder or a GGUF adapter, and a copy
     is kept. Relative paths start at the Modelfile's folder. NAME shares the engine of its base, unless it has its
     own template. Prints NAME; with --json, the record.
     """
@@ -63,7 +65,9 @@ def command(
     else:
         recipe, folder = Recipe(base=base, system=system, parameters=options), Path()
     with reporter(as_json=False) as on_event:
-        if parse_ref(recipe.base).kind == "path":
+        if recipe.tower:
+            recipe = _joined(store, recipe, folder, on_event)
+        elif parse_ref(recipe.base).kind == "path":
             beside = (folder / Path(recipe.base).expanduser()).absolute()
             recipe = replace(recipe, base=store.pull(str(beside), on_event).name)
         if recipe.adapter:
@@ -72,6 +76,25 @@ def command(
     for note in overlay.notes:
         click.echo(f"note: {note}", err=True)
     click.echo(json.dumps({"schema": 1, "model": asdict(overlay)}, indent=1) if as_json else overlay.name)
+
+
+def _joined(store: Store, recipe: Recipe, folder: Path, on_event: OnEvent) -> Recipe:
+    """Record the model of two files, a GGUF and its tower. Raises UsageError for two that do not fit."""
+    from freehold.store.eyes import model_and_tower
+
+    named = [name for name in (recipe.base, recipe.tower) if parse_ref(name).kind != "path"]
+    if named:
+        raise UsageError(
+            f"FROM {named[0][:60]}: two of FROM name files, a model's GGUF and its tower's (mmproj)",
+            "write FROM ./model.gguf and FROM ./mmproj.gguf; a model of the store has its own tower",
+        )
+    paths = [(folder / Path(name).expanduser()).absolute() for name in (recipe.base, recipe.tower)]
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(f"FROM {path}: there is no such file")
+    model, tower = model_and_tower(*paths)
+    name = store.pull(str(model), on_event).name
+    return replace(recipe, base=store.join(name, tower).name)
 
 
 def parameters_of(given: Mapping[str, Any]) -> dict[str, object]:

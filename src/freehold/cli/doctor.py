@@ -105,12 +105,27 @@ def machine(settings: Settings) -> dict[str, Any]:
             "cgroup_available": here.cgroup_available_bytes(),
             "pages": asdict(page_sizes()),
         },
+        "pictures": _pictures(),
         "engines": _engines(settings),
         "home": _home(settings),
         "stores": _stores(settings),
         "versions": {"python": platform.python_version(), **_versions()},
         "notes": notes(chip, native.isa(), platform.machine(), IS_MAC),
     }
+
+
+def _pictures() -> dict[str, Any]:
+    """Return what decodes pictures, and whether each of them is opened in a process that is closed in."""
+    from freehold.platforms import can_confine
+
+    formats = ["PNG", "GIF"]
+    try:
+        from PIL import features
+    except ImportError:
+        return {"pillow": None, "formats": [], "closed_in": can_confine()}
+    for name, feature in (("JPEG", "jpg"), ("WebP", "webp"), ("AVIF", "avif")):
+        formats += [name] if features.check(feature) else []
+    return {"pillow": metadata.version("pillow"), "formats": formats, "closed_in": can_confine()}
 
 
 def _engines(settings: Settings) -> dict[str, Any]:
@@ -213,6 +228,8 @@ def _lines(name: str, value: Any) -> list[str]:
             f"{human(value['available'])} available of {human(value['total'])}{cut}",
             f"pages of {pages['page'] >> 10} KiB{huge}",
         ]
+    if name == "pictures":
+        return _decoders(value)
     if name == "engines":
         gpus = [f"{g['title']}, {human(g['free'])} free of {human(g['memory'])}" for g in value["gpus"]]
         here = gpus or [value["accelerator"] or "no GPU was found"]
@@ -225,6 +242,17 @@ def _lines(name: str, value: Any) -> list[str]:
     if name == "notes":
         return value
     return [", ".join(f"{k} {v}" for k, v in value.items())]
+
+
+def _decoders(pictures: dict[str, Any]) -> list[str]:
+    if pictures["pillow"] is None:
+        return ["no decoder: pip install 'freehold[eyes]' installs Pillow"]
+    closed = (
+        "each picture is opened in a process that can open no file and no connection"
+        if pictures["closed_in"]
+        else "each picture is opened in a process of its own, limited in time and memory; this system cannot confine it"
+    )
+    return [f"Pillow {pictures['pillow']}: {', '.join(pictures['formats'])}", closed]
 
 
 def _engine(engine: dict[str, Any]) -> str:

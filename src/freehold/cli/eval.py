@@ -83,8 +83,9 @@ def command(
     ADAPTER is a PEFT folder or a GGUF adapter, so smollm2:135m+./mine is the model with the adapter in ./mine.
 
     A FILE.jsonl has one object per line with `prompt` or `messages`, and one of exact, contains, regex, json,
-    json_schema, tests, judge, or choices with answer. Answers are kept: an interrupted run continues, and after a
-    change, only the affected answers are computed again.
+    json_schema, tests, judge, or choices with answer. `images` lists pictures that come before a prompt: files in
+    the folder of FILE.jsonl, or data: URLs; messages have them as image_url parts. Answers are kept: an interrupted
+    run continues, and after a change, only the affected answers are computed again.
 
     --compare takes two folders with results, written by -o or by lm-eval, and pairs their items.
     """
@@ -147,7 +148,9 @@ def _evaluated(settings: Settings, model: str, request: EvalRequest, shown: Tria
     named = _named(store, model)
     results: list[TaskResult] = []
     with _opened(store, named, request) as subject:
-        for task in _named_once(make(subject.model.info.can_call) for make in makers):
+        tasks = _named_once(make(subject.model.info.can_call) for make in makers)
+        _check_sees(subject, tasks)
+        for task in tasks:
             results.append(evaluate(task, subject, settings.home, fresh=request.fresh, on_item=shown))
         if grader:
             results = _judged(store, results, subject, grader, settings.home)
@@ -162,6 +165,22 @@ def _evaluated(settings: Settings, model: str, request: EvalRequest, shown: Tria
             seconds=time.monotonic() - clock,
             cpu_seconds=_cpu_seconds() - used,
         )
+
+
+def _check_sees(subject: EvalSubject, tasks: Iterable[EvalTask]) -> None:
+    """Raise UsageError for a model that reads text alone where an item has pictures."""
+    from freehold.evals.pictures import images_of
+
+    if subject.model.can_see:
+        return
+    for task in tasks:
+        count = sum(bool(images_of(item.question.messages)) for item in task.items)
+        if count:
+            name = subject.model.name
+            raise UsageError(
+                f"{name} reads text only; {count} of {len(task.items)} items of {task.name} have pictures",
+                "freehold list says which models see",
+            )
 
 
 def _named_once(tasks: Iterable[EvalTask]) -> list[EvalTask]:

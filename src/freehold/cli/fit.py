@@ -19,7 +19,7 @@ from freehold.cli.report.facts import tokens
 from freehold.cli.shared import Amount, json_option, kv_option, table
 from freehold.config import Settings
 from freehold.machine import show_bytes
-from freehold.reports.fit import fit_report, needs, run_command
+from freehold.reports.fit import fit_report, needs, pictures_lines, run_command
 from freehold.terminal import Ticking
 
 HEAD = ("QUANT", "WEIGHTS", "CACHE", "OTHER", "NEEDS", "LONGEST", "LOAD s", "PREFILL tok/s", "DECODE tok/s")
@@ -104,7 +104,8 @@ def _where(place: Place) -> str:
 
 def _cells(row: Fit, held: Anatomy | None) -> tuple[str, ...]:
     memory = row.memory
-    cache, other = sum(memory.cache.values()), memory.activations + memory.overhead
+    cache = sum(memory.cache.values())
+    other = memory.activations + memory.overhead + memory.tower + memory.features
     return (
         row.anatomy.quant + (f" ({_HELD})" if row.anatomy is held else ""),
         show_bytes(memory.weights),
@@ -136,6 +137,8 @@ def _notes(place: Place, fitting: list[Fit], held: Anatomy | None) -> Iterable[s
     unknown = [row for row in fitting if not row.anatomy.cache_known]
     if unknown:
         yield "this model's layers are not known: its cache is not included, and the speeds leave it out"
+    if fitting:
+        yield from pictures_lines(_best(fitting, held))
     machine = place.machine
     for gpu in machine.gpus if machine else ():
         hint = f"--on {gpu.device} predicts for it" if gpu.device else "not in the catalogue"

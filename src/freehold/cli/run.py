@@ -30,7 +30,7 @@ from freehold.cli.chat.answer import (
 from freehold.cli.chat.chat import COMMANDS, Chat
 from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.opened import Opened, renderer, show, tell, tell_notes, write
-from freehold.cli.chat.pictures import check_sees, with_images
+from freehold.cli.chat.pictures import check_sees, tool_pictures, with_images
 from freehold.cli.chat.request import (
     LOADING,
     RunRequest,
@@ -44,6 +44,7 @@ from freehold.cli.chat.sessions import ChatSession, Sessions, unknown_server
 from freehold.cli.chat.starter import default_model
 from freehold.cli.helping import section
 from freehold.cli.options import SAMPLING, chosen, read_format, sampling_options, setting_options
+from freehold.cli.serving.options import checked_eyes, eyes_options
 from freehold.cli.shared import (
     draft_option,
     engine_option,
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
 @speculate_option
 @paging_option
 @setting_options(RunRequest, "pack", "adapter", "threads")
+@eyes_options
 @engine_option
 @setting_options(RunRequest, "local")
 @section("Chats and tools")
@@ -109,7 +111,7 @@ def command(ctx: click.Context, words: tuple[str, ...], **options: Any) -> None:
 
     If `freehold serve` is running, the server answers, and loads the model if necessary. With --local, or with an
     option that changes how a model is loaded (--context, --kv-type, --draft, --no-speculation, --adapter,
-    --threads, --engine), this command loads the model itself.
+    --threads, --eyes, --image-tokens, --engine), this command loads the model itself.
 
     If there is a GPU with an engine for it, and that engine is predicted to be faster, it answers, and the reason
     is printed. --engine freehold forces the CPU.
@@ -124,6 +126,8 @@ def command(ctx: click.Context, words: tuple[str, ...], **options: Any) -> None:
         overflow=options.pop("overflow"),
         format=read_format(options.pop("format")),
     )
+    options["eyes"] = checked_eyes(options["eyes"] or settings.eyes)
+    options["image_tokens"] = options["image_tokens"] or settings.image_tokens
     names = RunRequest.__dataclass_fields__.keys() - {"own"}
     source = click.core.ParameterSource.COMMANDLINE
     own = tuple(option for name, option in LOADING.items() if ctx.get_parameter_source(name) is source)
@@ -228,7 +232,8 @@ def _answer(
             )
         else:
             options = answers.stream_options()
-            stream = llm.stream(messages, logprobs=request.logprobs, **options, on_prefill=waiting)
+            chat = tool_pictures(messages, llm.info.can_see, tools.seeing if tools else tuple)
+            stream = llm.stream(chat, logprobs=request.logprobs, **options, on_prefill=waiting)
         _collect(stream, answer, renderer(request, data=answers.format is not None), waiting)
     info = llm.info
     warned = warnings(info, answer, answers)

@@ -16,7 +16,7 @@ from freehold.cli.helping import section
 from freehold.cli.options import setting_options
 from freehold.cli.serving.engines import OWN
 from freehold.cli.serving.logs import tell
-from freehold.cli.serving.options import ServeRequest, door_options, read_options
+from freehold.cli.serving.options import ServeRequest, door_options, eyes_options, read_options
 from freehold.cli.serving.running import named, serve_models
 from freehold.cli.shared import (
     draft_option,
@@ -45,6 +45,7 @@ from freehold.store import Store
 @speculate_option
 @paging_option
 @engine_option
+@eyes_options
 @setting_options(ServeRequest, "adapters", "threads", "cache_size", "keep_alive", "max_models", "disk_cache")
 @section("Limits")
 @setting_options(ServeRequest, "max_queued", "max_requests", "target_itl")

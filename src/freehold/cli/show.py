@@ -115,7 +115,9 @@ def _architecture(card: Mapping[str, Any]) -> str:
 def _sight(card: Mapping[str, Any]) -> str:
     """Say whether a model reads pictures; nothing of a model of text alone."""
     if card.get("sees"):
-        return f"yes, tower {human(card['eyes_bytes'])}"
+        least, most = card.get("least_tokens", 0), card.get("most_tokens", 0)
+        span = f"{least:,} to {most:,}" if 0 < least < most else f"{most:,}"
+        return f"yes, tower {human(card['eyes_bytes'])}{f', {span} tokens a picture' if most else ''}"
     return f"no: {card['blind']}" if card.get("blind") else ""
 
 

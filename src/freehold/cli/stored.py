@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict
 
 import click
@@ -12,6 +13,7 @@ from freehold.cli.shared import json_option, offline_option, table, with_offline
 from freehold.config import Settings
 from freehold.errors import FreeholdError, UsageError
 from freehold.store import Listed, ModelRef, Removed, Store
+from freehold.store.eyes import has_tower
 from freehold.store.records import STATE_WORDS
 from freehold.store.renewing import Renewal, fetched, renewable, renewal, take
 from freehold.store.space import human
@@ -36,14 +38,15 @@ def list_command(settings: Settings, as_json: bool) -> None:
     """
     models = Store(settings).list()
     if as_json:
-        listing = {"schema": SCHEMA, "home": str(settings.home), "models": [m.as_json() for m in models]}
+        rows = [{**m.as_json(), "sees": _sees(m)} for m in models]
+        listing = {"schema": SCHEMA, "home": str(settings.home), "models": rows}
         click.echo(json.dumps(listing, indent=1))
         return
     if not models:
         click.echo("no models yet: freehold pull qwen2.5-coder:0.5b fetches one", err=True)
         return
     table(
-        ("NAME", "SIZE", "PACKED", "OWNER", "STATE", "LAST USED"),
+        ("NAME", "SIZE", "PACKED", "SEES", "OWNER", "STATE", "LAST USED"),
         [_list_row(m) for m in models],
         right=(1, 2),
     )
@@ -55,7 +58,15 @@ def _list_row(m: Listed) -> tuple[str, ...]:
     if m.base:  # whose weights are counted in a row of their own
         size, state = human(m.held), f"{state}, weights of {m.base}"
     used = m.last_used[:10] or "never"
-    return m.name, size, human(m.pack_bytes) if m.pack_bytes else "", m.owner, state, used
+    packed = human(m.pack_bytes) if m.pack_bytes else ""
+    return m.name, size, packed, "yes" if _sees(m) else "", m.owner, state, used
+
+
+def _sees(m: Listed) -> bool:
+    """Return whether a model comes with a tower of pictures; `show` says whether Freehold runs it."""
+    with suppress(FreeholdError, OSError):
+        return m.state in ("ready", "changed") and has_tower(m)
+    return False
 
 
 # --- `freehold pull MODEL`: fetch a model, or reference one that is already on this machine ---------

@@ -25,6 +25,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Answer a prompt, or chat, with a model.",
             'freehold run qwen2.5-coder:0.5b "Reverse a string in Python."',
         ),
+        "transcribe": Verb(
+            "Turn recordings of speech into text or subtitles.",
+            "freehold transcribe talk.wav --model whisper-base --srt",
+        ),
         "embed": Verb("Turn texts into vectors.", 'freehold embed all-minilm:22m "a cat" "a dog"'),
     },
     "Choose a model": {

@@ -128,7 +128,18 @@ def sight(listed: Listed, file: ModelFile) -> dict[str, Any]:
             why, size = _folder_blind(file, family_of(file.config)[0])
     except FreeholdError:
         return {"sees": False, "blind": ""}
-    return {"sees": bool(size) and not why, "eyes_bytes": size, "blind": why}
+    sees = bool(size) and not why
+    return {"sees": sees, "eyes_bytes": size, "blind": why, **(_tokens(listed) if sees else {})}
+
+
+def _tokens(listed: Listed) -> dict[str, int]:
+    """Return how many tokens a picture becomes; zeros where the tower does not say."""
+    from freehold.models.sight import tower_need
+
+    need = None
+    with suppress(FreeholdError):
+        need = tower_need(listed.eyes or listed.path)
+    return {"least_tokens": need.least if need else 0, "most_tokens": need.most if need else 0}
 
 
 def _gguf_blind(listed: Listed, file: GGUFFile, family: Family) -> str:

@@ -18,8 +18,10 @@ from freehold.advisor.file_anatomy import ROUNDINGS, from_file
 from freehold.advisor.fit import Fit, Misfit, Place
 from freehold.catalog import quants
 from freehold.catalog.model import Model
+from freehold.choosing import with_published_tower, with_tower
 from freehold.config import Settings
 from freehold.errors import ModelNotFound, UsageError
+from freehold.layers import PICTURES_AT_ONCE
 from freehold.machine import show_bytes
 from freehold.types import KvType
 
@@ -102,7 +104,7 @@ def _find(settings: Settings, text: str, disk: bool) -> tuple[Anatomy | None, Mo
         ref = store.resolve(text, disk=disk)
     except ModelNotFound:
         return None, catalog.model(text), False  # raises with the nearest names
-    held, known = from_file(ref.path, ref.rounding), None
+    held, known = with_tower(from_file(ref.path, ref.rounding), ref), None
     for name in (text, ref.name):
         with suppress(ModelNotFound):
             known = known or catalog.model(name)
@@ -132,13 +134,18 @@ def _anatomies(held: Anatomy | None, known: Model | None, quant: str, place: Pla
     if held is not None:
         own = [held] if quant.upper() in ("", "ALL", held.quant.upper()) else []
         return [*own, *(_in_quant(held, name) for name in names if name != held.quant)]
-    return [from_catalogue(known, name) for name in names] if known else []
+    if known is None:
+        return []
+    published = [from_catalogue(known, name) for name in names]
+    return published if place.rig else [with_published_tower(each, known) for each in published]
 
 
 def _in_quant(held: Anatomy, name: str) -> Anatomy:
     """Return a stored model in another quantisation; a folder's weights in a rounding by their own shapes."""
     folder = held.path is not None and held.path.is_dir()
-    return from_file(held.path, name) if folder and held.path and name in ROUNDINGS else in_quant(held, name)
+    if folder and held.path and name in ROUNDINGS:
+        return replace(from_file(held.path, name), tower=held.tower)
+    return in_quant(held, name)
 
 
 def _names(quant: str, place: Place, native: str) -> Iterable[str]:
@@ -190,7 +197,8 @@ def _row_json(row: Fit | Misfit, held: Anatomy | None, known: Model | None) -> d
     parts = None
     if memory is not None:
         parts = {"weights": memory.weights, "cache": dict(memory.cache), "activations": memory.activations}
-        parts |= {"overhead": memory.overhead, "total": memory.total}
+        parts |= {"overhead": memory.overhead, "tower": memory.tower, "features": memory.features}
+        parts["total"] = memory.total
     shared = {
         "quant": row.anatomy.quant,
         "held": row.anatomy is held,
@@ -200,6 +208,7 @@ def _row_json(row: Fit | Misfit, held: Anatomy | None, known: Model | None) -> d
         "memory": parts,
         "needs": needs(row),
         "longest_context": row.longest or None,
+        "pictures": _pictures_json(row),
     }
     if isinstance(row, Misfit):
         return shared | {"reason": row.reason, "hint": row.hint}
@@ -211,6 +220,43 @@ def _row_json(row: Fit | Misfit, held: Anatomy | None, known: Model | None) -> d
         "basis": row.basis,
         "command": run_command(row, known, held) or None,
     }
+
+
+def _pictures_json(row: Fit | Misfit) -> dict[str, Any] | None:
+    """Return what pictures take; None for a model that reads text alone, or is judged elsewhere."""
+    tower = row.anatomy.tower
+    if tower is None or row.place.rig is not None:
+        return None
+    times = row.screen if isinstance(row, Fit) else None
+    return {
+        "tower": tower.name or None,
+        "least_tokens": tower.least or None,
+        "most_tokens": tower.most or None,
+        "at_once": PICTURES_AT_ONCE,
+        "at_once_bytes": tower.at_once or None,
+        "screen": times
+        and {
+            "width": times.picture.width,
+            "height": times.picture.height,
+            "tokens": times.picture.tokens,
+            "encode_s": times.encode.as_json(),
+            "prefill_s": times.prefill.as_json(),
+        },
+    }
+
+
+def pictures_lines(row: Fit | Misfit) -> Iterable[str]:
+    """Say what a model's tower takes, and what a screenshot costs."""
+    tower = row.anatomy.tower
+    if tower is None or row.place.rig is not None:
+        return
+    kept = f"{show_bytes(tower.kept)} of their features"
+    yield f"pictures: {show_bytes(tower.weights)} for the tower and up to {kept}, within the memory above"
+    if isinstance(row, Fit) and (times := row.screen) is not None:
+        picture = times.picture
+        size = f"{picture.width} x {picture.height} pixels: {picture.tokens:,} tokens"
+        yield f"a picture of {size}, {times.encode} s to encode and {times.prefill} s of prefill"
+        yield f"{PICTURES_AT_ONCE} of them at once: {show_bytes(tower.at_once)} more"
 
 
 # --- what a model needs in memory, in one sentence: Models, Engine, `fit` and `ps` all say this one -

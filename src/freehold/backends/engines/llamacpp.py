@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from freehold.backends.contract import (
+    DeployedTower,
     DeployPlan,
     EngineName,
     EngineNumbers,
@@ -34,6 +35,7 @@ from freehold.backends.engines.started import StartedEngine, series
 from freehold.backends.engines.wire import EngineWire
 from freehold.backends.flags.check import BY_OPTION
 from freehold.backends.flags.schema import schema_of_help
+from freehold.backends.planning.eyes import llamacpp_counts
 from freehold.backends.planning.one_machine import room
 from freehold.backends.planning.wording import Wording, opened, refuse_old
 from freehold.errors import UsageError
@@ -46,6 +48,7 @@ from freehold.types import Format
 COMMAND = ("llama-server",)
 HELP_S = 20.0  # it takes 0.1 s, and longer where it wakes a GPU
 KEY = SecretRef("LLAMA_API_KEY")
+MICRO_BATCH = 512  # tokens of it, unless --ubatch-size says otherwise
 # Of its caches; a quantised value cache needs flash attention.
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 _PHASES = (
@@ -169,6 +172,8 @@ def _flags(words: Wording, layout: Layout, listens: Listens, embeds: bool) -> No
         add("--embedding", True, "it gives vectors, not text")
         for batch in ("--batch-size", "--ubatch-size"):
             add(batch, layout.context, "a text whose tokens all see each other is computed in one batch")
+    if request.model.tower is not None and not embeds and words.off("--mmproj-auto") is not False:
+        _pictures(words, layout, request.model.tower)
     if kind := request.cache_type:
         if kind not in CACHE_TYPES:
             raise UsageError(f"{kind!r} is not a cache of llama.cpp", f"it has {', '.join(CACHE_TYPES)}")
@@ -176,6 +181,27 @@ def _flags(words: Wording, layout: Layout, listens: Listens, embeds: bool) -> No
             add(f"--cache-type-{side}", kind, "asked for")
         if kind not in ("f32", "f16", "bf16"):
             add("--flash-attn", "on", "a quantised value cache needs it")
+
+
+def _pictures(words: Wording, layout: Layout, tower: DeployedTower) -> None:
+    """Add the tower beside the model, and limits by which its tokens are counted as ours."""
+    counts, add = llamacpp_counts(tower), words.add
+    add("--mmproj", tower.file, "its tower: it reads pictures")
+    if counts.most:
+        add("--image-min-tokens", counts.least, "as the model's own files have it: llama.cpp takes constants")
+        add("--image-max-tokens", counts.most, "as the model's own files have it: llama.cpp takes constants")
+    # An image whose rows see each other and that is larger than a micro-batch ends the whole process.
+    most = words.number("--image-max-tokens") or counts.most or tower.most
+    if tower.whole and most > MICRO_BATCH:
+        for batch in ("--batch-size", "--ubatch-size"):
+            add(
+                batch,
+                -(-most // MICRO_BATCH) * MICRO_BATCH,
+                "a picture whose rows see each other is one batch",
+            )
+    if counts.note:
+        words.notes.append(counts.note)
+    words.sees(layout, "--image-max-tokens")
 
 
 def fitted(plan: DeployPlan, printed: str) -> DeployPlan:

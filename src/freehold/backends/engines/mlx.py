@@ -24,6 +24,7 @@ from freehold.serving import Job
 
 STARTED_WITH = "default_model"  # its own word for the model of its command line
 OPEN = "mlx_lm's server has no key: every program on this machine that finds its port may ask it"
+BLIND = "mlx_lm's server reads text alone: pictures are refused; --engine llamacpp with a GGUF and its tower reads them"
 _PHASES = ((r"Fetching|[Ll]oading", "loading weights"), (r"Starting httpd", "up"))
 
 
@@ -84,6 +85,8 @@ class Mlx(StartedEngine):
         add("--max-tokens", layout.context, "an answer without a limit ends with the context")
         add("--log-level", "INFO", "DEBUG writes what is asked")
         words.notes.append(OPEN)
+        if request.model.sees:
+            words.notes.append(BLIND)
         return words.plan(
             self.name,
             request.engine.command or ("mlx_lm.server",),

@@ -15,7 +15,7 @@ import asyncio
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +63,16 @@ class OllamaWire(EngineWire):
     sampling = SAMPLING
 
 
+OPEN = (
+    "Ollama has no key: every program on this machine that finds its port may ask it. "
+    "--engine llamacpp runs the same file on a socket that is yours alone."
+)
+SEES = (
+    "Ollama takes no limit of picture tokens: how many it makes of a picture may differ from Freehold's engine; "
+    "--engine llamacpp counts as Freehold does where it can"
+)
+
+
 class Ollama(StartedEngine):
     """Implements contract.EngineDriver."""
 
@@ -90,15 +100,13 @@ class Ollama(StartedEngine):
             listens=Listens(port=request.port),
             cache_bytes=0,  # its variables have no room for one
             cache_type="",
-            notes=(
-                "Ollama has no key: every program on this machine that finds its port may ask it. "
-                "--engine llamacpp runs the same file on a socket that is yours alone.",
-            ),
+            notes=(OPEN, *([SEES] if request.model.tower is not None else [])),
         )
 
     async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
         """Start it with a store of its own, and return it once the model is made. Raises UsageError, EngineLost."""
-        digest = await asyncio.to_thread(linked, Path(plan.model.source), folder / MODELS / "blobs")
+        sources, blobs = _files(plan), folder / MODELS / "blobs"
+        files = {path.name: await asyncio.to_thread(linked, path, blobs) for path in sources}
         placed = filled(plan, folder)
         listens = placed.listens
         environment = {
@@ -109,7 +117,7 @@ class Ollama(StartedEngine):
         }
         engine = await super().launch(replace(placed, environment=environment), folder)
         try:
-            await _create_model(engine, digest, self.least)
+            await _create_model(engine, files, self.least)
         except BaseException:  # an old one; cancelled: it was asked to end meanwhile
             engine.kill("it was not needed any more")
             await engine.ended
@@ -157,6 +165,12 @@ def _environment(context: int, streams: int, cache_type: str) -> dict[str, str]:
     }
 
 
+def _files(plan: DeployPlan) -> tuple[Path, ...]:
+    """Return the model's file, and its tower's where it sees: Ollama tells them apart by their headers."""
+    tower = plan.model.tower
+    return (Path(plan.model.source), *([Path(tower.file)] if tower is not None else []))
+
+
 def linked(file: Path, blobs: Path) -> str:
     """Put a file into a store's blobs under its digest, without copying it; return `sha256:...`."""
     with open(file, "rb") as f:
@@ -172,12 +186,14 @@ def linked(file: Path, blobs: Path) -> str:
     return f"sha256:{digest}"
 
 
-async def _create_model(engine: LaunchedEngine, digest: str, least: str) -> None:
-    """Wait until it answers, and have the model made; an engine that cannot is ended, and says why.
+async def _create_model(engine: LaunchedEngine, files: Mapping[str, str], least: str) -> None:
+    """Wait until it answers, and have the model made of `files`, names and digests.
+
+    An engine that cannot is ended, and says why.
 
     Raises UsageError for a version below `least`: the program on PATH was not asked for its own before.
     """
-    name, file = engine.plan.model.name, Path(engine.plan.model.source).name
+    name = engine.plan.model.name
     async with EngineClient(engine.url.removesuffix("/v1")) as ask:
         response = None
         while not engine.ended.done():
@@ -189,11 +205,11 @@ async def _create_model(engine: LaunchedEngine, digest: str, least: str) -> None
             return
         version = str(response.member("version") or "")
         refuse_old(Ollama.title, "" if version == UNNUMBERED else version, least)
-        body = {"model": name, "files": {file: digest}, "stream": False}
+        body = {"model": name, "files": dict(files), "stream": False}
         response = await ask.post("/api/create", body, limit_s=CREATE_S)
         if response is None or response.status != 200:
             why = response.member("error") if response is not None else None
-            engine.kill(f"it made no model of {file}: {why or 'no answer'}")
+            engine.kill(f"it made no model of {', '.join(files)}: {why or 'no answer'}")
 
 
 DRIVER = Ollama()

@@ -17,6 +17,7 @@ from freehold import private
 from freehold._native import BLOCK_TOKENS
 from freehold.advisor.anatomy import Anatomy
 from freehold.backends.contract import (
+    DeployedModel,
     DeployPlan,
     EngineName,
     EngineNumbers,
@@ -169,7 +170,7 @@ class OwnEngine(StartedEngine):
         return _plan(
             request,
             flags,
-            links={file_name(model.name): model.source},
+            links={file_name(model.name): model.source, **_tower_link(model, file_name(model.name))},
             notes=(f"{model.source} has to be on each machine, under this path",),
         )
 
@@ -209,8 +210,15 @@ def _found(request: PlanRequest, home: Path) -> tuple[str, str, dict[str, str]]:
         return request.stored, request.stored, links
     file = file_name(request.model.name.lower())
     links[file if source.is_file() else file.removesuffix(".gguf")] = str(source)
+    links |= _tower_link(request.model, file)
     served = file.removesuffix(".gguf")
     return f"{{folder}}/{file if source.is_file() else served}", served, links
+
+
+def _tower_link(model: DeployedModel, file: str) -> dict[str, str]:
+    """Return the link to a tower beside a GGUF: the server finds it by its name."""
+    tower = model.tower
+    return {f"mmproj-{file}": tower.file} if tower is not None and tower.file else {}
 
 
 def _kv_type(request: PlanRequest) -> list[PlannedFlag]:

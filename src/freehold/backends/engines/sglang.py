@@ -21,6 +21,7 @@ from freehold.backends.contract import (
 )
 from freehold.backends.engines.started import StartedEngine, of_label, series
 from freehold.backends.engines.wire import EngineWire, salt
+from freehold.backends.planning.eyes import ONLY_PICTURES
 from freehold.backends.planning.layout import EngineTraits, Wanted
 from freehold.backends.planning.planning import laid_out
 from freehold.backends.planning.wording import Wording, opened, source
@@ -187,9 +188,23 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
         words.drafts(_drafting, "--speculative-algorithm")
     else:
         add("--is-embedding", True, "it gives vectors, not text")
+    if request.model.sees:
+        _pictures(words, layout)
     add("--enable-metrics", True, "its counters show that it lives")
     add("--enable-cache-report", True, "tells how much of a prompt was cached")
     add("--enable-priority-scheduling", True, "requests carry the priority of our queue")
+
+
+def _pictures(words: Wording, layout: Layout) -> None:
+    """Add the flags of a model that sees: pictures alone, as many as our server takes, none fetched."""
+    words.add("--enable-multimodal", True, "for some families SGLang leaves the tower out otherwise")
+    words.add("--allowed-media-domains", "none.invalid", "pictures come in requests: it fetches none")
+    words.add(
+        "--limit-mm-data-per-request",
+        ONLY_PICTURES,
+        "as many pictures as Freehold's server takes, no video or sound",
+    )
+    words.sees(layout, "--mm-process-config")
 
 
 def _drafting(model: str) -> str:

@@ -24,6 +24,7 @@ from freehold.backends.contract import (
     SecretRef,
 )
 from freehold.backends.engines.started import StartedEngine, of_label, series
+from freehold.backends.planning.eyes import ONLY_PICTURES, PICTURES_GIB
 from freehold.backends.planning.layout import EngineTraits
 from freehold.backends.planning.planning import laid_out
 from freehold.backends.planning.wording import DRAIN_S, Wording, opened, source
@@ -207,13 +208,29 @@ def _flags(words: Wording, layout: Layout, listens: Listens, meets: bool) -> Non
             words.drafts(_drafting, "--speculative-config")
     else:
         add("--runner", "pooling", "it gives vectors, not text")
-    if any(part.role == "towers" for part in request.model.anatomy.parts):
-        add("--allowed-media-domains", "none.invalid", "pictures come in requests: it fetches none")
+    if request.model.sees:
+        _pictures(words, layout)
     add("--enable-prompt-tokens-details", True, "tells how much of a prompt was cached")
     add("--scheduling-policy", "priority", "requests carry the priority of our queue")
     add("--shutdown-timeout", DRAIN_S, "its answers end before it does; 0, its default, cuts them")
     add("--disable-fastapi-docs", True, "closes /docs and /openapi.json")
     add("--disable-uvicorn-access-log", True, "a line a request would fill the ring of its log")
+
+
+def _pictures(words: Wording, layout: Layout) -> None:
+    """Add the flags of a model that sees: pictures alone, as many as our server takes, none fetched or read."""
+    words.add("--allowed-media-domains", "none.invalid", "pictures come in requests: it fetches none")
+    words.add(
+        "--limit-mm-per-prompt",
+        ONLY_PICTURES,
+        "as many pictures as Freehold's server takes, no video or sound",
+    )
+    words.add(
+        "--mm-processor-cache-gb",
+        PICTURES_GIB,
+        "pictures of continuing chats; its default is 4 GiB a process",
+    )
+    words.sees(layout, "--mm-processor-kwargs")
 
 
 def _drafting(model: str) -> str:

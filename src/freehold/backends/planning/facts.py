@@ -21,6 +21,7 @@ from freehold.advisor.anatomy import Anatomy, WeightGroup, expert_width, from_ca
 from freehold.advisor.file_anatomy import SizeKeys, config_context, config_head_dim, config_layers, from_file
 from freehold.backends.contract import DeployedModel, Nodes, named
 from freehold.backends.planning import parsers
+from freehold.backends.planning.eyes import with_folder, with_mmproj
 from freehold.catalog import quants
 from freehold.catalog.hardware import Device, Rig, device, rig
 from freehold.catalog.model import Model
@@ -72,17 +73,21 @@ def deployed(settings: Settings, text: str, *, name: str = "", quant: str = "") 
         except ModelNotFound:
             pass
         else:
-            return replace(of_path(ref.path, ref.name), name=named(name or ref.name))
+            return replace(of_path(ref.path, ref.name, ref.eyes), name=named(name or ref.name))
     return replace(at_the_hub(parsed.repo or text, quant or parsed.quant), name=named(name or text))
 
 
-def of_path(path: Path, name: str = "") -> DeployedModel:
-    """Return a folder of safetensors or a GGUF file. `name`: what else it is called, for its family."""
+def of_path(path: Path, name: str = "", mmproj: Path | None = None) -> DeployedModel:
+    """Return a folder of safetensors or a GGUF file. `name`: what else it is called, for its family.
+
+    `mmproj`: the tower of a GGUF; None: the one that lies beside it and fits, if there is one.
+    """
     if not path.exists():
         raise ModelNotFound(f"there is no {path}", "name a folder, a GGUF file, or a model of the catalogue")
     if path.is_dir() or path.suffix == ".safetensors":
-        return _of_folder(path if path.is_dir() else path.parent, name)
-    return _of_gguf(path, name)
+        folder = path if path.is_dir() else path.parent
+        return with_folder(_of_folder(folder, name), folder)
+    return with_mmproj(_of_gguf(path, name), path, mmproj)
 
 
 def at_the_hub(text: str, quant: str = "") -> DeployedModel:

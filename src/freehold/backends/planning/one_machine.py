@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from freehold.advisor.anatomy import Anatomy
 from freehold.backends.contract import DeployedModel, Layout, ParallelSizes, PlanRequest
+from freehold.backends.planning.eyes import PICTURES_GIB
 from freehold.backends.planning.layout import (
     COPIES,
     EngineTraits,
@@ -45,6 +46,8 @@ def on_processors(request: PlanRequest, traits: EngineTraits, wishes: Wishes) ->
     sizes, replicas = _sizes(request, traits, wishes), request.replicas or 1
     streams = wishes.streams or request.streams or CPU_STREAMS
     fixed = PROCESS_BYTES * (1 + sizes.devices) + anatomy.weight_bytes * sizes.data
+    if request.model.sees:  # the server and each engine keep pictures as the processor left them
+        fixed += PICTURES_GIB * (1 << 30) * (1 + sizes.data)
     free = CPU_SHARE * request.nodes.rig.memory_bytes / replicas - fixed
     each = _sequence(anatomy, context)
     cache = wishes.cache_bytes * sizes.devices or _cache(streams, each, free, sizes, request.model)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from freehold.backends.contract import DeployPlan, ParallelSizes
+from freehold.backends.contract import DeployedModel, DeployPlan, ParallelSizes
 from freehold.machine import show_bytes
 
 # Fields of a plan that its JSON has as they are.
@@ -44,6 +44,8 @@ def _started(plan: DeployPlan) -> Iterable[str]:
     )
     weights = f"{model.anatomy.quant}{rounded}, {show_bytes(model.anatomy.weight_bytes)}"
     yield f"  weights    {model.source}, {weights}"
+    if plan.sees:
+        yield f"  sees       {pictures(model)}"
     count = plan.inner.replicas if plan.inner else plan.replicas
     replicas = f"{count} {'replica' if count == 1 else 'replicas'}"
     several = f"{replicas} of {plan.across} nodes" if plan.across > 1 else replicas
@@ -89,6 +91,16 @@ def _started(plan: DeployPlan) -> Iterable[str]:
         yield f"note: {note}"
 
 
+def pictures(model: DeployedModel) -> str:
+    """Word a model's tower: its weights, and how many tokens a picture becomes."""
+    size = show_bytes(round(sum(part.bytes for part in model.anatomy.parts if part.role == "towers")))
+    tower = model.tower
+    if tower is None or not tower.most:
+        return f"yes, tower of {size}"
+    counts = f"{tower.least:,} to {tower.most:,}" if tower.least < tower.most else f"{tower.most:,}"
+    return f"yes, tower of {size}; a picture becomes {counts} tokens"
+
+
 def engine(plan: DeployPlan) -> str:
     """Name the engine, and whose flags it was checked against."""
     version = f"{plan.engine} {plan.version}" if plan.version else f"{plan.engine}, unknown version"
@@ -128,6 +140,7 @@ def as_dict(plan: DeployPlan) -> dict[str, Any]:
             "quant": plan.model.anatomy.quant,
             "family": plan.model.family,
             "base": plan.model.base,
+            "sees": plan.sees,
         },
         "hardware": {"rig": plan.nodes.rig.name, "nodes": plan.nodes.count, "here": plan.nodes.here},
         "command": list(plan.command),

@@ -21,6 +21,7 @@ from freehold.backends.contract import (
     PlanRequest,
 )
 from freehold.backends.flags import check, schema
+from freehold.backends.planning.eyes import beyond_context
 from freehold.backends.planning.layout import Wanted, Wishes, attention, stretch_of
 from freehold.backends.planning.parsers import parser_names
 from freehold.catalog.model import Stretch
@@ -212,6 +213,12 @@ class Wording:
             if own:
                 what = "its own layers can draft tokens (MTP)"
             self.notes.append(f"{what}, which is faster for few users: {words('' if own else other)}")
+
+    def sees(self, layout: Layout, sizes: str = "") -> None:
+        """Note what a user should know of pictures. `sizes`: the flag by which the engine resizes them otherwise."""
+        self.notes += filter(None, [beyond_context(self.request, layout.context)])
+        if sizes and self.value(sizes):
+            self.notes.append(f"{sizes} changes how many tokens a picture becomes: counts are the engine's")
 
     def plan(self, engine: EngineName, command: Sequence[str], layout: Layout, **own: Any) -> DeployPlan:
         """Return the plan, with the user's own flags at the end. `own`: what else it has, as DeployPlan.of takes it."""

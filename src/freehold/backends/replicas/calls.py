@@ -51,7 +51,7 @@ def abilities_of(plan: DeployPlan) -> Abilities:
     names = {flag.name for flag in plan.flags}
     parses = any("tool" in name and "parser" in name for name in names) or "--jinja" in names
     return Abilities(
-        images=bool(plan.attached) or any(p.role == "towers" for p in plan.model.anatomy.parts),
+        images=bool(plan.attached) or plan.sees,
         tools=parses or bool(plan.attached) or plan.engine in ("ollama", "mlx", "freehold"),
         logprobs=True,
         several=plan.engine not in ("ollama", "mlx"),

@@ -22,6 +22,7 @@ from freehold.backends.contract import DeploymentRow, DeployPlan, EngineDriver
 from freehold.backends.replicas.affinity import PrefixRing, pick, prefix_key
 from freehold.backends.replicas.answer import ITS_OWN, MAX_LOST, DeployedStream
 from freehold.backends.replicas.calls import EngineCalls
+from freehold.backends.replicas.pictures import PictureDoor
 from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits
 from freehold.errors import EngineClosed, EngineLost, Overloaded, UsageError
 from freehold.providers.contract import UpstreamFault
@@ -60,6 +61,7 @@ class ReplicaSet:
         self._turn = asyncio.Event()  # set whenever a replica's state is another one
         self._waiting = 0
         self._closed = False
+        self.door = PictureDoor()
 
     # --- what it is -------------------------------------------------------------------------------
 
@@ -114,7 +116,8 @@ class ReplicaSet:
     # --- requests ---------------------------------------------------------------------------------
 
     async def start(self, job: Job) -> DeployedStream:
-        """Ask a replica; return once its first token has come."""
+        """Ask a replica; return once its first token has come. Raises UsageError for a picture that none may get."""
+        await self.door.check(job, self.plan)
         self.requests += 1
         stream = DeployedStream(self, job, prefix_key(job))
         await stream.open()

@@ -22,6 +22,7 @@ from freehold.backends.drivers import driver_of
 from freehold.backends.process.supervisor import end_left, temporary_prefix
 from freehold.backends.replicas.calls import EngineCalls, abilities_of
 from freehold.backends.replicas.deployment import ReplicaSet
+from freehold.backends.replicas.pictures import pictures_of, without_pictures
 from freehold.backends.replicas.replica import DEFAULTS, Replica, ReplicaLimits
 from freehold.delegating import DelegatingHandle
 from freehold.errors import (
@@ -315,12 +316,21 @@ class DeployedHandle:
         return await self._replicas.start(job)
 
     async def count(self, job: Job) -> int:
+        if pictures_of(job) and self._replicas.plan.engine != "freehold":
+            return await self._estimated(job)
         if self._tokenizer is not None:
             with suppress(FreeholdError, TimeoutError):  # an estimate is better than no answer
                 return await self._counted(job)
         parts = [job.prompt or ""] if job.messages is None else [m.content for m in job.messages]
         chars = sum(len(part) if isinstance(part, str) else CHARS_A_TOKEN * len(part) for part in parts)
         return EstimatedCount(max(-(-chars // CHARS_A_TOKEN), 1))
+
+    async def _estimated(self, job: Job) -> EstimatedCount:
+        """Count a chat with pictures: an engine's tokenizer takes each for one token, so theirs are counted here."""
+        door, plan = self._replicas.door, self._replicas.plan
+        await door.check(job, plan)
+        pictures = await door.tokens(job, plan) or 0
+        return EstimatedCount(await self.count(without_pictures(job)) + pictures)
 
     async def _counted(self, job: Job) -> int:
         if isinstance(job.prompt, tuple):

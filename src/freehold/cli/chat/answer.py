@@ -52,6 +52,7 @@ class StreamedAnswer:
     stopped: bool = False  # by Ctrl-C
     cut: bool = False  # max_tokens or the context ended it
     dropped: int = 0
+    warnings: tuple[str, ...] = ()  # of the prompt, from what computes it
     logprobs: list[TokenLogprob] = field(default_factory=list)
     pieces: int = 0
     first: float = 0.0
@@ -70,6 +71,7 @@ class StreamedAnswer:
         self.thinking += chunk.thinking
         self.usage = chunk.usage or self.usage
         self.dropped += chunk.dropped_messages
+        self.warnings += chunk.warnings
         self.logprobs += chunk.logprobs
         self.cut = self.cut or chunk.finish_reason == "length"
 
@@ -101,7 +103,7 @@ def stop(stream: Iterator[Chunk]) -> None:
 
 
 def warnings(info: ModelInfo, answer: StreamedAnswer, settings: AnswerSettings) -> list[str]:
-    lines = []
+    lines = [*answer.warnings]
     if answer.dropped:
         lines.append(f"context full: the {answer.dropped} oldest messages were left out")
     if answer.looped:
@@ -125,6 +127,8 @@ def as_json(
     if usage is not None:
         for name in ("prefill_s", "decode_s", "prefill_tok_s", "decode_tok_s"):
             timings[name] = round(getattr(usage, name), 4)
+        if usage.opening_s or usage.encoding_s:
+            timings |= {"opening_s": round(usage.opening_s, 4), "encoding_s": round(usage.encoding_s, 4)}
     used = usage.prompt_tokens + usage.completion_tokens if usage else 0
     plain = {
         "model": info.name,
@@ -164,8 +168,11 @@ def speeds(answer: StreamedAnswer) -> str:
             f"; {usage.accepted_tokens:,} of {usage.drafted_tokens:,} drafted tokens accepted, "
             f"{usage.tokens_per_step:.2f} tokens per step"
         )
+    pictures = ""
+    if usage.opening_s or usage.encoding_s:
+        pictures = f"pictures decoded in {usage.opening_s:.2f} s, encoded in {usage.encoding_s:.2f} s; "
     return (
-        f"prefill {usage.prompt_tokens:,} tokens at {usage.prefill_tok_s:,.1f} tok/s{cached}; "
+        f"{pictures}prefill {usage.prompt_tokens:,} tokens at {usage.prefill_tok_s:,.1f} tok/s{cached}; "
         f"decode {usage.completion_tokens:,} tokens at {usage.decode_tok_s:,.1f} tok/s{guessed}"
     )
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,14 @@ import click
 
 from freehold.cli.chat.answer import ADVICE, AnswerSettings, LoopGuard, StreamedAnswer, Waiting, stop
 from freehold.cli.chat.markdown import Renderer
-from freehold.cli.chat.pictures import check_sees, described, dropped, images_of, with_images
+from freehold.cli.chat.pictures import (
+    check_sees,
+    described,
+    dropped,
+    images_of,
+    tool_pictures,
+    with_images,
+)
 from freehold.cli.chat.request import read_text_file
 from freehold.cli.chat.sessions import ChatKeeper, ChatSession, ChatTurn, Sessions, check_name, with_file
 from freehold.cli.helping import in_words
@@ -71,8 +78,10 @@ class Conversation:
         self._system, self._turns = system, list[ChatTurn]()
         self._keeper = ChatKeeper(sessions, ChatSession(model=model.name), say)
         self._streamed = StreamedAnswer()  # the answer that comes now
+        # Models that see, for a sentence to one that does not.
+        self._seeing: Callable[[], Sequence[str]] = tuple
         if tools is not None:
-            tools.heard = self._heard
+            tools.heard, self._seeing = self._heard, tools.seeing
             self._keeper = ChatKeeper(sessions, self._keeper.session, say, tools.server_of)
         if session is not None:
             self._take(session, system)
@@ -83,7 +92,8 @@ class Conversation:
     def messages(self) -> list[Message]:
         """The messages so far, as a model reads them."""
         begin = [Message("system", self._system)] if self._system else []
-        return [*begin, *(turn.message for turn in self._turns)]
+        chat = [*begin, *(turn.message for turn in self._turns)]
+        return [*tool_pictures(chat, self.facts.can_see, self._seeing)]
 
     @property
     def session(self) -> ChatSession:

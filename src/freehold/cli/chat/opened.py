@@ -31,7 +31,7 @@ from freehold.serving import ModelInfo
 from freehold.store import ModelRef, Store
 from freehold.store.naming import NamedModel, adapter_of, parted
 from freehold.terminal import Ticking
-from freehold.types import Message
+from freehold.types import Message, image_budget
 
 if TYPE_CHECKING:
     from freehold.backends.finding import EngineChoice
@@ -278,6 +278,8 @@ def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:
         adapters={name: path} if path else None,
         threads=request.threads,
         allow_paging=request.allow_paging,
+        eyes=request.eyes,
+        image_tokens=image_budget(request.image_tokens) if request.image_tokens else None,
         packs=store.packs if request.pack else None,
     )
     llm.adapters.default = name

@@ -6,14 +6,21 @@ Knows paths and messages; knows no model and no decoding: the model's side opens
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from freehold.errors import UsageError
+from freehold.errors import FreeholdError, UsageError
+from freehold.store import Store
+from freehold.store.eyes import has_tower
+from freehold.tools.pictures import shown_to
 from freehold.types import Image, Message, media_type_of
 
 MAX_LINE = 8192  # characters of a line that may be paths
+# Of all pictures of a request: a server takes 16 MiB, in which base64 is a third longer and text has its place.
+MAX_SENT_BYTES = 11 << 20
+_NAMED = 5  # models of a sentence
 
 
 def check_sees(name: str, can_see: bool) -> None:
@@ -23,6 +30,27 @@ def check_sees(name: str, can_see: bool) -> None:
             f"{name} reads text alone and cannot be shown pictures",
             "freehold show NAME says whether a model sees; in a chat, /model NAME switches to one",
         )
+
+
+def tool_pictures(
+    messages: Sequence[Message], can_see: bool, who: Callable[[], Sequence[str]] = tuple
+) -> tuple[Message, ...]:
+    """Return a chat with those pictures of tools that a model is shown; see freehold.tools.pictures.
+
+    `who`: looks for models that see, for one that reads text alone.
+    """
+    unseen = not can_see and any(message.role == "tool" and message.parts for message in messages)
+    return shown_to(messages, can_see, MAX_SENT_BYTES, who() if unseen else ())
+
+
+def installed_seeing(store: Store) -> tuple[str, ...]:
+    """Return installed models that come with a tower, as many of them as a sentence takes."""
+    names: list[str] = []
+    for model in store.list():
+        with suppress(FreeholdError, OSError):
+            if model.state == "ready" and len(names) < _NAMED and has_tower(model):
+                names.append(model.name)
+    return tuple(names)
 
 
 def with_images(images: Sequence[Image], text: str) -> Message:

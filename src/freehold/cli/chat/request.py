@@ -32,6 +32,8 @@ LOADING = {
     "draft": "--draft",
     "adapter": "--adapter",
     "threads": "--threads",
+    "eyes": "--eyes",
+    "image_tokens": "--image-tokens",
     "allow_paging": "--allow-paging",
     "pack": "--no-pack",
 }
@@ -59,6 +61,8 @@ class RunRequest:
     )
     threads: int | None = option(None, "Number of compute threads.", least=1, most=1024)
     allow_paging: bool = False
+    eyes: str = "lazy"  # this and the next are options of the settings
+    image_tokens: str = ""
     pack: bool = option(
         True,
         "Keep a packed copy of the weights, as large as the file; without it each load takes longer.",

@@ -16,7 +16,6 @@ from typing import Any
 from freehold.chats.folder import ChatFolder
 from freehold.chats.pictures import ChatPictures
 from freehold.chats.types import (
-    UNSEEN_PICTURES,
     AskedTool,
     ChatCard,
     ChatChange,
@@ -30,6 +29,7 @@ from freehold.cli.chat.answer import StreamedAnswer
 from freehold.cli.chat.pictures import images_of, with_images
 from freehold.config import nearest
 from freehold.errors import CapacityExceeded, ChatNotFound, FreeholdError, StoreError, UsageError
+from freehold.tools.pictures import left_out, tool_message
 from freehold.types import Image, Message, ToolCall
 
 ServerOf = Callable[[str], str]  # from a tool's name, as the model sees it; "" where it is not known
@@ -168,14 +168,24 @@ def as_messages(branch: Sequence[SavedMessage], pictures: ChatPictures) -> list[
 
 def _message(message: SavedMessage, tools: dict[str, str], pictures: ChatPictures) -> Message:
     if message.role == "tool":
-        text = message.content + (UNSEEN_PICTURES if message.images else "")
-        return Message("tool", text, tool_call_id=message.call, name=tools.get(message.call, ""))
+        return _result(message, tools.get(message.call, ""), pictures)
     calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in message.calls)
     files = [with_file(file.name, file.text) for file in message.files]
     text = "".join([*files, message.content])
     if message.images:
         return with_images([Image.at(pictures.url(name)) for name in message.images], text)
     return Message(message.role, text, message.thinking, calls)
+
+
+def _result(message: SavedMessage, name: str, pictures: ChatPictures) -> Message:
+    """Return a tool's result; a picture of it that is lost stops no chat."""
+    images: list[Image] = []
+    for reference in message.images:
+        with suppress(FreeholdError):
+            images.append(Image.at(pictures.url(reference)))
+    lost = len(message.images) - len(images)
+    text = message.content + (left_out(lost, "lost") if lost else "")
+    return tool_message(text, message.call, name, images, failed=message.outcome in ("denied", "failed"))
 
 
 def with_file(name: str, text: str) -> str:

@@ -27,10 +27,12 @@ from freehold.chats.types import (
     ToolStep,
     ToolVerdict,
 )
+from freehold.cli.chat.pictures import installed_seeing, tool_pictures
 from freehold.config import Settings
 from freehold.errors import UsageError
 from freehold.tools.mcp.use import RunTools, ToolServers, visible, visible_json
-from freehold.types import Chunk, Message, Tool, ToolCall
+from freehold.tools.pictures import tool_message
+from freehold.types import Chunk, Image, Message, Tool, ToolCall
 
 T = TypeVar("T")
 MISREAD = 2  # calls of an answer that may be unreadable before it gets no tools
@@ -55,6 +57,8 @@ class TerminalTools:
         self._servers = ToolServers(lambda: settings.mcp, settings.home)
         self._names, self._chat = names, chat
         self._desk = TerminalDesk()
+        self._settings = settings
+        self._seeing: tuple[str, ...] | None = None  # once it is known
         self._runner = self._new_runner()
         self.offered: list[Tool] = []
         self.made: list[Message] = []  # turns between the last question and its last answer
@@ -78,6 +82,14 @@ class TerminalTools:
     def server_of(self, name: str) -> str:
         """Return the server of a tool, by the name that the model sees; "" for another name."""
         return self._runner.server_of(name)
+
+    def seeing(self) -> tuple[str, ...]:
+        """Return installed models that see, for a sentence to one that does not."""
+        if self._seeing is None:
+            from freehold.store import Store
+
+            self._seeing = installed_seeing(Store(self._settings))
+        return self._seeing
 
     def use(self, call: ToolCall) -> ToolResult:
         """Ask, and run a call. KeyboardInterrupt ends it."""
@@ -228,8 +240,9 @@ class Tooled:
             message, calls = Message("assistant", ""), list[ToolCall]()
             offered = tools.offered if len(misread) < 2 * MISREAD else []
             text = CallText(tool.name for tool in tools.offered)
-            asked = (*messages, *tools.made, *misread)
-            for chunk in self._model.stream(asked, tools=offered, **options):
+            chat = (*messages, *tools.made, *misread)
+            chat = tool_pictures(chat, self._model.info.can_see, tools.seeing)
+            for chunk in self._model.stream(chat, tools=offered, **options):
                 for piece in chunk.tool_calls:
                     piece.join(calls)
                 message = replace(
@@ -258,8 +271,9 @@ class Tooled:
         )
 
     def _result(self, call: ToolCall) -> Message:
-        got = self._tools.use(call)
-        return Message("tool", got.text, tool_call_id=call.id, name=call.name, failed=got.failed)
+        result = self._tools.use(call)
+        images = [Image.at(url) for url in result.images]
+        return tool_message(result.content, call.id, call.name, images, failed=result.failed)
 
 
 def _tell(text: str) -> None:

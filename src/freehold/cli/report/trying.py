@@ -6,6 +6,7 @@ Knows the store, options and wording; evals runs and judges, advisor.advice rank
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -149,6 +150,11 @@ def tried(
     opened = _Opener(store, {n: r for n, (r, _) in refs.items()}, advice.request.context, grader)
     results: dict[str, TrialResult] = {}
     for ref, judged in chosen:
+        if samples.pictured and not _sees(ref):
+            left_out.append(
+                (name(judged.model), f"reads text only, and {len(samples.pictured)} cases have pictures")
+            )
+            continue
         try:
             with TrialProgress(ref.name) as shown:
                 (result,) = run(
@@ -170,6 +176,15 @@ def tried(
     before = tuple(j.model.id for j in advice.runnable if j.model.id in own)
     ranked = by_own(advice, own)
     return Tried(ranked, before, samples, own, results, tuple(_pairs(ranked, results)), tuple(left_out))
+
+
+def _sees(ref: ModelRef) -> bool:
+    """Return whether a stored model comes with a tower of pictures that Freehold knows."""
+    from freehold.models.sight import tower_need
+
+    with suppress(FreeholdError, OSError):
+        return tower_need(ref.eyes or ref.path) is not None
+    return False
 
 
 def _judged(

@@ -27,6 +27,8 @@ OWN = {
     "draft": "--draft",
     "adapters": "--adapter",
     "threads": "--threads",
+    "eyes": "--eyes",
+    "image_tokens": "--image-tokens",
     "allow_paging": "--allow-paging",
     "cache_size": "--cache-size",
     "target_itl": "--target-itl",

@@ -20,6 +20,7 @@ from freehold.errors import UsageError
 from freehold.options import option
 from freehold.platforms import has_screen
 from freehold.reports.gateway_file import gateway_path
+from freehold.types import EYES, image_budget
 
 if TYPE_CHECKING:
     from freehold.server.console.login import Login
@@ -52,6 +53,11 @@ class ServeRequest:
     origin: tuple[str, ...] = option(
         (), "Allow requests from web pages of this origin; repeatable.", metavar="URL"
     )
+    media_host: tuple[str, ...] = option(
+        (),
+        "Fetch pictures that requests name by https URLs of this host; repeatable. Default: fetch none.",
+        metavar="HOST",
+    )
     console: bool = option(
         True, "Serve the page at / and the routes that only the page uses.", off="no-console"
     )
@@ -74,6 +80,8 @@ class ServeRequest:
         name="adapter",
         metavar="[MODEL+]NAME=PATH",
     )
+    eyes: str | None = None  # this and the next are options of the settings
+    image_tokens: str | None = None
     threads: int | None = option(None, "Number of compute threads.", least=1, most=1024)
     cache_size: int | None = option(
         None,
@@ -122,7 +130,16 @@ class ServeRequest:
 
 def door_options(command: Callable) -> Callable:
     """Add the options that say where a server listens, and who may ask it."""
-    names = ("ollama_port", "key_file", "insecure", "allow_host", "origin", "console", "open_page")
+    names = (
+        "ollama_port",
+        "key_file",
+        "insecure",
+        "allow_host",
+        "origin",
+        "media_host",
+        "console",
+        "open_page",
+    )
     command = setting_options(ServeRequest, *names, "tls_cert", "tls_key")(command)
     return setting_options(Settings, "host", "port", unset=True)(command)
 
@@ -147,6 +164,7 @@ class ServeOptions:
     log_level: str
     log_format: LogForm
     gateway: Path | None  # gateway.toml
+    media_hosts: tuple[str, ...] = ()  # from which pictures may be fetched
     console: bool = True  # the page at `/`,
     open_page: bool = False  # which is opened in the browser at the start
     computes: str = "freehold"  # the engine of the models it is started with; auto: by prediction
@@ -157,6 +175,7 @@ def read_options(settings: Settings, request: ServeRequest) -> ServeOptions:
     """Check the options, and fill in from the settings what was not given. Raises UsageError."""
     from freehold.server.core.auth import check_bind
     from freehold.server.core.limits import ServerLimits
+    from freehold.server.core.media import host_name
     from freehold.server.core.sockets import checked
 
     host = request.host or settings.host
@@ -172,6 +191,7 @@ def read_options(settings: Settings, request: ServeRequest) -> ServeOptions:
         insecure=request.insecure,
         hosts=tuple(name.lower() for name in hosts),
         origins=request.origin,
+        media_hosts=tuple(map(host_name, request.media_host)),
         tls=checked(request.tls_cert, request.tls_key),
         engine=_engine_options(settings, request),
         limits=ServerLimits() if most is None else ServerLimits(caller_requests=most),
@@ -194,6 +214,7 @@ def _engine_options(settings: Settings, request: ServeRequest) -> EngineOptions:
 
     if request.draft and not request.speculate:
         raise UsageError("--draft needs speculation, and --no-speculation turns it off", "give one of them")
+    budget = request.image_tokens or settings.image_tokens
     kept = Seconds(never=True).convert(settings.keep_alive, None, None)
     limits: ServedModelOptions = {}
     if request.max_queued is not None:
@@ -206,6 +227,8 @@ def _engine_options(settings: Settings, request: ServeRequest) -> EngineOptions:
         threads=request.threads,
         speculate=request.speculate,
         allow_paging=request.allow_paging,
+        eyes=checked_eyes(request.eyes or settings.eyes),
+        image_tokens=image_budget(budget) if budget else None,
         draft=request.draft,
         disk=settings.home / "kv" if request.disk_cache else None,
         cache_bytes=request.cache_size,
@@ -213,6 +236,22 @@ def _engine_options(settings: Settings, request: ServeRequest) -> EngineOptions:
         keep_alive_s=kept if request.keep_alive is None else request.keep_alive,
         engine=limits,
     )
+
+
+def eyes_options(command: Callable) -> Callable:
+    """Add the options that say when a model's tower is loaded, and how many tokens a picture becomes."""
+    return setting_options(Settings, "eyes", "image_tokens", unset=True)(command)
+
+
+def checked_eyes(chosen: str) -> str:
+    """Return a value of --eyes, a file by its whole path. Raises UsageError where there is none."""
+    if chosen in EYES:
+        return chosen
+    path = Path(chosen).expanduser().absolute()
+    if not path.exists():
+        hint = f"give {', '.join(EYES)} or the path of an mmproj file"
+        raise UsageError(f"--eyes {chosen}: there is no such file", hint)
+    return str(path)
 
 
 def ring(settings: Settings, file: Path | None, *, insecure: bool) -> Ring:

@@ -142,6 +142,7 @@ def _server_settings(settings: Settings, options: ServeOptions) -> ServerSetting
         insecure=options.insecure,
         hosts=options.hosts,
         origins=options.origins,
+        media_hosts=options.media_hosts,
         tls=options.tls,
         accounts=settings.accounts,
         limits=options.limits,
