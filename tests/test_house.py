@@ -240,7 +240,7 @@ def test_the_check_of_path_lines_refuses_what_is_gone():
 
 SOURCES = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in CODE)
 # Names of other projects that end like a source.
-FOREIGN = r"(?:ik_)?llama\.cpp|bitnet\.cpp|ggml-common\.h"
+FOREIGN = r"(?:ik_)?llama\.cpp|whisper\.cpp|bitnet\.cpp|ggml-common\.h"
 
 
 def remarks(path: Path) -> str:

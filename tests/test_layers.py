@@ -27,7 +27,8 @@ LEVELS = {
         0,
     ),
     **dict.fromkeys(
-        ["delegating", "prompts", "layers", "formats", "tokenizer", "catalog", "chats", "pictures"], 1
+        ["delegating", "prompts", "layers", "formats", "tokenizer", "catalog", "chats", "pictures", "sounds"],
+        1,
     ),
     **dict.fromkeys(["store", "models", "advisor"], 2),
     "engine": 3,
@@ -37,13 +38,14 @@ LEVELS = {
     "server": 7,
     "cli": 8,
 }
-# Within a level: on 0, some import errors or platforms, types and config import options, and serving types; on 1 the
-# catalogue states layers.
+# Within a level: on 0, some import errors or platforms, types and config import options, config and serving types; on 1
+# the catalogue states layers.
 FOUNDATION = {(room, "errors") for room in ("config", "options", "types", "sandbox", "serving")}
 FOUNDATION |= {
     ("serving", "types"),
     ("types", "options"),
     ("config", "options"),
+    ("config", "types"),
     ("catalog", "layers"),
     ("machine", "platforms"),
     ("sandbox", "platforms"),

@@ -100,3 +100,17 @@ def test_message_of_parts_has_their_texts_as_content():
     assert Message("user", "What?", parts=(image,)) == Message("user", parts=(image, "What?"))
     assert Message("user", "a\nb", parts=("a", image, "b")).content == "a\nb"
     assert "iVBOR" not in repr(image)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: Image.of(b"%PDF-1.7 and pages"),
+        lambda: Image.in_base64("JVBERi0xLjc="),
+        lambda: Image.at("data:application/pdf;base64,JVBERi0xLjc="),
+    ],
+)
+def test_a_pdf_is_refused_with_the_way_to_pictures_of_its_pages(read):
+    with pytest.raises(UsageError) as refused:
+        read()
+    assert "pdftoppm -r 144 -png" in refused.value.hint

@@ -24,6 +24,7 @@ from freehold.models import seeing
 from freehold.models.binding.towers import read_tower
 from freehold.models.load import LoadedModel
 from freehold.models.seeing import LoadedTower, load_tower
+from freehold.models.tower import TokenBudget
 
 
 class Encoder:
@@ -48,10 +49,10 @@ class Encoder:
         assert self._tower is not None
         return {"version": f"freehold {freehold.__version__} ({_native.isa()})", "bytes": self._tower.nbytes}
 
-    def encode(self, width: int, height: int) -> dict[str, Any]:
-        """Time the features of one picture: patches from pixels, layers, merger."""
+    def encode(self, width: int, height: int, most: int = 0) -> dict[str, Any]:
+        """Time the features of one picture of up to `most` tokens: patches from pixels, layers, merger."""
         assert self._tower is not None
-        plan = self._tower.plan(width, height)
+        plan = self._tower.plan(width, height, TokenBudget(1, most) if most else None)
         rng = np.random.default_rng(width)
         sizes = [resizes[-1] for resizes in plan.resizes]
         pixels = [rng.integers(0, 256, (each.height, each.width, 3), np.uint8) for each in sizes]
@@ -66,15 +67,15 @@ class Encoder:
             "groups": _groups(self._tower, plan),
         }
 
-    def spent(self, width: int, height: int) -> dict[str, Any]:
+    def spent(self, width: int, height: int, most: int = 0) -> dict[str, Any]:
         """Return each op of the layers' plan and of the merger's with its seconds of processor, of the first thread."""
         assert self._tower is not None
         seeing.KEPT_ROWS = 1 << 30  # the plans stay after a call
-        self.encode(width, height)
+        self.encode(width, height, most)
         plans = [self._tower._plans[half].plan for half in ("layers", "merger")]
         for plan in plans:
             plan.watch()
-        self.encode(width, height)
+        self.encode(width, height, most)
         return {"ops": [each for plan in plans for each in plan.spent()]}
 
     def ceilings(self, threads: list[int]) -> dict[str, list[float]]:

@@ -74,7 +74,10 @@ class Encoder:
             bitmap = mtmd.mtmd_bitmap_init(width, height, data)
             self._bitmaps += [bitmap, pixels]
             chunks = mtmd.mtmd_input_chunks_init()
-            text = mtmd.mtmd_input_text(mtmd.mtmd_default_marker(), False, True)
+            marker = mtmd.mtmd_default_marker()
+            text = mtmd.mtmd_input_text(text=marker, add_special=False, parse_special=True)
+            if hasattr(text, "text_len"):  # newer releases
+                text.text_len = len(marker)
             bitmaps = (mtmd.mtmd_bitmap_p_ctypes * 1)(bitmap)
             code = mtmd.mtmd_tokenize(self._contexts[flash], chunks, ctypes.byref(text), bitmaps, 1)
             if code:

@@ -187,6 +187,8 @@ ENVIRONMENTS = {
     "sentence_transformers": Environment(
         ("torch", "sentence-transformers>=5", "gguf"), "import torch, sentence_transformers, gguf"
     ),
+    "faster_whisper": Environment(("faster-whisper==1.2.1",), "import faster_whisper", WHEELS),
+    "whisper_cpp": Environment(("pywhispercpp==1.5.1",), "import pywhispercpp.model", WHEELS),
     "oracle": Environment(
         ("torch", "transformers>=5.24,<6", "peft", "gguf", "sentencepiece"),
         "import torch, transformers, peft, gguf",

@@ -19,6 +19,7 @@ from freehold.errors import UsageError
 from freehold.pictures import limits
 from freehold.pictures.decoders import GARBLED, Talk, shared
 from freehold.pictures.limits import HINT, MAX_BYTES, MAX_PIXELS, MAX_PLANNED, MAX_SIDE
+from freehold.types import PDF_HINT
 
 U8 = NDArray[np.uint8]
 
@@ -100,7 +101,9 @@ def _format(data: bytes) -> str:
         return name
     refused = _begun(data, _REFUSED) or _text(data)
     what = f"has the format {refused}" if refused else f"begins with {data[:8]!r}"
-    raise UsageError(f"the picture {what}; {EXPECTED}", "save it as PNG or JPEG")
+    raise UsageError(
+        f"the picture {what}; {EXPECTED}", PDF_HINT if refused == "PDF" else "save it as PNG or JPEG"
+    )
 
 
 def _begun(data: bytes, beginnings: dict[bytes, str]) -> str:

@@ -158,7 +158,7 @@ class HttpModel:
                 yield chunk
         if reason is None:
             raise UpstreamFailed(f"the answer of {self.name} ended before it was complete", "ask again")
-        yield Chunk(finish_reason=reason, usage=reported.usage())
+        yield Chunk(finish_reason=reason, usage=reported.usage(), warnings=reported.warnings)
 
     def _reason(self, reason: str) -> FinishReason:
         if reason not in get_args(FinishReason):
@@ -314,6 +314,8 @@ class _Counts(msgspec.Struct):
 class _Timings(msgspec.Struct):
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    opening_s: float = 0.0
+    encoding_s: float = 0.0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     resumed_tokens: int = 0
@@ -328,6 +330,7 @@ class _Receipt(msgspec.Struct):
 
     context: _Context = msgspec.field(default_factory=_Context)
     timings: _Timings | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class _Event(msgspec.Struct):
@@ -342,8 +345,10 @@ class _Reported:
     def __init__(self) -> None:
         self._counts: _Counts | None = None
         self._timings = _Timings()
+        self.warnings: tuple[str, ...] = ()
 
     def add(self, event: _Event) -> None:
+        self.warnings = event.freehold.warnings or self.warnings
         self._counts = event.usage or self._counts
         self._timings = event.freehold.timings or self._timings
 
