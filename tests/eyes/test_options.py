@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,13 @@ def test_a_file_that_is_no_tower_of_the_model_is_refused_by_name(model: Path, tm
 
 
 def test_a_server_s_file_is_for_the_models_that_it_fits(model: Path, tower: str, tmp_path: Path, caplog):
-    other = make.write_gguf(make.config("gemma3-eyes-wide"), tmp_path / "other.gguf")
+    llama = make.config("llama")
+    wide = replace(
+        llama,
+        hf=llama.hf | {"hidden_size": 128, "head_dim": 32},
+        gguf=llama.gguf | {"llama.embedding_length": 128, "llama.attention.key_length": 32},
+    )
+    other = make.write_gguf(wide, tmp_path / "other.gguf")
     models = EngineModels(Store(load_settings()), EngineOptions(eyes=tower))
     refs = [ModelRef(p.stem, p, "gguf", "", 1, "user", "", "", (p,)) for p in (model, other)]
     assert models._eyes(refs[0])[1] == "lazy" and models._eyes(refs[0])[0].eyes == Path(tower)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freehold.errors import ModelNotFound
-from freehold.formats.ctranslate2 import ctranslate2_weights
 from freehold.store.manifest import HeldFile, Manifest
 from freehold.store.overlays import Overlay
 from freehold.store.quants import is_mmproj
@@ -128,7 +127,7 @@ def from_path(path: Path) -> Manifest:
     if not path.is_dir():
         held = HeldFile(str(path), stat.st_size, "", stat.st_mtime_ns)
         return Manifest(name, "gguf", "user", f"file: {path}", (held,), created)
-    weights = sorted(path.glob("*.safetensors")) or ctranslate2_weights(path)
+    weights = sorted(path.glob("*.safetensors")) or _of_ctranslate2(path)
     single = [] if weights else [p for p in path.glob("*.gguf") if not is_mmproj(p.name)]
     if len(single) == 1:  # as `freehold quantize` makes them
         return replace(from_path(single[0]), name=name)
@@ -138,6 +137,15 @@ def from_path(path: Path) -> Manifest:
         )
     files = tuple(HeldFile(str(p), p.stat().st_size, "", p.stat().st_mtime_ns) for p in weights)
     return Manifest(path.name.lower(), "safetensors", "user", f"file: {path}", files, created, root=str(path))
+
+
+def _of_ctranslate2(folder: Path) -> list[Path]:
+    """Return the file of weights of a folder that holds a Whisper of CTranslate2; none of another folder."""
+    if not (folder / "model.bin").is_file():
+        return []
+    from freehold.formats.ctranslate2 import ctranslate2_weights
+
+    return ctranslate2_weights(folder)
 
 
 def model_ref(manifest: Manifest, folder: Path) -> ModelRef:

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold import private
+
 U8 = NDArray[np.uint8]
 
 PART = ".part"
@@ -59,7 +61,7 @@ class CheckedFolder:
 
     def write(self, name: str, head: bytes, content: U8, used: int) -> None:
         """Write a file beside its place and put it there whole; older ones make room. Raises OSError."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private.folder(self.path)
         self._make_room(len(head) + 4 + content.nbytes)
         path = self.path / name
         part = path.with_suffix(f".{os.getpid()}{PART}")
