@@ -14,7 +14,7 @@ from freehold.errors import UsageError
 from freehold.formats import QuantType
 from freehold.local.eyes import STAND_IN
 from freehold.models.tiny import make
-from tests.models.test_smolvlm import png
+from tests.models.golden_towers import png
 
 TINY = make.config("smolvlm")
 IMAGE = 252  # the id of <image>
