@@ -18,7 +18,7 @@ class Hearer(ABC):
 
     @abstractmethod
     def segments(self, path: str, **setting: Any) -> list[Row]:
-        """Return what is said in a recording, which is told to be English."""
+        """Return what is said in a recording, whose language is given as English."""
 
     def hear(self, path: str, setting: dict[str, Any]) -> dict[str, Any]:
         """Time a recording from its file to its text; `cpu_seconds` has those of child processes."""

@@ -4,7 +4,7 @@
 [--peers-python PYTHON]`. FOLDER is a Whisper of CTranslate2; CLIPS a folder with CLIPS_SAID in WAV of 16 kHz. Three
 recordings are made of the clips: one of a window (30 s), one of 95 s with pauses of 2 to 12 s (digital silence, white
 noise at -50 dB, chords), and one of ten minutes of both. Engines take turns, round by round; a time is from the file
-to the text, CPU seconds have those of child processes. All are told that it is English, none that there are pauses.
+to the text, CPU seconds have those of child processes. All get English as the language, and no hint of pauses.
 whisper.cpp is left out of ten minutes, which it takes minutes for. A share is that of the machine's int8 units: the
 encoder's multiplications of one window, had all run there, in the CPU seconds of the window. A table goes to stdout,
 then one JSON line.

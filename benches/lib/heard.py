@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-INVENTED = 3  # words in a row that nobody said
+INVENTED = 3  # words in a row that were not said
 APART_S = 2.0  # a pause that no sentence should cross
 CROSSING_S = 1.0  # of speech on either side, for a text that crosses it
 

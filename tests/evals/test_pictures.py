@@ -1,4 +1,4 @@
-"""Cases with pictures: read from the data's folder or from the line, told apart by their bytes, answered by a model."""
+"""Cases with pictures: from the data's folder or from the line, distinguished by their bytes, answered by a model."""
 
 from __future__ import annotations
 

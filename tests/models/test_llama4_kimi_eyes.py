@@ -71,7 +71,7 @@ SCOUT_PIXELS = {  # as its preprocessor_config.json has it
     "resize_to_max_canvas": False,
     "size": {"height": 336, "width": 336},
 }
-SCOUT_GGUF = {  # as llama.cpp's converter writes it; the projector's width is told by its matrix
+SCOUT_GGUF = {  # as llama.cpp's converter writes it; the projector's width is that of its matrix
     "clip.use_gelu": True,
     "clip.vision.projection_dim": 5120,
     "clip.vision.image_size": 336,

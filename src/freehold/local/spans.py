@@ -25,7 +25,7 @@ SLACK_S = 0.5  # by which a mark of time misses a pause, at most
 APART_S = 2.0  # a pause that no text should cross
 REST_S = 1.0  # of speech after a text's end that a model has left out
 WINDOW_S = 30.0
-QUIET_S = 0.1  # whose energy is compared, where speech goes on for longer than a window
+QUIET_S = 0.1  # whose energy is compared, where speech continues for longer than a window
 
 
 @dataclass(frozen=True, slots=True)

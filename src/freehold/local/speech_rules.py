@@ -240,5 +240,5 @@ def speech_tokens(tokenizer: Tokenizer, stated: Metadata, vocab: int) -> SpeechT
 def _ids(stated: Metadata, keys: Sequence[str], vocab: int) -> tuple[int, ...]:
     listed: Any = next((stated[key] for key in keys if stated.get(key) is not None), [])
     if not isinstance(listed, list) or len(listed) > vocab or any(type(id) is not int for id in listed):
-        raise BadModelFile(f"{keys[0]} of {stated!r}: {keys[0]} is no list of ids")
+        raise BadModelFile(f"{keys[0]} of {stated!r}: {keys[0]} is not a list of ids")
     return tuple(id for id in listed if 0 <= id < vocab)

@@ -1,4 +1,4 @@
-"""A recording becomes text with times: where there is speech, chunk by chunk, hotter where an answer is no language.
+"""A recording becomes text with times: where there is speech, chunk by chunk, hotter where an answer is not language.
 
 Chunks are independent: the text before one is never its prompt, so no mistake feeds the next. Knows chunks, the ladder
 of temperatures and marks of time; knows no file, no network of a model and no protocol.
@@ -112,7 +112,7 @@ class Transcriber:
         """Yield the segments of some chunks.
 
         A text that fails or crosses a long pause is heard again in two halves before it is heard hotter, and speech
-        after a text's end is heard again: up to `cuts` times one in the other. A `rest` that fails is no speech.
+        after a text's end is heard again: up to `cuts` times one in the other. A `rest` that fails is not speech.
         """
         heard = self._model.encode([self._frames(part, hearing.recording) for part in parts], pause)
         if not hearing.language:

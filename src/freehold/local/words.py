@@ -187,7 +187,7 @@ def words_of(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[tuple[str, in
     begin, text = 0, ""
     for i, id in enumerate(ids):
         piece = tokenizer.decode(ids[begin : i + 1])
-        if piece.endswith("\ufffd"):  # a character that goes on in the next token
+        if piece.endswith("\ufffd"):  # a character that continues in the next token
             continue
         new = tokenizer.decode([id])
         if text and new.startswith(" ") and any(c.isalnum() for c in new):

@@ -1,4 +1,4 @@
-"""Where somebody speaks: the Silero detector's network, computed in NumPy.
+"""Where there is speech: the Silero detector's network, computed in NumPy.
 
     s = |STFT of 576 samples|;  four convolutions with ReLU;  an LSTM from chunk to chunk;  p = sigmoid(w * relu(h))
 
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, F32]:
     sizes = struct.calcsize(f"<{len(_SIZES)}i")
     start = len(_MAGIC) + 4 + len(_NAME) + 12
     if data[: len(_MAGIC)] != _MAGIC or data[8 : 8 + len(_NAME)] != _NAME or len(data) < start + sizes:
-        raise BadModelFile(f"{path} is no Silero detector in whisper.cpp's form", FETCH_AGAIN)
+        raise BadModelFile(f"{path} is not a Silero detector in whisper.cpp's form", FETCH_AGAIN)
     if struct.unpack_from(f"<{len(_SIZES)}i", data, start) != _SIZES:
         raise UnsupportedModel(f"{path} is a Silero detector of other sizes than versions 5 and 6 have")
     weights: dict[str, F32] = {}

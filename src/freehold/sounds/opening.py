@@ -1,4 +1,4 @@
-"""Bytes of a recording become samples at 16 kHz; forms are told by what a file begins with, never by its name.
+"""Bytes of a recording become samples at 16 kHz; forms are known by what a file begins with, never by its name.
 
 Knows forms and limits; knows no model.
 """

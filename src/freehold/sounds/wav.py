@@ -47,7 +47,7 @@ def is_wav(data: bytes) -> bool:
 def read_wav(data: bytes) -> tuple[F32, int]:
     """Return the samples, float32 [frames, channels] from -1 to 1, and their rate.
 
-    A file that is cut short gives what is there. Raises UsageError for what is no WAV, or of a kind that is not read.
+    A file that is cut short gives what is there. Raises UsageError for what is not WAV, or of a kind that is not read.
     """
     form, sound = None, None
     for name, part in _chunks(data):

@@ -5,7 +5,7 @@ one, the whole picture as a tile comes last. Each tile attends within itself, it
 learned; layers have norms, an MLP with the exact GELU, and a factor for each column of what they add. The class row is
 left out after the last layer, blocks of 2 x 2 patches are laid side by side, and pass a norm and two matrices.
 The tower of 6 billion weights (38B and larger) has RMS norms, also of queries and keys, and no biases on q, k and v; a
-GGUF does not say so, and is told by its sizes. A prompt has marks around all of a picture's rows, and none between.
+GGUF does not say so, and is known by its sizes. A prompt has marks around all of a picture's rows, and none between.
 Sources: arXiv 2508.18265 (InternVL3.5), 2404.16821 (InternVL 1.5: tiles), 2312.14238 (InternViT-6B).
 """
 

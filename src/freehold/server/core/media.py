@@ -44,7 +44,7 @@ Resolver = Callable[[str], Awaitable[Sequence[str]]]  # a host's name -> its add
 
 
 def host_name(text: str) -> str:
-    """Return a host that `--media-host` names. Raises UsageError for an address, a URL and what else is no name."""
+    """Return a host that `--media-host` names. Raises UsageError for whatever else: an address, a URL."""
     try:
         name = text.encode("idna").decode("ascii").lower()
     except UnicodeError:
