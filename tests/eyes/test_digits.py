@@ -73,8 +73,11 @@ def test_python_reads_digits(model: Path, unseen: tuple[list[bytes], list[int]])
         answers = [llm.chat(chat, **ANSWER) for chat in chats]
         assert share([answer.text for answer in answers], drawn) >= RIGHT
         # Nothing is computed of a picture again, and its tokens are counted as they are used.
-        encoded = llm._eyes.encoded
-        assert llm.chat(chats[0], **ANSWER).text == answers[0].text and llm._eyes.encoded == encoded
+        encoded = llm._eyes.counts["images_encoded"]
+        assert (
+            llm.chat(chats[0], **ANSWER).text == answers[0].text
+            and llm._eyes.counts["images_encoded"] == encoded
+        )
         (mark,) = llm.tokenize(digits.MARK, special=True)
         assert llm.render(chats[0]).count(mark) == 1
         assert llm.count_tokens(chats[0]) == answers[0].usage.prompt_tokens
