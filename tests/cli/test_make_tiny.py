@@ -40,7 +40,17 @@ def test_both_formats_hold_one_model(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3_5-eyes", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_vl", "glm4v", "glm4v_moe", "paddleocr_vl"]
+    "name",
+    [
+        "qwen3_5-eyes",
+        "qwen3_vl",
+        "qwen3_vl_moe",
+        "qwen2_5_vl",
+        "glm4v",
+        "glm4v_moe",
+        "paddleocr_vl",
+        "internvl",
+    ],
 )
 def test_both_formats_of_a_model_that_sees_hold_one_tower(name: str, tmp_path: Path):
     paths = json.loads(run(name, "--out", str(tmp_path), "--json"))

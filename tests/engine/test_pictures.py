@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from freehold.engine import Engine
 from freehold.engine import pictures as module
@@ -80,6 +82,35 @@ def test_a_second_turn_finds_the_picture_of_the_first_and_another_picture_does_n
     third = engine.generate(other, GREEDY, max_tokens=4, pictures=other_shown)
     list(third)
     assert third.usage.cached_tokens == 4  # the words before it
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_blocks_on_the_disk_are_told_apart_by_their_pictures(data: st.DataObject):
+    """Whatever ids they have: equal keys mean equal words and rows of pictures with equal digests, and the reverse."""
+    piece = st.one_of(
+        st.integers(5, 6), st.tuples(st.sampled_from([b"A" * 32, b"B" * 32]), st.integers(1, 3))
+    )
+    spelled: dict[bytes, list[object]] = {}
+    for base in (0, 1000):
+        pieces = data.draw(st.lists(piece, max_size=4))
+        ids, rows, meaning = list[int](), list[int](), list[object]()
+        digests = tuple(each for each in pieces if isinstance(each, tuple))
+        for each in pieces:
+            if isinstance(each, tuple):
+                for row in range(each[1]):
+                    ids.append(PICTURE_IDS + base + len(ids))
+                    rows.append(sum(r >= 0 for r in rows))
+                    meaning.append((each[0], row))
+            else:
+                ids.append(each)
+                rows.append(-1)
+                meaning.append(each)
+        shown = PromptPictures(np.zeros((9, 1), np.float32), np.array(rows, np.int32), 7, digests=digests)
+        first, count = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 6))
+        key = shown.key(ids, first, count)
+        assert spelled.setdefault(key, meaning[first : first + count]) == meaning[first : first + count]
+        assert [k for k, m in spelled.items() if m == meaning[first : first + count]] == [key]
 
 
 def test_penalties_and_the_lookup_leave_pictures_alone(model: LoadedModel):

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -204,12 +205,17 @@ def test_times_of_pictures_are_told_apart(serve: Serve, caplog: pytest.LogCaptur
     with caplog.at_level("INFO"):
         reply = server.client.post("/api/chat", json=request, timeout=120).json()
         later = server.client.post("/api/chat", json=request, timeout=120).json()
+        lines: list[str] = []
+        for _ in range(400):  # a request is logged once its reply is sent
+            lines = [record.getMessage() for record in caplog.records if record.name == "freehold.requests"]
+            if len(lines) == 2:
+                break
+            time.sleep(0.01)
     assert reply["image_decode_duration"] > 0 and reply["image_encode_duration"] > 0
     assert reply["prompt_eval_duration"] > 0
     assert "image_encode_duration" not in later  # it was remembered
     timings = reply["freehold"]["timings"]
     assert timings["encoding_s"] * 1e9 == pytest.approx(reply["image_encode_duration"], rel=1e-3)
-    lines = [record.getMessage() for record in caplog.records if record.name == "freehold.requests"]
     assert re.search(r"decode \d\.\d+ s encode \d+\.\d+ s prefill \d+\.\d+ s", lines[0])
     assert "encode" not in lines[1]
 

@@ -41,10 +41,8 @@ class Reference(TowerReference):
 
     def pixels(self, kind: Any, picture: U8) -> Pixels:
         """Return the tiles as one array, and the whole as a tile."""
-        options = {
-            "crop_to_patches": InternVLProcessor.images_kwargs["crop_to_patches"],
-            "return_tensors": "pt",
-        }
+        defaults: Any = InternVLProcessor.images_kwargs
+        options = {"crop_to_patches": defaults["crop_to_patches"], "return_tensors": "pt"}
         out = kind(**self.settings)([Image.fromarray(picture)], **options)
         tiles = self.codes(out["pixel_values"].numpy())
         high, wide = picture.shape[:2]

@@ -78,6 +78,7 @@ class Conversation:
         self._system, self._turns = system, list[ChatTurn]()
         self._keeper = ChatKeeper(sessions, ChatSession(model=model.name), say)
         self._streamed = StreamedAnswer()  # the answer that comes now
+        self._warned = set[str]()
         # Models that see, for a sentence to one that does not.
         self._seeing: Callable[[], Sequence[str]] = tuple
         if tools is not None:
@@ -179,6 +180,7 @@ class Conversation:
                     if chunk.dropped_messages:
                         waiting.over()
                         self._say(f"context full: the {chunk.dropped_messages} oldest messages were dropped")
+                    self._warn(chunk.warnings, waiting)
                     if answer.shown(chunk, renderer, waiting):
                         break
                     self._keeper.grow(answer)
@@ -187,6 +189,13 @@ class Conversation:
             finally:
                 stop(stream)
                 renderer.finish()
+
+    def _warn(self, warnings: tuple[str, ...], waiting: Waiting) -> None:
+        """Say what is not known yet: a picture is in the prompt of every later turn too."""
+        for line in (line for line in warnings if line not in self._warned):
+            waiting.over()
+            self._warned.add(line)
+            self._say(f"note: {line}")
 
     def _account(self, answer: StreamedAnswer) -> None:
         if answer.usage is not None:

@@ -195,7 +195,7 @@ def plan(cfg: LfmTowerSizes, width: int, height: int, budget: TokenBudget | None
     """Return what a picture becomes; a budget makes its tiles fewer, then the whole smaller."""
     least, most, tiles = cfg.least, cfg.most, cfg.most_tiles
     if budget is not None:
-        budget = budget.checked(cfg.most_tiles * cfg.tokens_of_tile + cfg.most)
+        budget = budget.checked(cfg.most + (tiles * cfg.tokens_of_tile if tiles > 1 else 0))
         least, most = min(budget.least, cfg.most), min(budget.most, cfg.most)
         tiles = min(tiles, (budget.most - most) // cfg.tokens_of_tile)
     area, kind = cfg.block**2, cfg.pixels.filter
