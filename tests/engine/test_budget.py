@@ -215,7 +215,7 @@ def test_shared_step_takes_a_few_tokens_alone_however_many_answers_run():
 def test_shared_step_is_counted_in_tokens_of_a_free_machine_unless_each_takes_far_longer():
     budget = Budget()
     budget.learn(1, [], 0, 0.016)
-    for seconds, limit in ((0.024, SHARED_TOKENS * 0.016), (0.1, SHARED_NOW * 0.1)):
+    for seconds, limit in ((0.02, SHARED_TOKENS * 0.016), (0.1, SHARED_NOW * 0.1)):
         for _ in range(40):
             budget.learn(1, [], 0, seconds)
         assert budget.shared_s() == limit

@@ -244,10 +244,10 @@ BURST_S, BRIEF_S = 0.2, 1.0
 ITL_FLOOR_S = 0.004  # below this a reader sees no difference, and a step's own overhead counts
 STEP_S = 0.25  # a step without running answers: what Ctrl-C, a cancellation and a new request wait for
 # A step of several clients, in tokens that are computed alone: what another client's request waits for, whose own step
-# follows. On a 0.5b four are 60 ms, in which 64 tokens of a prompt are computed at 94 % of the full speed. They are
+# follows. On a 0.5b three are 45 ms, in which 48 tokens of a prompt are computed at some 93 % of the full speed. They are
 # tokens on a free machine: the crowd itself makes each take half as long again, and steps would grow with it. Where a
-# token takes far longer, at depth, a step has two and a half of those.
-SHARED_TOKENS, SHARED_NOW = 4, 2.5
+# token takes far longer, at depth, a step has two and a quarter of those.
+SHARED_TOKENS, SHARED_NOW = 3, 2.25
 # Tokens of prefill a step has at least while no answer decodes, if they take no more than half a second:
 # weights are unpacked once a step. Measured on a 0.5b: 32 tokens cost 10 % of the speed, 64 cost 6 %, 128 nothing.
 PREFILL_TOKENS, SLOW_STEP_S = 128, 0.5
