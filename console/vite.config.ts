@@ -4,7 +4,7 @@ import { existsSync, readdirSync, readFileSync, statSync, writeFileSync } from "
 import { join, relative, resolve } from "node:path";
 import { defineConfig, type Plugin } from "vite";
 
-const OUT = join(import.meta.dirname, "../src/freehold/server/console/static");
+const OUT = join(import.meta.dirname, "../src/freehold/serve/http/console/static");
 const SOURCES = ["index.html", "package.json", "package-lock.json", "tsconfig.json", "vite.config.ts", "src"];
 
 function files(path: string): string[] {

@@ -21,7 +21,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from freehold.config import load_settings
+from freehold.base.config import load_settings
 
 PICTURES = Path(__file__).parent / "guides" / "clients" / "pictures"
 WIDTH = 100  # columns

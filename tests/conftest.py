@@ -14,7 +14,7 @@ import pytest
 from tests.sharding import SHARDS, runs
 
 if TYPE_CHECKING:
-    from freehold.advisor.machine import Machine
+    from freehold.choose.advisor.machine import Machine
 
 # File stem in FREEHOLD_TEST_MODELS -> the name under which the store holds the model.
 REAL_MODELS = {
@@ -77,8 +77,8 @@ def model_path() -> Callable[[str], Path]:
     The folder that FREEHOLD_TEST_MODELS names comes first, then the store of FREEHOLD_HOME or the user's own.
     What neither holds is pulled: nothing is skipped.
     """
-    from freehold.config import load_settings
-    from freehold.store import Store
+    from freehold.base.config import load_settings
+    from freehold.run.store import Store
 
     def find(name: str) -> Path:
         folder = os.environ.get("FREEHOLD_TEST_MODELS")
@@ -97,7 +97,7 @@ def described_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]
     Memory and speed of the machine that runs the tests change while they run, and advice with them: a model that just
     does not fit in one call fits in the next.
     """
-    from freehold.advisor import machine
+    from freehold.choose.advisor import machine
 
     def describe(**given: Any) -> machine.Machine:
         usual: dict[str, Any] = {

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import freehold
-from freehold.errors import FreeholdError
-from freehold.formats import open_gguf
+from freehold.base.errors import FreeholdError
+from freehold.run.formats import open_gguf
 from tests.vectors.files import write_gguf
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "qwen2moe")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from freehold.config import load_settings
-from freehold.local import open_served
-from freehold.local.opening import ServedModel
-from freehold.store import Store
+from freehold.base.config import load_settings
+from freehold.run.local import open_served
+from freehold.run.local.opening import ServedModel
+from freehold.run.store import Store
 
 
 def served(path: Path, **options: Any) -> ServedModel:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.engine import Engine
-from freehold.models.load import load_model
-from freehold.models.lora import load_adapter
-from freehold.types import SamplingParams
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine
+from freehold.run.models.load import load_model
+from freehold.run.models.lora import load_adapter
 from tests.engine.test_bits import pumped
 from tests.vectors.adapters import write_for
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.config import load_settings, nearest
-from freehold.errors import UsageError
+from freehold.base.config import load_settings, nearest
+from freehold.base.errors import UsageError
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from freehold import catalog
-from freehold.advisor import machine
+from freehold.base import catalog
+from freehold.choose.advisor import machine
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

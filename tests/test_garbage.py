@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from freehold import garbage
-from freehold.garbage import AT_LATEST_S, EVERY_S, FEW, OldObjects
+from freehold.base import garbage
+from freehold.base.garbage import AT_LATEST_S, EVERY_S, FEW, OldObjects
 
 
 class Circle:

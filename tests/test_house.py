@@ -1,6 +1,6 @@
 """The house stays in order: no circle of imports, `Path:` lines that name what exists, files of a readable length.
 
-`tests/test_layers.py` has the levels.
+`tests/test_layers.py` has the order of imports.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from tests.sources import PACKAGE, ROOT, nodes, text
-from tests.test_layers import LEVELS
+from tests.test_layers import WINGS
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 LINES = 700
@@ -299,11 +299,10 @@ def test_the_page_of_the_house_names_every_room_and_no_other():
         room = parents[indent - 2] / name.rstrip("/")
         parents[indent] = room
         assert room.is_dir() if name.endswith("/") else room.is_file(), room
-        level = re.match(r" *\S+ +L(\d) ", line)
-        assert not level or int(level[1]) == LEVELS[room.name.removesuffix(".pyi").removesuffix(".py")], line
         named.add(room)
     rooms = {p.parent for p in PACKAGE.rglob("__init__.py")} - {PACKAGE}
-    assert named == rooms | {p for p in PACKAGE.glob("*.py*") if p.name not in ("__init__.py", "py.typed")}
+    files = {PACKAGE / wing / f"{room}.py" for wing, names in WINGS.items() for room in names.split()}
+    assert named == rooms | {p for p in files if p.is_file()} | {PACKAGE / "_native.pyi"}
 
 
 def test_a_class_name_occurs_once_in_the_package():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.layers import KINDS, LayerSpec, Reuse, kept_bytes, longest_window, recurrent_bytes
+from freehold.base.layers import KINDS, LayerSpec, Reuse, kept_bytes, longest_window, recurrent_bytes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Imports go down only, never sideways between rooms of a level: the levels of docs/design/house.md."""
+"""Imports go to earlier rooms alone: the order of docs/design/house.md."""
 
 from __future__ import annotations
 
@@ -10,51 +10,33 @@ from pathlib import Path
 
 from tests.sources import PACKAGE, nodes, tree
 
-LEVELS = {
-    **dict.fromkeys(["errors", "options", "types", "serving", "config", "machine"], 0),
-    **dict.fromkeys(
-        [
-            "private",
-            "regular",
-            "platforms",
-            "sandbox",
-            "stopping",
-            "garbage",
-            "terminal",
-            "_native",
-            "version",
-        ],
-        0,
-    ),
-    **dict.fromkeys(
-        ["delegating", "prompts", "layers", "formats", "tokenizer", "catalog", "chats", "pictures", "sounds"],
-        1,
-    ),
-    **dict.fromkeys(["store", "models", "advisor"], 2),
-    "engine": 3,
-    **dict.fromkeys(["local", "remote", "providers", "fake", "choosing"], 4),
-    **dict.fromkeys(["worker", "backends", "router", "evals", "tools"], 5),
-    **dict.fromkeys(["adapt", "reports"], 6),
-    "server": 7,
-    "cli": 8,
+# Wings in the order of their imports, each with its rooms in that order; where none is named, the wing is one room.
+WINGS = {
+    "base": "errors layers platforms private stopping version garbage regular terminal"
+    " options machine types config serving delegating sandbox prompts catalog",
+    "run": "formats tokenizer pictures sounds store models engine local",
+    "choose": "advisor choosing",
+    "route": "providers router",
+    "outgrow": "",
+    "adapt": "evals",
+    "serve": "chats worker remote reports fake tools http",
+    "cli": "",
 }
-# Within a level: on 0, some import errors or platforms, types and config import options, config and serving types; on 1
-# the catalogue states layers.
-FOUNDATION = {(room, "errors") for room in ("config", "options", "types", "sandbox", "serving")}
-FOUNDATION |= {
-    ("serving", "types"),
-    ("types", "options"),
-    ("config", "options"),
-    ("config", "types"),
-    ("catalog", "layers"),
-    ("machine", "platforms"),
-    ("sandbox", "platforms"),
-}
+ORDER = [
+    name for wing, rooms in WINGS.items() for name in (*(f"{wing}.{room}" for room in rooms.split()), wing)
+]
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def room_of(name: str) -> str:
+    """The room of a module, or its wing, where that is not divided."""
+    parts = name.split(".")[1:]
+    room = ".".join(parts[:2])
+    return room if room in ORDER else parts[0]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(("freehold", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
 
 
 def imported_rooms(parsed: Iterable[ast.AST], package: str) -> set[str]:
@@ -69,35 +51,40 @@ def imported_rooms(parsed: Iterable[ast.AST], package: str) -> set[str]:
             base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module) if part)
             names = [f"{module}.{alias.name}" for alias in node.names]
-        rooms |= {n.split(".")[1] for n in names if n.startswith("freehold.")}
-    return {room for room in rooms if room in LEVELS}
+        rooms |= {room_of(name) for name in names if name.startswith("freehold.")}
+    return rooms & set(ORDER)
 
 
-def test_every_room_has_a_level():
-    rooms = {room_of(p) for p in FILES} | {p.stem for p in PACKAGE.glob("*.pyi")}
-    assert rooms <= LEVELS.keys()
+def test_every_room_is_of_a_wing():
+    below = {".".join(p.relative_to(PACKAGE).with_suffix("").parts[:2]) for p in FILES}
+    rooms = {name.removesuffix(".__init__") for name in below}
+    undivided = ("outgrow.", "adapt.", "cli.")
+    assert {name for name in rooms if not name.startswith(undivided)} <= set(ORDER)
 
 
-def test_imports_go_down_only():
-    up: list[str] = []
+def test_imports_go_to_earlier_rooms_only():
+    later: list[str] = []
     for path in FILES:
-        room = room_of(path)
+        room = room_of(module_of(path))
         package = ".".join(("freehold", *path.relative_to(PACKAGE).parts[:-1]))
         for other in imported_rooms(nodes(path), package) - {room}:
-            if LEVELS[other] >= LEVELS[room] and (room, other) not in FOUNDATION:
-                up.append(f"{path.relative_to(PACKAGE)} (L{LEVELS[room]}) imports {other}")
-    assert not up
+            if ORDER.index(other) > ORDER.index(room):
+                later.append(f"{path.relative_to(PACKAGE)} imports {other}")
+    assert not later
 
 
 def test_the_check_sees_imports_inside_functions_and_relative_ones():
-    source = "def f():\n    from freehold.engine import Engine\n    from ..store import Store\n"
-    assert imported_rooms(ast.walk(ast.parse(source)), "freehold.tokenizer") == {"engine", "store"}
+    source = "def f():\n    from freehold.run.engine import Engine\n    from ..store import Store\n"
+    assert imported_rooms(ast.walk(ast.parse(source)), "freehold.run.tokenizer") == {
+        "run.engine",
+        "run.store",
+    }
 
 
 def test_nothing_outside_the_cli_prints():
     """stdout belongs to the command line; a library that prints corrupts its host's output."""
     for path in FILES:
-        if room_of(path) in ("cli", "server"):
+        if room_of(module_of(path)) in ("cli", "serve.http"):
             continue
         calls = (n for n in nodes(path) if isinstance(n, ast.Call))
         printing = [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
@@ -108,7 +95,7 @@ def test_every_file_says_what_it_is():
     assert not [p for p in FILES if not ast.get_docstring(tree(p))]
 
 
-SERVER = PACKAGE / "server"
+SERVER = PACKAGE / "serve" / "http"
 # What each folder of the server may import of the others: core is below all protocols, which do not know each other.
 SEES: dict[str, set[str]] = {
     "core": set(),
@@ -126,7 +113,7 @@ def imported_folders(path: Path) -> set[str]:
     """Folders of the server that a module imports anywhere, also inside functions and for types alone."""
     imports = [n for n in nodes(path) if isinstance(n, ast.ImportFrom) and n.module]
     paths = [f"{n.module}.{alias.name}".split(".") for n in imports for alias in n.names]
-    return {path[2] for path in paths if path[:2] == ["freehold", "server"]}
+    return {path[3] for path in paths if path[:3] == ["freehold", "serve", "http"]}
 
 
 def test_no_protocol_of_the_server_imports_another():
@@ -162,18 +149,15 @@ def test_every_file_directly_in_the_cli_is_a_verb_or_known_to_be_none():
 
 # --- the HTTP process imports no engine ------------------------------------------------------------------------------
 
-MODULES = {
-    ".".join(("freehold", *p.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): p
-    for p in FILES
-}
+MODULES = {module_of(path): path for path in FILES}
 # What runs in the HTTP process: the server, the verb that starts it, and the server's half of worker/. It starts the
 # other half, worker/process, by its module's name in a command line, which does not count as an import.
-HTTP = {name for name in MODULES if name.startswith("freehold.server")} | {
-    *("freehold.cli.serve", "freehold.worker.models"),
+HTTP = {name for name in MODULES if name.startswith("freehold.serve.http")} | {
+    *("freehold.cli.serve", "freehold.serve.worker.models"),
 }
-ENGINE_SIDE = ("engine", "models", "local", "worker.process")
+ENGINE_SIDE = ("run.engine", "run.models", "run.local", "serve.worker.process")
 # Before `freehold serve NAME` fetches a model, the families say whether they compute it; no server runs yet.
-BEFORE_SERVING = {("freehold.cli.shared", "freehold.local.runnable")}
+BEFORE_SERVING = {("freehold.cli.shared", "freehold.run.local.runnable")}
 
 
 def run_time_imports(root: ast.Module, package: str) -> Iterator[str]:
@@ -221,24 +205,22 @@ def on_engine_side(name: str) -> bool:
 
 def test_the_http_process_reaches_no_engine():
     reached = reached_from(HTTP)
-    assert {"freehold.worker.handle", "freehold.store", "freehold.serving"} <= reached.keys()
+    assert {"freehold.serve.worker.handle", "freehold.run.store", "freehold.base.serving"} <= reached.keys()
     assert {name: by for name, by in reached.items() if on_engine_side(name)} == {}
 
 
 def test_the_closure_sees_imports_inside_functions_and_skips_those_for_type_checkers():
-    source = (
-        "if TYPE_CHECKING:\n    import freehold.models\ndef f():\n    from freehold.engine import Engine\n"
-    )
-    assert {"freehold.engine"} == {
-        name for name in run_time_imports(ast.parse(source), "freehold.server") if name in MODULES
+    source = "if TYPE_CHECKING:\n    import freehold.run.models\ndef f():\n    from freehold.run.engine import Engine\n"
+    assert {"freehold.run.engine"} == {
+        name for name in run_time_imports(ast.parse(source), "freehold.serve.http") if name in MODULES
     }
     assert any(map(on_engine_side, reached_from(["freehold.cli.run"])))
 
 
 def test_importing_the_server_loads_no_engine():
     code = (
-        "import sys, freehold.cli.serve, freehold.server.serve, freehold.worker.models\n"
-        "from freehold.server.app import endpoints\n"
+        "import sys, freehold.cli.serve, freehold.serve.http.serve, freehold.serve.worker.models\n"
+        "from freehold.serve.http.app import endpoints\n"
         f"print(*(m for m in sys.modules if m.startswith(tuple('freehold.' + r for r in {ENGINE_SIDE}))))"
     )
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -248,8 +230,8 @@ def test_importing_the_server_loads_no_engine():
 STARTED = """
 import sys
 from pathlib import Path
-import freehold.cli.serve, freehold.worker.models
-from freehold.server.serve import Doors, ServerSettings, make_app
+import freehold.cli.serve, freehold.serve.worker.models
+from freehold.serve.http.serve import Doors, ServerSettings, make_app
 make_app(Doors(None, ServerSettings(home=Path(sys.argv[1]))).server)
 print(*(name for name in sys.modules if name.startswith("freehold.")))
 """
@@ -260,6 +242,6 @@ AT_START = ("page", "login", "choose", "runs", "runs.run")
 def test_a_server_starts_without_the_routes_of_its_page_its_chats_and_tools(tmp_path: Path):
     command = [sys.executable, "-c", STARTED, str(tmp_path)]
     got = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    later = ("freehold.tools", "freehold.chats", "freehold.server.console.")
+    later = ("freehold.serve.tools", "freehold.serve.chats", "freehold.serve.http.console.")
     found = {name for name in got if name.startswith(later)}
-    assert found == {f"freehold.server.console.{name}" for name in AT_START}
+    assert found == {f"freehold.serve.http.console.{name}" for name in AT_START}

@@ -10,7 +10,7 @@ import pytest
 
 import freehold
 from freehold.cli import main
-from freehold.engine.runner import ModelRunner
+from freehold.run.engine.runner import ModelRunner
 from tests.vectors.files import write_gguf
 
 ROOT = Path(__file__).parent.parent
@@ -55,6 +55,6 @@ def test_every_file_the_page_names_exists():
         assert (ROOT / name).is_file(), name
 
 
-@pytest.mark.parametrize("room", ["cli", "local", "engine", "server", "worker"])
+@pytest.mark.parametrize("room", ["cli", "run/local", "run/engine", "serve/http", "serve/worker"])
 def test_the_page_leads_through_every_room_on_the_way(room: str):
     assert f"src/freehold/{room}/" in PAGE

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from freehold import platforms
-from freehold.sandbox.children import spawn, watched
+from freehold.base import platforms
+from freehold.base.sandbox.children import spawn, watched
 
 PACKAGE = Path(__file__).parent.parent / "src" / "freehold"
 # Half of a program that runs where this package is not: it can import no platforms.py, and asks for a call, not a name.
-ELSEWHERE = PACKAGE / "backends" / "ray" / "app.py"
+ELSEWHERE = PACKAGE / "outgrow" / "ray" / "app.py"
 # What is written there is for containers, which are Linux wherever it is written.
-EMIT = PACKAGE / "backends" / "emit"
+EMIT = PACKAGE / "outgrow" / "emit"
 FILES = [
     p
     for p in sorted(PACKAGE.rglob("*.py"))
@@ -83,7 +83,7 @@ def test_a_socket_path_within_the_limit_can_be_bound(tmp_path: Path, monkeypatch
 
 def test_a_limit_is_set_within_the_hard_one_and_lifted():
     script = (
-        "import resource; from freehold.platforms import limit\n"
+        "import resource; from freehold.base.platforms import limit\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (50, 50))\n"
         "limit('RLIMIT_CPU', 60); print(resource.getrlimit(resource.RLIMIT_CPU)[0])\n"
         "limit('RLIMIT_CPU', 40); print(resource.getrlimit(resource.RLIMIT_CPU)[0])\n"
@@ -168,8 +168,8 @@ def test_a_template_that_takes_too_much_memory_is_refused_where_the_parent_watch
 ):
     from datetime import datetime
 
-    from freehold.errors import BadTemplate
-    from freehold.sandbox import children, rendering
+    from freehold.base.errors import BadTemplate
+    from freehold.base.sandbox import children, rendering
 
     monkeypatch.setattr(
         rendering, "watched", lambda child, most: children.watched(child, 1 << 20, by_kernel=False)

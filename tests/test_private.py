@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from freehold import private
-from freehold.advisor import calibration
-from freehold.config import Settings
-from freehold.server.batches.desk import Desk
-from freehold.server.core.accounts import Accounts
-from freehold.server.core.auth import owner_token
-from freehold.server.core.keys import KeyFile, made
-from freehold.server.core.sockets import bind_unix
-from freehold.store import Store
-from freehold.store.create import copy
+from freehold.base import private
+from freehold.base.config import Settings
+from freehold.choose.advisor import calibration
+from freehold.run.store import Store
+from freehold.run.store.create import copy
+from freehold.serve.http.batches.desk import Desk
+from freehold.serve.http.core.accounts import Accounts
+from freehold.serve.http.core.auth import owner_token
+from freehold.serve.http.core.keys import KeyFile, made
+from freehold.serve.http.core.sockets import bind_unix
 from tests.vectors.files import write_gguf
 
 

@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
+from freehold.adapt.evals import results, verifier
 from freehold.adapt.quantize import texts
-from freehold.advisor import breakeven
-from freehold.backends.capacity import trace
-from freehold.backends.capacity.steptime import EngineModel
-from freehold.chats.folder import ChatFolder
-from freehold.errors import CapacityExceeded, FreeholdError, UsageError
-from freehold.evals import results, verifier
-from freehold.formats import lora
-from freehold.regular import bounded_lines, open_regular, read_bounded, read_regular
-from freehold.server.core import sockets
-from freehold.server.core.keys import KeyFile
-from freehold.store import home_files, overlays
-from freehold.tokenizer.directory import read_json
-from freehold.tokenizer.template import templates_from_dir
-from tests.server.test_files import files_of_at_most
+from freehold.base.errors import CapacityExceeded, FreeholdError, UsageError
+from freehold.base.regular import bounded_lines, open_regular, read_bounded, read_regular
+from freehold.choose.advisor import breakeven
+from freehold.outgrow.capacity import trace
+from freehold.outgrow.capacity.steptime import EngineModel
+from freehold.run.formats import lora
+from freehold.run.store import home_files, overlays
+from freehold.run.tokenizer.directory import read_json
+from freehold.run.tokenizer.template import templates_from_dir
+from freehold.serve.chats.folder import ChatFolder
+from freehold.serve.http.core import sockets
+from freehold.serve.http.core.keys import KeyFile
+from tests.http.test_files import files_of_at_most
 from tests.vectors.adapters import Case, write_gguf, write_peft
 
 READERS: dict[str, Callable[[Path], object]] = {

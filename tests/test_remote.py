@@ -21,8 +21,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from freehold import errors
-from freehold.errors import (
+from freehold.base import errors
+from freehold.base.errors import (
     AccessDenied,
     ContextOverflow,
     EngineClosed,
@@ -33,12 +33,8 @@ from freehold.errors import (
     UpstreamFailed,
     UsageError,
 )
-from freehold.remote.http import Api
-from freehold.remote.openai import HttpModel
-from freehold.server.core.answering import PREFILL
-from freehold.server.openai.fields.generating import Structured, format_of
-from freehold.serving import ModelInfo
-from freehold.types import (
+from freehold.base.serving import ModelInfo
+from freehold.base.types import (
     ChatModel,
     Chunk,
     Format,
@@ -50,6 +46,10 @@ from freehold.types import (
     Usage,
     as_format,
 )
+from freehold.serve.http.core.answering import PREFILL
+from freehold.serve.http.openai.fields.generating import Structured, format_of
+from freehold.serve.remote.http import Api
+from freehold.serve.remote.openai import HttpModel
 
 INFO = ModelInfo("m", "Q8_0", 128, 256, 1024, 2, 0.1, 1000, 96, True, False, SamplingParams(top_k=40))
 HI = [Message("user", "Hi")]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import freehold
-from freehold.errors import UsageError
-from freehold.types import MAX_PICTURE_BYTES, Image, Message, media_type_of
+from freehold.base.errors import UsageError
+from freehold.base.types import MAX_PICTURE_BYTES, Image, Message, media_type_of
 
 HEADS = {
     "image/png": b"\x89PNG\r\n\x1a\n",

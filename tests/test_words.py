@@ -43,7 +43,7 @@ LISTS = ("tests/test_words.py", "benches/words.py")  # they have the words thems
 APART = (
     "docs/log/",
     "docs/reference/",
-    "src/freehold/catalog/data/",
+    "src/freehold/base/catalog/data/",
 )  # history; generated; quotations of sources
 
 

@@ -327,8 +327,8 @@ def tested(cpu: str, chosen: list[str]) -> subprocess.CompletedProcess[str]:
 
 def compare_answers() -> int:
     """Let a model answer here and there; 1 where they part at a token that led by more than rounding can explain."""
-    from freehold.config import load_settings
-    from freehold.store import Store
+    from freehold.base.config import load_settings
+    from freehold.run.store import Store
 
     path = str(Store(load_settings()).pull("smollm2:135m").path)
     program = ["-m", "tests.arm64.answer", path]

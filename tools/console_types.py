@@ -1,6 +1,6 @@
 """Write console/src/api/types.ts from the structs and typed dictionaries that the server answers its page with.
 
-Run: python tools/console_types.py [--check], after one of them changed; tests/server/test_console_types.py checks the
+Run: python tools/console_types.py [--check], after one of them changed; tests/http/test_console_types.py checks the
 committed file. By hand beside it: reports.ts, what other rooms print as JSON; run.ts, the events of a run.
 Types leave nothing in the built page; `make console` notes the digests of its sources.
 """
@@ -19,9 +19,9 @@ from typing import Any, Literal, NotRequired, get_args, get_origin, get_type_hin
 
 import msgspec
 
-from freehold.chats import types as chats
-from freehold.server.console import chats as windows
-from freehold.server.console import live, login, pictures, training, usage
+from freehold.serve.chats import types as chats
+from freehold.serve.http.console import chats as windows
+from freehold.serve.http.console import live, login, pictures, training, usage
 
 TYPES = Path(__file__).parent.parent / "console" / "src" / "api" / "types.ts"
 HEADER = """\

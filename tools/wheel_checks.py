@@ -26,8 +26,8 @@ CARRIED = (
     ".data/data/share/bash-completion/completions/freehold",
     ".data/data/share/zsh/site-functions/_freehold",
     ".data/data/share/fish/vendor_completions.d/freehold.fish",
-    "freehold/server/console/static/index.html",
-    "freehold/server/console/static/THIRD_PARTY.txt",
+    "freehold/serve/http/console/static/index.html",
+    "freehold/serve/http/console/static/THIRD_PARTY.txt",
 )
 EXPORTED = {"PyInit__native"}
 # zig's linker for macOS cannot hide what the C++ library defines weakly (operators new and delete), nor two of its own.

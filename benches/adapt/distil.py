@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benches.adapt.folders import work_folder
 from freehold.adapt.distil import DistilSettings, DistilWatch, distil
 from freehold.adapt.training.trainee import half_helps
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.machine import cpu_name
-from freehold.store import Store
+from freehold.run.store import Store
 
 FIRST = [
     "Maria",

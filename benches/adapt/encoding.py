@@ -24,8 +24,8 @@ from freehold import _native as native
 from freehold.adapt.quantize.calibration import Moments
 from freehold.adapt.quantize.encoding import encode
 from freehold.adapt.run import cpu_seconds
+from freehold.base.machine import cpu_name
 from freehold.cli.bench import version
-from freehold.machine import cpu_name
 
 F32 = np.float32
 CAUSES, TOKENS = 64, 2048  # of the inputs; fewer tokens than columns, so that damping has to help

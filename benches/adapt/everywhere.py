@@ -21,8 +21,8 @@ from benches.lib.environments import environment
 from freehold.adapt.finetune import read_exam
 from freehold.adapt.sampling import GREEDY, open_sampling
 from freehold.adapt.training.trainee import GGUF
-from freehold.config import load_settings
-from freehold.store import ModelRef, Store
+from freehold.base.config import load_settings
+from freehold.run.store import ModelRef, Store
 
 TOKENS = 32
 TIE = 0.1  # nat between two tokens that rounding may exchange

@@ -31,10 +31,10 @@ from freehold import _native as native
 from freehold.adapt.quantize.calibration import CalibratedLayer, LayerStreams, calibrate
 from freehold.adapt.quantize.encoding import DAMPING, encode
 from freehold.adapt.quantize.texts import default_texts
-from freehold.formats import GGUFFile, open_model_file
-from freehold.models.binding.bind import Source, read_source
-from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
-from freehold.tokenizer.template import chat_template_from_gguf
+from freehold.run.formats import GGUFFile, open_model_file
+from freehold.run.models.binding.bind import Source, read_source
+from freehold.run.tokenizer import Tokenizer, tokenizer_from_gguf
+from freehold.run.tokenizer.template import chat_template_from_gguf
 
 TYPES = ("T3", "Q3_K", "IQ3_KS", "T2", "Q2_K", "IQ2_KS")
 TEXT = Path(__file__).resolve().parents[2] / "tests" / "vectors" / "text.txt"

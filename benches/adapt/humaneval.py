@@ -24,11 +24,11 @@ import psutil
 
 from benches.lib.environments import environment
 from benches.server.own_server import own_server
-from freehold.config import load_settings
-from freehold.evals.evaluate import EvalTask, ModelReply
-from freehold.evals.tasks.humaneval import MOST_TOKENS, STOPS, humaneval
-from freehold.store import Store
-from freehold.store.contract import ignore
+from freehold.adapt.evals.evaluate import EvalTask, ModelReply
+from freehold.adapt.evals.tasks.humaneval import MOST_TOKENS, STOPS, humaneval
+from freehold.base.config import load_settings
+from freehold.run.store import Store
+from freehold.run.store.contract import ignore
 
 IN_FLIGHT = 8
 SLICE = 41  # items of one run of lm-eval: a shared machine is let go in between

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.lib import environments, peer
 from benches.lib.machine import describe, resolve
 from freehold import _native as native
-from freehold.evals.divergence import (
+from freehold.adapt.evals.divergence import (
     WINDOW,
     DivergenceCounter,
     LogitSource,

@@ -17,10 +17,10 @@ from typing import Any
 
 from freehold.adapt.quantize.planning import QuantizeRequest
 from freehold.adapt.quantize.quantising import quantise
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.machine import cpu_name
-from freehold.store import Store
+from freehold.run.store import Store
 
 
 def main() -> None:

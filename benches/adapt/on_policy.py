@@ -21,14 +21,14 @@ from typing import Any
 
 from freehold.adapt.answers import read_prompts
 from freehold.adapt.distil import DistilSettings, DistilWatch, distil, marked
+from freehold.adapt.evals.paired import compared, wilson
 from freehold.adapt.run import cpu_seconds
 from freehold.adapt.sampling import open_sampling
 from freehold.adapt.training.trainee import half_helps
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.evals.paired import compared, wilson
-from freehold.machine import cpu_name
-from freehold.store import Store
+from freehold.run.store import Store
 
 ANSWER, CONTEXT = 16, 256  # tokens
 SIDES = ("sequence", "on_policy")

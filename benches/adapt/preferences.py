@@ -24,11 +24,11 @@ from benches.adapt.folders import work_folder
 from freehold.adapt.align import AlignSettings, align
 from freehold.adapt.sampling import GREEDY, SamplingModel, open_sampling
 from freehold.adapt.training.trainee import half_helps
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
+from freehold.base.types import Message
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.machine import cpu_name
-from freehold.store import Store
-from freehold.types import Message
+from freehold.run.store import Store
 
 MONTHS = [
     "January",

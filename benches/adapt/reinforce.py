@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.machine import cpu_name
-from freehold.store import Store
+from freehold.run.store import Store
 
 NAMES = "Ann Ben Cleo Dan Eva Finn Gus Hana Ivo June Kai Lea Max Nora Otto Pia Ravi Sara Tom Uma Vera Will Yara Zoe"
 CITIES = (

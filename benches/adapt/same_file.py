@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.lib import environments
 from benches.lib.machine import describe, resolve
-from freehold.formats import GGUFFile, open_gguf
+from freehold.run.formats import GGUFFile, open_gguf
 
 # Run by the peer's interpreter: source, result, file type, threads.
 _QUANTISE = """

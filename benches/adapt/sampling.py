@@ -22,11 +22,11 @@ from typing import Any
 
 from freehold.adapt.reinforce.policy import seeds_of
 from freehold.adapt.sampling import SamplingModel, open_sampling
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
+from freehold.base.types import Message
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.machine import cpu_name
-from freehold.store import Store
-from freehold.types import Message
+from freehold.run.store import Store
 
 QUESTION = "State the final answer to the following arithmetic problem: {} + {} ="
 Sampled = Callable[[int], int]  # a round's number -> tokens

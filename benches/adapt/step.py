@@ -17,8 +17,8 @@ import numpy as np
 
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
-from freehold.config import load_settings
-from freehold.store import Store
+from freehold.base.config import load_settings
+from freehold.run.store import Store
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benches.adapt.notation import write
 from freehold.adapt.finetune import FinetuneSettings, finetune
 from freehold.adapt.training.trainee import half_helps
-from freehold.config import load_settings
-from freehold.store import Store
+from freehold.base.config import load_settings
+from freehold.run.store import Store
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ from benches.drivers.peer_freehold import Freehold
 from benches.lib.driver import Took
 from benches.lib.machine import describe, resolve
 from freehold import _native as native
-from freehold.formats import QuantType, open_gguf, row_bytes, trellis
-from freehold.formats.gguf_writer import TensorPlan, copied_keys, write_gguf
+from freehold.run.formats import QuantType, open_gguf, row_bytes, trellis
+from freehold.run.formats.gguf_writer import TensorPlan, copied_keys, write_gguf
 
 TYPES = ("T2", "T3", "Q4_K", "Q6_K", "Q8_0")
 ROWS, COLS = 512, 1536  # 0.2 to 0.8 MB: an L2 holds them

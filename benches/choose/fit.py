@@ -27,15 +27,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.lib.dequantise import copy_in
 from benches.lib.peer import Child
 from freehold import _native as native
-from freehold.advisor import fit as fits
-from freehold.advisor.anatomy import Anatomy
-from freehold.advisor.calibration import KINDS, History, Run
-from freehold.advisor.file_anatomy import from_file
-from freehold.advisor.machine import Rates, here
+from freehold.base.config import load_settings
+from freehold.base.machine import default_threads
+from freehold.choose.advisor import fit as fits
+from freehold.choose.advisor.anatomy import Anatomy
+from freehold.choose.advisor.calibration import KINDS, History, Run
+from freehold.choose.advisor.file_anatomy import from_file
+from freehold.choose.advisor.machine import Rates, here
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.machine import default_threads
-from freehold.store import Store
+from freehold.run.store import Store
 
 MODELS = ("smollm2:135m", "gemma3:270m", "qwen2.5-coder:0.5b", "qwen2.5-coder:1.5b")
 COPIES = (

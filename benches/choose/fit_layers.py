@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.lib.random_gguf import VOCAB, tensors
 from benches.lib.shapes import SHAPES
-from freehold.advisor import fit
-from freehold.advisor.anatomy import Anatomy, WeightGroup
-from freehold.advisor.calibration import COSTS, Correction, History, Run
-from freehold.advisor.file_anatomy import SizeKeys, gguf_layers, of_expert, query_width
-from freehold.advisor.machine import Rates
+from freehold.choose.advisor import fit
+from freehold.choose.advisor.anatomy import Anatomy, WeightGroup
+from freehold.choose.advisor.calibration import COSTS, Correction, History, Run
+from freehold.choose.advisor.file_anatomy import SizeKeys, gguf_layers, of_expert, query_width
+from freehold.choose.advisor.machine import Rates
 
 CONSTANTS = (
     "_EXPERT_DOTS", "_UNPACK", "_STATE", "_STATE_CHUNK", "_LATENT_LOOK", "_LATENT_ATTENTION", "_ABSORB", "_MOST_DOTS",

@@ -3,7 +3,7 @@
 `python benches/choose/published.py [--refit]`. For one user's answers it leaves out, with each source's rows on a
 device, all rows of that source and all of that device; for many users' one model at a time. Prints the median error and
 how often the claimed 80 % intervals held, then the same of unseen.csv, whose rows go into no fit, by source. `--refit`
-writes src/freehold/advisor/speeds.toml from all other rows. Ends in one JSON line; exit 1 when a claim fails.
+writes src/freehold/choose/advisor/speeds.toml from all other rows. Ends in one JSON line; exit 1 when a claim fails.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from freehold import catalog  # noqa: E402
-from freehold.advisor import roofline  # noqa: E402
-from freehold.advisor.anatomy import Anatomy, from_catalogue  # noqa: E402
-from freehold.advisor.engines import device_class, documented, engine, forget  # noqa: E402
-from freehold.advisor.interval import Interval  # noqa: E402
-from freehold.catalog.hardware import rig  # noqa: E402
+from freehold.base import catalog  # noqa: E402
+from freehold.base.catalog.hardware import rig  # noqa: E402
+from freehold.choose.advisor import roofline  # noqa: E402
+from freehold.choose.advisor.anatomy import Anatomy, from_catalogue  # noqa: E402
+from freehold.choose.advisor.engines import device_class, documented, engine, forget  # noqa: E402
+from freehold.choose.advisor.interval import Interval  # noqa: E402
 
 DATA = Path(__file__).with_name("published")
-SPEEDS = ROOT / "src" / "freehold" / "advisor" / "speeds.toml"
+SPEEDS = ROOT / "src" / "freehold" / "choose" / "advisor" / "speeds.toml"
 TERMS = tuple(f.name for f in fields(roofline.Terms))
 # Median error of tokens a second, at most, and how many of the intervals that say 80 % may hold.
 CLAIMS = {

@@ -20,14 +20,14 @@ from statistics import median
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
-from freehold.advisor.quality import Evidence, Quality, Scale, benchmark  # noqa: E402  # noqa: E402
-from freehold.catalog.benchmarks import (  # noqa: E402
+from freehold.base.catalog.benchmarks import (  # noqa: E402
     BENCHMARKS,
     Task,
     tasks,
 )
-from freehold.catalog.model import Model  # noqa: E402
-from freehold.catalog.models import models  # noqa: E402
+from freehold.base.catalog.model import Model  # noqa: E402
+from freehold.base.catalog.models import models  # noqa: E402
+from freehold.choose.advisor.quality import Evidence, Quality, Scale, benchmark  # noqa: E402  # noqa: E402
 
 PAGE = ROOT / "docs" / "design" / "predictions.md"
 MARKS = ("<!-- quality: begin -->", "<!-- quality: end -->")

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 import freehold  # noqa: E402
-from freehold.types import Message, Tool, ToolCall  # noqa: E402
+from freehold.base.types import Message, Tool, ToolCall  # noqa: E402
 
 RECORDED = ROOT / "tests" / "tools" / "recorded" / "filesystem.json"
 FILES = {

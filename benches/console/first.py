@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freehold.server.console import page as files
+from freehold.serve.http.console import page as files
 from tests.console.conftest import CHROMIUM, SCRIPTS, Served
 from tests.console.scripted import write_scripted
 

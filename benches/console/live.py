@@ -36,15 +36,15 @@ CEILINGS = {"core_percent": 1.0, "later_p99_ms": 1.0, "look_percent": 1.0}
 
 def serve(port: int, looks: str) -> None:
     """Be the server: one scripted model in an engine process. Each look's CPU seconds go to the file `looks`."""
+    from freehold.base.config import load_settings
     from freehold.cli.serving.logs import logging_to
-    from freehold.config import load_settings
-    from freehold.server.console.live import LiveFeed
-    from freehold.server.core.limits import ServerLimits
-    from freehold.server.core.sockets import bind_tcp
-    from freehold.server.serve import ServerSettings, run
-    from freehold.store import Store
-    from freehold.worker.models import EngineModels
-    from freehold.worker.wire import Script
+    from freehold.run.store import Store
+    from freehold.serve.http.console.live import LiveFeed
+    from freehold.serve.http.core.limits import ServerLimits
+    from freehold.serve.http.core.sockets import bind_tcp
+    from freehold.serve.http.serve import ServerSettings, run
+    from freehold.serve.worker.models import EngineModels
+    from freehold.serve.worker.wire import Script
 
     async def models() -> EngineModels:
         return EngineModels(Store(load_settings()), scripts={"slow": Script(words=100_000, step_s=STEP_S)})

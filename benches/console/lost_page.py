@@ -28,7 +28,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.console.serving import engine_of
-from freehold.chats.folder import ChatFolder
+from freehold.serve.chats.folder import ChatFolder
 from tests.console.conftest import CHROMIUM, Served
 from tests.console.scripted import write_scripted
 

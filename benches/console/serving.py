@@ -27,7 +27,7 @@ def engine_of(served: Served) -> psutil.Process:
     """Return the process that holds the model, of all that a server has started."""
     assert served.process is not None
     children = psutil.Process(served.process.pid).children(recursive=True)
-    return next(each for each in children if "freehold.worker.process" in each.cmdline())
+    return next(each for each in children if "freehold.serve.worker.process" in each.cmdline())
 
 
 @contextmanager

@@ -198,9 +198,9 @@ def copied(home: Path, to: Path) -> Path:
 
 async def _book(path: Path) -> None:
     """Write a month of requests of a household: most answered by its own machine, the rest rented."""
-    from freehold.router.ledger.rows import LedgerRow
-    from freehold.router.ledger.store import Ledger
-    from freehold.types import Usage
+    from freehold.base.types import Usage
+    from freehold.route.router.ledger.rows import LedgerRow
+    from freehold.route.router.ledger.store import Ledger
     from tests.router.ledger.rows import row
 
     drawn, now, book = random.Random(22), time.time(), Ledger.open(path)

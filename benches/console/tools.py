@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 import httpx2  # noqa: E402
 import psutil  # noqa: E402
 
-from freehold.tools.mcp.use import MOST  # noqa: E402
+from freehold.serve.tools.mcp.use import MOST  # noqa: E402
 from tests.console.conftest import Served  # noqa: E402
 from tests.console.scripted import write_scripted  # noqa: E402
 from tests.console.talking import Heard, Talker  # noqa: E402
@@ -176,7 +176,7 @@ def every(world: World, runs: int) -> None:
 def strays(world: World) -> list[str]:
     """What ought to have ended: servers of tools but those that a chat keeps, and guards without a server."""
     servers = world.tools().values()
-    guards = sum("freehold.tools.mcp.guard" in each.cmdline() for each in world.below())
+    guards = sum("freehold.serve.tools.mcp.guard" in each.cmdline() for each in world.below())
     return [word for word in servers if word in HOWS[1:]] + ["guard"] * (guards - len(servers))
 
 

@@ -26,7 +26,7 @@ COMPANY = "adopt = false\n[company]\npurpose = 'commercial'\nusers = 2000\nseat 
 
 def questions(count: int) -> list[tuple[str, dict[str, str]]]:
     """Return what is asked: fit on each machine, licence, cost on each machine that is rented out."""
-    from freehold import catalog
+    from freehold.base import catalog
 
     models = [m for m in catalog.models() if m.role == "generator"]
     chosen = [models[i * len(models) // count] for i in range(count)]
@@ -42,8 +42,8 @@ def printed(home: Path, verb: str, words: dict[str, str]) -> str:
     """Return what `freehold VERB ... --json` prints; "" where it ends with an error."""
     from click.testing import CliRunner
 
+    from freehold.base.config import load_settings
     from freehold.cli.main import command_of
-    from freehold.config import load_settings
 
     args = [words[name] for name in ("model", "name") if name in words]
     args += [f"--{name}={value}" for name, value in words.items() if name not in ("model", "name")]
@@ -69,7 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--models", type=int, default=40)
     args = parser.parse_args()
-    from tests.server.conftest import start
+    from tests.http.conftest import start
 
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"

@@ -15,7 +15,7 @@ import freehold
 from benches.drivers.ears_driver import Hearer, Row
 from benches.lib.driver import serve
 from freehold import _native
-from freehold.local.speech import load_speech
+from freehold.run.local.speech import load_speech
 
 
 class Freehold(Hearer):

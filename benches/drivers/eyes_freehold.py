@@ -19,12 +19,12 @@ import numpy as np
 import freehold
 from benches.lib.driver import Clock, serve
 from freehold import _native
-from freehold.formats import open_model_file
-from freehold.models import seeing
-from freehold.models.binding.towers import read_tower
-from freehold.models.load import LoadedModel
-from freehold.models.seeing import LoadedTower, load_tower
-from freehold.models.tower import TokenBudget
+from freehold.run.formats import open_model_file
+from freehold.run.models import seeing
+from freehold.run.models.binding.towers import read_tower
+from freehold.run.models.load import LoadedModel
+from freehold.run.models.seeing import LoadedTower, load_tower
+from freehold.run.models.tower import TokenBudget
 
 
 class Encoder:

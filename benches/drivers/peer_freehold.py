@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import freehold
 from benches.lib.driver import SHORT, Clock, Driver, Took, main, sample_prompt
 from freehold import SamplingParams, _native
-from freehold.engine import Engine
+from freehold.run.engine import Engine
 
 GREEDY = SamplingParams(temperature=0.0)
 

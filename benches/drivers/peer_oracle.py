@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.lib.driver import serve
-from freehold.models.oracle.session import Oracle
+from freehold.run.models.oracle.session import Oracle
 
 
 class FloatOracle:

@@ -33,7 +33,7 @@ from benches.lib.ggml_whisper import write_ggml
 from benches.lib.heard import Said, judge, words_of
 from benches.lib.machine import better, ceilings, describe, say
 from benches.lib.peer import Child, PeerFailed
-from freehold.formats.ctranslate2 import open_ctranslate2
+from freehold.run.formats.ctranslate2 import open_ctranslate2
 
 RATE = 16_000
 LONG_S = 600.0

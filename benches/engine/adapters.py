@@ -19,14 +19,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
+from freehold.base.types import SamplingParams
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.engine import Engine
-from freehold.machine import cpu_name
-from freehold.models.load import LoadedModel, load_model
-from freehold.models.lora import Adapter, load_adapter
-from freehold.store import Store
-from freehold.types import SamplingParams
+from freehold.run.engine import Engine
+from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.lora import Adapter, load_adapter
+from freehold.run.store import Store
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.vectors.adapters import write_for

@@ -152,8 +152,8 @@ class Machine:
     def of(folder: Path, cores: int) -> Machine:
         """Measure this one; a dot of int16 pairs does half the operations of one of int8 quads."""
         from freehold import _native as native
-        from freehold.machine import cpu_name
-        from freehold.models.load import load_model
+        from freehold.base.machine import cpu_name
+        from freehold.run.models.load import load_model
 
         weights = load_model(folder, tokens=_tokenizer(folder).vocab_size).weights_per_token
         gops = max(native.measure_int8_gops(n) for n in range(1, cores + 1)) / 2
@@ -163,7 +163,7 @@ class Machine:
 
 
 def _tokenizer(folder: Path) -> Any:
-    from freehold.tokenizer import tokenizer_from_dir
+    from freehold.run.tokenizer import tokenizer_from_dir
 
     return tokenizer_from_dir(folder)
 
@@ -236,8 +236,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    from freehold.config import load_settings
-    from freehold.store import Store
+    from freehold.base.config import load_settings
+    from freehold.run.store import Store
 
     folder = Store(load_settings()).pull(MODEL).path
     cores = len(os.sched_getaffinity(0))

@@ -28,8 +28,8 @@ from benches.lib.peer import Child
 from benches.lib.random_gguf import VOCAB, Stored, family_of, tensors, write
 from benches.lib.shapes import SHAPES, Shape
 from freehold._native import BLOCK_TOKENS, KvCache
-from freehold.formats.fields import Fields
-from freehold.layers import LayerSpec, kept_bytes, recurrent_bytes
+from freehold.base.layers import LayerSpec, kept_bytes, recurrent_bytes
+from freehold.run.formats.fields import Fields
 
 SETTINGS: tuple[dict[str, Any], ...] = ({}, {"repack": False})
 

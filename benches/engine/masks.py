@@ -28,15 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.drivers.peer_masks import PEERS, timed
 from benches.engine.schemas import CASES
 from benches.lib.environments import DRIVERS, NotInstalled, environment
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
+from freehold.base.types import Format, SamplingParams
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.engine.constrain.grammar import Grammar, GrammarMatcher, Grammars
-from freehold.engine.sampler import choose
-from freehold.formats.gguf import open_gguf
-from freehold.machine import cpu_name
-from freehold.store import Store
-from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
-from freehold.types import Format, SamplingParams
+from freehold.run.engine.constrain.grammar import Grammar, GrammarMatcher, Grammars
+from freehold.run.engine.sampler import choose
+from freehold.run.formats.gguf import open_gguf
+from freehold.run.store import Store
+from freehold.run.tokenizer import Tokenizer, tokenizer_from_gguf
 
 PEER_S = 300.0  # for one peer, all schemas; what it had answered by then counts
 TARGET_US = 50.0

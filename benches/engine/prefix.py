@@ -23,15 +23,15 @@ import time
 import timeit
 from pathlib import Path
 
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
+from freehold.base.types import SamplingParams
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.engine import Engine
-from freehold.engine.cache.blocks import BlockManager
-from freehold.engine.sequence import Request, Sequence
-from freehold.local.opening import open_model
-from freehold.machine import cpu_name
-from freehold.store import Store
-from freehold.types import SamplingParams
+from freehold.run.engine import Engine
+from freehold.run.engine.cache.blocks import BlockManager
+from freehold.run.engine.sequence import Request, Sequence
+from freehold.run.local.opening import open_model
+from freehold.run.store import Store
 
 GREEDY = SamplingParams(temperature=0.0)
 STEPS = 40  # tokens of the other stream

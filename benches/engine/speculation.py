@@ -15,13 +15,13 @@ import statistics
 import sys
 from pathlib import Path
 
+from freehold.base.machine import cpu_name
+from freehold.base.types import Completion
 from freehold.cli.bench import version
-from freehold.local import LLM, load
-from freehold.machine import cpu_name
-from freehold.types import Completion
+from freehold.run.local import LLM, load
 
 ROOT = Path(__file__).resolve().parents[2]
-EDITED = ROOT / "src" / "freehold" / "engine" / "cache" / "blocks.py"
+EDITED = ROOT / "src" / "freehold" / "run" / "engine" / "cache" / "blocks.py"
 TASKS = {
     "edit": "Repeat this file exactly, with one change: rename the class BlockManager to BlockPool.\n\n```python\n"
     + EDITED.read_text(encoding="utf-8")[:2200]

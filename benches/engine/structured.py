@@ -24,14 +24,14 @@ import jsonschema
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.engine.schemas import CASES, Case
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
+from freehold.base.serving import Job
+from freehold.base.types import Chunk, Format, Message
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.local import open_served
-from freehold.local.opening import ServedModel
-from freehold.machine import cpu_name
-from freehold.serving import Job
-from freehold.store import Store
-from freehold.types import Chunk, Format, Message
+from freehold.run.local import open_served
+from freehold.run.local.opening import ServedModel
+from freehold.run.store import Store
 
 LEAST_ENDED = 0.95
 

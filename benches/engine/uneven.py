@@ -5,7 +5,7 @@ interrupts the worker's thread every so many microseconds, and the signal's hand
 a share of its speed. That share is measured, by the calling thread alone under the same timer. Speeds are medians of
 rounds in turns: the fast core alone, the slow one alone, both fast, fast and slow.
 Progress goes to stderr, a table to stdout, then one JSON line.
-Path: uneven.py -> freehold.engine.Engine
+Path: uneven.py -> freehold.run.engine.Engine
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import freehold
 from benches.lib import machine
 from benches.lib.driver import sample_prompt
 from freehold import SamplingParams
-from freehold.engine import Engine
+from freehold.run.engine import Engine
 
 CONTEXT, PROMPT, DEPTH, STEPS = 1024, 256, 16, 48
 SETTLE = 4.0

@@ -21,8 +21,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from freehold.pictures.decoders import shared
-from freehold.pictures.opening import Resize, header, open_picture
+from freehold.run.pictures.decoders import shared
+from freehold.run.pictures.opening import Resize, header, open_picture
 
 BUDGET = 1.2
 FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

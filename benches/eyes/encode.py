@@ -32,10 +32,10 @@ from benches.lib.environments import DRIVERS, NotInstalled, environment
 from benches.lib.machine import better, ceilings, describe, say
 from benches.lib.peer import Child, PeerFailed
 from benches.lib.random_gguf import write as write_text
-from freehold.formats.fields import Fields
-from freehold.models.family import Cut
-from freehold.models.tower import Tower
-from freehold.models.towers import of_projector
+from freehold.run.formats.fields import Fields
+from freehold.run.models.family import Cut
+from freehold.run.models.tower import Tower
+from freehold.run.models.towers import of_projector
 
 HALF = [0.5, 0.5, 0.5]
 SETTINGS: tuple[dict[str, Any], ...] = ({"flash": True}, {"flash": False})

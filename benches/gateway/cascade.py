@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 
 import freehold
-from freehold.router.admission.table import AnsweredTable
-from freehold.router.admission.verdict import OWN, admit
-from freehold.types import Message, SamplingParams
+from freehold.base.types import Message, SamplingParams
+from freehold.route.router.admission.table import AnsweredTable
+from freehold.route.router.admission.verdict import OWN, admit
 
 EACH = 15  # questions of a kind
 CHECK = 64  # tokens whose log-probabilities count

@@ -21,16 +21,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from freehold.providers import upstream  # noqa: E402
-from freehold.providers.contract import (  # noqa: E402
+from freehold.base.serving import Job  # noqa: E402
+from freehold.base.types import Message  # noqa: E402
+from freehold.route.providers import upstream  # noqa: E402
+from freehold.route.providers.contract import (  # noqa: E402
     Cleared,
     Provider,
     RemoteModel,
     Secret,
 )
-from freehold.providers.hop import Hop  # noqa: E402
-from freehold.serving import Job  # noqa: E402
-from freehold.types import Message  # noqa: E402
+from freehold.route.providers.hop import Hop  # noqa: E402
 
 WORDS = 200
 TOKENS = 40

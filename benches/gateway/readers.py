@@ -15,10 +15,10 @@ import time
 
 import msgspec
 
-from freehold.providers.contract import Kind
-from freehold.providers.upstream import EventSplitter, wire_of
-from freehold.serving import Job
-from freehold.types import Message
+from freehold.base.serving import Job
+from freehold.base.types import Message
+from freehold.route.providers.contract import Kind
+from freehold.route.providers.upstream import EventSplitter, wire_of
 
 ASKED = Job(messages=(Message("user", "x"),))
 EVENTS = 2000

@@ -151,7 +151,7 @@ def serve(package: str, log: str, arguments: list[str]) -> None:
         sys.meta_path[:] = [f for f in sys.meta_path if "Scikit" not in type(f).__name__]
         sys.path.insert(0, package)
     from freehold.cli import main
-    from freehold.server import serve as served
+    from freehold.serve.http import serve as served
 
     made = served._loop_factory()
 
@@ -330,7 +330,7 @@ def _send(client: httpx2.Client, body: bytes) -> int:
 @contextmanager
 def server(folder: Path, package: str, provider: str) -> Iterator[str]:
     from benches.server.hostile import tiny_model
-    from freehold.server.core.keys import KeyFile, key_of
+    from freehold.serve.http.core.keys import KeyFile, key_of
 
     for name, secret in KEYS.items():
         KeyFile(folder / "keys.json").add(key_of(name, secret))

@@ -99,7 +99,7 @@ def provider(port: int, events: int) -> Asked:
 @contextmanager
 def freehold_gateway(folder: Path, port: int, events: int) -> Iterator[Asked]:
     """Serve ours as a user does: ledger, labels with a detector, a key with a budget, its log at the usual level."""
-    from freehold.server.core.keys import KeyFile, key_of
+    from freehold.serve.http.core.keys import KeyFile, key_of
 
     KeyFile(folder / "keys.json").add(key_of("bench", SECRET))
     text = _FILE

@@ -17,8 +17,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.formats.ctranslate2 import open_ctranslate2
-from freehold.models.mel import filters
+from freehold.run.formats.ctranslate2 import open_ctranslate2
+from freehold.run.models.mel import filters
 
 MAGIC, HALVES = 0x67676D6C, 1
 NAMES = (

@@ -16,8 +16,8 @@ TEXT = ROOT / "tests" / "vectors" / "text.txt"
 
 def tokenizer_of(path: Path) -> Any:
     """Read the tokenizer of a GGUF file."""
-    from freehold.formats import open_model_file
-    from freehold.tokenizer import tokenizer_from_gguf
+    from freehold.run.formats import open_model_file
+    from freehold.run.tokenizer import tokenizer_from_gguf
 
     file: Any = open_model_file(path)
     tokenizer = tokenizer_from_gguf(file.metadata)

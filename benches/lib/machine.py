@@ -19,7 +19,7 @@ from benches.lib.peer import Child
 
 def describe(path: Path) -> dict[str, Any]:
     """Name what the figures belong to, and how loaded the machine was before."""
-    from freehold.machine import cpu_name
+    from freehold.base.machine import cpu_name
 
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
     commit = subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
@@ -31,8 +31,8 @@ def resolve(model: str) -> Path:
     """Turn MODEL into the path of a file: a path as it stands, anything else through Freehold's own store."""
     if Path(model).is_file():
         return Path(model).resolve()
-    from freehold.config import load_settings
-    from freehold.store import Store
+    from freehold.base.config import load_settings
+    from freehold.run.store import Store
 
     return Store(load_settings()).resolve(model).path
 

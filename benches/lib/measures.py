@@ -74,7 +74,7 @@ class Facts:
     @staticmethod
     def of(path: Path) -> Facts:
         """Read them from the file's header."""
-        from freehold.formats import open_model_file
+        from freehold.run.formats import open_model_file
 
         file: Any = open_model_file(path)
         sizes = {name: (tensor.nbytes, tensor.shape) for name, tensor in file.tensors.items()}

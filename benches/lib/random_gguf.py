@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 
-from freehold.formats.fields import Fields
-from freehold.models.families import naming
-from freehold.models.family import Cut, Family, TensorSpec, renamed
+from freehold.run.formats.fields import Fields
+from freehold.run.models.families import naming
+from freehold.run.models.family import Cut, Family, TensorSpec, renamed
 
 VOCAB = 8192  # a head of a real vocabulary would outweigh two or four layers
 Q4, Q5, Q6, Q8, MX, F32 = (

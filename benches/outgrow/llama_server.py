@@ -24,14 +24,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freehold.backends import drivers
-from freehold.backends.contract import DeployPlan, EngineFacts, PlanRequest
-from freehold.backends.planning import facts
-from freehold.backends.replicas.deployment import ReplicaSet
-from freehold.backends.replicas.replica import DEFAULTS
-from freehold.providers.hop import Hop
-from freehold.serving import Job
-from freehold.types import Message
+from freehold.base.serving import Job
+from freehold.base.types import Message
+from freehold.outgrow import drivers
+from freehold.outgrow.contract import DeployPlan, EngineFacts, PlanRequest
+from freehold.outgrow.planning import facts
+from freehold.outgrow.replicas.deployment import ReplicaSet
+from freehold.outgrow.replicas.replica import DEFAULTS
+from freehold.route.providers.hop import Hop
 
 TOKENS = 120
 PROMPTS = (

@@ -69,7 +69,7 @@ def serve(pipe: Connection, args: argparse.Namespace) -> None:
 
 
 def _driver() -> Any:
-    from tests.backends.engines import StandInDriver
+    from tests.outgrow.engines import StandInDriver
 
     return StandInDriver(slots=1000)
 
@@ -77,7 +77,7 @@ def _driver() -> Any:
 def _standin(folder: Path, args: argparse.Namespace) -> Any:
     from dataclasses import replace
 
-    from tests.backends import engines
+    from tests.outgrow import engines
 
     plan = engines.plan(folder, args.replicas)
     return replace(plan, model=replace(plan.model, name=NAME))

@@ -1,7 +1,7 @@
 """Check plans against the engines' own parsers, and time a plan in a fresh process.
 
 `python -m benches.outgrow.plans --python /path/to/vllm-env/bin/python [--sglang WHEEL-FOLDER] [--model FOLDER]`
-The random plans are those of tests/backends/plan_cases.py, and its plans of twenty models of the hub; one process of
+The random plans are those of tests/outgrow/plan_cases.py, and its plans of twenty models of the hub; one process of
 vLLM's environment parses every command line with make_arg_parser, and must refuse a flag that is not there. With
 --sglang, a folder of its unpacked wheel, its parser reads as many in the same environment, keys from a file included,
 behind tools/engine_schema.py's stand-ins. A plan's time is that of a process that imports, reads the folder and plans;
@@ -23,9 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freehold.backends.contract import DeployPlan
-from freehold.config import load_settings
-from tests.backends.plan_cases import hub_plans, plans
+from freehold.base.config import load_settings
+from freehold.outgrow.contract import DeployPlan
+from tests.outgrow.plan_cases import hub_plans, plans
 
 PARSE = """
 import json, sys, io, contextlib
@@ -70,9 +70,9 @@ PLAN = """
 import sys, time
 wall, cpu = time.perf_counter(), time.process_time()
 from pathlib import Path
-from freehold.backends import drivers
-from freehold.backends.planning import facts
-from freehold.backends.contract import EngineFacts, PlanRequest
+from freehold.outgrow import drivers
+from freehold.outgrow.planning import facts
+from freehold.outgrow.contract import EngineFacts, PlanRequest
 model = facts.of_path(Path(sys.argv[1]))
 nodes = facts.nodes_here(Path(sys.argv[1]))
 request = PlanRequest(model, nodes, EngineFacts("0.32.0+cpu", cpu=True), socket=Path("/tmp/s.sock"))

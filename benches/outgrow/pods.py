@@ -26,14 +26,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.lib.machine import describe
-from freehold.backends import drivers
-from freehold.backends.contract import EngineFacts, PlanRequest
-from freehold.backends.emit.containers import FOLDER, PORT
-from freehold.backends.emit.emit import EmitOptions
-from freehold.backends.emit.kubernetes import documents
-from freehold.backends.planning import facts
-from freehold.backends.process.surroundings import free_port
-from freehold.config import load_settings
+from freehold.base.config import load_settings
+from freehold.outgrow import drivers
+from freehold.outgrow.contract import EngineFacts, PlanRequest
+from freehold.outgrow.emit.containers import FOLDER, PORT
+from freehold.outgrow.emit.emit import EmitOptions
+from freehold.outgrow.emit.kubernetes import documents
+from freehold.outgrow.planning import facts
+from freehold.outgrow.process.surroundings import free_port
 
 IMAGE = f"registry.example/none@sha256:{'0' * 64}"
 MODULE = ("-m", "vllm.entrypoints.openai.api_server", "--model")

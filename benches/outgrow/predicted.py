@@ -33,8 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.lib.environments import ROOT
 from benches.lib.machine import say
 from benches.server.servers import free_port
-from freehold.backends.capacity import trace as traces
-from freehold.backends.capacity.measuring import (
+from freehold.base.errors import FreeholdError
+from freehold.outgrow.capacity import trace as traces
+from freehold.outgrow.capacity.measuring import (
     EngineDoor,
     MeasurePlan,
     PromptWords,
@@ -43,12 +44,11 @@ from freehold.backends.capacity.measuring import (
     measure,
     rules,
 )
-from freehold.backends.capacity.simulation import SimulatedRun, simulate
-from freehold.backends.capacity.steptime import EngineModel
-from freehold.backends.capacity.trace import RequestTrace, TracedRequest
-from freehold.errors import FreeholdError
+from freehold.outgrow.capacity.simulation import SimulatedRun, simulate
+from freehold.outgrow.capacity.steptime import EngineModel
+from freehold.outgrow.capacity.trace import RequestTrace, TracedRequest
 
-TRACE = ROOT / "tests" / "backends" / "capacity" / "azure-conv-1000.csv"
+TRACE = ROOT / "tests" / "outgrow" / "capacity" / "azure-conv-1000.csv"
 START_S = 420.0
 PERCENTS = (50, 95)
 LONGEST = 1400  # tokens of a prompt, which leaves room in a context of 2,048

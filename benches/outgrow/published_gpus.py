@@ -21,14 +21,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freehold import catalog
-from freehold.advisor import roofline
-from freehold.advisor.anatomy import from_catalogue
-from freehold.advisor.engines import engine as engine_of
-from freehold.backends.capacity.engine import SimulatedEngine, SimulatedRequest
-from freehold.backends.capacity.steptime import EngineLimits, EngineModel, predicted
-from freehold.backends.capacity.trace import TracedRequest
-from freehold.backends.contract import ParallelSizes
+from freehold.base import catalog
+from freehold.choose.advisor import roofline
+from freehold.choose.advisor.anatomy import from_catalogue
+from freehold.choose.advisor.engines import engine as engine_of
+from freehold.outgrow.capacity.engine import SimulatedEngine, SimulatedRequest
+from freehold.outgrow.capacity.steptime import EngineLimits, EngineModel, predicted
+from freehold.outgrow.capacity.trace import TracedRequest
+from freehold.outgrow.contract import ParallelSizes
 
 ROWS = Path(__file__).parent / "published" / "aiconfigurator-0.12.0.csv"
 NAMES = {

@@ -30,11 +30,11 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from freehold.backends.planning.options import DeployOptions, planned
-from freehold.backends.process.surroundings import free_port
-from freehold.backends.ray.app import EngineChild
-from freehold.backends.ray.plan import settings_of
-from freehold.config import load_settings
+from freehold.base.config import load_settings
+from freehold.outgrow.planning.options import DeployOptions, planned
+from freehold.outgrow.process.surroundings import free_port
+from freehold.outgrow.ray.app import EngineChild
+from freehold.outgrow.ray.plan import settings_of
 
 START_S = 420.0
 TOKENS = 200

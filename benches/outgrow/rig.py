@@ -20,16 +20,16 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from freehold.backends import drivers
-from freehold.backends.contract import DeployPlan, EngineFacts, PlannedFlag, PlanRequest
-from freehold.backends.planning import facts
-from freehold.backends.replicas.models import DeployedModels
-from freehold.backends.replicas.replica import DEFAULTS, ReplicaLimits
-from freehold.config import Settings
-from freehold.server.core.sockets import bind_tcp
-from freehold.server.serve import Doors, ServerSettings
-from freehold.store import Store
-from freehold.worker.models import EngineModels
+from freehold.base.config import Settings
+from freehold.outgrow import drivers
+from freehold.outgrow.contract import DeployPlan, EngineFacts, PlannedFlag, PlanRequest
+from freehold.outgrow.planning import facts
+from freehold.outgrow.replicas.models import DeployedModels
+from freehold.outgrow.replicas.replica import DEFAULTS, ReplicaLimits
+from freehold.run.store import Store
+from freehold.serve.http.core.sockets import bind_tcp
+from freehold.serve.http.serve import Doors, ServerSettings
+from freehold.serve.worker.models import EngineModels
 
 T = TypeVar("T")
 NAME = "tiny"

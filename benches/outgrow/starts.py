@@ -32,12 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.lib.machine import say
 from benches.outgrow.guard import deploy
-from freehold.backends import drivers
-from freehold.backends.contract import DeployPlan, Listens, PlannedFlag
-from freehold.backends.planning.options import plan_deployment
-from freehold.backends.replicas.replica import Replica, ReplicaLimits
-from freehold.errors import UsageError
-from freehold.providers.hop import Hop
+from freehold.base.errors import UsageError
+from freehold.outgrow import drivers
+from freehold.outgrow.contract import DeployPlan, Listens, PlannedFlag
+from freehold.outgrow.planning.options import plan_deployment
+from freehold.outgrow.replicas.replica import Replica, ReplicaLimits
+from freehold.route.providers.hop import Hop
 
 LIMITS = ReplicaLimits(useless=1)
 MOST_S = 420.0

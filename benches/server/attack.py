@@ -186,7 +186,7 @@ def beside(port: int, model: str, source: str, seconds: float) -> tuple[Period, 
 
 def served(path: Path, folder: Path) -> tuple[list[str], int]:
     """Write the keys and a file with a template that never ends; return a server's command line and its port."""
-    from freehold.server.core.keys import KeyFile, made
+    from freehold.serve.http.core.keys import KeyFile, made
     from tests.vectors import files
 
     for name, secret in KEYS.items():

@@ -237,7 +237,7 @@ async def _until_loaded(port: int) -> None:
 
 def bench(path: Path, minutes: float, keys: int, quiet_s: float) -> dict[str, Any]:
     """Measure quiet, then beside the crowd; return the record."""
-    from freehold.server.core.keys import KeyFile, made
+    from freehold.serve.http.core.keys import KeyFile, made
 
     with tempfile.TemporaryDirectory(prefix="crowd-") as folder:
         file = Path(folder) / "keys.json"

@@ -43,7 +43,7 @@ from benches.server.attack import KEYS, request, until_loaded  # noqa: E402
 from benches.server.hostile_bodies import WAYS, Case, cases, made, stored  # noqa: E402
 from benches.server.own_server import tell  # noqa: E402
 from benches.server.servers import Server, free_port  # noqa: E402
-from freehold.engine.schedule.budget import ITL_FLOOR_S, SHARED_TOKENS  # noqa: E402
+from freehold.run.engine.schedule.budget import ITL_FLOOR_S, SHARED_TOKENS  # noqa: E402
 
 ABOVE_MS, RATIO = 20.0, 2.0  # what must hold
 MEMORY_MB = 512 + 128 + 128  # bodies in progress, stored responses, and what their answers take
@@ -155,7 +155,7 @@ class Running:
 
     def __init__(self, source: Path, model: Path, folder: Path) -> None:
         """Write keys and the model's link below `folder`; the server starts when entered."""
-        from freehold.server.core.keys import KeyFile, made
+        from freehold.serve.http.core.keys import KeyFile, made
 
         folder.mkdir()
         for name, secret in KEYS.items():

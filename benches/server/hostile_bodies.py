@@ -63,8 +63,8 @@ class Case:
 
 def cases() -> list[Case]:
     """List every route with each way that fits it."""
-    from freehold.server.app import routes
-    from freehold.server.core.call import endpoint_of
+    from freehold.serve.http.app import routes
+    from freehold.serve.http.core.call import endpoint_of
 
     found = []
     for route in routes():
@@ -106,8 +106,8 @@ def made(case: Case, model: str, ids: dict[str, list[str]]) -> list[bytes]:
 
 
 def _struct(case: Case) -> type[msgspec.Struct] | None:
-    from freehold.server.app import routes
-    from freehold.server.core.call import endpoint_of
+    from freehold.serve.http.app import routes
+    from freehold.serve.http.core.call import endpoint_of
 
     return next(
         endpoint_of(r).request for r in routes() if r.path == case.path and case.method in (r.methods or ())

@@ -42,14 +42,14 @@ wrk.body = '%s'
 
 def serve(port: int) -> None:
     """Be the server: two scripted models, each in an engine process of its own, and the log that `serve` writes."""
+    from freehold.base.config import load_settings
     from freehold.cli.serving.logs import logging_to
-    from freehold.config import load_settings
-    from freehold.server.core.limits import ServerLimits
-    from freehold.server.core.sockets import bind_tcp
-    from freehold.server.serve import ServerSettings, run
-    from freehold.store import Store
-    from freehold.worker.models import EngineModels
-    from freehold.worker.wire import Script
+    from freehold.run.store import Store
+    from freehold.serve.http.core.limits import ServerLimits
+    from freehold.serve.http.core.sockets import bind_tcp
+    from freehold.serve.http.serve import ServerSettings, run
+    from freehold.serve.worker.models import EngineModels
+    from freehold.serve.worker.wire import Script
 
     async def models() -> EngineModels:
         scripts = {"quick": Script(words=WORDS), "slow": Script(words=SLOW_WORDS, step_s=STEP_S)}

@@ -22,7 +22,7 @@ import psutil
 
 from benches.server.servers import KINDS, Server, free_port, get
 
-ENGINE = "freehold.worker.process"  # in the command line of every engine process
+ENGINE = "freehold.serve.worker.process"  # in the command line of every engine process
 SETTLE_S = 30.0
 
 

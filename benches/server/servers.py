@@ -246,7 +246,7 @@ class Server:
 
 def _home(folder: Path) -> Path:
     """Make a data home that holds nothing but the packed weights of the user's."""
-    from freehold.config import load_settings
+    from freehold.base.config import load_settings
 
     folder.mkdir(mode=0o700)
     packs = load_settings().home / "packs"

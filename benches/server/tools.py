@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.server.function_calls import Case, cases
 from benches.server.scenarios import model_name
 from benches.server.servers import Server, free_port, llama_server
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_name
 from freehold.cli.bench import version
-from freehold.config import load_settings
-from freehold.machine import cpu_name
-from freehold.store import Store
+from freehold.run.store import Store
 
 CONTEXT = 4096
 TOKENS = 512  # of an answer: a model that repeats itself ends

@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from freehold.config import Settings
-from freehold.serving import Job
-from freehold.store import Store
-from freehold.types import Message
-from freehold.worker.handle import EngineHandle
-from freehold.worker.models import EngineModels
-from freehold.worker.wire import Script
+from freehold.base.config import Settings
+from freehold.base.serving import Job
+from freehold.base.types import Message
+from freehold.run.store import Store
+from freehold.serve.worker.handle import EngineHandle
+from freehold.serve.worker.models import EngineModels
+from freehold.serve.worker.wire import Script
 
 STEP_S = 0.01
 SCRIPTS = {

@@ -15,7 +15,7 @@ void translate(const std::exception_ptr& p, void*) {
     std::rethrow_exception(p);
   } catch (const Error& e) {
     const char* name = e.kind == ErrorKind::Usage ? "UsageError" : e.kind == ErrorKind::Capacity ? "CapacityExceeded" : "BadModelFile";
-    nb::object type = nb::module_::import_("freehold.errors").attr(name);
+    nb::object type = nb::module_::import_("freehold.base.errors").attr(name);
     const std::string text = e.what();
     const size_t cut = std::min(text.find('\n'), text.size());
     PyErr_SetObject(type.ptr(), type(text.substr(0, cut), text.substr(std::min(cut + 1, text.size()))).ptr());

@@ -16,26 +16,14 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from freehold.platforms import check_system as _check_system
-from freehold.version import __version__ as __version__
+from freehold.base.platforms import check_system as _check_system
+from freehold.base.version import __version__ as __version__
 
 _check_system()
 
 if TYPE_CHECKING:
-    from freehold.advisor.cost import cost
-    from freehold.backends.capacity.measuring import deploy_bench
-    from freehold.backends.planning.options import plan_deployment
-    from freehold.choosing import advise, fit, license
-    from freehold.errors import FreeholdError
-    from freehold.fake import FakeModel
-    from freehold.local import LLM, load
-    from freehold.local.asynchronous import AsyncLLM
-    from freehold.local.models import list, pull
-    from freehold.local.speech import Speech, load_speech
-    from freehold.reports.capacity import deploy_capacity
-    from freehold.server.inside import DeployedLLM, deploy
-    from freehold.store import Listed, ModelRef
-    from freehold.types import (
+    from freehold.base.errors import FreeholdError
+    from freehold.base.types import (
         ChatModel,
         Chunk,
         Completion,
@@ -51,6 +39,18 @@ if TYPE_CHECKING:
         Usage,
         Word,
     )
+    from freehold.choose.advisor.cost import cost
+    from freehold.choose.choosing import advise, fit, license
+    from freehold.outgrow.capacity.measuring import deploy_bench
+    from freehold.outgrow.planning.options import plan_deployment
+    from freehold.run.local import LLM, load
+    from freehold.run.local.asynchronous import AsyncLLM
+    from freehold.run.local.models import list, pull
+    from freehold.run.local.speech import Speech, load_speech
+    from freehold.run.store import Listed, ModelRef
+    from freehold.serve.fake import FakeModel
+    from freehold.serve.http.inside import DeployedLLM, deploy
+    from freehold.serve.reports.capacity import deploy_capacity
 
 __all__ = [
     "LLM",
@@ -90,20 +90,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "freehold.local": ("LLM", "load"),
-    "freehold.local.asynchronous": ("AsyncLLM",),
-    "freehold.local.models": ("list", "pull"),
-    "freehold.local.speech": ("Speech", "load_speech"),
-    "freehold.backends.capacity.measuring": ("deploy_bench",),
-    "freehold.reports.capacity": ("deploy_capacity",),
-    "freehold.server.inside": ("DeployedLLM", "deploy"),
-    "freehold.store": ("Listed", "ModelRef"),
-    "freehold.advisor.cost": ("cost",),
-    "freehold.backends.planning.options": ("plan_deployment",),
-    "freehold.choosing": ("advise", "fit", "license"),
-    "freehold.errors": ("FreeholdError",),
-    "freehold.fake": ("FakeModel",),
-    "freehold.types": (
+    "freehold.run.local": ("LLM", "load"),
+    "freehold.run.local.asynchronous": ("AsyncLLM",),
+    "freehold.run.local.models": ("list", "pull"),
+    "freehold.run.local.speech": ("Speech", "load_speech"),
+    "freehold.outgrow.capacity.measuring": ("deploy_bench",),
+    "freehold.serve.reports.capacity": ("deploy_capacity",),
+    "freehold.serve.http.inside": ("DeployedLLM", "deploy"),
+    "freehold.run.store": ("Listed", "ModelRef"),
+    "freehold.choose.advisor.cost": ("cost",),
+    "freehold.outgrow.planning.options": ("plan_deployment",),
+    "freehold.choose.choosing": ("advise", "fit", "license"),
+    "freehold.base.errors": ("FreeholdError",),
+    "freehold.serve.fake": ("FakeModel",),
+    "freehold.base.types": (
         "ChatModel",
         "Chunk",
         "Completion",

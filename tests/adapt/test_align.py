@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from freehold.adapt.align import AlignSettings, align
-from freehold.config import Settings
-from freehold.errors import StoreError, UsageError
-from freehold.formats import open_lora
-from freehold.models.tiny import make
-from freehold.store import ModelRef, Store
+from freehold.base.config import Settings
+from freehold.base.errors import StoreError, UsageError
+from freehold.run.formats import open_lora
+from freehold.run.models.tiny import make
+from freehold.run.store import ModelRef, Store
 
 pytest.importorskip("torch")
 SETTINGS = AlignSettings(rate=2e-2, rank=4, batch=4, epochs=2, threads=1)
@@ -119,8 +119,8 @@ import os, signal
 from pathlib import Path
 from freehold.adapt import loop
 from freehold.adapt.align import AlignSettings, align
-from freehold.config import Settings
-from freehold.store import Store
+from freehold.base.config import Settings
+from freehold.run.store import Store
 loop.KEEP_S = 0.0
 model = Store(Settings(home=Path({str(tmp_path / "home")!r}))).resolve({str(model.path)!r})
 align(model, Path({str(pairs)!r}), Path({str(tmp_path / "parts")!r}), {SETTINGS!r},

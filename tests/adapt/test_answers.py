@@ -12,8 +12,8 @@ import pytest
 
 from freehold.adapt.answers import BATCH, AnswerBook, Taught, TeacherPrompt, loops, read_prompts
 from freehold.adapt.sampling import SampledAnswer
-from freehold.errors import StoreError, UsageError
-from freehold.types import Message, SamplingParams
+from freehold.base.errors import StoreError, UsageError
+from freehold.base.types import Message, SamplingParams
 
 
 class Scripted:

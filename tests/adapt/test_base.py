@@ -14,10 +14,10 @@ from freehold.adapt.finetune import FinetuneSettings, finetune
 from freehold.adapt.quantize.planning import QuantizeRequest
 from freehold.adapt.quantize.quantising import quantise
 from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.store import ModelRef
-from freehold.store.overlays import Overlay
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.run.store import ModelRef
+from freehold.run.store.overlays import Overlay
 
 ITSELF = ModelRef("tiny", Path("tiny.gguf"), "gguf", "", 0, "user", "file:tiny.gguf", "", ())
 CREATED = replace(ITSELF, name="mine", overlay=Overlay("mine", "tiny", system="Be brief."))

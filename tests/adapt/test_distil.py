@@ -19,11 +19,11 @@ from freehold.adapt.distil import ANSWERS, DistilSettings, DistilWatch, distil, 
 from freehold.adapt.training.packed import divergence
 from freehold.adapt.training.steps import Order
 from freehold.adapt.training.trainee import Trainee
-from freehold.config import Settings
-from freehold.errors import UnsupportedModel, UsageError
-from freehold.formats import open_lora
-from freehold.models.tiny import make
-from freehold.store import ModelRef, Store
+from freehold.base.config import Settings
+from freehold.base.errors import UnsupportedModel, UsageError
+from freehold.run.formats import open_lora
+from freehold.run.models.tiny import make
+from freehold.run.store import ModelRef, Store
 
 torch = pytest.importorskip("torch")
 SETTINGS = DistilSettings(
@@ -146,8 +146,8 @@ import os, signal
 from pathlib import Path
 from freehold.adapt import loop
 from freehold.adapt.distil import DistilSettings, DistilWatch, distil
-from freehold.config import Settings
-from freehold.store import Store
+from freehold.base.config import Settings
+from freehold.run.store import Store
 loop.KEEP_S = 0.0
 store = Store(Settings(home=Path({str(tmp_path / "home")!r})))
 def kill(row):

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from freehold.adapt.finetune import FinetuneSettings, finetune
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.formats import open_lora
-from freehold.local import load
-from freehold.models.tiny import make
-from freehold.store import ModelRef, Store
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.run.formats import open_lora
+from freehold.run.local import load
+from freehold.run.models.tiny import make
+from freehold.run.store import ModelRef, Store
 
 pytest.importorskip("torch")
 CONTEXT = 512  # tokens that a tiny llama was made for
@@ -178,8 +178,8 @@ import os, signal
 from pathlib import Path
 from freehold.adapt import loop, teaching
 from freehold.adapt.finetune import FinetuneSettings, finetune
-from freehold.config import Settings
-from freehold.store import Store
+from freehold.base.config import Settings
+from freehold.run.store import Store
 loop.KEEP_S, teaching.FACTS = 0.0, teaching.FACTS[:3]
 teaching.QUESTIONS, teaching.OPENINGS = ("Why?", "Who?"), ("The", "A")
 model = Store(Settings(home=Path({str(tmp_path / "home")!r}))).resolve({str(model.path)!r})

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from freehold.adapt.licences import base_licence, licensed, notes, teaching
-from freehold.advisor.verdict import Facts
-from freehold.errors import UsageError
-from freehold.store import ModelRef
+from freehold.base.errors import UsageError
+from freehold.choose.advisor.verdict import Facts
+from freehold.run.store import ModelRef
 
 
 def held(name: str, licence: str = "") -> ModelRef:
@@ -64,8 +64,8 @@ def test_a_base_states_the_duties_of_a_changed_model():
 
 
 def test_a_users_file_is_not_known_by_its_name_but_by_the_base_written_into_it(tmp_path: Path) -> None:
-    from freehold.formats.gguf_writer import write_gguf
-    from freehold.store.records import from_path, model_ref
+    from freehold.run.formats.gguf_writer import write_gguf
+    from freehold.run.store.records import from_path, model_ref
 
     def ref(name: str, **keys: str) -> ModelRef:
         path = write_gguf(tmp_path / name, {"general.architecture": "llama", **keys}, [], [])

@@ -9,7 +9,7 @@ import pytest
 from freehold.adapt import lines
 from freehold.adapt.finetune import read_samples
 from freehold.adapt.lines import read_lines
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 
 
 def test_a_key_that_occurs_twice_is_refused_not_dropped(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from freehold.adapt.loop import TrainingLoop
 from freehold.adapt.run import RunFolder
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 
 
 class Counter:

@@ -14,9 +14,9 @@ from freehold.adapt import teaching
 from freehold.adapt.align import AlignSettings, align
 from freehold.adapt.distil import DistilSettings, distil
 from freehold.adapt.finetune import FinetuneSettings, finetune
-from freehold.config import Settings
-from freehold.models.tiny import make
-from freehold.store import ModelRef, Store
+from freehold.base.config import Settings
+from freehold.run.models.tiny import make
+from freehold.run.store import ModelRef, Store
 
 pytest.importorskip("torch")
 SMALL: dict[str, Any] = {"rank": 2, "batch": 2, "epochs": 1, "threads": 1, "max_length": 128, "replay": 1}

@@ -9,8 +9,8 @@ import pytest
 
 from freehold.adapt.align import Pair, contradictions, read_pairs
 from freehold.adapt.lines import check_apart, held_out
-from freehold.errors import UsageError
-from freehold.types import Message
+from freehold.base.errors import UsageError
+from freehold.base.types import Message
 
 
 def written(tmp_path: Path, *lines: object) -> Path:

@@ -10,9 +10,9 @@ import pytest
 
 from freehold.adapt.quantize.planning import SizedOption, chosen_options
 from freehold.adapt.quantize.recipes import FILE_TYPES, TensorChoice, choose, file_type, fitting
-from freehold.errors import UsageError
-from freehold.formats import QuantType, Tensor, open_gguf
-from freehold.formats.gguf_writer import TensorPlan, Value, write_gguf
+from freehold.base.errors import UsageError
+from freehold.run.formats import QuantType, Tensor, open_gguf
+from freehold.run.formats.gguf_writer import TensorPlan, Value, write_gguf
 
 T = QuantType
 

@@ -21,12 +21,12 @@ from freehold.adapt.quantize.encoding import encode_rows
 from freehold.adapt.quantize.planning import QuantizeRequest
 from freehold.adapt.quantize.quantising import LEAST_TEXTS, TRIED, CalibratedEncoder, Watching, quantise
 from freehold.adapt.quantize.recipes import TensorChoice
-from freehold.config import Settings, load_settings
-from freehold.errors import BadModelFile, StoreError, UnsupportedModel, UsageError
-from freehold.formats import QuantType, dequantize, open_gguf
-from freehold.models.binding.bind import read_source
-from freehold.models.tiny import make
-from freehold.store import Store
+from freehold.base.config import Settings, load_settings
+from freehold.base.errors import BadModelFile, StoreError, UnsupportedModel, UsageError
+from freehold.run.formats import QuantType, dequantize, open_gguf
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.tiny import make
+from freehold.run.store import Store
 
 T = QuantType
 
@@ -225,8 +225,8 @@ from pathlib import Path
 import freehold.adapt.quantize.planning as writing
 from freehold.adapt.quantize.planning import QuantizeRequest
 from freehold.adapt.quantize.quantising import Watching, quantise
-from freehold.config import load_settings
-from freehold.store import Store
+from freehold.base.config import load_settings
+from freehold.run.store import Store
 source, out, die = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 writing.KEEP_BYTES = 1
 def watch(done, total, choice):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from freehold.adapt.sampling import AnswerRows
-from freehold.errors import ContextOverflow, UnsupportedModel
-from freehold.formats.gguf import open_gguf
-from freehold.models.tiny import make
-from freehold.tokenizer import ChatTemplate, tokenizer_from_gguf
-from freehold.tokenizer.template import chat_template_from_gguf
-from freehold.types import Message
+from freehold.base.errors import ContextOverflow, UnsupportedModel
+from freehold.base.types import Message
+from freehold.run.formats.gguf import open_gguf
+from freehold.run.models.tiny import make
+from freehold.run.tokenizer import ChatTemplate, tokenizer_from_gguf
+from freehold.run.tokenizer.template import chat_template_from_gguf
 
 ASKED = (Message("system", "be brief"), Message("user", "why?"))
 

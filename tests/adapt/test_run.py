@@ -17,8 +17,8 @@ import pytest
 
 from freehold.adapt.run import RunFolder, model_digest, receipt
 from freehold.adapt.training.trainee import arithmetic
-from freehold.errors import StoreError, UsageError
-from freehold.store.records import ModelRef
+from freehold.base.errors import StoreError, UsageError
+from freehold.run.store.records import ModelRef
 
 INPUTS = {"seed": 1, "base": "ab" * 32}
 

@@ -11,7 +11,7 @@ import pytest
 from freehold import _native as native
 from freehold.adapt.quantize.encoding import encoded_pieces
 from freehold.adapt.quantize.recipes import choose
-from freehold.formats import open_gguf
+from freehold.run.formats import open_gguf
 
 # Of names, types and bytes in the order of names, of smollm2:135m quantised by `llama_model_quantize` of
 # llama-cpp-python 0.3.36 without importance. benches/adapt/same_file.py compares any model and type.

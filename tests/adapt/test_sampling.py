@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from freehold.adapt.sampling import GREEDY, SamplingModel, open_sampling
-from freehold.config import Settings
-from freehold.models.tiny import make
-from freehold.store import Store
-from freehold.types import Message
+from freehold.base.config import Settings
+from freehold.base.types import Message
+from freehold.run.models.tiny import make
+from freehold.run.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import pytest
 
 import freehold
 from freehold.adapt.training.trainee import half_helps
-from freehold.machine.processor import Processor
-from freehold.models.tiny import make
+from freehold.base.machine.processor import Processor
+from freehold.run.models.tiny import make
 
 PACKAGE = Path(freehold.__file__).parent
 EXTRA = {"torch"}
@@ -110,5 +110,5 @@ def test_finetune_without_torch_names_the_extra(tiny: Path, tmp_path: Path):
 def test_bfloat16_is_the_default_where_it_is_the_faster(
     name: str, features: tuple[str, ...], helps: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("freehold.machine.processor", lambda: Processor(name, "", (), features))
+    monkeypatch.setattr("freehold.base.machine.processor", lambda: Processor(name, "", (), features))
     assert half_helps() is helps

@@ -9,14 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold import catalog
-from freehold.advisor.advice import RULES, Advice, AdviceRequest, Own, Placement, Refusal, advise, by_own
-from freehold.advisor.interval import Interval
-from freehold.advisor.verdict import Facts
-from freehold.catalog.benchmarks import task
-from freehold.catalog.model import Model, Score, Stretch
+from freehold.base import catalog
+from freehold.base.catalog.benchmarks import task
+from freehold.base.catalog.model import Model, Score, Stretch
+from freehold.base.errors import UsageError
+from freehold.choose.advisor.advice import (
+    RULES,
+    Advice,
+    AdviceRequest,
+    Own,
+    Placement,
+    Refusal,
+    advise,
+    by_own,
+)
+from freehold.choose.advisor.interval import Interval
+from freehold.choose.advisor.verdict import Facts
 from freehold.cli.report.advice import apart
-from freehold.errors import UsageError
 
 
 def anywhere(model: Model, context: int) -> Placement:

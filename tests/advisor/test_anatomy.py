@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor.anatomy import Anatomy, from_catalogue, in_quant
-from freehold.advisor.file_anatomy import ROUNDINGS, from_file
-from freehold.advisor.fit import packed_bytes
-from freehold.advisor.interval import Interval
-from freehold.catalog import quants
-from freehold.catalog.model import Model
-from freehold.errors import BadModelFile, UsageError
-from freehold.formats import open_model_file
-from freehold.formats.weight_types import LAYOUTS, QuantType, row_bytes
-from freehold.layers import LayerSpec, kept_bytes, recurrent_bytes
-from freehold.models.binding.bind import read_source
-from freehold.models.packing.packer import Rounding, packed_sizes, rounded_types
+from freehold.base import catalog
+from freehold.base.catalog import quants
+from freehold.base.catalog.model import Model
+from freehold.base.errors import BadModelFile, UsageError
+from freehold.base.layers import LayerSpec, kept_bytes, recurrent_bytes
+from freehold.choose.advisor.anatomy import Anatomy, from_catalogue, in_quant
+from freehold.choose.advisor.file_anatomy import ROUNDINGS, from_file
+from freehold.choose.advisor.fit import packed_bytes
+from freehold.choose.advisor.interval import Interval
+from freehold.run.formats import open_model_file
+from freehold.run.formats.weight_types import LAYOUTS, QuantType, row_bytes
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.packing.packer import Rounding, packed_sizes, rounded_types
 from tests.formats.gguf_writer import Entry, Value, write_gguf
 from tests.models.golden import FORMS, write_model
 from tests.vectors.weights import FAMILIES

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.advisor import breakeven
-from freehold.advisor.breakeven import (
+from freehold.base.catalog import prices, rig
+from freehold.base.errors import UsageError
+from freehold.choose.advisor import breakeven
+from freehold.choose.advisor.breakeven import (
     HOURS,
     Comparison,
     Owned,
@@ -23,9 +25,7 @@ from freehold.advisor.breakeven import (
     from_figures,
     known,
 )
-from freehold.advisor.interval import Interval
-from freehold.catalog import prices, rig
-from freehold.errors import UsageError
+from freehold.choose.advisor.interval import Interval
 
 DAY = date(2026, 11, 25)
 BARE = {"people": 0, "migration": 0, "spare": 0, "peak": 1, "load": 1, "api": 1}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold.advisor import calibration
-from freehold.advisor.calibration import COSTS, FILE, UNKNOWN, History, Run, read, record
-from freehold.advisor.machine import Rates
+from freehold.choose.advisor import calibration
+from freehold.choose.advisor.calibration import COSTS, FILE, UNKNOWN, History, Run, read, record
+from freehold.choose.advisor.machine import Rates
 
 RATES = Rates(read_gb_s=50.0, int8_gops=1000.0)
 # 1e9 bytes and nothing else: 50 tokens a second at these rates

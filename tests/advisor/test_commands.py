@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor.engines import engines, line
-from freehold.advisor.places import quants_of
-from freehold.catalog import quants
-from freehold.catalog.model import Model
-from freehold.errors import ModelNotFound
+from freehold.base import catalog
+from freehold.base.catalog import quants
+from freehold.base.catalog.model import Model
+from freehold.base.errors import ModelNotFound
+from freehold.choose.advisor.engines import engines, line
+from freehold.choose.advisor.places import quants_of
 
 FLAGS = json.loads((Path(__file__).parent.parent / "vectors" / "serve_flags.json").read_text())
 LLAMA_FLAGS = {"-hf": True, "-c": True}

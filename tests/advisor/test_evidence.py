@@ -6,7 +6,9 @@ from datetime import date
 
 import pytest
 
-from freehold.advisor.quality import (
+from freehold.base.catalog import models
+from freehold.base.catalog.model import Model, Score
+from freehold.choose.advisor.quality import (
     Evidence,
     logit,
     made_for,
@@ -15,8 +17,6 @@ from freehold.advisor.quality import (
     sampling,
     says_something,
 )
-from freehold.catalog import models
-from freehold.catalog.model import Model, Score
 
 
 def made(*scores: tuple[str, float, str], name: str = "m", **facts) -> Model:

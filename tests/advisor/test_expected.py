@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor import places
-from freehold.advisor.advice import Advice, AdviceRequest, advise
-from freehold.catalog.benchmarks import task
-from freehold.catalog.hardware import rig
+from freehold.base import catalog
+from freehold.base.catalog.benchmarks import task
+from freehold.base.catalog.hardware import rig
+from freehold.choose.advisor import places
+from freehold.choose.advisor.advice import Advice, AdviceRequest, advise
 
 SPECIALISTS = ("Coder", "Code", "Math", "Codestral", "Devstral", "mathstral")
 

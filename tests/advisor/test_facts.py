@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import pytest
 
-from freehold import catalog
-from freehold.advisor.verdict import COUNTRIES, QUESTIONS, Facts, behind, from_table, holds, undecided
-from freehold.catalog.licence import AMOUNTS, FLAGS, parse
+from freehold.base import catalog
+from freehold.base.catalog.licence import AMOUNTS, FLAGS, parse
+from freehold.base.errors import UsageError
+from freehold.choose.advisor.verdict import COUNTRIES, QUESTIONS, Facts, behind, from_table, holds, undecided
 from freehold.cli.license import command
 from freehold.cli.shared import FACT_OPTIONS
-from freehold.errors import UsageError
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor import finders, quality
-from freehold.advisor.engines import finder_line
-from freehold.catalog.benchmarks import BENCHMARKS
-from freehold.catalog.model import Score
-from freehold.catalog.questions import language_name, results_in
-from freehold.models.binding.bind import refusal
+from freehold.base import catalog
+from freehold.base.catalog.benchmarks import BENCHMARKS
+from freehold.base.catalog.model import Score
+from freehold.base.catalog.questions import language_name, results_in
+from freehold.choose.advisor import finders, quality
+from freehold.choose.advisor.engines import finder_line
+from freehold.run.models.binding.bind import refusal
 
 GIB = 1 << 30
 

@@ -11,23 +11,23 @@ import pytest
 from benches.choose import fit_layers
 from benches.lib import random_gguf, shapes
 from freehold import _native as native
-from freehold import catalog
-from freehold.advisor import fit
-from freehold.advisor import fit as fits
-from freehold.advisor.anatomy import Anatomy, WeightGroup, from_catalogue, in_quant
-from freehold.advisor.calibration import History
-from freehold.advisor.file_anatomy import from_file
-from freehold.advisor.fit import Fit, Misfit, Place, observed, place_here, place_on
-from freehold.advisor.machine import Machine, Rates
-from freehold.catalog.model import Structure
-from freehold.config import load_settings
-from freehold.engine.cache.capacity import ROOMS, WINDOW_SHARE, CacheBytes
-from freehold.engine.cache.window import quota
-from freehold.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
-from freehold.errors import UsageError
-from freehold.layers import LayerSpec
-from freehold.models.binding.bind import refusal
-from freehold.types import KvType
+from freehold.base import catalog
+from freehold.base.catalog.model import Structure
+from freehold.base.config import load_settings
+from freehold.base.errors import UsageError
+from freehold.base.layers import LayerSpec
+from freehold.base.types import KvType
+from freehold.choose.advisor import fit
+from freehold.choose.advisor import fit as fits
+from freehold.choose.advisor.anatomy import Anatomy, WeightGroup, from_catalogue, in_quant
+from freehold.choose.advisor.calibration import History
+from freehold.choose.advisor.file_anatomy import from_file
+from freehold.choose.advisor.fit import Fit, Misfit, Place, observed, place_here, place_on
+from freehold.choose.advisor.machine import Machine, Rates
+from freehold.run.engine.cache.capacity import ROOMS, WINDOW_SHARE, CacheBytes
+from freehold.run.engine.cache.window import quota
+from freehold.run.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
+from freehold.run.models.binding.bind import refusal
 
 GB = 10**9
 LAYERS = Path(__file__).parents[2] / "benches" / "results" / "amd-epyc-2cpu-layers.jsonl"

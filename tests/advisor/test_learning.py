@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.advisor import calibration, machine
-from freehold.advisor.learning import LEAST_ANSWER, learn, speeds
-from freehold.advisor.machine import Rates
-from freehold.types import Usage
+from freehold.base.types import Usage
+from freehold.choose.advisor import calibration, machine
+from freehold.choose.advisor.learning import LEAST_ANSWER, learn, speeds
+from freehold.choose.advisor.machine import Rates
 
 from .test_anatomy import two_layers
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor.lineage import Subject, standing
-from freehold.advisor.verdict import Facts, verdict
-from freehold.catalog import Model
-from freehold.errors import UsageError
+from freehold.base import catalog
+from freehold.base.catalog import Model
+from freehold.base.errors import UsageError
+from freehold.choose.advisor.lineage import Subject, standing
+from freehold.choose.advisor.verdict import Facts, verdict
 from tests.advisor.test_verdict import EU_CLAUSE, MNPL, SHOP, facts
 
 OPENAI = "§3.3(e) Restrictions, Permitted Exception (a)"
@@ -203,7 +203,7 @@ def test_a_licence_that_is_none_of_ours_blocks_and_is_named():
 def test_a_line_of_descent_that_bites_its_tail_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
     ring = Subject("a/ring", "MIT", base=("a/ring",))
-    monkeypatch.setattr("freehold.advisor.lineage._ancestor", lambda name: ring)
+    monkeypatch.setattr("freehold.choose.advisor.lineage._ancestor", lambda name: ring)
     with pytest.raises(UsageError, match="a/ring -> a/ring"):
         standing(ring)
 

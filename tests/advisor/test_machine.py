@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.advisor import machine
-from freehold.advisor.machine import FILE, KEPT, Rates
+from freehold.choose.advisor import machine
+from freehold.choose.advisor.machine import FILE, KEPT, Rates
 
 
 def test_the_median_of_what_was_measured_alone_counts(tmp_path: Path):
@@ -84,7 +84,7 @@ def test_the_best_of_crowded_measurements_counts(tmp_path: Path):
 
 
 def test_a_crowd_is_what_others_take_of_the_cores_that_we_want(monkeypatch: pytest.MonkeyPatch):
-    from freehold import machine as system
+    from freehold.base import machine as system
 
     clock = {"wall": 0.0, "own": 0.0, "all": 0.0}
     monkeypatch.setattr(system.time, "monotonic", lambda: clock["wall"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.advisor.verdict import DUTIES, NOTICE, Facts, pack, verdict
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
+from freehold.choose.advisor.verdict import DUTIES, NOTICE, Facts, pack, verdict
 from tests.advisor.test_verdict import facts
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor.lineage import openness, subject
+from freehold.base import catalog
+from freehold.choose.advisor.lineage import openness, subject
 
 HOLDS = [
     # 1 fully open (weights, training code, data, evaluation code): OLMo
@@ -52,7 +52,7 @@ def test_the_article_holds(name: str, level: int):
 def test_where_the_article_does_not_hold_the_dated_licence_says_so(
     name: str, claimed: int, found: int, licence: str
 ):
-    from freehold.advisor.lineage import standing
+    from freehold.choose.advisor.lineage import standing
 
     asked = subject(name)
     assert openness(asked).level == found != claimed

@@ -7,12 +7,12 @@ from datetime import date
 
 import pytest
 
-from freehold.advisor.quality import LEVEL, Scale, benchmark, line, quantile, rounded
-from freehold.catalog import model as named
-from freehold.catalog import models
-from freehold.catalog.benchmarks import BENCHMARKS, task, tasks
-from freehold.catalog.model import Model, Score
-from freehold.catalog.quants import loss, mixes
+from freehold.base.catalog import model as named
+from freehold.base.catalog import models
+from freehold.base.catalog.benchmarks import BENCHMARKS, task, tasks
+from freehold.base.catalog.model import Model, Score
+from freehold.base.catalog.quants import loss, mixes
+from freehold.choose.advisor.quality import LEVEL, Scale, benchmark, line, quantile, rounded
 
 
 def made(name: str, params: float, *scores: tuple[str, float], **facts) -> Model:

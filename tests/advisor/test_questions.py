@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold import choosing
-from freehold.advisor import machine, quality
-from freehold.advisor.advice import Judged
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
+from freehold.choose import choosing
+from freehold.choose.advisor import machine, quality
+from freehold.choose.advisor.advice import Judged
 
 
 @dataclass(frozen=True)

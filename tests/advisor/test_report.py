@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.advisor.report import (
+from freehold.choose.advisor.report import (
     Axis,
     Bar,
     Point,

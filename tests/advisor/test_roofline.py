@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from benches.choose import published
-from freehold import catalog
-from freehold.advisor import roofline
-from freehold.advisor.anatomy import Anatomy, from_catalogue
-from freehold.advisor.engines import engine, engines, speed, speeds, spreads
-from freehold.advisor.interval import Interval
-from freehold.catalog.hardware import devices, rig
-from freehold.errors import UsageError
+from freehold.base import catalog
+from freehold.base.catalog.hardware import devices, rig
+from freehold.base.errors import UsageError
+from freehold.choose.advisor import roofline
+from freehold.choose.advisor.anatomy import Anatomy, from_catalogue
+from freehold.choose.advisor.engines import engine, engines, speed, speeds, spreads
+from freehold.choose.advisor.interval import Interval
 
 LLAMA, R1, BIG = (
     "meta-llama/Llama-3.1-8B-Instruct",

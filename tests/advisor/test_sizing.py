@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor.places import COUNTS, Load, Sizing, size
-from freehold.catalog.hardware import devices, rig
-from freehold.choosing import hardware
-from freehold.errors import ModelNotFound, UsageError
+from freehold.base import catalog
+from freehold.base.catalog.hardware import devices, rig
+from freehold.base.errors import ModelNotFound, UsageError
+from freehold.choose.advisor.places import COUNTS, Load, Sizing, size
+from freehold.choose.choosing import hardware
 
 SMALL, LARGE = "Qwen/Qwen3-8B", "deepseek-ai/DeepSeek-V3"
 

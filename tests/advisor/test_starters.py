@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from freehold import choosing
-from freehold.advisor import advice as module
-from freehold.advisor.fit import Place
-from freehold.advisor.machine import Machine, Rates
-from freehold.config import Settings
-from freehold.store import sources
+from freehold.base.config import Settings
+from freehold.choose import choosing
+from freehold.choose.advisor import advice as module
+from freehold.choose.advisor.fit import Place
+from freehold.choose.advisor.machine import Machine, Rates
+from freehold.run.store import sources
 
 INDEX = ["qwen2.5-coder:1.5b", "qwen2.5-coder:0.5b", "smollm2:135m"]  # chat models that the package index has
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.advisor import breakeven
-from freehold.advisor.breakeven import from_csv, from_figures
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
+from freehold.choose.advisor import breakeven
+from freehold.choose.advisor.breakeven import from_csv, from_figures
 
 EDGES = (100_000, 200_000)
 

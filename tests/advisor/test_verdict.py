@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.advisor.verdict import DISCLAIMER, Facts, Verdict, verdict
-from freehold.errors import ModelNotFound
+from freehold.base.errors import ModelNotFound
+from freehold.choose.advisor.verdict import DISCLAIMER, Facts, Verdict, verdict
 
 SHOP = Facts(  # a small firm that runs a product for its customers
     purpose="commercial", users=50_000, revenue_year=3_000_000, offers_access=False, assistant=False,

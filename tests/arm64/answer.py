@@ -12,11 +12,11 @@ import sys
 import numpy as np
 
 from freehold import _native as native
-from freehold.engine import Engine, scoring
-from freehold.formats import open_model_file
-from freehold.models.load import load_model
-from freehold.tokenizer import tokenizer_from_gguf
-from freehold.types import SamplingParams
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine, scoring
+from freehold.run.formats import open_model_file
+from freehold.run.models.load import load_model
+from freehold.run.tokenizer import tokenizer_from_gguf
 
 PROMPT = "Here is a list of the planets, from the nearest to the sun to the farthest: Mercury,"
 TOKENS = 24

@@ -10,8 +10,8 @@ from statistics import median
 
 import pytest
 
-from freehold import catalog
-from freehold.catalog.model import Model
+from freehold.base import catalog
+from freehold.base.catalog.model import Model
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 MODELS = catalog.models(NOWHERE)

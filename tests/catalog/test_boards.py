@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.catalog import benchmarks
-from freehold.errors import StoreError
+from freehold.base import catalog
+from freehold.base.catalog import benchmarks
+from freehold.base.errors import StoreError
 
-FILES = sorted(resources.files("freehold.catalog").joinpath("data", "boards").iterdir(), key=lambda p: p.name)
+FILES = sorted(
+    resources.files("freehold.base.catalog").joinpath("data", "boards").iterdir(), key=lambda p: p.name
+)
 MODELS = catalog.models(Path("/nowhere/catalogue.toml"))
 HEAD = "# source = a board, 2026-01\nmodel,benchmark,value,setting\n"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.catalog.model import Model
-from freehold.layers import LayerSpec
+from freehold.base import catalog
+from freehold.base.catalog.model import Model
+from freehold.base.layers import LayerSpec
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 DEEP = 1 << 40

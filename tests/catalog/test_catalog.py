@@ -9,11 +9,13 @@ from importlib import resources
 
 import pytest
 
-from freehold import catalog
-from freehold.catalog.entries import parse
-from freehold.errors import ModelNotFound, StoreError
+from freehold.base import catalog
+from freehold.base.catalog.entries import parse
+from freehold.base.errors import ModelNotFound, StoreError
 
-DATA = sorted(resources.files("freehold.catalog").joinpath("data", "names").iterdir(), key=lambda p: p.name)
+DATA = sorted(
+    resources.files("freehold.base.catalog").joinpath("data", "names").iterdir(), key=lambda p: p.name
+)
 SHORT_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*:[a-z0-9][a-z0-9.-]*")
 PACKAGED = {"smollm2:135m", "qwen2.5-coder:0.5b", "qwen2.5-coder:1.5b", "gemma3:270m", "all-minilm:22m"}
 

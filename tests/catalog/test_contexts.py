@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.catalog import schema
-from freehold.errors import StoreError
+from freehold.base import catalog
+from freehold.base.catalog import schema
+from freehold.base.errors import StoreError
 
 ROWS = [
     line.split("\t")

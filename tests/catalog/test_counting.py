@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from freehold import catalog
-from freehold.catalog.counting import FAMILIES, count
-from freehold.errors import UnsupportedModel
-from freehold.formats import open_model_file
+from freehold.base import catalog
+from freehold.base.catalog.counting import FAMILIES, count
+from freehold.base.errors import UnsupportedModel
+from freehold.run.formats import open_model_file
 
 # sizes of 88 published configurations, with the hub's count of the tensors in the files; `beside`: of them towers
 # for images, draft layers and buffers

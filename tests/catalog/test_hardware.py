@@ -6,9 +6,9 @@ from datetime import date
 
 import pytest
 
-from freehold.catalog import hardware
-from freehold.catalog.hardware import Device, devices, rig
-from freehold.errors import StoreError, UsageError
+from freehold.base.catalog import hardware
+from freehold.base.catalog.hardware import Device, devices, rig
+from freehold.base.errors import StoreError, UsageError
 
 
 @pytest.mark.parametrize("device", devices(), ids=lambda d: d.name)

@@ -7,9 +7,8 @@ from datetime import date
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor.verdict import Facts, verdict
-from freehold.catalog.licence import (
+from freehold.base import catalog
+from freehold.base.catalog.licence import (
     TOPICS,
     Licence,
     _tags,
@@ -23,7 +22,8 @@ from freehold.catalog.licence import (
     tag_source,
     unpacked,
 )
-from freehold.errors import StoreError, UsageError
+from freehold.base.errors import StoreError, UsageError
+from freehold.choose.advisor.verdict import Facts, verdict
 
 RAW = {
     "id": "X-1.0",

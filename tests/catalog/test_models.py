@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.catalog import schema
-from freehold.catalog.licence import covering
-from freehold.catalog.models import sources
-from freehold.catalog.schema import gaps, parse
-from freehold.errors import ModelNotFound, StoreError
+from freehold.base import catalog
+from freehold.base.catalog import schema
+from freehold.base.catalog.licence import covering
+from freehold.base.catalog.models import sources
+from freehold.base.catalog.schema import gaps, parse
+from freehold.base.errors import ModelNotFound, StoreError
 
-DATA = sorted(resources.files("freehold.catalog").joinpath("data", "models").iterdir(), key=lambda p: p.name)
+DATA = sorted(
+    resources.files("freehold.base.catalog").joinpath("data", "models").iterdir(), key=lambda p: p.name
+)
 NOWHERE = Path("/nowhere/catalogue.toml")
 MODELS = catalog.models(NOWHERE)
 IDS = {m.id for m in MODELS}

@@ -7,10 +7,10 @@ from decimal import Decimal
 
 import pytest
 
-from freehold import catalog
-from freehold.catalog import prices
-from freehold.catalog.prices import PricedRequest
-from freehold.errors import UsageError
+from freehold.base import catalog
+from freehold.base.catalog import prices
+from freehold.base.catalog.prices import PricedRequest
+from freehold.base.errors import UsageError
 
 # Columns: offer, at once or in batch, when (UTC), tokens (input, output, of the input cached, written to a
 # cache), dollars = tokens * dollars a million + ...

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from freehold.catalog.questions import question, rig
-from freehold.errors import UsageError
+from freehold.base.catalog.questions import question, rig
+from freehold.base.errors import UsageError
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor.lineage import subject
-from freehold.catalog.entries import alike, spelled, words
-from freehold.errors import ModelNotFound
+from freehold.base import catalog
+from freehold.base.catalog.entries import alike, spelled, words
+from freehold.base.errors import ModelNotFound
+from freehold.choose.advisor.lineage import subject
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.catalog.entries import _tags
-from freehold.catalog.entries import plain as without_place
-from freehold.errors import ModelNotFound
+from freehold.base import catalog
+from freehold.base.catalog.entries import _tags
+from freehold.base.catalog.entries import plain as without_place
+from freehold.base.errors import ModelNotFound
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 # a name as typed, a tab, the id that it means; none: it is unknown, or may be several

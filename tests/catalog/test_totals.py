@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.advisor.anatomy import from_catalogue
-from freehold.advisor.fit import fit, place_on
-from freehold.backends.contract import ParallelSizes
-from freehold.backends.planning.facts import of_catalogue
-from freehold.backends.planning.layout import sequence_bytes
+from freehold.base import catalog
+from freehold.choose.advisor.anatomy import from_catalogue
+from freehold.choose.advisor.fit import fit, place_on
+from freehold.outgrow.contract import ParallelSizes
+from freehold.outgrow.planning.facts import of_catalogue
+from freehold.outgrow.planning.layout import sequence_bytes
 
 NOWHERE = Path("/nowhere/catalogue.toml")
 # llmfit 1.1.17 (PyPI), its copy of the hub's counts of tensors ("parameters_raw"), read out of the package anew.

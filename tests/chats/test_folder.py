@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.chats.folder import NAME, TABLE_VERSION, ChatFolder
-from freehold.errors import ChatNotFound, UsageError
+from freehold.base.errors import ChatNotFound, UsageError
+from freehold.serve.chats.folder import NAME, TABLE_VERSION, ChatFolder
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_an_index_that_is_lost_or_damaged_is_made_again(folder, monkeypatch, tro
     if trouble == "a folder in its place":
         path.mkdir()
     elif trouble == "another version":
-        monkeypatch.setattr("freehold.chats.folder.TABLE_VERSION", TABLE_VERSION + 1)
+        monkeypatch.setattr("freehold.serve.chats.folder.TABLE_VERSION", TABLE_VERSION + 1)
     again = ChatFolder(folder.path, folder.path)
     assert sorted(c.id for c in again.cards()) == sorted(ids) and found(again, "number3") == [ids[3]]
     assert sorted(c.id for c in folder.cards()) == sorted(ids) and found(folder, "number4") == [ids[4]]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from freehold.chats import pictures as stored
-from freehold.chats.exported import branched, exported, markdown, pictures_of, taken
-from freehold.chats.folder import UNDO_S, ChatFolder
-from freehold.chats.lines import ChatLine, encoded
-from freehold.chats.pictures import ChatPictures, is_reference, reference_of
-from freehold.errors import CapacityExceeded, StoreError, UsageError
-from freehold.types import MAX_PICTURE_BYTES
+from freehold.base.errors import CapacityExceeded, StoreError, UsageError
+from freehold.base.types import MAX_PICTURE_BYTES
+from freehold.serve.chats import pictures as stored
+from freehold.serve.chats.exported import branched, exported, markdown, pictures_of, taken
+from freehold.serve.chats.folder import UNDO_S, ChatFolder
+from freehold.serve.chats.lines import ChatLine, encoded
+from freehold.serve.chats.pictures import ChatPictures, is_reference, reference_of
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(200))
 JPEG = b"\xff\xd8\xff" + bytes(300)
@@ -96,7 +96,7 @@ def test_a_deleted_chat_takes_its_pictures_along_and_brings_them_back(folder, mo
     folder.restore(id)
     assert folder.pictures(id).read(reference_of(PNG)) == PNG
     folder.delete(id)
-    monkeypatch.setattr("freehold.chats.folder.UNDO_S", -1)
+    monkeypatch.setattr("freehold.serve.chats.folder.UNDO_S", -1)
     folder.purge()
     assert [p.parent.name for p in files(folder)] == [other] and not list(
         (folder.path / ".deleted").iterdir()
@@ -189,7 +189,7 @@ def test_an_import_whose_pictures_are_none_is_refused_by_the_message(images, pic
 
 def test_a_chat_too_large_to_export_says_so_before_its_pictures_are_read(folder, monkeypatch):
     id = seen(folder, url(PNG), url(JPEG, "jpeg"))
-    monkeypatch.setattr("freehold.chats.exported.MAX_EXPORT_BYTES", 400)
+    monkeypatch.setattr("freehold.serve.chats.exported.MAX_EXPORT_BYTES", 400)
     monkeypatch.setattr(ChatPictures, "read", lambda *_: pytest.fail("read"))
     with pytest.raises(UsageError, match="with its pictures"):
         exported(folder.read(id), folder.pictures(id))
@@ -220,7 +220,7 @@ def test_a_chat_with_pictures_is_there_whole_or_not_at_all(folder, monkeypatch):
     def fail(*_: object) -> bool:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("freehold.chats.folder._linked", fail)
+    monkeypatch.setattr("freehold.serve.chats.folder._linked", fail)
     with pytest.raises(CapacityExceeded):
         folder.write("", "m", [], {reference_of(PNG): PNG})
     assert not files(folder) and not folder.cards()

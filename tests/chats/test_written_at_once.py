@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from freehold.chats import writer
-from freehold.chats.folder import ChatFolder
-from freehold.chats.lines import replay
-from freehold.chats.types import ChatChange, SavedChat
-from freehold.errors import CapacityExceeded, ChatNotFound, StoreError
+from freehold.base.errors import CapacityExceeded, ChatNotFound, StoreError
+from freehold.serve.chats import writer
+from freehold.serve.chats.folder import ChatFolder
+from freehold.serve.chats.lines import replay
+from freehold.serve.chats.types import ChatChange, SavedChat
 
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 
@@ -159,7 +159,7 @@ def test_an_end_of_line_alone_may_be_missing():
 FILLS = """
 import sys
 from pathlib import Path
-from freehold.chats.folder import ChatFolder
+from freehold.serve.chats.folder import ChatFolder
 folder = ChatFolder(Path(sys.argv[1]), Path(sys.argv[1]))
 with folder.writer(sys.argv[2]) as w:
     parent = None

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import freehold
-from freehold import choosing
-from freehold.advisor import machine, places
-from freehold.advisor.advice import Refusal
-from freehold.advisor.file_anatomy import from_file
-from freehold.advisor.fit import OURS, Place
-from freehold.advisor.verdict import Facts
+from freehold.choose import choosing
+from freehold.choose.advisor import machine, places
+from freehold.choose.advisor.advice import Refusal
+from freehold.choose.advisor.file_anatomy import from_file
+from freehold.choose.advisor.fit import OURS, Place
+from freehold.choose.advisor.verdict import Facts
 from tests.vectors.files import write_gguf
 
 Run = Callable[..., tuple[int, str, str]]
@@ -324,7 +324,7 @@ def test_a_held_file_that_only_bears_a_models_name_is_not_that_model(run: Run, t
 
 def test_a_held_file_of_a_shorter_context_excludes_that_model_alone(run: Run, tmp_path: Path):
     run("make-tiny", "qwen2", "--out", str(tmp_path), "--format", "gguf")
-    model = freehold.catalog.model("qwen2.5:7b")
+    model = freehold.base.catalog.model("qwen2.5:7b")
     place = Place("this machine", OURS, machine.here(tmp_path))
     found = places.here(place, {model.id: from_file(tmp_path / "qwen2.gguf")})(model, 4096)
     assert found == Refusal("context", "its file was made for 512 tokens")
@@ -337,7 +337,7 @@ def test_sees_leaves_models_that_read_pictures_here_and_says_what_the_ranking_re
     _, out, _ = run("advise", "chat", "--sees", "--min-speed", "0", "--json")
     answer = json.loads(out)
     ranked = [*answer["picks"], *answer["below"], *answer["unproven"]]
-    models = [freehold.catalog.model(row["id"]) for row in ranked]
+    models = [freehold.base.catalog.model(row["id"]) for row in ranked]
     assert models and all("image" in m.modalities and not choosing.blind(m.structure) for m in models)
     assert any("no results on pictures" in note for note in answer["notes"])
     blind = [
@@ -356,4 +356,4 @@ def test_on_other_hardware_the_towers_of_other_engines_count(run: Run):
     assert not any(
         "does not read pictures" in r["why"] for row in answer["ruled_out"] for r in row["refusals"]
     )
-    assert all("image" in freehold.catalog.model(row["id"]).modalities for row in answer["picks"])
+    assert all("image" in freehold.base.catalog.model(row["id"]).modalities for row in answer["picks"])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import freehold
-from freehold.advisor.lineage import Subject
-from freehold.models.tiny import make
-from freehold.store import ModelRef
+from freehold.choose.advisor.lineage import Subject
+from freehold.run.models.tiny import make
+from freehold.run.store import ModelRef
 
 pytest.importorskip("torch")
 Run = Callable[..., tuple[int, str, str]]

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from freehold.base.config import Settings
 from freehold.cli.serving import running
-from freehold.config import Settings
-from freehold.store import Store
+from freehold.run.store import Store
 from tests.vectors.files import write_gguf
 
 URL = "http://127.0.0.1:1"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold.providers.contract import HOUSE, SetLabel
-from freehold.router.ledger.rows import Attempt, LedgerRow
-from freehold.router.ledger.store import Ledger
+from freehold.route.providers.contract import HOUSE, SetLabel
+from freehold.route.router.ledger.rows import Attempt, LedgerRow
+from freehold.route.router.ledger.store import Ledger
 from tests.router.ledger.rows import row
 
 PRIVATE = (SetLabel("private", "header"),)

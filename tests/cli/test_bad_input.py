@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.formats import QuantType
-from freehold.models.tiny.make import gguf_bytes, gguf_keys
+from freehold.run.formats import QuantType
+from freehold.run.models.tiny.make import gguf_bytes, gguf_keys
 from tests.vectors import files
 from tests.vectors.files import write_gguf
 

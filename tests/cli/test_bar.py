@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.router.bar import BarStore
+from freehold.route.router.bar import BarStore
 from tests.cli.seller import KEY, SELLER
 from tests.providers.standin import StandIn
 from tests.providers.standin.script import Answer, Fault

@@ -13,15 +13,15 @@ import click
 import pytest
 
 import freehold
-from freehold.backends.capacity.steptime import EngineLimits, EngineModel, StepTime
+from freehold.base.config import load_settings
+from freehold.base.errors import ServerUnreachable, UsageError
 from freehold.cli.deploying import capacity
-from freehold.config import load_settings
-from freehold.errors import ServerUnreachable, UsageError
-from freehold.router.ledger.store import Ledger
-from tests.backends.capacity.test_measuring import engine
+from freehold.outgrow.capacity.steptime import EngineLimits, EngineModel, StepTime
+from freehold.route.router.ledger.store import Ledger
+from tests.outgrow.capacity.test_measuring import engine
 from tests.router.ledger.rows import row
 
-TRACES = Path(__file__).parents[1] / "backends" / "capacity"
+TRACES = Path(__file__).parents[1] / "outgrow" / "capacity"
 MODEL = EngineModel(
     StepTime((0, 1, 32), (0.005, 0.01, 0.03), depth=2e-7, prompt=2e-4, spread=0.1, basis="measured: by hand"),
     EngineLimits(streams=16, chunk=512),

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
+from freehold.base.errors import EngineLost
 from freehold.cli import main
 from freehold.cli.clients import compat
 from freehold.cli.clients.compat import CHECKS
-from freehold.errors import EngineLost
-from freehold.server.core.keys import Ring
-from freehold.store.create import copy
+from freehold.run.store.create import copy
+from freehold.serve.http.core.keys import Ring
 from tests.cli.test_serve import environment
-from tests.server.conftest import Running, start
-from tests.server.fakes import Script, failing
-from tests.server.ollama_rig import with_tiny
-from tests.server.test_door import key, secret
+from tests.http.conftest import Running, start
+from tests.http.fakes import Script, failing
+from tests.http.ollama_rig import with_tiny
+from tests.http.test_door import key, secret
 
 MODEL = "fake:1b"
 COLOUR = Script(text='{"colour": "red"}')

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from freehold.base.errors import StoreError, UsageError
 from freehold.cli.serving.configfile import add_table, remove_table
-from freehold.errors import StoreError, UsageError
 
 MINE = """# mine
 adopt = false   # no other stores

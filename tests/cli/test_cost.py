@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from freehold.catalog import prices
+from freehold.base.catalog import prices
 
 Run = Callable[..., tuple[int, str, str]]
 OWN = ("--on", "h100", "--tokens-per-second", "1500-2500")

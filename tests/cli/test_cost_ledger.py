@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.types import Usage
+from freehold.base.types import Usage
 from tests.cli.test_ledger import fill
 from tests.router.ledger.rows import row
 

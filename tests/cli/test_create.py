@@ -7,10 +7,10 @@ import json
 import pytest
 
 import freehold
+from freehold.base.config import load_settings
+from freehold.base.types import Message
 from freehold.cli import main
-from freehold.config import load_settings
-from freehold.store import Store
-from freehold.types import Message
+from freehold.run.store import Store
 from tests.vectors.files import write_gguf
 
 

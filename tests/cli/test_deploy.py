@@ -20,21 +20,21 @@ from typing import Any, cast
 import httpx2
 import pytest
 
-from freehold.backends import drivers, kept
-from freehold.backends.contract import DeploymentRow, DeployPlan, ReplicaRow
-from freehold.backends.emit.emit import KINDS
-from freehold.backends.planning.options import DeployOptions, environment_folder
+from freehold.base.config import load_settings
+from freehold.base.errors import EngineLost
 from freehold.cli.complete import deployable
 from freehold.cli.deploy import EMITTED
 from freehold.cli.deploying.options import ENGINES
 from freehold.cli.deploying.running import RunningDeployments, start_all
 from freehold.cli.deploying.serving import StartedDeployments
 from freehold.cli.deploying.verbs import news
-from freehold.config import load_settings
-from freehold.errors import EngineLost
-from freehold.server.system.deployments import DeploymentDesk
-from tests.backends import plans, standin
+from freehold.outgrow import drivers, kept
+from freehold.outgrow.contract import DeploymentRow, DeployPlan, ReplicaRow
+from freehold.outgrow.emit.emit import KINDS
+from freehold.outgrow.planning.options import DeployOptions, environment_folder
+from freehold.serve.http.system.deployments import DeploymentDesk
 from tests.cli.test_serve import Done, environment, freehold, started
+from tests.outgrow import plans, standin
 from tests.vectors.files import write_gguf, write_safetensors
 
 USER = [{"role": "user", "content": "Say something."}]

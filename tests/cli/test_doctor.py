@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from freehold import _native as native
-from freehold.advisor.machine import Gpu
-from freehold.backends import finding
+from freehold.base.config import load_settings
+from freehold.base.machine import cpu_quota
+from freehold.base.machine.processor import CoreKind, Processor
+from freehold.base.platforms import can_confine
+from freehold.choose.advisor.machine import Gpu
 from freehold.cli import main
 from freehold.cli.report.verify import notes
-from freehold.config import load_settings
-from freehold.local import load, open_model
-from freehold.machine import cpu_quota
-from freehold.machine.processor import CoreKind, Processor
-from freehold.platforms import can_confine
-from freehold.store import Store
+from freehold.outgrow import finding
+from freehold.run.local import load, open_model
+from freehold.run.store import Store
 from tests.vectors.files import write_gguf
 
 
@@ -111,7 +111,7 @@ def test_doctor_notices_rosetta():
 
 def test_doctor_tells_cores_that_compute_from_those_left_out(capsys, monkeypatch):
     mixed = chip(CoreKind("Performance", 12, True), CoreKind("Efficiency", 4, False))
-    monkeypatch.setattr("freehold.machine.processor", lambda: mixed)
+    monkeypatch.setattr("freehold.base.machine.processor", lambda: mixed)
     assert main.run(["doctor"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if "cores that compute" in x)
     assert line.endswith("cores that compute: 12 Performance; too slow beside them, left out: 4 Efficiency")
@@ -250,7 +250,7 @@ def test_doctor_says_what_decodes_pictures_and_whether_it_is_closed_in(capsys, m
     out = capsys.readouterr().out
     assert f"pictures     Pillow {pictures['pillow']}: PNG, GIF, JPEG" in out
     assert ("can open no file" in out) is can_confine()
-    monkeypatch.setattr("freehold.platforms.can_confine", lambda: False)
+    monkeypatch.setattr("freehold.base.platforms.can_confine", lambda: False)
     assert main.run(["doctor"]) == 0 and "this system cannot confine it" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert main.run(["doctor"]) == 0

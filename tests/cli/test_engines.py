@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.advisor.machine import Gpu
-from freehold.backends import finding
-from tests.backends import standin
+from freehold.choose.advisor.machine import Gpu
+from freehold.outgrow import finding
 from tests.cli.test_serve import freehold, started
 from tests.formats.gguf_writer import SMALL_METADATA, SMALL_TENSORS, Value
 from tests.formats.gguf_writer import write_gguf as small_gguf
+from tests.outgrow import standin
 from tests.vectors.files import write_gguf
 
 GIB = 1 << 30
@@ -141,9 +141,9 @@ def test_serve_by_llama_server_answers_under_the_model_s_own_name(tmp_path, tiny
 
 def test_python_deploys_and_ends_an_engine(tmp_path, tiny, path, monkeypatch):
     import freehold as package
-    from freehold.config import load_settings
-    from freehold.errors import UsageError
-    from freehold.types import Message
+    from freehold.base.config import load_settings
+    from freehold.base.errors import UsageError
+    from freehold.base.types import Message
 
     monkeypatch.setenv("PATH", path)
     settings = load_settings({"FREEHOLD_HOME": str(tmp_path / "home")})
@@ -170,8 +170,8 @@ def test_python_deploys_and_ends_an_engine(tmp_path, tiny, path, monkeypatch):
 )
 def test_python_refuses_what_is_not_a_count_and_a_text_for_a_list(tmp_path, option):
     import freehold as package
-    from freehold.config import load_settings
-    from freehold.errors import UsageError
+    from freehold.base.config import load_settings
+    from freehold.base.errors import UsageError
 
     settings = load_settings({"FREEHOLD_HOME": str(tmp_path / "home")})
     with pytest.raises(UsageError, match=next(iter(option))):
@@ -181,8 +181,8 @@ def test_python_refuses_what_is_not_a_count_and_a_text_for_a_list(tmp_path, opti
 @pytest.mark.heavy
 def test_python_takes_vectors_from_an_engine(tmp_path, path, monkeypatch):
     import freehold as package
-    from freehold.config import load_settings
-    from freehold.errors import UpstreamFailed, UsageError
+    from freehold.base.config import load_settings
+    from freehold.base.errors import UpstreamFailed, UsageError
 
     monkeypatch.setenv("PATH", path)
     settings = load_settings({"FREEHOLD_HOME": str(tmp_path / "home")})
@@ -202,8 +202,8 @@ def test_python_takes_vectors_from_an_engine(tmp_path, path, monkeypatch):
 @pytest.mark.heavy
 def test_python_looks_after_an_engine_as_the_verbs_do(tmp_path, tiny, path, monkeypatch):
     import freehold as package
-    from freehold.config import load_settings
-    from freehold.errors import EngineClosed, UsageError
+    from freehold.base.config import load_settings
+    from freehold.base.errors import EngineClosed, UsageError
 
     monkeypatch.setenv("PATH", path)
     settings = load_settings({"FREEHOLD_HOME": str(tmp_path / "home")})

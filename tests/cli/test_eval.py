@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from freehold.cli import eval as eval_verb
-from freehold.models.load import load_model
+from freehold.run.models.load import load_model
 from tests.vectors.adapters import write_for
 from tests.vectors.files import write_gguf
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.models.tiny import make
-from freehold.pictures.decoders import shared as decoders
+from freehold.run.models.tiny import make
+from freehold.run.pictures.decoders import shared as decoders
 from tests.vectors.files import write_gguf
 
 Run = Callable[..., tuple[int, str, str]]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from freehold.adapt import teaching
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
 
 pytest.importorskip("torch")
 Run = Callable[..., tuple[int, str, str]]

@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 import freehold
-from freehold import catalog, choosing
-from freehold.advisor import calibration
-from freehold.advisor.fit import observed
-from freehold.advisor.machine import Rates
-from freehold.config import load_settings
-from freehold.machine import show_bytes
-from freehold.models.sight import tower_need
-from freehold.models.tiny import make
+from freehold.base import catalog
+from freehold.base.config import load_settings
+from freehold.base.machine import show_bytes
+from freehold.choose import choosing
+from freehold.choose.advisor import calibration
+from freehold.choose.advisor.fit import observed
+from freehold.choose.advisor.machine import Rates
+from freehold.run.models.sight import tower_need
+from freehold.run.models.tiny import make
 from tests.vectors.files import write_safetensors
 
 Run = Callable[..., tuple[int, str, str]]

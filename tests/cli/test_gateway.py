@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from freehold.config import Settings
-from freehold.reports.gateway_file import ledger_file, outside_of
+from freehold.base.config import Settings
+from freehold.serve.reports.gateway_file import ledger_file, outside_of
 from tests.cli.test_serve import freehold
 from tests.router.mistaken import KEY, SOUND
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from freehold.router.ledger.queries import rows_in
-from freehold.server.core.keys import KeyFile, key_of
+from freehold.route.router.ledger.queries import rows_in
+from freehold.serve.http.core.keys import KeyFile, key_of
 from tests.cli.test_serve_gateway import FILE, ask, eventually, served
 from tests.providers.standin import Answer, StandIn
 from tests.providers.standin.billing import Rates, Tariff

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
 from freehold.cli.serving.attach import lock_of, pid_file
 from freehold.cli.serving.options import ring
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.server.core.accounts import Accounts
-from freehold.server.core.auth import Guard
-from freehold.server.core.problems import Refused
+from freehold.serve.http.core.accounts import Accounts
+from freehold.serve.http.core.auth import Guard
+from freehold.serve.http.core.problems import Refused
 from tests.cli.test_serve import KEY, freehold
 
 

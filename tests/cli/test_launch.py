@@ -269,7 +269,7 @@ def test_wrong_usage_of_launch_is_said(tmp_path: Path, args: tuple[str, ...], pa
 
 
 def test_launch_without_a_model_takes_the_default_of_run(tmp_path: Path):
-    from freehold import catalog
+    from freehold.base import catalog
 
     done = freehold(tmp_path, "launch", "aider")
     assert done.status == 0 and f"openai/{catalog.default_model().name}" in done.out

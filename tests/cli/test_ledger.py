@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.router.ledger.rows import LedgerRow
-from freehold.router.ledger.store import Ledger
+from freehold.route.router.ledger.rows import LedgerRow
+from freehold.route.router.ledger.store import Ledger
 from tests.router.ledger.rows import row
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import click
 import pytest
 
+from freehold.base.errors import CapacityExceeded, UsageError
 from freehold.cli import main as cli_main
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import Amount
 from freehold.cli.verbs import ALIASES, MEANT, VERBS
-from freehold.errors import CapacityExceeded, UsageError
-from freehold.local.opening import QUEUED
+from freehold.run.local.opening import QUEUED
 
 SOURCES = str(Path(__file__).parents[2] / "src")
 

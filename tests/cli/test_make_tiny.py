@@ -12,16 +12,16 @@ import pytest
 from click.testing import CliRunner
 from tokenizers import Tokenizer
 
-from freehold.advisor.file_anatomy import from_file
+from freehold.base.errors import UnsupportedModel
+from freehold.choose.advisor.file_anatomy import from_file
 from freehold.cli.main import cli
-from freehold.errors import UnsupportedModel
-from freehold.formats import open_model_file
-from freehold.models.binding.bind import family_of, gguf_family, read_source
-from freehold.models.binding.towers import read_tower
-from freehold.models.families import registered
-from freehold.models.family import Family
-from freehold.models.tiny import make
-from freehold.reports.card import file_facts
+from freehold.run.formats import open_model_file
+from freehold.run.models.binding.bind import family_of, gguf_family, read_source
+from freehold.run.models.binding.towers import read_tower
+from freehold.run.models.families import registered
+from freehold.run.models.family import Family
+from freehold.run.models.tiny import make
+from freehold.serve.reports.card import file_facts
 
 
 def run(*args: str) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.tools.mcp.configured import tool_server
-from freehold.tools.mcp.permissions import Permissions, pinned
+from freehold.serve.tools.mcp.configured import tool_server
+from freehold.serve.tools.mcp.permissions import Permissions, pinned
 from tests.tools.world import HOSTILE, below
 
 Mcp = Callable[..., tuple[int, str, str]]

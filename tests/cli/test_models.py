@@ -194,7 +194,7 @@ def test_refresh_names_what_the_hub_does_not_have_and_goes_on(run: Run, home: Pa
 
 
 def test_refresh_of_a_hub_that_cannot_be_reached_fails_with_its_name(run: Run, monkeypatch):
-    monkeypatch.setattr("freehold.store.refresh.TRIES", 1)
+    monkeypatch.setattr("freehold.run.store.refresh.TRIES", 1)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     status, _, err = run("models", "refresh", "qwen3:8b")
     assert status == 1 and err.startswith("error: 127.0.0.1:9: ")
@@ -205,8 +205,15 @@ def test_the_first_answer_imports_no_engine_and_no_array(home: Path):
     command = [sys.executable, "-X", "importtime", "-m", "freehold.cli.main", "models", "--tier", "nano"]
     done = subprocess.run(command, env=dict(os.environ), capture_output=True, check=True, text=True)
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "freehold.catalog" in imported
-    assert not imported & {"numpy", "freehold._native", "freehold.engine", "httpx2", "jinja2", "tokenizers"}
+    assert "freehold.base.catalog" in imported
+    assert not imported & {
+        "numpy",
+        "freehold._native",
+        "freehold.run.engine",
+        "httpx2",
+        "jinja2",
+        "tokenizers",
+    }
 
 
 def test_words_that_name_nothing_get_the_nearest_names(run: Run):

@@ -10,7 +10,7 @@ import pytest
 
 import freehold
 from freehold.cli.quantize import FileSize
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
 
 Run = Callable[..., tuple[int, str, str]]
 

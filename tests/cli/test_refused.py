@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 import freehold
-from freehold import catalog
-from freehold.advisor import machine
-from freehold.catalog.model import Model
-from freehold.config import load_settings
-from freehold.errors import ModelNotFound, UnsupportedModel
-from freehold.local.runnable import check_runs, unrunnable
-from freehold.models.binding.bind import missing_part
-from freehold.models.tiny.make import gguf_bytes
-from freehold.store import Store
-from freehold.worker.models import EngineModels
+from freehold.base import catalog
+from freehold.base.catalog.model import Model
+from freehold.base.config import load_settings
+from freehold.base.errors import ModelNotFound, UnsupportedModel
+from freehold.choose.advisor import machine
+from freehold.run.local.runnable import check_runs, unrunnable
+from freehold.run.models.binding.bind import missing_part
+from freehold.run.models.tiny.make import gguf_bytes
+from freehold.run.store import Store
+from freehold.serve.worker.models import EngineModels
 from tests.vectors.files import write_gguf
 
 Run = Callable[..., tuple[int, str, str]]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold import platforms
 from freehold.adapt import teaching
-from freehold.models.tiny import make
+from freehold.base import platforms
+from freehold.run.models.tiny import make
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")

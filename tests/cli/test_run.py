@@ -18,16 +18,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from freehold.base.errors import UsageError
+from freehold.base.serving import ModelInfo
+from freehold.base.types import MAX_FORMAT_CHARS, Format, Message, SamplingParams, Usage
 from freehold.cli import main
 from freehold.cli.chat import answer as answers
 from freehold.cli.chat import opened as opened_module
 from freehold.cli.chat.answer import StreamedAnswer
 from freehold.cli.chat.request import RunRequest
 from freehold.cli.chat.sessions import ChatSession, Sessions
-from freehold.errors import UsageError
-from freehold.fake import FakeModel, Reply
-from freehold.serving import ModelInfo
-from freehold.types import MAX_FORMAT_CHARS, Format, Message, SamplingParams, Usage
+from freehold.serve.fake import FakeModel, Reply
 from tests.vectors.files import write_gguf
 
 
@@ -209,15 +209,15 @@ def test_wrong_usage_is_one_line_and_exit_2(freehold, args, part):
 @pytest.fixture
 def without_gpt_oss(monkeypatch: pytest.MonkeyPatch):
     """A registry that lacks a family: every model of the catalogue that has a short name runs."""
-    from freehold.models.binding import bind
-    from freehold.models.families import naming
+    from freehold.run.models.binding import bind
+    from freehold.run.models.families import naming
 
     monkeypatch.setattr(bind, "naming", lambda name: () if name == "gpt-oss" else naming(name))
 
 
 @pytest.mark.parametrize("verb", [["run", "gpt-oss:20b", "Hi"], ["bench", "gpt-oss:20b"]])
 def test_model_that_could_not_be_run_is_not_fetched(freehold, monkeypatch, verb, without_gpt_oss):
-    monkeypatch.setattr("freehold.store.Store.pull", lambda *_: pytest.fail("fetched"))
+    monkeypatch.setattr("freehold.run.store.Store.pull", lambda *_: pytest.fail("fetched"))
     status, _, err = freehold(*verb)
     assert status == 1 and "does not support the architecture gpt-oss" in err
 
@@ -261,13 +261,13 @@ def test_model_may_draft_for_itself(freehold, tiny):
 
 
 def test_context_that_memory_cuts_is_said_without_verbose(freehold, tiny, monkeypatch):
-    monkeypatch.setattr("freehold.engine.cache.capacity.available_bytes", lambda: 400_000)
+    monkeypatch.setattr("freehold.run.engine.cache.capacity.available_bytes", lambda: 400_000)
     status, _, err = freehold("run", tiny, "Hi", "--max-tokens", "2")
     assert status == 0 and "cut from the model's" in err
 
 
 def test_f32_cache_takes_twice_the_memory(freehold, tiny, monkeypatch):
-    monkeypatch.setattr("freehold.engine.cache.capacity.available_bytes", lambda: 600_000)
+    monkeypatch.setattr("freehold.run.engine.cache.capacity.available_bytes", lambda: 600_000)
     sizes = {}
     for kind in ("f16", "f32"):
         out = freehold("run", tiny, "Hi", "--max-tokens", "2", "--json", "--kv-type", kind)[1]
@@ -472,10 +472,10 @@ def test_model_that_cannot_be_opened_leaves_the_chats_own_open(monkeypatch):
 
 
 def test_a_model_saved_in_a_chat_has_its_system_prompt_and_changed_settings(freehold, tiny, home):
+    from freehold.base.config import load_settings
     from freehold.cli.chat.answer import AnswerSettings
     from freehold.cli.run import _kept
-    from freehold.config import load_settings
-    from freehold.store import Store
+    from freehold.run.store import Store
 
     assert freehold("pull", tiny)[0] == 0
     settings = load_settings()

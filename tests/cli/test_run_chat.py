@@ -11,17 +11,17 @@ import pytest
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
-from freehold.chats.types import ToolResult
+from freehold.base.config import load_settings
+from freehold.base.errors import ContextOverflow, StoreError, UsageError
+from freehold.base.types import Chunk, Message, ToolCall, ToolPiece
 from freehold.cli.chat.answer import AnswerSettings
 from freehold.cli.chat.chat import COMMANDS, Chat, ModelFacts
 from freehold.cli.chat.markdown import PlainRenderer
 from freehold.cli.chat.sessions import ChatSession, Sessions
 from freehold.cli.chat.terminal import LineReader, is_open_block, unquoted
 from freehold.cli.chat.tools import TerminalTools, Tooled
-from freehold.config import load_settings
-from freehold.errors import ContextOverflow, StoreError, UsageError
-from freehold.fake import FakeModel, Reply
-from freehold.types import Chunk, Message, ToolCall, ToolPiece
+from freehold.serve.chats.types import ToolResult
+from freehold.serve.fake import FakeModel, Reply
 
 
 class Desk:
@@ -475,8 +475,8 @@ def test_a_failed_message_stays_in_the_file_with_its_reason(home):
 
 
 def test_a_full_disk_is_said_once_and_what_it_refused_is_saved_later(home, monkeypatch):
-    from freehold.chats import writer
-    from freehold.errors import CapacityExceeded
+    from freehold.base.errors import CapacityExceeded
+    from freehold.serve.chats import writer
 
     full, append = [False], writer.append
 

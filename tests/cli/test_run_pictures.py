@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from freehold.base.types import Image, Message
 from freehold.cli.chat.chat import ModelFacts
 from freehold.cli.chat.pictures import dropped, with_images
 from freehold.cli.chat.sessions import ChatSession, Sessions
-from freehold.fake import FakeModel
-from freehold.types import Image, Message
+from freehold.serve.fake import FakeModel
 from tests.cli.test_run import freehold, scripted  # noqa: F401
 from tests.cli.test_run_chat import Desk
 

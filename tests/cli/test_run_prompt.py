@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from freehold.base.config import Settings
+from freehold.base.errors import BadPrompt, FreeholdError, ModelNotFound
 from freehold.cli.chat.request import MAX_STDIN, decoded, joined, read_stdin, split_words
-from freehold.config import Settings
-from freehold.errors import BadPrompt, FreeholdError, ModelNotFound
-from freehold.store import Store
+from freehold.run.store import Store
 
 DEFAULT = "qwen2.5-coder:0.5b"
 

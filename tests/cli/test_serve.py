@@ -25,11 +25,11 @@ import httpx2
 import pytest
 from starlette.responses import JSONResponse
 
+from freehold.base.errors import UsageError
 from freehold.cli import main
 from freehold.cli.serving import service
 from freehold.cli.serving.service import quoted, unit
 from freehold.cli.shared import Seconds
-from freehold.errors import UsageError
 from tests.test_remote import LEAKS, Script, serving
 from tests.vectors.adapters import Case, write_peft
 from tests.vectors.files import write_gguf
@@ -40,8 +40,8 @@ KEY = "0123456789abcdef0123"
 # `words` > 0: a model called tiny whose answers are scripted, slow enough to be met half-way.
 PROGRAM = """
 import functools, sys
-from freehold.worker import models
-from freehold.worker.wire import Script
+from freehold.serve.worker import models
+from freehold.serve.worker.wire import Script
 if {words}:
     script = Script(words={words}, step_s=0.02, load_s={load_s})
     models.EngineModels = functools.partial(models.EngineModels, scripts={{"tiny": script}})

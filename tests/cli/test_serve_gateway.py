@@ -223,11 +223,11 @@ def test_the_file_may_be_named_in_the_settings(file: Path, standin: StandIn):
 def test_without_a_file_nothing_of_a_gateway_is_imported(tmp_path: Path):
     code = (
         "import sys\n"
-        "from freehold.server import serve\n"
+        "from freehold.serve.http import serve\n"
         "def run(open_models, *args, **more):\n"
         "    import asyncio\n"
         "    models = asyncio.run(open_models())\n"
-        "    foreign = ('freehold.router', 'aiohttp', 're2', 'phonenumbers', 'keyring', 'genai_prices', 'yaml')\n"
+        "    foreign = ('freehold.route.router', 'aiohttp', 're2', 'phonenumbers', 'keyring', 'genai_prices', 'yaml')\n"
         "    print([m for m in sys.modules if m.startswith(foreign)], type(models).__name__)\n"
         "    return True\n"
         "serve.run = run\n"

@@ -12,10 +12,10 @@ from freehold.adapt.settings import (
     FinetuneSettings,
     ReinforceSettings,
 )
+from freehold.base.errors import UsageError
+from freehold.base.options import FieldOption, options_of
 from freehold.cli import main
 from freehold.cli.options import setting_options
-from freehold.errors import UsageError
-from freehold.options import FieldOption, options_of
 
 NEEDED = {ReinforceSettings: {"steps": 1}}
 

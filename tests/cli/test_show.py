@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from freehold.cli.show import _parameters
-from freehold.models.tiny import make
-from freehold.store.space import human
+from freehold.run.models.tiny import make
+from freehold.run.store.space import human
 from tests.store.gguf_pair import tower
 from tests.vectors.files import write_gguf
 

@@ -9,13 +9,14 @@ from pathlib import Path
 import click
 import pytest
 
-from freehold import catalog, choosing
-from freehold.advisor.advice import Download, Starter
-from freehold.advisor.interval import Interval
+from freehold.base import catalog
+from freehold.base.config import Settings, load_settings
+from freehold.choose import choosing
+from freehold.choose.advisor.advice import Download, Starter
+from freehold.choose.advisor.interval import Interval
 from freehold.cli import main
 from freehold.cli.chat import starter
 from freehold.cli.chat.starter import default_model
-from freehold.config import Settings, load_settings
 
 
 def made(name: str, source: str = "package index") -> Starter:

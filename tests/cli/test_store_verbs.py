@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.store import Planned, Progress
-from freehold.store.progress import Lines, ProgressBar
+from freehold.run.store import Planned, Progress
+from freehold.run.store.progress import Lines, ProgressBar
 from tests.store.conftest import UNIT, noise
 from tests.store.gguf_pair import text_model, tower
 from tests.store.standin import Standin, serving

@@ -15,13 +15,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from freehold.chats.types import ToolQuestion
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.base.types import Chunk, Image, Message, ToolPiece
 from freehold.cli.chat import tools as terminal
 from freehold.cli.chat.tools import Tooled, answered
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.pictures.decoders import shared as decoders
-from freehold.types import Chunk, Image, Message, ToolPiece
+from freehold.run.pictures.decoders import shared as decoders
+from freehold.serve.chats.types import ToolQuestion
 from tests.tools.hostile import png
 from tests.tools.world import below, program
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from freehold.base.types import Segment, Transcript, Word
 from freehold.cli import main
-from freehold.reports.transcripts import as_srt, as_text, as_vtt, transcript_json
-from freehold.types import Segment, Transcript, Word
+from freehold.serve.reports.transcripts import as_srt, as_text, as_vtt, transcript_json
 
 SEGMENTS = (
     Segment(0.0, 2.5, "Ask <not> & go", words=(Word("Ask", 0.0, 1.0), Word("<not>", 1.0, 2.5))),

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from freehold.base.errors import ModelNotFound
 from freehold.cli.report import trying
-from freehold.errors import ModelNotFound
-from freehold.fake import FakeModel
-from freehold.store import ModelRef
+from freehold.run.store import ModelRef
+from freehold.serve.fake import FakeModel
 
 Run = Callable[..., tuple[int, str, str]]
 GOOD, BAD = "qwen2.5:0.5b", "qwen2.5:1.5b"

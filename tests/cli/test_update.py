@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.config import load_settings
-from freehold.store import Store
+from freehold.base.config import load_settings
+from freehold.run.store import Store
 from tests.store.standin import Standin, serving
 from tests.vectors.files import write_gguf
 
@@ -23,7 +23,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Standin]:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("FREEHOLD_OFFLINE", raising=False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr("freehold.store.http.RETRY_S", 0.01)
+    monkeypatch.setattr("freehold.run.store.http.RETRY_S", 0.01)
     with serving(Standin()) as running:
         running.files = {
             "tiny-Q8_0.gguf": write_gguf("llama", tmp_path / "a.gguf", dtype="Q8_0").read_bytes()

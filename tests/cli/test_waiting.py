@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
+from freehold.base.terminal import Ticking
+from freehold.base.types import Chunk, Usage
 from freehold.cli.chat import answer as module
 from freehold.cli.chat.answer import Waiting
 from freehold.cli.chat.opened import tell
 from freehold.cli.progress import StatusLine
-from freehold.terminal import Ticking
-from freehold.types import Chunk, Usage
 
 
 class Clock:

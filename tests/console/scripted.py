@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from freehold.formats import QuantType
-from freehold.models.tiny import make
-from freehold.models.tiny.make import SPECIAL, UNUSED_BYTES, _spell
+from freehold.run.formats import QuantType
+from freehold.run.models.tiny import make
+from freehold.run.models.tiny.make import SPECIAL, UNUSED_BYTES, _spell
 
 WIDTH, CONTEXT = 256, 262_144
 EOS = "<|im_end|>"

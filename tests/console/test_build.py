@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CONSOLE, STATIC = ROOT / "console", ROOT / "src" / "freehold" / "server" / "console" / "static"
+CONSOLE, STATIC = ROOT / "console", ROOT / "src" / "freehold" / "serve" / "http" / "console" / "static"
 SOURCES = ("index.html", "package.json", "package-lock.json", "tsconfig.json", "vite.config.ts", "src")
 MOST = 600_000  # bytes of the wheel, which is packed
 FIRST, ALL = 150_000, 400_000  # bytes of JavaScript as gzip: before the first answer, and of every page

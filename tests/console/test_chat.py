@@ -17,9 +17,9 @@ import pytest
 pytest.importorskip("playwright")
 from playwright.sync_api import expect
 
-from freehold.chats.folder import ChatFolder
-from freehold.chats.lines import ChatLine
-from freehold.chats.types import ChatChange
+from freehold.serve.chats.folder import ChatFolder
+from freehold.serve.chats.lines import ChatLine
+from freehold.serve.chats.types import ChatChange
 from tests.console.conftest import Served
 from tests.console.scripted import write_scripted
 

@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("playwright")
 from playwright.sync_api import expect
 
-from freehold.chats.folder import ChatFolder
-from freehold.chats.types import SavedMessage
+from freehold.serve.chats.folder import ChatFolder
+from freehold.serve.chats.types import SavedMessage
 from tests.console.conftest import Served
 from tests.console.scripted import write_scripted
 from tests.console.test_chat import box, more, said, say

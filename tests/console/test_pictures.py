@@ -21,9 +21,9 @@ pytest.importorskip("playwright")
 from PIL import Image, ImageDraw
 from playwright.sync_api import expect
 
-from freehold.chats.folder import ChatFolder
-from freehold.chats.types import AskedTool
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
+from freehold.serve.chats.folder import ChatFolder
+from freehold.serve.chats.types import AskedTool
 from tests.console.conftest import SCRIPTS, Served
 from tests.console.scripted import write_scripted
 from tests.console.test_accessible import _FOUND, inject

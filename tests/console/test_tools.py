@@ -21,7 +21,7 @@ pytest.importorskip("mcp")
 pytest.importorskip("playwright")
 from playwright.sync_api import expect
 
-from freehold.chats.folder import ChatFolder
+from freehold.serve.chats.folder import ChatFolder
 from tests.console.conftest import Served
 from tests.console.owner import as_owner
 from tests.console.scripted import write_scripted

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("playwright")
 from playwright.sync_api import expect
 
-from freehold.chats.folder import ChatFolder
+from freehold.serve.chats.folder import ChatFolder
 from tests.console.conftest import Served
 
 RUNS = "**/console/api/chats/*/runs"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
-from freehold.layers import LayerSpec
-from freehold.models.oracle.session import KvStore, NumpyOps, PictureRows
+from freehold.base.errors import UsageError
+from freehold.base.layers import LayerSpec
+from freehold.run.models.oracle.session import KvStore, NumpyOps, PictureRows
 from tests.csrc import F32, normal, same_bits
 from tests.csrc.test_experts import EPS, POOL, packed
 from tests.csrc.test_routing import dense

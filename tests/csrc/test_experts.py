@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
-from freehold.formats.blocks import QuantType, dequantize
+from freehold.base.errors import UsageError
+from freehold.run.formats.blocks import QuantType, dequantize
 from tests.csrc import F32, normal, same_bits
 from tests.csrc.test_matmul import CODED, coded, raw_rows
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
-from freehold.formats.weight_types import QuantType, row_bytes
+from freehold.base.errors import UsageError
+from freehold.run.formats.weight_types import QuantType, row_bytes
 
 from . import F32, normal, same_bits
 from .test_matmul import BLOCK, HALVES, POOL, raw_rows

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 
 LAYERS = [(2, 16, 16), (1, 24, 8), (3, 5, 3)]
 every_type = pytest.mark.parametrize("kv_type", ["f16", "f32", "q8"])

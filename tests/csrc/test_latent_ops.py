@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 from tests.csrc import F32, normal, same_bits
 from tests.csrc.test_experts import of_type, packed
 

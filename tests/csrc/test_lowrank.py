@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 from tests.csrc.test_matmul import raw_rows
 
 WIDTH, INNER, VOCAB, RANKS = 64, 96, 48, (16, 48)

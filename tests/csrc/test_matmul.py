@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.formats.blocks import dequantize, split_codes
-from freehold.formats.weight_types import QuantType, row_bytes
+from freehold.run.formats.blocks import dequantize, split_codes
+from freehold.run.formats.weight_types import QuantType, row_bytes
 
 from . import F32, ULP, normal, same_bits
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.formats import open_model_file
-from freehold.models.load import load_model
+from freehold.run.formats import open_model_file
+from freehold.run.models.load import load_model
 from tests.vectors.files import Dtype, write_gguf
 
 FIRST, SECOND, WIDTH = 280, 20, 20  # rows of two sequences in a step, and blocks of each

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
-from freehold.formats import QuantType, Tensor
-from freehold.models.oracle.session import ChosenExperts, DenseMatrix, KvStore, NumpyOps
+from freehold.base.errors import UsageError
+from freehold.run.formats import QuantType, Tensor
+from freehold.run.models.oracle.session import ChosenExperts, DenseMatrix, KvStore, NumpyOps
 from tests.csrc import F32, normal, same_bits
 from tests.csrc.test_experts import EPS, POOL, packed, rms
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
-from freehold.formats import QuantType, Tensor
-from freehold.layers import LayerSpec
-from freehold.models.config.rope import RopeSpec
-from freehold.models.oracle.arithmetic import gelu_tanh
-from freehold.models.oracle.session import DenseMatrix, KvStore, NumpyOps
+from freehold.base.errors import UsageError
+from freehold.base.layers import LayerSpec
+from freehold.run.formats import QuantType, Tensor
+from freehold.run.models.config.rope import RopeSpec
+from freehold.run.models.oracle.arithmetic import gelu_tanh
+from freehold.run.models.oracle.session import DenseMatrix, KvStore, NumpyOps
 from tests.csrc import F32, normal, same_bits
 
 POOL = native.Threads(2)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold import _native as native
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 
 from . import F32, normal, same_bits
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 
 from . import F32, ULP, normal, same_bits
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 
 from . import normal
 from .test_matmul import POOL

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
-from freehold.models.oracle.arithmetic import RecurrentVerbs
+from freehold.base.errors import UsageError
+from freehold.run.models.oracle.arithmetic import RecurrentVerbs
 
 from . import F32, normal, same_bits
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 
 POOL = native.Threads(1)
 LAYERS = [(0, 0, 0), (1, 32, 32), (0, 0, 0)]

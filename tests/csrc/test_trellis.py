@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import BadModelFile
-from freehold.formats import QuantType
+from freehold.base.errors import BadModelFile
+from freehold.run.formats import QuantType
 
 from ..formats.trellis_rows import draw
 from . import normal, same_bits

@@ -9,7 +9,7 @@ import pytest
 
 from freehold import _native as native
 from freehold.adapt.quantize.encoding import TABLES
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 
 from . import F32, normal
 

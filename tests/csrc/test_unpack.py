@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import BadModelFile, UsageError
-from freehold.formats import QuantType, dequantize
-from freehold.formats.weight_types import TABLE_TYPES, row_bytes
+from freehold.base.errors import BadModelFile, UsageError
+from freehold.run.formats import QuantType, dequantize
+from freehold.run.formats.weight_types import TABLE_TYPES, row_bytes
 
 TYPES = [t for t in QuantType if native.unpacks(t.name)]
 ROWS, COLUMNS = 37, 512

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import BadModelFile, UsageError
-from freehold.formats import QuantType, dequantize
+from freehold.base.errors import BadModelFile, UsageError
+from freehold.run.formats import QuantType, dequantize
 from tests.csrc.weight_matrices import (
     COLS,
     DIGESTS,

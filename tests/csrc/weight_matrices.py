@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.formats import QuantType, open_model_file, row_bytes
+from freehold.run.formats import QuantType, open_model_file, row_bytes
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]

@@ -1,1 +1,1 @@
-"""Tests of freehold.engine."""
+"""Tests of freehold.run.engine."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.models.load import LoadedModel, load_model
-from freehold.models.lora import Adapter, load_adapter
+from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.lora import Adapter, load_adapter
 from tests.engine.hybrids import hybrid as tiny_hybrid
 from tests.vectors.adapters import ATTENTION, Case, write_peft
 from tests.vectors.files import write_gguf, write_safetensors

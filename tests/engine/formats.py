@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from freehold.engine.constrain.constraint import Constraint
-from freehold.engine.constrain.grammar import Grammars
-from freehold.tokenizer import tokenizer_from_gguf
-from freehold.types import Format
+from freehold.base.types import Format
+from freehold.run.engine.constrain.constraint import Constraint
+from freehold.run.engine.constrain.grammar import Grammars
+from freehold.run.tokenizer import tokenizer_from_gguf
 from tests.vectors.files import EOS, MERGES, SPECIAL, vocabulary
 
 TOKENIZER = tokenizer_from_gguf(

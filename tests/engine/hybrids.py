@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from freehold.formats.fields import Fields
-from freehold.models.families import registered
-from freehold.models.family import Cut, TensorSpec, renamed
-from freehold.models.load import LoadedModel, load_model
+from freehold.run.formats.fields import Fields
+from freehold.run.models.families import registered
+from freehold.run.models.family import Cut, TensorSpec, renamed
+from freehold.run.models.load import LoadedModel, load_model
 from tests.vectors.files import safetensors_bytes
 
 COMMON = {

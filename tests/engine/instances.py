@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice, permutations, product
 from typing import Any, TypeVar
 
-from freehold.engine.constrain.grammar import Grammar, NotReady
-from freehold.tokenizer import Tokenizer
+from freehold.run.engine.constrain.grammar import Grammar, NotReady
+from freehold.run.tokenizer import Tokenizer
 
 T = TypeVar("T")
 SPELLINGS = 720  # tried of one value: six properties in every order

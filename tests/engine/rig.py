@@ -9,17 +9,17 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from freehold._native import BLOCK_TOKENS as SIZE
-from freehold.engine.cache.blocks import BlockManager, blocks_for
-from freehold.engine.cache.capacity import kinds_beside_full
-from freehold.engine.cache.disk import DiskCache, dependencies
-from freehold.engine.cache.pool import BlockPool, Node
-from freehold.engine.cache.recurrent import Recurrent
-from freehold.engine.cache.tier import KvPages
-from freehold.engine.cache.window import SlidingWindow
-from freehold.engine.runner import ModelRunner
-from freehold.engine.sequence import Request, ScheduledChunk, Sequence
-from freehold.models.load import LoadedModel
-from freehold.types import SamplingParams
+from freehold.base.types import SamplingParams
+from freehold.run.engine.cache.blocks import BlockManager, blocks_for
+from freehold.run.engine.cache.capacity import kinds_beside_full
+from freehold.run.engine.cache.disk import DiskCache, dependencies
+from freehold.run.engine.cache.pool import BlockPool, Node
+from freehold.run.engine.cache.recurrent import Recurrent
+from freehold.run.engine.cache.tier import KvPages
+from freehold.run.engine.cache.window import SlidingWindow
+from freehold.run.engine.runner import ModelRunner
+from freehold.run.engine.sequence import Request, ScheduledChunk, Sequence
+from freehold.run.models.load import LoadedModel
 
 GREEDY = SamplingParams(temperature=0.0)
 

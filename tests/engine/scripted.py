@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold._native import BLOCK_TOKENS as SIZE
-from freehold.engine.cache.blocks import BlockManager
-from freehold.engine.cache.contract import Copies
-from freehold.engine.cache.disk import DiskCache
-from freehold.engine.cache.full import FullAttention
-from freehold.engine.cache.recurrent import Recurrent
-from freehold.engine.cache.tier import Memory
-from freehold.engine.cache.window import SlidingWindow
-from freehold.engine.sequence import ScheduledChunk, Sequence
+from freehold.run.engine.cache.blocks import BlockManager
+from freehold.run.engine.cache.contract import Copies
+from freehold.run.engine.cache.disk import DiskCache
+from freehold.run.engine.cache.full import FullAttention
+from freehold.run.engine.cache.recurrent import Recurrent
+from freehold.run.engine.cache.tier import Memory
+from freehold.run.engine.cache.window import SlidingWindow
+from freehold.run.engine.sequence import ScheduledChunk, Sequence
 from tests.engine.rig import Stepper
 
 PRIME = 2_147_483_647

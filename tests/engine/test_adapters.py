@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.engine import Engine, Generation, scoring
-from freehold.errors import NonFiniteLogits
-from freehold.models.load import LoadedModel
-from freehold.models.lora import Adapter
-from freehold.types import SamplingParams
+from freehold.base.errors import NonFiniteLogits
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine, Generation, scoring
+from freehold.run.models.load import LoadedModel
+from freehold.run.models.lora import Adapter
 from tests.engine.test_bits import pumped
 
 PROMPT = [5 + (7 * i) % 200 for i in range(70)]

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.engine import Engine, Generation, TokenOut, emission, scoring
-from freehold.engine.cache.capacity import KV_TYPES
-from freehold.engine.pictures import PictureIds, PromptPictures
-from freehold.engine.schedule import scheduler, shares
-from freehold.engine.schedule import scheduler as preemption_module
-from freehold.engine.speculate import speculation
-from freehold.models.load import LoadedModel
-from freehold.models.lora import Adapter
-from freehold.types import KvType, SamplingParams
+from freehold.base.types import KvType, SamplingParams
+from freehold.run.engine import Engine, Generation, TokenOut, emission, scoring
+from freehold.run.engine.cache.capacity import KV_TYPES
+from freehold.run.engine.pictures import PictureIds, PromptPictures
+from freehold.run.engine.schedule import scheduler, shares
+from freehold.run.engine.schedule import scheduler as preemption_module
+from freehold.run.engine.speculate import speculation
+from freehold.run.models.load import LoadedModel
+from freehold.run.models.lora import Adapter
 from tests.engine.formats import FORMATS, TOKENIZER, constraint
 from tests.engine.test_speculation import eager
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from freehold.engine import Engine
-from freehold.engine.cache.blocks import BlockManager, blocks_for, common_prefix
-from freehold.engine.sequence import Sequence
-from freehold.models.load import LoadedModel
+from freehold.run.engine import Engine
+from freehold.run.engine.cache.blocks import BlockManager, blocks_for, common_prefix
+from freehold.run.engine.sequence import Sequence
+from freehold.run.models.load import LoadedModel
 from tests.engine.rig import GREEDY, Rig, sequence
 
 PROMPT = [17 * i % 250 + 5 for i in range(70)]

@@ -22,11 +22,11 @@ from hypothesis.stateful import (
 )
 
 from freehold._native import BLOCK_TOKENS as SIZE
-from freehold.engine.cache import blocks as blocks_module
-from freehold.engine.cache import tier as tier_module
-from freehold.engine.cache.blocks import blocks_for, common_prefix
-from freehold.engine.sequence import ScheduledChunk, Sequence
-from freehold.models.load import LoadedModel
+from freehold.run.engine.cache import blocks as blocks_module
+from freehold.run.engine.cache import tier as tier_module
+from freehold.run.engine.cache.blocks import blocks_for, common_prefix
+from freehold.run.engine.sequence import ScheduledChunk, Sequence
+from freehold.run.models.load import LoadedModel
 from tests.engine.rig import Rig, Stepper, check_books, sequence
 from tests.engine.scripted import ScriptedRig, sums
 

@@ -6,7 +6,7 @@ from math import inf
 
 import pytest
 
-from freehold.engine.schedule.budget import (
+from freehold.run.engine.schedule.budget import (
     BURST_S,
     FORGET,
     ITL_FACTOR,

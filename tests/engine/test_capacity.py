@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from freehold import machine
-from freehold.engine import Engine
-from freehold.engine.cache import capacity
-from freehold.engine.cache.capacity import (
+from freehold.base import machine
+from freehold.base.errors import CapacityExceeded, ContextOverflow, UsageError
+from freehold.base.layers import LayerSpec
+from freehold.run.engine import Engine
+from freehold.run.engine.cache import capacity
+from freehold.run.engine.cache.capacity import (
     MOST_BLOCKS,
     CacheBytes,
     bytes_per_block,
     choose_context,
     kinds_beside_full,
 )
-from freehold.errors import CapacityExceeded, ContextOverflow, UsageError
-from freehold.layers import LayerSpec
-from freehold.models.load import LoadedModel
+from freehold.run.models.load import LoadedModel
 
 
 def with_memory(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from freehold.engine.constrain.constraint import Constraint, ConstraintMatcher, Trigger
-from freehold.engine.constrain.grammar import Grammars
-from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
-from freehold.types import Format
+from freehold.base.types import Format
+from freehold.run.engine.constrain.constraint import Constraint, ConstraintMatcher, Trigger
+from freehold.run.engine.constrain.grammar import Grammars
+from freehold.run.tokenizer import Tokenizer, tokenizer_from_gguf
 from tests.tokenizer import toys
 
 TAGS = ("<tool>", "</t>")  # one token, and four

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.engine.schedule.budget import FORGET, STALE, StepCost
-from freehold.engine.speculate.draft import LADDER, best_extra
+from freehold.run.engine.schedule.budget import FORGET, STALE, StepCost
+from freehold.run.engine.speculate.draft import LADDER, best_extra
 
 CERTAIN = [0.99**i for i in range(1, 64)]
 

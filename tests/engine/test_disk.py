@@ -13,18 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold import models
-from freehold.engine import Engine
-from freehold.engine.cache import blocks as blocks_module
-from freehold.engine.cache import disk as disk_module
-from freehold.engine.cache import tier as tier_module
-from freehold.engine.cache.capacity import KV_TYPES
-from freehold.engine.cache.disk import DiskCache, dependencies
-from freehold.engine.cache.pool import PrefixTree, key_of
-from freehold.engine.cache.tier import KvPages
-from freehold.engine.schedule.scheduler import Scheduler
-from freehold.models.load import LoadedModel
-from freehold.types import KvType
+from freehold.base.types import KvType
+from freehold.run import models
+from freehold.run.engine import Engine
+from freehold.run.engine.cache import blocks as blocks_module
+from freehold.run.engine.cache import disk as disk_module
+from freehold.run.engine.cache import tier as tier_module
+from freehold.run.engine.cache.capacity import KV_TYPES
+from freehold.run.engine.cache.disk import DiskCache, dependencies
+from freehold.run.engine.cache.pool import PrefixTree, key_of
+from freehold.run.engine.cache.tier import KvPages
+from freehold.run.engine.schedule.scheduler import Scheduler
+from freehold.run.models.load import LoadedModel
 from tests.engine.rig import GREEDY, Rig, check_books, sequence
 
 PROMPT = [17 * i % 250 + 5 for i in range(300)]  # nine blocks and a part

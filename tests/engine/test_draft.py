@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.engine.speculate.draft import (
+from freehold.run.engine.speculate.draft import (
     LONGEST,
     MATCH_PRIOR,
     MAX_DRAFT,

@@ -11,14 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.engine import Engine, Generation, TokenOut
-from freehold.engine import emission as emission_module
-from freehold.engine.engine import ASSUMED_OPS
-from freehold.engine.schedule import scheduler as preemption_module
-from freehold.engine.schedule.budget import LOGIT_ROWS
-from freehold.engine.scoring import logits, prefill, score
-from freehold.engine.sequence import ScheduledChunk
-from freehold.errors import (
+from freehold.base.errors import (
     ContextOverflow,
     DeadlineExceeded,
     EngineClosed,
@@ -28,8 +21,15 @@ from freehold.errors import (
     StepFailed,
     UsageError,
 )
-from freehold.models.load import LoadedModel
-from freehold.types import SamplingParams
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine, Generation, TokenOut
+from freehold.run.engine import emission as emission_module
+from freehold.run.engine.engine import ASSUMED_OPS
+from freehold.run.engine.schedule import scheduler as preemption_module
+from freehold.run.engine.schedule.budget import LOGIT_ROWS
+from freehold.run.engine.scoring import logits, prefill, score
+from freehold.run.engine.sequence import ScheduledChunk
+from freehold.run.models.load import LoadedModel
 from tests.engine.rig import Rig
 
 GREEDY = SamplingParams(temperature=0.0)

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.engine.encoder import QueuedText, TextQueue
-from freehold.engine.engine import Admission
-from freehold.engine.schedule.budget import LONGEST_S, SHARED_TOKENS, TILE, Prefill
-from freehold.engine.schedule.shares import GRAMMAR_S, WHOLE_SHARE
-from freehold.engine.sequence import Request, Sequence
-from freehold.errors import Overloaded
-from freehold.types import Priority, SamplingParams
+from freehold.base.errors import Overloaded
+from freehold.base.types import Priority, SamplingParams
+from freehold.run.engine.encoder import QueuedText, TextQueue
+from freehold.run.engine.engine import Admission
+from freehold.run.engine.schedule.budget import LONGEST_S, SHARED_TOKENS, TILE, Prefill
+from freehold.run.engine.schedule.shares import GRAMMAR_S, WHOLE_SHARE
+from freehold.run.engine.sequence import Request, Sequence
 from tests.engine.world import LONE_S, TOKEN_S, World
 
 CHAT, ANSWER = 100, 20  # tokens of the victim's prompts and answers

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from freehold.engine.constrain import grammar as grammar_module
-from freehold.engine.constrain import trial_compile
-from freehold.engine.constrain.constraint import Constraint, ConstraintMatcher
-from freehold.engine.constrain.grammar import Grammars, NotReady, _deep
-from freehold.errors import UsageError
-from freehold.local.jobs import check_request
-from freehold.serving import Job
-from freehold.tokenizer import Tokenizer, tokenizer_from_gguf
-from freehold.types import MAX_FORMAT_CHARS, Format, FormatKind
+from freehold.base.errors import UsageError
+from freehold.base.serving import Job
+from freehold.base.types import MAX_FORMAT_CHARS, Format, FormatKind
+from freehold.run.engine.constrain import grammar as grammar_module
+from freehold.run.engine.constrain import trial_compile
+from freehold.run.engine.constrain.constraint import Constraint, ConstraintMatcher
+from freehold.run.engine.constrain.grammar import Grammars, NotReady, _deep
+from freehold.run.local.jobs import check_request
+from freehold.run.tokenizer import Tokenizer, tokenizer_from_gguf
 from tests.engine.instances import patiently, takes
 from tests.tokenizer import toys
 

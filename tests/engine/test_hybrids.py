@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.engine import Engine, TokenOut
-from freehold.engine.cache.recurrent import PROMPT_SHARE
-from freehold.models.load import LoadedModel
-from freehold.types import SamplingParams
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine, TokenOut
+from freehold.run.engine.cache.recurrent import PROMPT_SHARE
+from freehold.run.models.load import LoadedModel
 
 GREEDY = SamplingParams(temperature=0.0)
 WARM = SamplingParams(temperature=1.0, seed=7)
@@ -154,8 +154,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from freehold import _native as native
-from freehold.engine import Engine, scoring
-from freehold.models.load import load_model
+from freehold.run.engine import Engine, scoring
+from freehold.run.models.load import load_model
 model = load_model(Path(sys.argv[1]), threads=1, name="tiny")
 prompt = list(range(5, 125))
 logits = []

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.engine import Engine, TokenOut
-from freehold.engine.cache.capacity import bytes_per_block
-from freehold.errors import ContextOverflow, UsageError
-from freehold.models.load import LoadedModel
-from freehold.types import SamplingParams
+from freehold.base.errors import ContextOverflow, UsageError
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine, TokenOut
+from freehold.run.engine.cache.capacity import bytes_per_block
+from freehold.run.models.load import LoadedModel
 from tests.engine.hybrids import hybrid as tiny_model
 
 WARM = SamplingParams(temperature=1.0, seed=7)
@@ -82,7 +82,7 @@ import sys
 from pathlib import Path
 from tests.engine.hybrids import hybrid
 from tests.engine.test_latents import FIRST, WARM, CONTEXT, cold
-from freehold.engine import Engine
+from freehold.run.engine import Engine
 model = hybrid("latent", Path(sys.argv[1]))
 whole = cold(model, FIRST)
 with Engine(model, context=CONTEXT, threads=2, max_num_batched_tokens=48) as engine:

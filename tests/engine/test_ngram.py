@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.engine.speculate.draft import LONGEST, NgramLookup
+from freehold.run.engine.speculate.draft import LONGEST, NgramLookup
 
 
 def test_what_followed_the_longest_match_is_proposed():

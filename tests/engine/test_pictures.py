@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.engine import Engine
-from freehold.engine import pictures as module
-from freehold.engine.pictures import PICTURE_IDS, PictureIds, PromptPictures
-from freehold.errors import CapacityExceeded, UsageError
-from freehold.models.load import LoadedModel
-from freehold.types import SamplingParams
+from freehold.base.errors import CapacityExceeded, UsageError
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine
+from freehold.run.engine import pictures as module
+from freehold.run.engine.pictures import PICTURE_IDS, PictureIds, PromptPictures
+from freehold.run.models.load import LoadedModel
 
 GREEDY = SamplingParams(temperature=0.0)
 ROWS = 40
@@ -51,7 +51,7 @@ def test_numbers_that_are_used_up_are_said(monkeypatch: pytest.MonkeyPatch):
 
 def test_features_that_are_an_embedding_answer_as_its_token(model: LoadedModel):
     """The seam is right if rows of the embedding table, shown as a picture, give what their tokens give."""
-    from freehold.models.oracle.session import DenseMatrix, Oracle
+    from freehold.run.models.oracle.session import DenseMatrix, Oracle
 
     oracle = Oracle(model.path)
     table = oracle._weights.ends["embed"]

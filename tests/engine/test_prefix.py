@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold._native import BLOCK_TOKENS as SIZE
-from freehold.engine.cache.pool import Node, PrefixTree, agreeing, key_of
+from freehold.run.engine.cache.pool import Node, PrefixTree, agreeing, key_of
 
 
 def grown(tree: PrefixTree, tokens: list[int], first: int = 0, salt: str = "") -> list[Node]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from freehold._native import BLOCK_TOKENS as SIZE
-from freehold.engine.cache import tier as tier_module
-from freehold.engine.cache.recurrent import Recurrent, snapshot_points
-from freehold.engine.cache.window import SlidingWindow
-from freehold.engine.sequence import Request, ScheduledChunk, Sequence
+from freehold.run.engine.cache import tier as tier_module
+from freehold.run.engine.cache.recurrent import Recurrent, snapshot_points
+from freehold.run.engine.cache.window import SlidingWindow
+from freehold.run.engine.sequence import Request, ScheduledChunk, Sequence
 from tests.engine.rig import GREEDY, check_books, sequence
 from tests.engine.scripted import ScriptedRig, sums
 

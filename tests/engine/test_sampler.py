@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from freehold.engine.sampler import check_sampling, choose, top_logprobs
-from freehold.errors import NonFiniteLogits, UsageError
-from freehold.types import SamplingParams
+from freehold.base.errors import NonFiniteLogits, UsageError
+from freehold.base.types import SamplingParams
+from freehold.run.engine.sampler import check_sampling, choose, top_logprobs
 
 VOCAB = 64
 LOGITS = np.random.default_rng(3).normal(0, 2, VOCAB).astype(np.float32)

@@ -7,10 +7,17 @@ from math import inf
 
 import pytest
 
-from freehold.engine.schedule.budget import BRIEF_S, BURST_S, ITL_FACTOR, PREFILL_TOKENS, SLOW_STEP_S, STEP_S
-from freehold.engine.schedule.scheduler import AGE_S, BYPASS_S, STALL_S
-from freehold.engine.sequence import Request, ScheduledChunk, TokenOut
-from freehold.types import Priority, SamplingParams
+from freehold.base.types import Priority, SamplingParams
+from freehold.run.engine.schedule.budget import (
+    BRIEF_S,
+    BURST_S,
+    ITL_FACTOR,
+    PREFILL_TOKENS,
+    SLOW_STEP_S,
+    STEP_S,
+)
+from freehold.run.engine.schedule.scheduler import AGE_S, BYPASS_S, STALL_S
+from freehold.run.engine.sequence import Request, ScheduledChunk, TokenOut
 from tests.engine.world import LOOK_S, TOKEN_S, World
 
 

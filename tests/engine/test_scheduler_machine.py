@@ -6,9 +6,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from freehold.engine.cache.blocks import blocks_for
-from freehold.engine.sequence import Sequence, TokenOut
-from freehold.types import Priority
+from freehold.base.types import Priority
+from freehold.run.engine.cache.blocks import blocks_for
+from freehold.run.engine.sequence import Sequence, TokenOut
 from tests.engine.rig import check_books
 from tests.engine.world import World
 

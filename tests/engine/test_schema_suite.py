@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from freehold.engine.constrain.grammar import Grammars
-from freehold.errors import UsageError
-from freehold.tokenizer import tokenizer_from_gguf
-from freehold.types import Format
+from freehold.base.errors import UsageError
+from freehold.base.types import Format
+from freehold.run.engine.constrain.grammar import Grammars
+from freehold.run.tokenizer import tokenizer_from_gguf
 from tests.engine.instances import accepts
 from tests.tokenizer.toys import byte_level
 

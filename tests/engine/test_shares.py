@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from freehold.engine.schedule.shares import Shares
+from freehold.run.engine.schedule.shares import Shares
 
 
 def test_newcomer_starts_beside_the_poorest_of_the_busy():

@@ -10,20 +10,20 @@ from math import inf
 import numpy as np
 import pytest
 
-from freehold.engine import Engine, TokenOut
-from freehold.engine.cache.blocks import BlockManager
-from freehold.engine.cache.recurrent import Recurrent
-from freehold.engine.runner import ModelRunner
-from freehold.engine.schedule.budget import StepCost
-from freehold.engine.schedule.scheduler import Scheduler
-from freehold.engine.sequence import Request, ScheduledChunk, Sequence
-from freehold.engine.speculate import draft_model as draft_module
-from freehold.engine.speculate import speculation as speculation_module
-from freehold.engine.speculate.draft import NgramMatch
-from freehold.engine.speculate.speculation import Speculation
-from freehold.errors import CapacityExceeded, NonFiniteLogits, UsageError
-from freehold.models.load import LoadedModel, load_model
-from freehold.types import SamplingParams
+from freehold.base.errors import CapacityExceeded, NonFiniteLogits, UsageError
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine, TokenOut
+from freehold.run.engine.cache.blocks import BlockManager
+from freehold.run.engine.cache.recurrent import Recurrent
+from freehold.run.engine.runner import ModelRunner
+from freehold.run.engine.schedule.budget import StepCost
+from freehold.run.engine.schedule.scheduler import Scheduler
+from freehold.run.engine.sequence import Request, ScheduledChunk, Sequence
+from freehold.run.engine.speculate import draft_model as draft_module
+from freehold.run.engine.speculate import speculation as speculation_module
+from freehold.run.engine.speculate.draft import NgramMatch
+from freehold.run.engine.speculate.speculation import Speculation
+from freehold.run.models.load import LoadedModel, load_model
 from tests.vectors.files import write_gguf
 
 GREEDY = SamplingParams(temperature=0.0)

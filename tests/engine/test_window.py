@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from freehold._native import BLOCK_TOKENS as SIZE
-from freehold.engine import Engine
-from freehold.engine.cache.capacity import CacheBytes
-from freehold.engine.cache.window import SlidingWindow, quota
-from freehold.models.load import LoadedModel
-from freehold.types import SamplingParams
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine
+from freehold.run.engine.cache.capacity import CacheBytes
+from freehold.run.engine.cache.window import SlidingWindow, quota
+from freehold.run.models.load import LoadedModel
 from tests.engine.rig import Rig, sequence
 
 GREEDY = SamplingParams(temperature=0.0)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from freehold.engine.cache.blocks import BlockManager
-from freehold.engine.cache.contract import CacheKind
-from freehold.engine.cache.recurrent import Recurrent
-from freehold.engine.cache.window import SlidingWindow, quota
-from freehold.engine.schedule.scheduler import Scheduler
-from freehold.engine.sequence import Request, ScheduledChunk, Sequence
-from freehold.types import Priority, SamplingParams
+from freehold.base.types import Priority, SamplingParams
+from freehold.run.engine.cache.blocks import BlockManager
+from freehold.run.engine.cache.contract import CacheKind
+from freehold.run.engine.cache.recurrent import Recurrent
+from freehold.run.engine.cache.window import SlidingWindow, quota
+from freehold.run.engine.schedule.scheduler import Scheduler
+from freehold.run.engine.sequence import Request, ScheduledChunk, Sequence
 from tests.engine.scripted import ScriptedRunner
 
 # A 0.5b on two cores, about: seconds of one newest token, of each more, of a prompt's token and of a position it

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from freehold.evals.tasks.bfcl import calls_fault, text_calls
+from freehold.adapt.evals.tasks.bfcl import calls_fault, text_calls
 
 FUNCTION: dict[str, Any] = {
     "name": "trip.plan",

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from freehold.errors import UsageError
-from freehold.evals.paired import mcnemar
-from freehold.evals.results import compare
+from freehold.adapt.evals.paired import mcnemar
+from freehold.adapt.evals.results import compare
+from freehold.base.errors import UsageError
 
 GOLDEN = json.loads((Path(__file__).parent / "data" / "mcnemar.json").read_text())
 

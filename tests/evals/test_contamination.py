@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from freehold.evals.contamination import COMMON, Overlap, overlaps
+from freehold.adapt.evals.contamination import COMMON, Overlap, overlaps
 
 STORY = (
     "on the third day the keeper of the harbour light counted eleven ships and wrote each name in the book"

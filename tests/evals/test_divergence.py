@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from freehold.errors import NonFiniteLogits
-from freehold.evals.divergence import LEAST_BLOCKS, DivergenceCounter
+from freehold.adapt.evals.divergence import LEAST_BLOCKS, DivergenceCounter
+from freehold.base.errors import NonFiniteLogits
 
 RNG = np.random.default_rng(5)
 F32 = NDArray[np.float32]

@@ -11,8 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from freehold.config import load_settings
-from freehold.evals.evaluate import (
+from freehold.adapt.evals.evaluate import (
     EvalItem,
     EvalQuestion,
     EvalSubject,
@@ -24,11 +23,12 @@ from freehold.evals.evaluate import (
     evaluate,
     judged,
 )
-from freehold.evals.tasks.open_task import own
-from freehold.fake import FakeModel
-from freehold.local import open_model
-from freehold.store import Store
-from freehold.types import Message
+from freehold.adapt.evals.tasks.open_task import own
+from freehold.base.config import load_settings
+from freehold.base.types import Message
+from freehold.run.local import open_model
+from freehold.run.store import Store
+from freehold.serve.fake import FakeModel
 from tests.vectors.files import write_gguf
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from freehold import platforms
-from freehold.errors import UsageError
-from freehold.evals.samples import ask, judge
-from freehold.fake import FakeModel
-from freehold.types import Message
+from freehold.adapt.evals.samples import ask, judge
+from freehold.base import platforms
+from freehold.base.errors import UsageError
+from freehold.base.types import Message
+from freehold.serve.fake import FakeModel
 
 PERSON = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 

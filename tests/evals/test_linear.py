@@ -49,7 +49,7 @@ def _hostile() -> list[str]:
 
 
 def _fences() -> None:
-    from freehold.evals.samples import code_in, judge
+    from freehold.adapt.evals.samples import code_in, judge
 
     marks = [judge(*each).mark for each in (("json", 1), ("exact", "a"), ("contains", "b"))]
     for text in _hostile():
@@ -59,7 +59,7 @@ def _fences() -> None:
 
 
 def _rules() -> None:
-    from freehold.evals.tasks.instructions import RULES
+    from freehold.adapt.evals.tasks.instructions import RULES
 
     options = {"n": 3, "word": "a", "text": "a", "letter": "a", "request": "a", "options": ["a"]}
     for text in _hostile():
@@ -68,8 +68,8 @@ def _rules() -> None:
 
 
 def _calls() -> None:
-    from freehold.evals.tasks.bfcl import text_calls
-    from freehold.evals.tasks.gym import _ANSWER
+    from freehold.adapt.evals.tasks.bfcl import text_calls
+    from freehold.adapt.evals.tasks.gym import _ANSWER
 
     for text in _hostile():
         _ANSWER.search(text)
@@ -78,8 +78,8 @@ def _calls() -> None:
 
 
 def _dialects() -> None:
-    from freehold.tokenizer.dialects import ToolParser, kimi
-    from freehold.types import Tool
+    from freehold.base.types import Tool
+    from freehold.run.tokenizer.dialects import ToolParser, kimi
 
     for text in _hostile():
         parser = ToolParser(kimi.KIMI, [Tool("a", "", {})])

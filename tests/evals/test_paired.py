@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.evals.paired import compared, resampled_mean, resolution, share, wilson
+from freehold.adapt.evals.paired import compared, resampled_mean, resolution, share, wilson
 
 MARKS = st.lists(st.booleans(), min_size=1, max_size=40)
 

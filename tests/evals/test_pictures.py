@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from freehold.errors import UsageError
-from freehold.evals import pictures as pictured
-from freehold.evals.samples import read
-from freehold.types import Image, Message
+from freehold.adapt.evals import pictures as pictured
+from freehold.adapt.evals.samples import read
+from freehold.base.errors import UsageError
+from freehold.base.types import Image, Message
 from tests.tools.hostile import png
 
 URL = Image.of(png()).as_url

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from freehold.base.config import load_settings
 from freehold.cli import main as cli_main
-from freehold.config import load_settings
-from freehold.store import Store
+from freehold.run.store import Store
 
 pytestmark = pytest.mark.model
 

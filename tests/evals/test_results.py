@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import StoreError
-from freehold.evals.evaluate import (
+from freehold.adapt.evals.evaluate import (
     EvalItem,
     EvalQuestion,
     EvalTask,
@@ -20,7 +19,8 @@ from freehold.evals.evaluate import (
     ModelReply,
     TaskResult,
 )
-from freehold.evals.results import Report, faults, values, written
+from freehold.adapt.evals.results import Report, faults, values, written
+from freehold.base.errors import StoreError
 
 # Of lm-eval 0.4.13's own results file.
 KEYS = {

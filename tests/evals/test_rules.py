@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from freehold.evals.evaluate import ModelReply
-from freehold.evals.tasks.instructions import (
+from freehold.adapt.evals.evaluate import ModelReply
+from freehold.adapt.evals.tasks.instructions import (
     METRICS,
     RULES,
     instruction_of,
@@ -70,7 +70,9 @@ def test_loose_marking_forgives_an_introduction_and_asterisks_and_nothing_else()
 
 def test_prompts_are_many_differ_and_use_every_rule():
     text = (
-        resources.files("freehold.evals").joinpath("data", "instructions.jsonl").read_text(encoding="utf-8")
+        resources.files("freehold.adapt.evals")
+        .joinpath("data", "instructions.jsonl")
+        .read_text(encoding="utf-8")
     )
     docs = [json.loads(line) for line in text.splitlines()]
     used = {name for doc in docs for name, _ in doc["rules"]}

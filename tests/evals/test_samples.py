@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import UsageError
-from freehold.evals import samples
-from freehold.evals.samples import read
+from freehold.adapt.evals import samples
+from freehold.adapt.evals.samples import read
+from freehold.base.errors import UsageError
 
 PLAIN = {"prompt": "Capital of France?", "exact": "Paris"}
 

@@ -10,9 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.errors import UsageError
-from freehold.evals import divergence
-from freehold.evals.divergence import (
+from freehold.adapt.evals import divergence
+from freehold.adapt.evals.divergence import (
     SHA256,
     WINDOW,
     LogitSource,
@@ -21,8 +20,9 @@ from freehold.evals.divergence import (
     tokenizer_of,
     windows,
 )
-from freehold.formats import QuantType
-from freehold.models.tiny import make
+from freehold.base.errors import UsageError
+from freehold.run.formats import QuantType
+from freehold.run.models.tiny import make
 
 F32 = NDArray[np.float32]
 

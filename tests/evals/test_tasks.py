@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from freehold import platforms
-from freehold.errors import UsageError
-from freehold.evals.evaluate import ModelReply
-from freehold.evals.tasks import bfcl as bfcl_task
-from freehold.evals.tasks import gym as gym_task
-from freehold.evals.tasks import humaneval as humaneval_task
-from freehold.evals.tasks.open_task import TaskOptions, open_task
-from freehold.evals.verifier import FAILURES, RewardScore
-from freehold.platforms import can_confine
+from freehold.adapt.evals.evaluate import ModelReply
+from freehold.adapt.evals.tasks import bfcl as bfcl_task
+from freehold.adapt.evals.tasks import gym as gym_task
+from freehold.adapt.evals.tasks import humaneval as humaneval_task
+from freehold.adapt.evals.tasks.open_task import TaskOptions, open_task
+from freehold.adapt.evals.verifier import FAILURES, RewardScore
+from freehold.base import platforms
+from freehold.base.errors import UsageError
+from freehold.base.platforms import can_confine
 
 ADD = {
     "task_id": "HumanEval/0",

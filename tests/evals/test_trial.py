@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.evals.samples import Samples, read
-from freehold.evals.trial import FOLDER, TrialModel, kept, run
-from freehold.fake import FakeModel
-from freehold.types import ChatModel
+from freehold.adapt.evals.samples import Samples, read
+from freehold.adapt.evals.trial import FOLDER, TrialModel, kept, run
+from freehold.base.types import ChatModel
+from freehold.serve.fake import FakeModel
 
 ONE, TWO = TrialModel("one", "1" * 64), TrialModel("two", "2" * 64)
 

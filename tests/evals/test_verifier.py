@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold import platforms
-from freehold.errors import UsageError
-from freehold.evals import verifier
-from freehold.evals.verifier import RewardScore, Verifier
+from freehold.adapt.evals import verifier
+from freehold.adapt.evals.verifier import RewardScore, Verifier
+from freehold.base import platforms
+from freehold.base.errors import UsageError
 
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from freehold.errors import DownloadFailed, Offline
-from freehold.evals import wheels
+from freehold.adapt.evals import wheels
+from freehold.base.errors import DownloadFailed, Offline
 from tests.store.test_index import make_wheel
 
 BODY = b'{"item": 1}\n' * 20

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from freehold.formats import QuantType, open_model_file
-from freehold.models.binding.bind import read_source
-from freehold.models.load import load_model
-from freehold.models.seeing import LoadedTower, load_tower
-from freehold.models.tiny.make import gguf_bytes
-from freehold.tokenizer import tokenizer_from_gguf
+from freehold.run.formats import QuantType, open_model_file
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.load import load_model
+from freehold.run.models.seeing import LoadedTower, load_tower
+from freehold.run.models.tiny.make import gguf_bytes
+from freehold.run.tokenizer import tokenizer_from_gguf
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]

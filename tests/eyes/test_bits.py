@@ -19,16 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as Drawing
 
-from freehold.engine.schedule import scheduler
-from freehold.local import encoding, open_served
-from freehold.local.answering import LocalJob
-from freehold.local.opening import ServedModel
-from freehold.models import seeing
-from freehold.models.tiny import make
-from freehold.serving import Job
-from freehold.store import ModelRef
-from freehold.types import Chunk, Image, Message, TokenLogprob
-from freehold.worker.options import EngineOptions
+from freehold.base.serving import Job
+from freehold.base.types import Chunk, Image, Message, TokenLogprob
+from freehold.run.engine.schedule import scheduler
+from freehold.run.local import encoding, open_served
+from freehold.run.local.answering import LocalJob
+from freehold.run.local.opening import ServedModel
+from freehold.run.models import seeing
+from freehold.run.models.tiny import make
+from freehold.run.store import ModelRef
+from freehold.serve.worker.options import EngineOptions
 from tests.worker import conftest as worker
 
 pytestmark = pytest.mark.heavy

@@ -10,10 +10,10 @@ import pytest
 
 import freehold
 from freehold import LLM, Image, Message
-from freehold.errors import UsageError
-from freehold.formats import QuantType
-from freehold.local.eyes import STAND_IN
-from freehold.models.tiny import make
+from freehold.base.errors import UsageError
+from freehold.run.formats import QuantType
+from freehold.run.local.eyes import STAND_IN
+from freehold.run.models.tiny import make
 from tests.models.golden_towers import png
 
 TINY = make.config("smolvlm")

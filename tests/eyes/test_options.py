@@ -11,15 +11,15 @@ from PIL import Image as Drawing
 
 import freehold
 from freehold import Image, Message
-from freehold.config import load_settings
-from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.models import seeing
-from freehold.models.tiny import make
-from freehold.serving import Job
-from freehold.store import ModelRef, Store
-from freehold.types import image_budget
-from freehold.worker.models import EngineModels
-from freehold.worker.options import EngineOptions
+from freehold.base.config import load_settings
+from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.base.serving import Job
+from freehold.base.types import image_budget
+from freehold.run.models import seeing
+from freehold.run.models.tiny import make
+from freehold.run.store import ModelRef, Store
+from freehold.serve.worker.models import EngineModels
+from freehold.serve.worker.options import EngineOptions
 from tests.cli.test_run import freehold as freehold_command  # noqa: F401
 
 TINY = make.config("qwen3_vl")

@@ -1,1 +1,1 @@
-"""Tests of freehold.formats."""
+"""Tests of freehold.run.formats."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from freehold.formats.weight_types import QuantType, tensor_bytes
+from freehold.run.formats.weight_types import QuantType, tensor_bytes
 
 FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9

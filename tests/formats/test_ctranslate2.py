@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
-from freehold.formats.ctranslate2 import is_ctranslate2, open_ctranslate2
+from freehold.base.errors import BadModelFile, FreeholdError, UnsupportedModel
+from freehold.run.formats.ctranslate2 import is_ctranslate2, open_ctranslate2
 
 WIDTH, MELS, FFN, VOCAB, SOUND, TEXTS = 64, 8, 96, 40, 12, 6
 CODES = {np.dtype(np.float32): 0, np.dtype(np.int8): 1, np.dtype(np.float16): 4}

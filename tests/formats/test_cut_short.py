@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import BadModelFile
-from freehold.formats import open_lora, open_model_file
-from freehold.models.load import load_model
-from freehold.models.lora import pack_adapter
+from freehold.base.errors import BadModelFile
+from freehold.run.formats import open_lora, open_model_file
+from freehold.run.models.load import load_model
+from freehold.run.models.lora import pack_adapter
 from tests.vectors.adapters import CASES, write_peft
 from tests.vectors.files import write_gguf, write_safetensors
 

@@ -8,10 +8,10 @@ import pytest
 from gguf import quants as reference
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import blocks
-from freehold.formats.blocks import dequantize, has_codes, split_codes
-from freehold.formats.weight_types import LAYOUTS, TABLE_TYPES, QuantType, quant_type, row_bytes
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.run.formats import blocks
+from freehold.run.formats.blocks import dequantize, has_codes, split_codes
+from freehold.run.formats.weight_types import LAYOUTS, TABLE_TYPES, QuantType, quant_type, row_bytes
 
 PLAIN_DTYPES = {
     QuantType.F64: "<f8",

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from freehold.errors import BadModelFile, ModelNotFound
-from freehold.formats import GGUFFile, SafetensorsFile, open_gguf, open_model_file
+from freehold.base.errors import BadModelFile, ModelNotFound
+from freehold.run.formats import GGUFFile, SafetensorsFile, open_gguf, open_model_file
 from tests.formats.gguf_writer import ARCHITECTURE, write_gguf
 
 

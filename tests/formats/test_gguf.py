@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
-from freehold.formats import QuantType, dequantize, open_gguf
-from freehold.formats import gguf as reader
+from freehold.base.errors import BadModelFile, ModelNotFound, UnsupportedModel
+from freehold.run.formats import QuantType, dequantize, open_gguf
+from freehold.run.formats import gguf as reader
 from tests.formats.gguf_writer import (
     ARCHITECTURE,
     ARRAY,

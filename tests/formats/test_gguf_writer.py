@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.errors import CapacityExceeded, StoreError, UsageError
-from freehold.formats import QuantType, open_gguf
-from freehold.formats.gguf_writer import (
+from freehold.base.errors import CapacityExceeded, StoreError, UsageError
+from freehold.run.formats import QuantType, open_gguf
+from freehold.run.formats.gguf_writer import (
     GGUFWriter,
     TensorPlan,
     Value,

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from freehold.formats.filemap import file_identity
+from freehold.run.formats.filemap import file_identity
 
 
 def test_a_file_keeps_its_identity_until_it_changes_or_is_replaced(tmp_path: Path) -> None:

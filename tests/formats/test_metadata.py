@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile
-from freehold.formats import Metadata
+from freehold.base.errors import BadModelFile
+from freehold.run.formats import Metadata
 
 META = Metadata(
     {

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
-from freehold.formats import QuantType, open_safetensors
-from freehold.formats.safetensors import side_json
+from freehold.base.errors import BadModelFile, ModelNotFound, UnsupportedModel
+from freehold.run.formats import QuantType, open_safetensors
+from freehold.run.formats.safetensors import side_json
 
 ARRAYS = {
     "f32": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import QuantType, dequantize, open_gguf, row_bytes, split_codes, trellis
-from freehold.formats.detect import quantization_of
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.run.formats import QuantType, dequantize, open_gguf, row_bytes, split_codes, trellis
+from freehold.run.formats.detect import quantization_of
 
 from .gguf_writer import ARCHITECTURE, STRING, Entry, Value, write_gguf
 from .trellis_rows import draw, nearest, read_slowly

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from freehold.formats import QuantType, trellis
+from freehold.run.formats import QuantType, trellis
 
 SMALL = (0.32, 0.26, 0.2, 0.14, 0.09, 0.05, 0.022, 0.005)  # factors of nibbles 8 to 15
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from freehold import _native as native
-from freehold.errors import FreeholdError
-from freehold.formats import (
+from freehold.base.errors import FreeholdError
+from freehold.run.formats import (
     GGUFFile,
     QuantType,
     SafetensorsFile,
@@ -25,11 +25,11 @@ from freehold.formats import (
     open_safetensors,
     trellis,
 )
-from freehold.formats.lora import CONFIG, WEIGHTS
-from freehold.formats.weight_types import tensor_bytes
-from freehold.models.binding.bind import read_source
-from freehold.models.tiny.make import gguf_bytes
-from freehold.tokenizer import tokenizer_from_gguf
+from freehold.run.formats.lora import CONFIG, WEIGHTS
+from freehold.run.formats.weight_types import tensor_bytes
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.tiny.make import gguf_bytes
+from freehold.run.tokenizer import tokenizer_from_gguf
 from tests.formats import trellis_rows
 from tests.vectors import adapters, files
 

@@ -14,11 +14,11 @@ import pytest
 
 import freehold
 from freehold import AsyncLLM
-from freehold.errors import EngineClosed, UsageError
-from freehold.local.answering import LocalJob
-from freehold.local.keywords import DEFAULTS, ChatOptions, GenerateOptions, LoadOptions
-from freehold.local.llm import LLM
-from freehold.local.opening import load
+from freehold.base.errors import EngineClosed, UsageError
+from freehold.run.local.answering import LocalJob
+from freehold.run.local.keywords import DEFAULTS, ChatOptions, GenerateOptions, LoadOptions
+from freehold.run.local.llm import LLM
+from freehold.run.local.opening import load
 from tests.vectors.files import write_gguf
 
 ENDLESS = {"logit_bias": {3: -100.0}}  # token 3 ends the tiny model's answers

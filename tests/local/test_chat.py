@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.errors import UsageError
-from freehold.local.keywords import as_choice, as_messages, as_tools
-from freehold.types import Message, Tool, ToolCall
+from freehold.base.errors import UsageError
+from freehold.base.types import Message, Tool, ToolCall
+from freehold.run.local.keywords import as_choice, as_messages, as_tools
 
 OFFER = {
     "type": "function",

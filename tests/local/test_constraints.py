@@ -13,15 +13,15 @@ import pytest
 
 import freehold
 from freehold import LLM
-from freehold.engine.constrain.constraint import Constraint
-from freehold.errors import UsageError
-from freehold.local.answering import AnswerDelta, AnswerText
-from freehold.local.constraints import ConstraintBuilder
-from freehold.local.prompt import Prompt, Prompter
-from freehold.serving import Job
-from freehold.tokenizer import Tokenizer, TokenKind, tokenizer_from_gguf
-from freehold.tokenizer.dialects import dialect_of
-from freehold.types import Chunk, Format, Message, Tool
+from freehold.base.errors import UsageError
+from freehold.base.serving import Job
+from freehold.base.types import Chunk, Format, Message, Tool
+from freehold.run.engine.constrain.constraint import Constraint
+from freehold.run.local.answering import AnswerDelta, AnswerText
+from freehold.run.local.constraints import ConstraintBuilder
+from freehold.run.local.prompt import Prompt, Prompter
+from freehold.run.tokenizer import Tokenizer, TokenKind, tokenizer_from_gguf
+from freehold.run.tokenizer.dialects import dialect_of
 from tests.engine.instances import patiently
 from tests.local.test_jobs import answered, ids, text
 from tests.serving import served

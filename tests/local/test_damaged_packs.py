@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from freehold import LLM
-from freehold.errors import FreeholdError, NonFiniteLogits
-from freehold.formats import open_gguf
-from freehold.local import open_model
-from freehold.store import ModelRef
+from freehold.base.errors import FreeholdError, NonFiniteLogits
+from freehold.run.formats import open_gguf
+from freehold.run.local import open_model
+from freehold.run.store import ModelRef
 from tests.vectors.files import write_gguf
 
 DIGEST = "ab" * 32
@@ -123,7 +123,7 @@ def test_another_pack_under_the_name_is_left_alone(opened: Callable[[], LLM], pa
 def test_nan_from_a_pack_is_the_packs_and_not_the_models(
     opened: Callable[[], LLM], pack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("freehold.models.packing.packs.AGAIN_S", 0.0)
+    monkeypatch.setattr("freehold.run.models.packing.packs.AGAIN_S", 0.0)
     with opened() as llm:
         answer(llm)
         times = pack.stat()

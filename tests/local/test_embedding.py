@@ -10,7 +10,7 @@ import pytest
 
 import freehold
 from freehold import LLM
-from freehold.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
+from freehold.base.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
 from tests.serving import served
 from tests.vectors.encoders import SPECIAL, TEXTS, write_encoder
 from tests.vectors.files import write_gguf

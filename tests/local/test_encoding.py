@@ -14,14 +14,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from freehold.errors import CapacityExceeded, EngineClosed, NonFiniteLogits, Overloaded, UsageError
-from freehold.local import encoding
-from freehold.local.encoding import EncodeQueue, EncodeRun, EncodeTurns, EncodeWork, Seeing, WantedPicture
-from freehold.local.features import FeatureCache
-from freehold.models.seeing import BATCH_ROWS, LIVE_ROWS, SMALL_RUNS, Picture, TowerRun
-from freehold.models.tower import PicturePlan
-from freehold.pictures.opening import Resize
-from freehold.stopping import Stopped, stops_when
+from freehold.base.errors import CapacityExceeded, EngineClosed, NonFiniteLogits, Overloaded, UsageError
+from freehold.base.stopping import Stopped, stops_when
+from freehold.run.local import encoding
+from freehold.run.local.encoding import EncodeQueue, EncodeRun, EncodeTurns, EncodeWork, Seeing, WantedPicture
+from freehold.run.local.features import FeatureCache
+from freehold.run.models.seeing import BATCH_ROWS, LIVE_ROWS, SMALL_RUNS, Picture, TowerRun
+from freehold.run.models.tower import PicturePlan
+from freehold.run.pictures.opening import Resize
 
 WIDTH = 4
 SECTION_ROWS = 512.0  # of a picture, that one section of the machine's tower computes

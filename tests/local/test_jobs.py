@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from freehold import LLM
-from freehold.errors import (
+from freehold.base.errors import (
     BadPrompt,
     BadTemplate,
     ContextOverflow,
@@ -18,11 +18,11 @@ from freehold.errors import (
     Overloaded,
     UsageError,
 )
-from freehold.local import open_served
-from freehold.local.answering import LocalJob
-from freehold.serving import Job
-from freehold.store import ModelRef
-from freehold.types import Chunk, Message
+from freehold.base.serving import Job
+from freehold.base.types import Chunk, Message
+from freehold.run.local import open_served
+from freehold.run.local.answering import LocalJob
+from freehold.run.store import ModelRef
 from tests.serving import served
 from tests.vectors import files
 from tests.vectors.files import write_gguf
@@ -320,7 +320,7 @@ def test_field_beyond_its_limit_is_refused_by_name(llm: LLM, job: Job, kind: typ
 
 
 def test_scores_of_a_long_prompt_are_limited(llm: LLM, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("freehold.local.jobs.MAX_SCORES", 100)
+    monkeypatch.setattr("freehold.run.local.jobs.MAX_SCORES", 100)
     with pytest.raises(UsageError, match=r"105 numbers; the limit is 100"):
         llm.start(Job(prompt=(1,) * 21, max_tokens=0, prompt_logprobs=4))
 

@@ -12,12 +12,12 @@ import pytest
 
 import freehold
 from freehold import LLM, ChatModel, Message, SamplingParams
-from freehold.errors import BadPrompt, ContextOverflow, EngineClosed, ModelNotFound, UsageError
-from freehold.local import open_model, open_shown, opening
-from freehold.models.packing import packs
-from freehold.store import ModelRef
-from freehold.terminal import Ticking
-from freehold.tokenizer import Tokenizer
+from freehold.base.errors import BadPrompt, ContextOverflow, EngineClosed, ModelNotFound, UsageError
+from freehold.base.terminal import Ticking
+from freehold.run.local import open_model, open_shown, opening
+from freehold.run.models.packing import packs
+from freehold.run.store import ModelRef
+from freehold.run.tokenizer import Tokenizer
 from tests.vectors import files
 from tests.vectors.files import write_gguf, write_safetensors
 

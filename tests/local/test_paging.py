@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import freehold
-from freehold.errors import CapacityExceeded
-from freehold.models.packing.packer import PagingForecast, read_rate
+from freehold.base.errors import CapacityExceeded
+from freehold.run.models.packing.packer import PagingForecast, read_rate
 from tests.vectors.files import write_gguf
 
 IDS = [7, 70, 20, 33, 90, 121, 8, 9]
@@ -19,14 +19,14 @@ IDS = [7, 70, 20, 33, 90, 121, 8, 9]
 @pytest.fixture
 def little_memory(monkeypatch: pytest.MonkeyPatch):
     """Less than the weights of a tiny model; the cache asks elsewhere."""
-    for module in ("freehold.models.load", "freehold.local.opening"):
+    for module in ("freehold.run.models.load", "freehold.run.local.opening"):
         monkeypatch.setattr(f"{module}.available_bytes", lambda: 10_000)
 
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("freehold.formats.filemap.RACY_S", -1.0)
+    monkeypatch.setattr("freehold.run.formats.filemap.RACY_S", -1.0)
     freehold.pull(str(write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0")))
     return "tiny"
 
@@ -48,7 +48,7 @@ def test_paged_model_answers_as_one_in_memory_and_says_that_it_is_paged(
         expected = whole.score(IDS)
     for pack in (tmp_path / "home" / "packs").glob("*.pack"):
         pack.unlink()
-    for module in ("freehold.models.load", "freehold.local.opening"):
+    for module in ("freehold.run.models.load", "freehold.run.local.opening"):
         monkeypatch.setattr(f"{module}.available_bytes", lambda: 10_000)
     for _ in range(2):  # its pack is streamed, then found
         with freehold.load(model, context=64, threads=1, allow_paging=True) as paged:
@@ -71,11 +71,11 @@ def test_rate_is_measured_on_the_files_themselves(tmp_path: Path):
 
 def test_paged_mixture_answers_as_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("freehold.formats.filemap.RACY_S", -1.0)
+    monkeypatch.setattr("freehold.run.formats.filemap.RACY_S", -1.0)
     freehold.pull(str(write_gguf("qwen3moe", tmp_path / "mixture.gguf")))
     with freehold.load("mixture", context=64, threads=1) as whole:
         expected = whole.score(IDS)
-    for module in ("freehold.models.load", "freehold.local.opening"):
+    for module in ("freehold.run.models.load", "freehold.run.local.opening"):
         monkeypatch.setattr(f"{module}.available_bytes", lambda: 10_000)
     with freehold.load("mixture", context=64, threads=1, allow_paging=True) as paged:
         assert np.array_equal(paged.score(IDS), expected)

@@ -14,12 +14,12 @@ import jsonschema
 import pytest
 from pydantic import BaseModel, Field
 
-from freehold.engine.constrain import grammar
-from freehold.errors import UsageError
-from freehold.local.opening import ServedModel
-from freehold.serving import Job
-from freehold.tokenizer import ChatTemplate
-from freehold.types import Chunk, Format, Message
+from freehold.base.errors import UsageError
+from freehold.base.serving import Job
+from freehold.base.types import Chunk, Format, Message
+from freehold.run.engine.constrain import grammar
+from freehold.run.local.opening import ServedModel
+from freehold.run.tokenizer import ChatTemplate
 from tests.serving import served
 from tests.vectors.files import write_gguf
 
@@ -158,7 +158,7 @@ def test_job_that_is_to_go_on_behind_the_end_cannot_have_a_format(llm: ServedMod
 def test_format_that_becomes_too_costly_ends_its_own_answer_only(
     llm: ServedModel, monkeypatch: pytest.MonkeyPatch
 ):
-    from freehold.engine.constrain import grammar
+    from freehold.run.engine.constrain import grammar
 
     held, free = llm.start(CHAT), llm.start(replace(CHAT, format=None))
     monkeypatch.setattr(grammar, "TOKEN_S", 0.0)

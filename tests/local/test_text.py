@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.local.answering import AnswerDelta, AnswerText, call_id
-from freehold.local.prompt import Prompt
-from freehold.serving import Begin
-from freehold.tokenizer import tokenizer_from_gguf
-from freehold.tokenizer.dialects import dialect_of
-from freehold.types import SamplingParams, Tool
+from freehold.base.serving import Begin
+from freehold.base.types import SamplingParams, Tool
+from freehold.run.local.answering import AnswerDelta, AnswerText, call_id
+from freehold.run.local.prompt import Prompt
+from freehold.run.tokenizer import tokenizer_from_gguf
+from freehold.run.tokenizer.dialects import dialect_of
 from tests.tokenizer import toys
 
 TOKENIZER = tokenizer_from_gguf(toys.byte_level())

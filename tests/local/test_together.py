@@ -7,9 +7,9 @@ import pytest
 
 import freehold
 from freehold import LLM, Message
-from freehold.errors import ContextOverflow
-from freehold.serving import Job
-from freehold.types import Completion
+from freehold.base.errors import ContextOverflow
+from freehold.base.serving import Job
+from freehold.base.types import Completion
 from tests.vectors.files import write_gguf
 
 JOBS = [

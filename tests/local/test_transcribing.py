@@ -12,13 +12,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from freehold.local.spans import RATE, SpeechChunk, SpeechSpan
-from freehold.local.speech_model import Decoded, Heard, SpeechModel
-from freehold.local.speech_rules import SpeechTokens
-from freehold.local.transcribing import Hearing, Listening, Transcriber
-from freehold.models.vad import SpeechDetector
-from freehold.tokenizer import Tokenizer
-from freehold.types import Segment
+from freehold.base.types import Segment
+from freehold.run.local.spans import RATE, SpeechChunk, SpeechSpan
+from freehold.run.local.speech_model import Decoded, Heard, SpeechModel
+from freehold.run.local.speech_rules import SpeechTokens
+from freehold.run.local.transcribing import Hearing, Listening, Transcriber
+from freehold.run.models.vad import SpeechDetector
+from freehold.run.tokenizer import Tokenizer
 
 TOKENS = SpeechTokens(301, 300, 302, 303, None, 304, 305, 1000, {}, (), ())
 Script = Mapping[tuple[int, float], tuple[str, float]]  # samples, temperature -> text with <marks>, mean

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from freehold.advisor.machine import mac_device
-from freehold.machine.host import Host, parse_sysctl
-from freehold.machine.memory import PageSizes, cache_megabytes, mac_available_bytes, memory_kills, page_sizes
-from freehold.machine.processor import CoreKind, processor, usable_cores
+from freehold.base.machine.host import Host, parse_sysctl
+from freehold.base.machine.memory import (
+    PageSizes,
+    cache_megabytes,
+    mac_available_bytes,
+    memory_kills,
+    page_sizes,
+)
+from freehold.base.machine.processor import CoreKind, processor, usable_cores
+from freehold.choose.advisor.machine import mac_device
 
 RECORDED = Path(__file__).parent / "recorded"
 GB = 1 << 30

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold.machine.host import Host
-from freehold.machine.processor import listed, memory_nodes
-from freehold.platforms import processors
+from freehold.base.machine.host import Host
+from freehold.base.machine.processor import listed, memory_nodes
+from freehold.base.platforms import processors
 
 
 def host(root: Path, **nodes: str) -> Host:

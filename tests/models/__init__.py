@@ -1,1 +1,1 @@
-"""Tests of freehold.models."""
+"""Tests of freehold.run.models."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from freehold import _native as native
-from freehold.models.load import LoadedModel
-from freehold.models.oracle.session import Oracle
+from freehold.run.models.load import LoadedModel
+from freehold.run.models.oracle.session import Oracle
 from tests.vectors.files import write_gguf, write_published, write_safetensors
 from tests.vectors.weights import FAMILIES, PREFILL
 

@@ -20,15 +20,15 @@ from PIL import Image as Pillow
 
 from freehold import Image, Message
 from freehold import _native as native
-from freehold.formats import QuantType
-from freehold.models.load import LoadedModel, load_model
-from freehold.models.oracle.session import Oracle, PictureRows
-from freehold.models.oracle.tower import TowerOracle
-from freehold.models.packing.packer import Rounding
-from freehold.models.seeing import LoadedTower, load_tower
-from freehold.models.tiny import make
-from freehold.models.tower import PicturePlan
-from freehold.pictures.opening import open_picture
+from freehold.run.formats import QuantType
+from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.oracle.session import Oracle, PictureRows
+from freehold.run.models.oracle.tower import TowerOracle
+from freehold.run.models.packing.packer import Rounding
+from freehold.run.models.seeing import LoadedTower, load_tower
+from freehold.run.models.tiny import make
+from freehold.run.models.tower import PicturePlan
+from freehold.run.pictures.opening import open_picture
 from tests.models.golden import GOLDEN
 from tests.vectors.eyes import CLEAR, EYES, Chat, Eyes, joining_keys, lines_join
 

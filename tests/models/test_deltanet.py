@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.advisor import file_anatomy
-from freehold.advisor.file_anatomy import SizeKeys
-from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
-from freehold.formats import open_model_file
-from freehold.formats.fields import Fields
-from freehold.layers import kept_bytes, recurrent_bytes
-from freehold.models.binding.bind import read_source
-from freehold.models.families import kimi_linear, olmo_hybrid, qwen3next, qwen35
-from freehold.models.family import Cut, Layer
-from freehold.models.oracle.arithmetic import DeltaVerbs
-from freehold.models.parts.attention import Attention
-from freehold.models.parts.deltanet import DeltaNet, DeltaSizes
+from freehold.base.errors import BadModelFile, FreeholdError, UnsupportedModel
+from freehold.base.layers import kept_bytes, recurrent_bytes
+from freehold.choose.advisor import file_anatomy
+from freehold.choose.advisor.file_anatomy import SizeKeys
+from freehold.run.formats import open_model_file
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.families import kimi_linear, olmo_hybrid, qwen3next, qwen35
+from freehold.run.models.family import Cut, Layer
+from freehold.run.models.oracle.arithmetic import DeltaVerbs
+from freehold.run.models.parts.attention import Attention
+from freehold.run.models.parts.deltanet import DeltaNet, DeltaSizes
 from tests.engine import hybrids
 from tests.vectors.files import safetensors_bytes
 

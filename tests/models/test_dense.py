@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.advisor.file_anatomy import from_file
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import Metadata, open_model_file
-from freehold.formats.fields import Fields
-from freehold.layers import kept_bytes
-from freehold.models.binding.bind import family_of, gguf_family, read_source
-from freehold.models.config.rope import RopeSpec
-from freehold.models.oracle.session import Oracle
-from freehold.models.tiny import make
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.base.layers import kept_bytes
+from freehold.choose.advisor.file_anatomy import from_file
+from freehold.run.formats import Metadata, open_model_file
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.bind import family_of, gguf_family, read_source
+from freehold.run.models.config.rope import RopeSpec
+from freehold.run.models.oracle.session import Oracle
+from freehold.run.models.tiny import make
 from tests.models.golden import golden, write_model
 from tests.models.test_mixtures import reopened
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 import freehold
-from freehold.engine.pictures import PICTURE_IDS
-from freehold.local import opening
-from freehold.models.oracle.session import Oracle
-from freehold.models.seeing import load_tower
-from freehold.models.tiny import make
+from freehold.run.engine.pictures import PICTURE_IDS
+from freehold.run.local import opening
+from freehold.run.models.oracle.session import Oracle
+from freehold.run.models.seeing import load_tower
+from freehold.run.models.tiny import make
 from tests.models.golden_towers import (
     EyesOnDisk,
     check_greedy,

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import QuantType, Tensor
-from freehold.formats.fields import Fields
-from freehold.models.binding.bind import join_scales
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.run.formats import QuantType, Tensor
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.bind import join_scales
 
 CODES = np.random.default_rng(5).integers(0, 120, (6, 20), np.uint8)  # all finite
 

@@ -12,16 +12,16 @@ import pytest
 
 import freehold
 from freehold import Image, Message
-from freehold.engine import Engine
-from freehold.engine.pictures import PICTURE_IDS, PromptPictures
-from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.formats.fields import Fields
-from freehold.models.binding.bind import family_of
-from freehold.models.tiny import make
-from freehold.models.tower import TokenBudget
-from freehold.models.towers import gemma3
-from freehold.pictures.opening import Resize
-from freehold.types import SamplingParams
+from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine
+from freehold.run.engine.pictures import PICTURE_IDS, PromptPictures
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.bind import family_of
+from freehold.run.models.tiny import make
+from freehold.run.models.tower import TokenBudget
+from freehold.run.models.towers import gemma3
+from freehold.run.pictures.opening import Resize
 from tests.models.golden_towers import EyesOnDisk, Shown, native_logits
 
 ROWS = 2e-6  # of values from -1 to 1: the same operations on float32, in another order

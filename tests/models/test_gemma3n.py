@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import open_model_file
-from freehold.formats.metadata import Metadata
-from freehold.models.binding.bind import read_source
-from freehold.models.families.gemma3n import FAMILY, AltUpLayer
-from freehold.models.oracle.session import Oracle
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.run.formats import open_model_file
+from freehold.run.formats.metadata import Metadata
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.families.gemma3n import FAMILY, AltUpLayer
+from freehold.run.models.oracle.session import Oracle
 from tests.models.golden import error, golden, write_model
 from tests.models.test_mixtures import reopened
 from tests.models.test_stated import from_gguf, from_hf

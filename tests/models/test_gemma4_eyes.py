@@ -20,22 +20,22 @@ import pytest
 import freehold
 from freehold import Image, Message
 from freehold import _native as native
-from freehold.engine import Engine
-from freehold.engine.pictures import PICTURE_IDS, PromptPictures
-from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.formats import QuantType
-from freehold.formats.fields import Fields
-from freehold.models.binding.bind import family_of
-from freehold.models.load import LoadedModel, load_model
-from freehold.models.oracle.session import Oracle
-from freehold.models.oracle.tower import TowerOracle
-from freehold.models.packing.packer import Rounding
-from freehold.models.seeing import LoadedTower, load_tower
-from freehold.models.tiny import make
-from freehold.models.tower import PicturePlan, TokenBudget
-from freehold.models.towers import gemma4, gemma4_unified
-from freehold.pictures.opening import Resize, open_picture
-from freehold.types import SamplingParams
+from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.base.types import SamplingParams
+from freehold.run.engine import Engine
+from freehold.run.engine.pictures import PICTURE_IDS, PromptPictures
+from freehold.run.formats import QuantType
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.bind import family_of
+from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.oracle.session import Oracle
+from freehold.run.models.oracle.tower import TowerOracle
+from freehold.run.models.packing.packer import Rounding
+from freehold.run.models.seeing import LoadedTower, load_tower
+from freehold.run.models.tiny import make
+from freehold.run.models.tower import PicturePlan, TokenBudget
+from freehold.run.models.towers import gemma4, gemma4_unified
+from freehold.run.pictures.opening import Resize, open_picture
 from tests.models.golden_towers import (
     F32,
     Shown,

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.models.load import load_model
-from freehold.models.oracle.session import Oracle
+from freehold.run.models.load import load_model
+from freehold.run.models.oracle.session import Oracle
 from tests.models.golden import (
     BOUND,
     FORMS,

@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.formats import open_model_file
-from freehold.formats.fields import Fields
-from freehold.models.binding.bind import family_of
-from freehold.models.binding.towers import read_tower
-from freehold.models.load import load_model
-from freehold.models.parts.tiles import nearest_grid
-from freehold.models.seeing import LoadedTower, load_tower
-from freehold.models.tiny import make
-from freehold.models.tower import CLIP_MEAN, TokenBudget
-from freehold.models.towers import internvl, lfm2vl
-from freehold.pictures.opening import Resize
+from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.run.formats import open_model_file
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.bind import family_of
+from freehold.run.models.binding.towers import read_tower
+from freehold.run.models.load import load_model
+from freehold.run.models.parts.tiles import nearest_grid
+from freehold.run.models.seeing import LoadedTower, load_tower
+from freehold.run.models.tiny import make
+from freehold.run.models.tower import CLIP_MEAN, TokenBudget
+from freehold.run.models.towers import internvl, lfm2vl
+from freehold.run.pictures.opening import Resize
 from tests.models.golden_towers import error, golden, write_mmproj
 from tests.vectors.eyes import EYES
 

@@ -11,15 +11,15 @@ import gguf
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import QuantType, open_model_file
-from freehold.formats.fields import Fields
-from freehold.models.binding.mistral_names import usual_name
-from freehold.models.families import deepseek2, deepseek_sparse, mistral4
-from freehold.models.load import load_model
-from freehold.models.oracle.session import Oracle
-from freehold.models.tiny import make
-from freehold.models.tiny.make import gguf_bytes, safetensors_bytes
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.run.formats import QuantType, open_model_file
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.mistral_names import usual_name
+from freehold.run.models.families import deepseek2, deepseek_sparse, mistral4
+from freehold.run.models.load import load_model
+from freehold.run.models.oracle.session import Oracle
+from freehold.run.models.tiny import make
+from freehold.run.models.tiny.make import gguf_bytes, safetensors_bytes
 from tests.models.golden import BOUND, error, golden, native_logits, pieces, write_model
 from tests.vectors.files import gguf_tensors
 from tests.vectors.weights import FAMILIES, tensors

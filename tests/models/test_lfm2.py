@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
-from freehold.formats.fields import Fields
-from freehold.layers import LayerSpec
-from freehold.models.families.lfm2 import Config, ShortConv, config_from_hf, layer
-from freehold.models.parts.attention import Attention
+from freehold.base.errors import BadModelFile, FreeholdError, UnsupportedModel
+from freehold.base.layers import LayerSpec
+from freehold.run.formats.fields import Fields
+from freehold.run.models.families.lfm2 import Config, ShortConv, config_from_hf, layer
+from freehold.run.models.parts.attention import Attention
 
 # LiquidAI/LFM2-1.2B's config.json, with four layers.
 PUBLISHED: dict[str, Any] = {

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.formats.fields import Fields
-from freehold.models.binding.bind import family_of
-from freehold.models.family import Cut
-from freehold.models.load import load_model
-from freehold.models.oracle.arithmetic import rotate
-from freehold.models.seeing import load_tower
-from freehold.models.tiny import make
-from freehold.models.tower import CLIP_MEAN, HALF, TokenBudget
-from freehold.models.towers import kimivl, llama4
-from freehold.pictures.opening import Resize
+from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.bind import family_of
+from freehold.run.models.family import Cut
+from freehold.run.models.load import load_model
+from freehold.run.models.oracle.arithmetic import rotate
+from freehold.run.models.seeing import load_tower
+from freehold.run.models.tiny import make
+from freehold.run.models.tower import CLIP_MEAN, HALF, TokenBudget
+from freehold.run.models.towers import kimivl, llama4
+from freehold.run.pictures.opening import Resize
 from tests.models.golden_towers import golden
 
 SCOUT = {  # as Llama 4 Scout's config.json has it

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.engine import Engine, scoring
-from freehold.errors import BadModelFile, CapacityExceeded, UnsupportedModel
-from freehold.formats import GGUFFile, Metadata, QuantType, Tensor, open_gguf, open_model_file
-from freehold.models import load
-from freehold.models.binding.bind import read_source
-from freehold.models.load import load_model
-from freehold.models.oracle.session import Oracle
+from freehold.base.errors import BadModelFile, CapacityExceeded, UnsupportedModel
+from freehold.run.engine import Engine, scoring
+from freehold.run.formats import GGUFFile, Metadata, QuantType, Tensor, open_gguf, open_model_file
+from freehold.run.models import load
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.load import load_model
+from freehold.run.models.oracle.session import Oracle
 from tests.vectors.files import write_gguf, write_safetensors
 
 Edit = Callable[[dict[str, Any], dict[str, Tensor]], None]

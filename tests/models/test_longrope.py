@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.engine import Engine
-from freehold.engine.cache.disk import dependencies
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats.fields import Fields
-from freehold.models.config.rope import Divisors, RopeSpec, hf_rope_section, rope_from_hf
-from freehold.models.load import LoadedModel, load_model
-from freehold.models.oracle.session import Oracle
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.run.engine import Engine
+from freehold.run.engine.cache.disk import dependencies
+from freehold.run.formats.fields import Fields
+from freehold.run.models.config.rope import Divisors, RopeSpec, hf_rope_section, rope_from_hf
+from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.oracle.session import Oracle
 from tests.models.test_golden import BOUND, golden, native_logits
 from tests.vectors.files import write_safetensors
 

@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from freehold import _native as native
-from freehold.engine import Engine, scoring
-from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel
-from freehold.formats.lora import CONFIG, MAX_RANK, WEIGHTS, open_lora
-from freehold.models.family import Turns
-from freehold.models.load import LoadedModel, load_model
-from freehold.models.lora import load_adapter, pack_pairs
-from freehold.models.tiny import make
+from freehold.base.errors import BadModelFile, ModelNotFound, UnsupportedModel
+from freehold.run.engine import Engine, scoring
+from freehold.run.formats.lora import CONFIG, MAX_RANK, WEIGHTS, open_lora
+from freehold.run.models.family import Turns
+from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.lora import load_adapter, pack_pairs
+from freehold.run.models.tiny import make
 from tests.models.golden import BOUND, GOLDEN, write_model
 from tests.vectors.adapters import CASES, Case, adaptable, peft_config, write_for, write_gguf, write_peft
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from freehold import catalog
-from freehold.formats.fields import Fields
-from freehold.models.config.sizes import Sizes
-from freehold.models.families import llama, starcoder2
+from freehold.base import catalog
+from freehold.run.formats.fields import Fields
+from freehold.run.models.config.sizes import Sizes
+from freehold.run.models.families import llama, starcoder2
 
 MISTRAL: dict[str, Any] = {
     "embedding_length": 4096,

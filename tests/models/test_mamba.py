@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.advisor import file_anatomy
-from freehold.advisor.file_anatomy import SizeKeys, from_file
-from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
-from freehold.formats import open_model_file
-from freehold.formats.fields import Fields
-from freehold.layers import kept_bytes, recurrent_bytes
-from freehold.models.binding.bind import read_source
-from freehold.models.families import falcon_h1, granitehybrid, mamba2, nemotron_h
-from freehold.models.family import Cut, Layer
-from freehold.models.oracle.arithmetic import RecurrentVerbs
-from freehold.models.parts.mamba import Mamba2, MambaSizes
+from freehold.base.errors import BadModelFile, FreeholdError, UnsupportedModel
+from freehold.base.layers import kept_bytes, recurrent_bytes
+from freehold.choose.advisor import file_anatomy
+from freehold.choose.advisor.file_anatomy import SizeKeys, from_file
+from freehold.run.formats import open_model_file
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.families import falcon_h1, granitehybrid, mamba2, nemotron_h
+from freehold.run.models.family import Cut, Layer
+from freehold.run.models.oracle.arithmetic import RecurrentVerbs
+from freehold.run.models.parts.mamba import Mamba2, MambaSizes
 from tests.engine.hybrids import hybrid
 from tests.models.golden import write_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from freehold.models.mel import FRAME, HOP, RATE, WINDOW_FRAMES, energies, filters, scaled, window
+from freehold.run.models.mel import FRAME, HOP, RATE, WINDOW_FRAMES, energies, filters, scaled, window
 
 
 def signal(samples: int) -> np.ndarray:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import open_model_file
-from freehold.formats.fields import Fields
-from freehold.models.binding.bind import read_source
-from freehold.models.families import llama4
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.run.formats import open_model_file
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.families import llama4
 from tests.models.golden import write_model
 from tests.models.test_mixtures import reopened
 

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.advisor.file_anatomy import from_file, of_expert
-from freehold.engine import Engine, TokenOut, scoring
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import Metadata, QuantType, Tensor, open_model_file
-from freehold.layers import kept_bytes
-from freehold.models.binding.bind import read_source, refusal
-from freehold.models.load import load_model
-from freehold.models.lora import load_adapter
-from freehold.models.oracle.session import Oracle
-from freehold.types import SamplingParams
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.base.layers import kept_bytes
+from freehold.base.types import SamplingParams
+from freehold.choose.advisor.file_anatomy import from_file, of_expert
+from freehold.run.engine import Engine, TokenOut, scoring
+from freehold.run.formats import Metadata, QuantType, Tensor, open_model_file
+from freehold.run.models.binding.bind import read_source, refusal
+from freehold.run.models.load import load_model
+from freehold.run.models.lora import load_adapter
+from freehold.run.models.oracle.session import Oracle
 from tests.models.golden import BOUND, FORMS, golden, native_logits, write_model
 from tests.vectors import weights
 from tests.vectors.adapters import ATTENTION, MLP, Case, pairs, write_peft

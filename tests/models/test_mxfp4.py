@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import BadModelFile
-from freehold.formats import QuantType, Tensor, dequantize
-from freehold.formats.fields import Fields
-from freehold.models.binding.stored import is_microscaled, join_blocks
-from freehold.models.packing.packer import halves_hold
-from freehold.models.parts.moe import ExpertSizes, interleaved_blocks
+from freehold.base.errors import BadModelFile
+from freehold.run.formats import QuantType, Tensor, dequantize
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.stored import is_microscaled, join_blocks
+from freehold.run.models.packing.packer import halves_hold
+from freehold.run.models.parts.moe import ExpertSizes, interleaved_blocks
 
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 

@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 
 import freehold
-from freehold.models.oracle.session import NumpyOps
+from freehold.run.models.oracle.session import NumpyOps
 
 STUB = Path(freehold.__file__).with_name("_native.pyi")
 APART = {

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from freehold._native import Matrix, Threads
-from freehold.errors import CapacityExceeded, StoreError
-from freehold.models.packing import packs
-from freehold.models.packing.packs import drop_torn, open_pack, pack_path, write_pack
+from freehold.base.errors import CapacityExceeded, StoreError
+from freehold.run.models.packing import packs
+from freehold.run.models.packing.packs import drop_torn, open_pack, pack_path, write_pack
 
 DIGEST = "ab" * 32
 

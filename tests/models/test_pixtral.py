@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.formats import open_model_file
-from freehold.formats.fields import Fields
-from freehold.models import tower as models_tower
-from freehold.models.binding.bind import family_of
-from freehold.models.binding.towers import read_tower
-from freehold.models.load import load_model
-from freehold.models.oracle.arithmetic import rotate
-from freehold.models.seeing import load_tower
-from freehold.models.tiny import make
-from freehold.models.tower import TokenBudget
-from freehold.models.towers import pixtral
-from freehold.store.eyes import misfit
+from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.run.formats import open_model_file
+from freehold.run.formats.fields import Fields
+from freehold.run.models import tower as models_tower
+from freehold.run.models.binding.bind import family_of
+from freehold.run.models.binding.towers import read_tower
+from freehold.run.models.load import load_model
+from freehold.run.models.oracle.arithmetic import rotate
+from freehold.run.models.seeing import load_tower
+from freehold.run.models.tiny import make
+from freehold.run.models.tower import TokenBudget
+from freehold.run.models.towers import pixtral
+from freehold.run.store.eyes import misfit
 from tests.models.golden_towers import GGUF_FORMS, EyesOnDisk, write_mmproj
 
 ROWS = 2e-6  # of values up to 2.7: the same operations on float32, in another order

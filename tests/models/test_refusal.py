@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from freehold import catalog
-from freehold.catalog.model import Structure
-from freehold.errors import UnsupportedModel
-from freehold.formats import open_model_file
-from freehold.formats.metadata import Metadata
-from freehold.models.binding.bind import check_structure, missing_part, read_source, refusal
-from freehold.models.families import naming, registered
+from freehold.base import catalog
+from freehold.base.catalog.model import Structure
+from freehold.base.errors import UnsupportedModel
+from freehold.run.formats import open_model_file
+from freehold.run.formats.metadata import Metadata
+from freehold.run.models.binding.bind import check_structure, missing_part, read_source, refusal
+from freehold.run.models.families import naming, registered
 from tests.models.golden import write_model
 
 NOWHERE = Path("/nowhere/catalogue.toml")
@@ -126,10 +126,10 @@ def test_each_name_finds_its_family_by_the_text_of_its_module():
 def test_one_architecture_leaves_other_families_unimported():
     code = (
         "import sys\n"
-        "from freehold.catalog.model import Structure\n"
-        "from freehold.models.binding.bind import refusal\n"
+        "from freehold.base.catalog.model import Structure\n"
+        "from freehold.run.models.binding.bind import refusal\n"
         "assert not refusal(Structure('llama')) and refusal(Structure('deepseek4'))\n"
-        "prefix = 'freehold.models.families.'\n"
+        "prefix = 'freehold.run.models.families.'\n"
         "print(sum(name.startswith(prefix) for name in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats.fields import Fields
-from freehold.models.config.rope import (
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.run.formats.fields import Fields
+from freehold.run.models.config.rope import (
     Divisors,
     RopeSpec,
     hf_rope_section,

@@ -10,11 +10,11 @@ import pytest
 
 import freehold
 from freehold import _native as native
-from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.formats import QuantType, Tensor, dequantize, open_model_file
-from freehold.models.binding.bind import read_source
-from freehold.models.load import load_model
-from freehold.models.packing.packer import round_rows, rounded_types
+from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.run.formats import QuantType, Tensor, dequantize, open_model_file
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.load import load_model
+from freehold.run.models.packing.packer import round_rows, rounded_types
 from tests.vectors.files import write_gguf, write_safetensors
 
 THREADS = native.Threads(1)

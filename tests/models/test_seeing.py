@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.errors import BadModelFile, CapacityExceeded, NonFiniteLogits, UnsupportedModel
-from freehold.formats import QuantType, open_model_file
-from freehold.models import load, seeing
-from freehold.models.binding.towers import pixel_settings, read_tower
-from freehold.models.families import qwen3vl
-from freehold.models.load import LoadedModel, load_model
-from freehold.models.oracle.tower import TowerOracle
-from freehold.models.seeing import LoadedTower, Picture, batches, load_tower
-from freehold.models.tiny import make
+from freehold.base.errors import BadModelFile, CapacityExceeded, NonFiniteLogits, UnsupportedModel
+from freehold.run.formats import QuantType, open_model_file
+from freehold.run.models import load, seeing
+from freehold.run.models.binding.towers import pixel_settings, read_tower
+from freehold.run.models.families import qwen3vl
+from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.oracle.tower import TowerOracle
+from freehold.run.models.seeing import LoadedTower, Picture, batches, load_tower
+from freehold.run.models.tiny import make
 
 RNG = np.random.default_rng(3)
 NAME = "qwen3_vl"  # whose MLP is filled up, and which has three mergers beside the main one

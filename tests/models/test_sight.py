@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from freehold.formats import open_model_file
-from freehold.layers import PICTURES_AT_ONCE, TowerNeed
-from freehold.models.load import load_model
-from freehold.models.seeing import load_tower
-from freehold.models.sight import SCREEN, tower_need
-from freehold.models.tiny import make
-from freehold.serving import FEATURE_BYTES
+from freehold.base.layers import PICTURES_AT_ONCE, TowerNeed
+from freehold.base.serving import FEATURE_BYTES
+from freehold.run.formats import open_model_file
+from freehold.run.models.load import load_model
+from freehold.run.models.seeing import load_tower
+from freehold.run.models.sight import SCREEN, tower_need
+from freehold.run.models.tiny import make
 from tests.vectors.weights import SEEING
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.formats import open_model_file
-from freehold.formats.fields import Fields
-from freehold.models.binding.towers import read_tower
-from freehold.models.load import load_model
-from freehold.models.tiny import make
-from freehold.models.tower import TokenBudget
-from freehold.models.towers import smolvlm
+from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.run.formats import open_model_file
+from freehold.run.formats.fields import Fields
+from freehold.run.models.binding.towers import read_tower
+from freehold.run.models.load import load_model
+from freehold.run.models.tiny import make
+from freehold.run.models.tower import TokenBudget
+from freehold.run.models.towers import smolvlm
 from tests.models.golden_towers import golden
 
 TINY = make.config("smolvlm")

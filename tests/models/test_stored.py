@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel
-from freehold.formats import QuantType, Tensor
-from freehold.models.binding.binder import Binder
-from freehold.models.family import Cut, matrix, vector
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.run.formats import QuantType, Tensor
+from freehold.run.models.binding.binder import Binder
+from freehold.run.models.family import Cut, matrix, vector
 
 
 def stored(name: str, values: np.ndarray) -> Tensor:

@@ -21,18 +21,18 @@ import pytest
 import freehold
 from freehold import Image as Shot
 from freehold import Message
-from freehold.engine.pictures import PICTURE_IDS
-from freehold.errors import UsageError
-from freehold.formats import open_model_file
-from freehold.models.binding.towers import read_tower
-from freehold.models.load import LoadedModel, load_model
-from freehold.models.oracle.session import Oracle, PictureRows
-from freehold.models.oracle.tower import TowerOracle
-from freehold.models.packing.packer import Rounding
-from freehold.models.seeing import LoadedTower, load_tower
-from freehold.models.tiny import make
-from freehold.models.tower import PicturePlan, in_blocks, raster_places
-from freehold.pictures.opening import Resize, open_picture
+from freehold.base.errors import UsageError
+from freehold.run.engine.pictures import PICTURE_IDS
+from freehold.run.formats import open_model_file
+from freehold.run.models.binding.towers import read_tower
+from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.oracle.session import Oracle, PictureRows
+from freehold.run.models.oracle.tower import TowerOracle
+from freehold.run.models.packing.packer import Rounding
+from freehold.run.models.seeing import LoadedTower, load_tower
+from freehold.run.models.tiny import make
+from freehold.run.models.tower import PicturePlan, in_blocks, raster_places
+from freehold.run.pictures.opening import Resize, open_picture
 from tests.models.golden import BOUND
 from tests.models.golden_towers import (
     F32,

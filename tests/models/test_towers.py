@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, UnsupportedModel, UsageError
-from freehold.formats.fields import Fields
-from freehold.formats.metadata import Metadata
-from freehold.models.binding.bind import family_of, gguf_family
-from freehold.models.config.rope import RopeSpec, gguf_sections, hf_sections
-from freehold.models.families import registered as families
-from freehold.models.oracle.arithmetic import rotate
-from freehold.models.parts import blocks
-from freehold.models.tiny import make
-from freehold.models.tower import (
+from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.run.formats.fields import Fields
+from freehold.run.formats.metadata import Metadata
+from freehold.run.models.binding.bind import family_of, gguf_family
+from freehold.run.models.config.rope import RopeSpec, gguf_sections, hf_sections
+from freehold.run.models.families import registered as families
+from freehold.run.models.oracle.arithmetic import rotate
+from freehold.run.models.parts import blocks
+from freehold.run.models.tiny import make
+from freehold.run.models.tower import (
     CLIP_DEVIATION,
     CLIP_MEAN,
     PixelForm,
@@ -28,7 +28,7 @@ from freehold.models.tower import (
     in_blocks,
     raster_places,
 )
-from freehold.models.towers import (
+from freehold.run.models.towers import (
     glm4v,
     of_model_type,
     of_projector,

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from freehold._native import Matrix, Threads
-from freehold.errors import UnsupportedModel
-from freehold.formats import QuantType, Tensor, open_model_file, trellis
-from freehold.models.binding.bind import read_source
-from freehold.models.binding.stored import ExpertStack, Joined, RowCut
-from freehold.models.load import load_model
-from freehold.models.oracle.session import Oracle
-from freehold.models.packing import packs
-from freehold.models.packing.packer import packed_sizes
-from freehold.models.tiny import make
+from freehold.base.errors import UnsupportedModel
+from freehold.run.formats import QuantType, Tensor, open_model_file, trellis
+from freehold.run.models.binding.bind import read_source
+from freehold.run.models.binding.stored import ExpertStack, Joined, RowCut
+from freehold.run.models.load import load_model
+from freehold.run.models.oracle.session import Oracle
+from freehold.run.models.packing import packs
+from freehold.run.models.packing.packer import packed_sizes
+from freehold.run.models.tiny import make
 
 from ..formats.trellis_rows import draw, nearest
 from ..vectors.weights import FAMILIES, PREFILL

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.errors import BadModelFile, FreeholdError, UnsupportedModel
-from freehold.local.spans import RATE, speech_spans
-from freehold.models.vad import CHUNK, SpeechDetector
-from freehold.sounds import open_sound
+from freehold.base.errors import BadModelFile, FreeholdError, UnsupportedModel
+from freehold.run.local.spans import RATE, speech_spans
+from freehold.run.models.vad import CHUNK, SpeechDetector
+from freehold.run.sounds import open_sound
 
 CLIP = Path(__file__).parents[1] / "sounds" / "austen-0880.wav"
 

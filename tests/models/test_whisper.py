@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.engine import Engine
-from freehold.formats import open_model_file
-from freehold.local.speech_model import Heard, SpeechModel
-from freehold.local.speech_rules import SpeechTokens
-from freehold.local.words import Aligner, aligned, medians, warped
-from freehold.models.load import LoadedModel, load_model
-from freehold.models.oracle.tower import TowerOracle
-from freehold.models.seeing import LoadedTower, load_tower
+from freehold.run.engine import Engine
+from freehold.run.formats import open_model_file
+from freehold.run.local.speech_model import Heard, SpeechModel
+from freehold.run.local.speech_rules import SpeechTokens
+from freehold.run.local.words import Aligner, aligned, medians, warped
+from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.oracle.tower import TowerOracle
+from freehold.run.models.seeing import LoadedTower, load_tower
 from tests.models.golden import GOLDEN
 from tests.vectors.whisper import ROWS, windows, write_whisper
 

@@ -8,7 +8,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from freehold.server.core.metrics import Metrics
+from freehold.serve.http.core.metrics import Metrics
 
 BOARD = json.loads(
     (Path(__file__).parent.parent.parent / "packaging" / "grafana" / "freehold.json").read_text("utf-8")

@@ -16,11 +16,11 @@ import numpy as np
 import psutil
 import pytest
 
-from freehold import platforms
-from freehold.errors import CapacityExceeded, UsageError
-from freehold.pictures import decoders, limits, opening
-from freehold.pictures.decoders import Decoders
-from freehold.pictures.opening import Resize, header, open_picture
+from freehold.base import platforms
+from freehold.base.errors import CapacityExceeded, UsageError
+from freehold.run.pictures import decoders, limits, opening
+from freehold.run.pictures.decoders import Decoders
+from freehold.run.pictures.opening import Resize, header, open_picture
 from tests.pictures import makers as m
 from tests.sandbox.conftest import all_end
 
@@ -308,10 +308,10 @@ def test_one_picture_that_takes_long_does_not_hold_up_another(forked: Decoders):
 
 PARENT = """
 import os, sys, time
-from freehold.pictures import decoders
+from freehold.run.pictures import decoders
 if sys.argv[1] == "started":
     decoders.can_confine = lambda: False
-from freehold.pictures.opening import open_picture
+from freehold.run.pictures.opening import open_picture
 from tests.pictures import makers as m
 def plan(width, height):
     print("ready", flush=True)
@@ -337,7 +337,7 @@ def test_no_process_outlives_a_parent_that_is_killed(way: str):
 def test_an_idle_process_ends_by_itself(tmp_path: Path):
     """With its own clock turned to nothing, as a parent cannot."""
     code = (
-        "import sys; from freehold.pictures import child; child.IDLE_S = 0.05\n"
+        "import sys; from freehold.run.pictures import child; child.IDLE_S = 0.05\n"
         "sys.argv = ['child', 'stays', *sys.argv[1:]]; child.main()"
     )
     ours, theirs = socket.socketpair()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import UsageError
-from freehold.pictures.opening import PictureSize, Resize, header, open_picture
+from freehold.base.errors import UsageError
+from freehold.run.pictures.opening import PictureSize, Resize, header, open_picture
 from tests.pictures import makers as m
 from tests.pictures.test_decoders import open_descriptors
 

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from freehold.errors import UsageError
-from freehold.pictures import limits, opening
-from freehold.pictures.opening import Resize, header, open_picture
+from freehold.base.errors import UsageError
+from freehold.run.pictures import limits, opening
+from freehold.run.pictures.opening import Resize, header, open_picture
 from tests.pictures import makers as m
 
 AS_IS: Sequence[Sequence[Resize]] = [[]]
@@ -443,7 +443,7 @@ def test_a_plan_beyond_its_limits_is_refused(plan: list[list[Resize]], why: str)
 LOADED = """
 import sys, json
 from pathlib import Path
-from freehold.pictures import pillow
+from freehold.run.pictures import pillow
 pillow.warm_up()
 for path in Path(sys.argv[1]).iterdir():
     for name in pillow.FORMATS:
@@ -470,7 +470,7 @@ def test_other_formats_of_pillow_are_never_loaded(tmp_path: Path):
 
 def test_a_callers_process_imports_no_pillow():
     code = (
-        "import sys; from freehold.pictures.opening import open_picture\n"
+        "import sys; from freehold.run.pictures.opening import open_picture\n"
         "open_picture(sys.stdin.buffer.read(), lambda w, h: [[]]); print('PIL' in sys.modules)"
     )
     got = subprocess.run([sys.executable, "-c", code], input=CAN_BE_SEEN, capture_output=True, check=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from freehold.providers.hop import Hop
+from freehold.route.providers.hop import Hop
 from tests.providers.standin import StandIn
 
 

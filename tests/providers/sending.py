@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, get_args
 
-from freehold.providers import upstream
-from freehold.providers.contract import HOUSE, Abilities, Cleared, Kind, Provider, RemoteModel, Secret
-from freehold.providers.hop import Hop
-from freehold.serving import Job
-from freehold.types import Chunk, Message, ToolCall
+from freehold.base.serving import Job
+from freehold.base.types import Chunk, Message, ToolCall
+from freehold.route.providers import upstream
+from freehold.route.providers.contract import HOUSE, Abilities, Cleared, Kind, Provider, RemoteModel, Secret
+from freehold.route.providers.hop import Hop
 from tests.providers.standin import StandIn
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -18,11 +18,11 @@ from anthropic.types.message_create_params import (
 )
 from pydantic import TypeAdapter
 
-from freehold.errors import UnsupportedModel, UsageError
-from freehold.providers.anthropic.wire import AnthropicWire
-from freehold.providers.contract import Abilities, Provider, RemoteModel, Secret, UpstreamFault
-from freehold.serving import EmbedJob, Job
-from freehold.types import Chunk, Format, Image, Message, SignedThinking, Tool, ToolCall, Usage
+from freehold.base.errors import UnsupportedModel, UsageError
+from freehold.base.serving import EmbedJob, Job
+from freehold.base.types import Chunk, Format, Image, Message, SignedThinking, Tool, ToolCall, Usage
+from freehold.route.providers.anthropic.wire import AnthropicWire
+from freehold.route.providers.contract import Abilities, Provider, RemoteModel, Secret, UpstreamFault
 
 WIRE = AnthropicWire()
 HOUSE = Provider("anthropic", "anthropic", "https://api.anthropic.com/v1")
@@ -625,7 +625,7 @@ def test_a_key_in_an_error_is_not_passed_on():
     ("older", "newer"), list(pairwise(["claude-3-7-sonnet-20250219", BOTH.model, NEW.model]))
 )
 def test_versions_are_read_from_names(older, newer):
-    from freehold.providers.anthropic.wire import claude_of
+    from freehold.route.providers.anthropic.wire import claude_of
 
     assert claude_of(older) != claude_of(newer)
     assert claude_of(f"anthropic/{older}") == claude_of(older)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from freehold.errors import UnsupportedModel, UsageError
-from freehold.providers.contract import Abilities, Provider, RemoteModel, Secret, UpstreamFault
-from freehold.providers.gemini.wire import OWN_ID, UNSIGNED, GeminiWire
-from freehold.providers.vectors import shared
-from freehold.serving import EmbedJob, Job
-from freehold.types import Chunk, Format, Image, Message, SignedThinking, Tool, ToolCall, Usage
+from freehold.base.errors import UnsupportedModel, UsageError
+from freehold.base.serving import EmbedJob, Job
+from freehold.base.types import Chunk, Format, Image, Message, SignedThinking, Tool, ToolCall, Usage
+from freehold.route.providers.contract import Abilities, Provider, RemoteModel, Secret, UpstreamFault
+from freehold.route.providers.gemini.wire import OWN_ID, UNSIGNED, GeminiWire
+from freehold.route.providers.vectors import shared
 
 WIRE = GeminiWire()
 PLACE = Provider("gemini", "gemini", "https://generativelanguage.googleapis.com/v1beta")

@@ -11,8 +11,8 @@ from typing import get_type_hints
 
 import pytest
 
-from freehold.providers import hop, upstream
-from freehold.providers.contract import Cleared
+from freehold.route.providers import hop, upstream
+from freehold.route.providers.contract import Cleared
 
 PACKAGE = Path(__file__).parents[2] / "src" / "freehold"
 NETWORK = {
@@ -45,7 +45,7 @@ def networks(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_only_the_hop_imports_a_network_library(path: Path):
-    allowed = {"aiohttp", "yarl"} if path == PACKAGE / "providers" / "hop.py" else set()
+    allowed = {"aiohttp", "yarl"} if path == PACKAGE / "route" / "providers" / "hop.py" else set()
     assert networks(path) <= allowed
 
 
@@ -67,5 +67,5 @@ def test_the_search_for_network_libraries_sees_one(tmp_path: Path):
 
 
 def test_aiohttp_is_imported_when_a_provider_is_first_asked():
-    program = "import sys; import freehold.providers.upstream; assert 'aiohttp' not in sys.modules"
+    program = "import sys; import freehold.route.providers.upstream; assert 'aiohttp' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

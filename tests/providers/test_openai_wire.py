@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from freehold.errors import UnsupportedModel, UsageError
-from freehold.providers.contract import Abilities, Kind, Provider, RemoteModel, Secret, UpstreamFault
-from freehold.providers.faults import cleaned
-from freehold.providers.upstream import wire_of
-from freehold.serving import EmbedJob, Job
-from freehold.types import Format, Image, Message, Tool, ToolCall
+from freehold.base.errors import UnsupportedModel, UsageError
+from freehold.base.serving import EmbedJob, Job
+from freehold.base.types import Format, Image, Message, Tool, ToolCall
+from freehold.route.providers.contract import Abilities, Kind, Provider, RemoteModel, Secret, UpstreamFault
+from freehold.route.providers.faults import cleaned
+from freehold.route.providers.upstream import wire_of
 from tests.providers.sending import ALL, FAMILY, HELLO, calls, chunks, joined, remote
 from tests.providers.standin import Answer, Call, StandIn, Tokens
 

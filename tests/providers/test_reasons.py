@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.errors import FreeholdError
-from freehold.providers.contract import Abilities, Kind, Provider, RemoteModel
-from freehold.providers.upstream import wire_of
-from freehold.serving import Job
-from freehold.types import Format, Image, Message, Tool, ToolCall
+from freehold.base.errors import FreeholdError
+from freehold.base.serving import Job
+from freehold.base.types import Format, Image, Message, Tool, ToolCall
+from freehold.route.providers.contract import Abilities, Kind, Provider, RemoteModel
+from freehold.route.providers.upstream import wire_of
 
 MARK = "kq0123456789abz"
 USER = Message("user", MARK)

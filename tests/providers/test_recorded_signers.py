@@ -19,10 +19,10 @@ from anthropic.types import Message as ClaudeMessage
 from anthropic.types import RawMessageStreamEvent
 from pydantic import TypeAdapter
 
-from freehold.providers.contract import Kind, Piece, Provider, RemoteModel
-from freehold.providers.upstream import EventSplitter, wire_of
-from freehold.serving import Job
-from freehold.types import Chunk, Message, SignedThinking, ToolCall, Usage
+from freehold.base.serving import Job
+from freehold.base.types import Chunk, Message, SignedThinking, ToolCall, Usage
+from freehold.route.providers.contract import Kind, Piece, Provider, RemoteModel
+from freehold.route.providers.upstream import EventSplitter, wire_of
 from tests.providers.sending import calls, joined
 from tests.providers.standin.anthropic import AnthropicStandIn
 from tests.providers.standin.gemini import GeminiStandIn

@@ -20,10 +20,10 @@ from openai.types.chat.completion_create_params import (
 )
 from pydantic import TypeAdapter
 
-from freehold.providers.contract import Abilities, Kind, Piece, Provider, RemoteModel, UpstreamFault
-from freehold.providers.upstream import EventSplitter, wire_of
-from freehold.serving import Job
-from freehold.types import Chunk, ToolCall, Usage
+from freehold.base.serving import Job
+from freehold.base.types import Chunk, ToolCall, Usage
+from freehold.route.providers.contract import Abilities, Kind, Piece, Provider, RemoteModel, UpstreamFault
+from freehold.route.providers.upstream import EventSplitter, wire_of
 from tests.providers.sending import calls, joined
 
 FOLDER = Path(__file__).parent / "recordings"

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from freehold.providers.contract import HOUSE, Cleared, Provider, RemoteModel, SetLabel
-from freehold.providers.signatures import Signatures, carried
-from freehold.serving import Job
-from freehold.types import Chunk, Message, SignedThinking, ToolCall, ToolPiece
+from freehold.base.serving import Job
+from freehold.base.types import Chunk, Message, SignedThinking, ToolCall, ToolPiece
+from freehold.route.providers.contract import HOUSE, Cleared, Provider, RemoteModel, SetLabel
+from freehold.route.providers.signatures import Signatures, carried
 
 CLAUDE = RemoteModel(Provider("anthropic", "anthropic", "https://a.example/v1"), "claude-sonnet-4-5")
 GEMINI = RemoteModel(Provider("gemini", "gemini", "https://g.example/v1beta"), "gemini-3-pro")

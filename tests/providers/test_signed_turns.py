@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from freehold.providers import upstream
-from freehold.providers.contract import Cleared, Kind, RemoteModel, UpstreamFault
-from freehold.providers.hop import Hop
-from freehold.providers.signatures import Signatures
-from freehold.serving import Job
-from freehold.types import Chunk, Message, Tool, ToolCall
+from freehold.base.serving import Job
+from freehold.base.types import Chunk, Message, Tool, ToolCall
+from freehold.route.providers import upstream
+from freehold.route.providers.contract import Cleared, Kind, RemoteModel, UpstreamFault
+from freehold.route.providers.hop import Hop
+from freehold.route.providers.signatures import Signatures
 from tests.providers.sending import calls, cleared, joined, remote
 from tests.providers.standin import Answer, StandIn, Tokens
 from tests.providers.standin.anthropic import AnthropicStandIn

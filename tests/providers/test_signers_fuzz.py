@@ -10,13 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import UnsupportedModel, UsageError
-from freehold.providers.anthropic.wire import fitted
-from freehold.providers.contract import Kind, Provider, RemoteModel, UpstreamFault
-from freehold.providers.gemini.wire import subset
-from freehold.providers.upstream import wire_of
-from freehold.serving import Job
-from freehold.types import Image, Message, SignedThinking, Tool, ToolCall
+from freehold.base.errors import UnsupportedModel, UsageError
+from freehold.base.serving import Job
+from freehold.base.types import Image, Message, SignedThinking, Tool, ToolCall
+from freehold.route.providers.anthropic.wire import fitted
+from freehold.route.providers.contract import Kind, Provider, RemoteModel, UpstreamFault
+from freehold.route.providers.gemini.wire import subset
+from freehold.route.providers.upstream import wire_of
 from tests.providers.standin.anthropic import AnthropicStandIn
 from tests.providers.standin.gemini import GeminiStandIn
 from tests.providers.test_recorded_signers import RECORDED

@@ -10,11 +10,11 @@ from typing import Any
 
 from aiohttp import web
 
-from freehold.providers import upstream
-from freehold.providers.compatible import CompatibleWire
-from freehold.providers.contract import Provider, RemoteModel, Secret
-from freehold.providers.demands import Demands
-from freehold.providers.hop import Hop
+from freehold.route.providers import upstream
+from freehold.route.providers.compatible import CompatibleWire
+from freehold.route.providers.contract import Provider, RemoteModel, Secret
+from freehold.route.providers.demands import Demands
+from freehold.route.providers.hop import Hop
 from tests.providers.sending import cleared, joined
 
 EVENTS = [

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.providers import upstream
-from freehold.providers.contract import UpstreamFault
-from freehold.providers.upstream import Event, EventSplitter
+from freehold.route.providers import upstream
+from freehold.route.providers.contract import UpstreamFault
+from freehold.route.providers.upstream import Event, EventSplitter
 
 LINE = st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=12)
 

@@ -12,9 +12,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from freehold.providers.texts import has_tokens, texts_of
-from freehold.serving import EmbedJob, Job
-from freehold.types import Format, Image, Message, Tool, ToolCall
+from freehold.base.serving import EmbedJob, Job
+from freehold.base.types import Format, Image, Message, Tool, ToolCall
+from freehold.route.providers.texts import has_tokens, texts_of
 
 CANARY = "canary-7141"
 # Texts that are one of a few words, or that no wire sends.

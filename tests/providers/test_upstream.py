@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from freehold.errors import PolicyRefused
-from freehold.providers import upstream
-from freehold.providers.contract import (
+from freehold.base.errors import PolicyRefused
+from freehold.base.serving import EmbedJob, Job
+from freehold.base.types import Message
+from freehold.route.providers import upstream
+from freehold.route.providers.contract import (
     HOUSE,
     Cause,
     Cleared,
@@ -20,9 +22,7 @@ from freehold.providers.contract import (
     SetLabel,
     UpstreamFault,
 )
-from freehold.providers.hop import Hop
-from freehold.serving import EmbedJob, Job
-from freehold.types import Message
+from freehold.route.providers.hop import Hop
 from tests.providers.sending import (
     FAMILY,
     HELLO,
@@ -363,11 +363,11 @@ def test_a_provider_that_left_the_file_ends_its_streams_before_its_connections(s
 
 
 def test_an_answer_beyond_the_limit_is_refused_by_name(standin: StandIn, hopping, monkeypatch):
-    monkeypatch.setattr("freehold.providers.upstream.MAX_EVENT", 1000)
+    monkeypatch.setattr("freehold.route.providers.upstream.MAX_EVENT", 1000)
     standin.say.append(Answer(("x" * 5000,)))
     got = fault_of(hopping, standin)
     assert got.cause == "invalid" and "1,000 bytes" in got.message
-    monkeypatch.setattr("freehold.providers.hop.MAX_BODY", 1000)
+    monkeypatch.setattr("freehold.route.providers.hop.MAX_BODY", 1000)
     standin.say.append(Answer(("x" * 5000,)))
     got = fault_of(hopping, standin, stream=False)
     assert got.cause == "invalid" and "1,000 bytes" in got.message

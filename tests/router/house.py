@@ -17,24 +17,24 @@ from typing import Any
 
 import httpx2
 
-from freehold.router.answers import KeptTexts, texts_beside
-from freehold.router.budgets import Budgets
-from freehold.router.contract import BarCheck, RentedModels
-from freehold.router.directory import GatewayModels
-from freehold.router.gateway import Gateway
-from freehold.router.labels import Asks
-from freehold.router.ledger import schema
-from freehold.router.ledger.rows import LedgerRow
-from freehold.router.ledger.store import Ledger
-from freehold.router.reading import read_text
-from freehold.router.toml.outside import Outside
-from freehold.server.core.keys import Key, Ring, hashed
-from freehold.server.core.sockets import bind_tcp
-from freehold.server.serve import Doors, ServerSettings
-from freehold.serving import Job, Origin, Stream
-from freehold.types import Chunk, Message
+from freehold.base.serving import Job, Origin, Stream
+from freehold.base.types import Chunk, Message
+from freehold.route.router.answers import KeptTexts, texts_beside
+from freehold.route.router.budgets import Budgets
+from freehold.route.router.contract import BarCheck, RentedModels
+from freehold.route.router.directory import GatewayModels
+from freehold.route.router.gateway import Gateway
+from freehold.route.router.labels import Asks
+from freehold.route.router.ledger import schema
+from freehold.route.router.ledger.rows import LedgerRow
+from freehold.route.router.ledger.store import Ledger
+from freehold.route.router.reading import read_text
+from freehold.route.router.toml.outside import Outside
+from freehold.serve.http.core.keys import Key, Ring, hashed
+from freehold.serve.http.core.sockets import bind_tcp
+from freehold.serve.http.serve import Doors, ServerSettings
+from tests.http.fakes import FakeModels, Script
 from tests.router.rented import FakeRented
-from tests.server.fakes import FakeModels, Script
 
 ENVIRONMENT = {"REMOTE_KEY": "sk-remote-0123456789abcdef"}  # of every key that a file names
 # A provider far away, a machine of the house, and models of both; an engine's model is in every file that names it.

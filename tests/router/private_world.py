@@ -22,16 +22,16 @@ from typing import Any
 import httpx2
 import pytest
 
-from freehold.config import Settings
-from freehold.router.opening import LiveGateway, ServedGateway, open_models
-from freehold.router.toml.outside import Outside
-from freehold.server.core.keys import Key, Ring, hashed
-from freehold.server.core.sockets import bind_tcp
-from freehold.server.serve import Doors, ServerSettings
-from freehold.store import Store
+from freehold.base.config import Settings
+from freehold.route.router.opening import LiveGateway, ServedGateway, open_models
+from freehold.route.router.toml.outside import Outside
+from freehold.run.store import Store
+from freehold.serve.http.core.keys import Key, Ring, hashed
+from freehold.serve.http.core.sockets import bind_tcp
+from freehold.serve.http.serve import Doors, ServerSettings
+from tests.http.fakes import FakeModels, Script
 from tests.providers.standin import Answer, Fault, Received, StandIn
 from tests.providers.standin.script import FaultKind
-from tests.server.fakes import FakeModels, Script
 
 MARK = re.compile(rb"kq[0-9a-f]{12}z")
 KEYS = {name: f"fh-{name}-0123456789abcdefghijklmnopqrstuv" for name in ("alice", "bob", "carol")}

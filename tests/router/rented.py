@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from freehold.errors import FreeholdError
-from freehold.providers.contract import Cause, Cleared, Provider, RemoteModel, UpstreamFault
-from freehold.serving import Begin, EmbedJob, Job, Vectors
-from freehold.types import Chunk, SamplingParams, TokenLogprob, Usage
+from freehold.base.errors import FreeholdError
+from freehold.base.serving import Begin, EmbedJob, Job, Vectors
+from freehold.base.types import Chunk, SamplingParams, TokenLogprob, Usage
+from freehold.route.providers.contract import Cause, Cleared, Provider, RemoteModel, UpstreamFault
 
 
 @dataclass

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from freehold.errors import UsageError
-from freehold.router.admission import verdict
-from freehold.router.admission.learned import TermCounts, few_labels, task_means
-from freehold.router.admission.table import AnsweredTable, read_table
-from freehold.router.admission.verdict import (
+from freehold.base.errors import UsageError
+from freehold.route.router.admission import verdict
+from freehold.route.router.admission.learned import TermCounts, few_labels, task_means
+from freehold.route.router.admission.table import AnsweredTable, read_table
+from freehold.route.router.admission.verdict import (
     LENGTH,
     ORACLE,
     OWN,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from freehold.providers.contract import HOUSE, Cleared, SetLabel
-from freehold.router.answers import answer_key
-from freehold.serving import Job
-from freehold.types import Message
+from freehold.base.serving import Job
+from freehold.base.types import Message
+from freehold.route.providers.contract import HOUSE, Cleared, SetLabel
+from freehold.route.router.answers import answer_key
 
 
 def key(

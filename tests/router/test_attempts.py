@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import (
+from freehold.base.errors import (
     BudgetSpent,
     CapacityExceeded,
     ContextOverflow,
@@ -21,14 +21,14 @@ from freehold.errors import (
     UpstreamFailed,
     UsageError,
 )
-from freehold.providers.contract import UpstreamFault
-from freehold.router.breaker import Breakers
-from freehold.router.gateway import BreakerLimits
-from freehold.serving import Job, Origin
-from freehold.types import Image, Message
+from freehold.base.serving import Job, Origin
+from freehold.base.types import Image, Message
+from freehold.route.providers.contract import UpstreamFault
+from freehold.route.router.breaker import Breakers
+from freehold.route.router.gateway import BreakerLimits
+from tests.http.fakes import Script, failing
 from tests.router.house import job, within
 from tests.router.rented import Answers, FakeRented, fault
-from tests.server.fakes import Script, failing
 
 TWO = '[routes.chat]\ntargets = ["big", "small"]\nretries = 0\n'
 OWN = '[routes.chat]\ntargets = ["own", "small"]\nretries = 0\n'

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import ModelNotFound
-from freehold.providers.contract import Provider, RemoteModel
-from freehold.router.bar import (
+from freehold.base.errors import ModelNotFound
+from freehold.route.providers.contract import Provider, RemoteModel
+from freehold.route.router.bar import (
     FRESH_S,
     RENTED_DAYS,
     BarResult,
@@ -21,7 +21,7 @@ from freehold.router.bar import (
     now_text,
     void,
 )
-from freehold.router.gateway import GatewayModel, QualityTask
+from freehold.route.router.gateway import GatewayModel, QualityTask
 
 NOW = 1_800_000_000.0
 CODER = GatewayModel("coder", local="qwen2.5-coder:0.5b")
@@ -135,9 +135,9 @@ def test_tasks_and_models_of_any_name_have_files_of_their_own(tmp_path: Path, ca
 
 
 def test_rented_model_is_named_by_provider_address_and_name(tmp_path: Path):
-    from freehold.config import Settings
-    from freehold.router.bar import Identities
-    from freehold.store import Store
+    from freehold.base.config import Settings
+    from freehold.route.router.bar import Identities
+    from freehold.run.store import Store
 
     provider = Provider("openai", "openai", "https://api.openai.com/v1")
     big = GatewayModel("big", remote=RemoteModel(provider, "gpt-6.2-sol"))

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import BudgetSpent
-from freehold.prompts import prompt_size
-from freehold.router import budgets
-from freehold.router.budgets import Budgets
-from freehold.router.gateway import SpendLimit
-from freehold.router.ledger.rows import Reservation, row_id, window
-from freehold.router.ledger.store import Ledger
-from freehold.serving import Job
-from freehold.types import Image, Message, Tool
+from freehold.base.errors import BudgetSpent
+from freehold.base.prompts import prompt_size
+from freehold.base.serving import Job
+from freehold.base.types import Image, Message, Tool
+from freehold.route.router import budgets
+from freehold.route.router.budgets import Budgets
+from freehold.route.router.gateway import SpendLimit
+from freehold.route.router.ledger.rows import Reservation, row_id, window
+from freehold.route.router.ledger.store import Ledger
 from tests.router.ledger.rows import DAY, NOON, row
 
 ACTUAL, MOST = 1000, 2500  # of one answer: what it costs, and what is reserved for it

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import DeadlineExceeded, FreeholdError, UpstreamFailed
-from freehold.providers.contract import UpstreamFault
-from freehold.router.gateway import BreakerLimits
-from freehold.server.core.problems import problem
-from freehold.types import Chunk
+from freehold.base.errors import DeadlineExceeded, FreeholdError, UpstreamFailed
+from freehold.base.types import Chunk
+from freehold.route.providers.contract import UpstreamFault
+from freehold.route.router.gateway import BreakerLimits
+from freehold.serve.http.core.problems import problem
+from tests.http.fakes import failing
 from tests.router.house import Within, job, within
 from tests.router.rented import Answers, FakeAnswer, FakeRented, fault
-from tests.server.fakes import failing
 
 LONE = """
 [routes.lone]

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import UpstreamFailed
+from freehold.base.errors import UpstreamFailed
+from tests.http.fakes import Script
 from tests.router.house import job, within
 from tests.router.rented import Answers, FakeRented, fault
-from tests.server.fakes import Script
 
 # FakeModels give every token the log-probability -0.5: a mean probability of 0.607.
 UNLIKELY, LIKELY = 0.7, 0.5

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import FreeholdError
-from freehold.router.opening import ProviderModels
-from freehold.serving import EmbedJob, Origin
+from freehold.base.errors import FreeholdError
+from freehold.base.serving import EmbedJob, Origin
+from freehold.route.router.opening import ProviderModels
 from tests.providers.standin import Answer, Fault, StandIn
 from tests.providers.standin.script import Tokens
 from tests.router.house import Within, job, within

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from freehold.errors import EngineLost
-from freehold.router.gateway import Label
-from freehold.router.labels import MOST_PORTIONS, PORTION, Classifier
-from freehold.types import Chunk, FinishReason
+from freehold.base.errors import EngineLost
+from freehold.base.types import Chunk, FinishReason
+from freehold.route.router.gateway import Label
+from freehold.route.router.labels import MOST_PORTIONS, PORTION, Classifier
 
 LABEL = Label("private", classifier="small")
 

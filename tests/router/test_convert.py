@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import UsageError
-from freehold.providers.contract import HOUSE
-from freehold.router.convert.draft import GatewayDraft, read_yaml
-from freehold.router.convert.litellm import converted
-from freehold.router.gateway import Gateway
-from freehold.router.labels import Labeller
-from freehold.router.price import Price, TokenRates
-from freehold.router.reading import read_text
-from freehold.router.toml.outside import Outside
+from freehold.base.errors import UsageError
+from freehold.route.providers.contract import HOUSE
+from freehold.route.router.convert.draft import GatewayDraft, read_yaml
+from freehold.route.router.convert.litellm import converted
+from freehold.route.router.gateway import Gateway
+from freehold.route.router.labels import Labeller
+from freehold.route.router.price import Price, TokenRates
+from freehold.route.router.reading import read_text
+from freehold.route.router.toml.outside import Outside
 
 CONFIGS = Path(__file__).parent / "configs"
 ANY = Outside(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.router.opening import ProviderModels
+from freehold.route.router.opening import ProviderModels
 from tests.providers.standin import Answer, Fault, StandIn
 from tests.providers.standin.script import Tokens
 from tests.router.house import House, at_standin, open_house

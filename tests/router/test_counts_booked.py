@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import LedgerUnavailable
-from freehold.providers.contract import Cleared, RemoteModel
-from freehold.serving import Job, Origin
+from freehold.base.errors import LedgerUnavailable
+from freehold.base.serving import Job, Origin
+from freehold.route.providers.contract import Cleared, RemoteModel
 from tests.router.house import job, within
 from tests.router.rented import Answers, FakeRented
 

@@ -6,9 +6,9 @@ import asyncio
 import json
 from pathlib import Path
 
-from freehold.router.explain import Explanation, explain
-from freehold.router.routing import GatewayPlan
-from freehold.serving import Origin
+from freehold.base.serving import Origin
+from freehold.route.router.explain import Explanation, explain
+from freehold.route.router.routing import GatewayPlan
 from tests.cli.test_serve import freehold
 from tests.router.house import FILE, gateway_of, job, within
 

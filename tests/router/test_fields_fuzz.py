@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from freehold.router.opening import ProviderModels
-from freehold.server.app import document, routes
+from freehold.route.router.opening import ProviderModels
+from freehold.serve.http.app import document, routes
 from tests.providers.standin import Answer, StandIn
 from tests.providers.standin.server import Received
 from tests.router.house import House, at_standin, open_house

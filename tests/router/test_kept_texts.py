@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.router import stream
-from freehold.router.answers import texts_beside
+from freehold.route.router import stream
+from freehold.route.router.answers import texts_beside
 from tests.router.house import job, within
 
 KEEP = '[routes.chat]\ntargets = ["own"]\nkeep = "text"\n[routes.quiet]\ntargets = ["own"]\n'

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from freehold.errors import PolicyRefused, UsageError
-from freehold.providers.contract import HOUSE, Provider, SetLabel
-from freehold.router.gateway import Gateway, GatewayRoute, KeyPolicy, Label
-from freehold.router.labels import Labeller
-from freehold.serving import EmbedJob, Job, Origin
-from freehold.types import Message
+from freehold.base.errors import PolicyRefused, UsageError
+from freehold.base.serving import EmbedJob, Job, Origin
+from freehold.base.types import Message
+from freehold.route.providers.contract import HOUSE, Provider, SetLabel
+from freehold.route.router.gateway import Gateway, GatewayRoute, KeyPolicy, Label
+from freehold.route.router.labels import Labeller
 
 PROVIDERS = {
     "openai": Provider("openai", "openai", "https://a"),

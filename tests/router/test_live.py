@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.router.gateway import Gateway
-from freehold.router.opening import LiveGateway
-from freehold.router.toml.outside import KeptEnvironment, Outside
-from freehold.router.toml.table import BadGateway
+from freehold.route.router.gateway import Gateway
+from freehold.route.router.opening import LiveGateway
+from freehold.route.router.toml.outside import KeptEnvironment, Outside
+from freehold.route.router.toml.table import BadGateway
 from tests.router.mistaken import KEY, SOUND
 
 OUTSIDE = Outside(environment={"OPENAI_API_KEY": KEY}, keyring=lambda name: KEY)
@@ -47,7 +47,7 @@ def test_a_bad_reload_changes_nothing_and_is_said_once(file: Path, caplog: pytes
     live = LiveGateway(file, OUTSIDE)
     before = live.current
     file.write_text(SOUND.replace("retries = 1", "retries = 99").replace("env:OPENAI_API_KEY", KEY))
-    with caplog.at_level(logging.INFO, logger="freehold.router"):
+    with caplog.at_level(logging.INFO, logger="freehold.route.router"):
         assert not looked(live, 6)
     assert live.current is before
     said = [r.getMessage() for r in caplog.records]
@@ -146,7 +146,7 @@ def test_a_hidden_variable_is_found_at_the_next_reading(file: Path):
 def test_no_child_and_no_file_of_the_system_shows_a_hidden_variable():
     code = (
         "import os, subprocess, sys\n"
-        "from freehold.router.toml.outside import KeptEnvironment\n"
+        "from freehold.route.router.toml.outside import KeptEnvironment\n"
         "kept = KeptEnvironment()\n"
         "assert kept['A_KEY'] == 'sk-' + 'x1' * 8\n"
         "kept.hide()\n"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import BudgetSpent
-from freehold.providers.contract import UpstreamFault
-from freehold.router.opening import ProviderModels
-from freehold.router.price import Price, TokenRates
-from freehold.serving import EmbedJob, Origin
-from freehold.types import Usage
+from freehold.base.errors import BudgetSpent
+from freehold.base.serving import EmbedJob, Origin
+from freehold.base.types import Usage
+from freehold.route.providers.contract import UpstreamFault
+from freehold.route.router.opening import ProviderModels
+from freehold.route.router.price import Price, TokenRates
 from tests.providers.standin import Answer, Fault, StandIn
 from tests.providers.standin.billing import Rates, Tariff
 from tests.providers.standin.script import Tokens

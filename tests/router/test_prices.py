@@ -8,11 +8,11 @@ from decimal import ROUND_HALF_UP, Decimal
 
 import pytest
 
-from freehold.catalog import prices
-from freehold.catalog.prices import Offer, PricedRequest
-from freehold.errors import UsageError
-from freehold.router.price import FEE, PICO, Price, TokenRates, price_of, resolve, table_version
-from freehold.types import Usage
+from freehold.base.catalog import prices
+from freehold.base.catalog.prices import Offer, PricedRequest
+from freehold.base.errors import UsageError
+from freehold.base.types import Usage
+from freehold.route.router.price import FEE, PICO, Price, TokenRates, price_of, resolve, table_version
 
 DAY = datetime(2026, 11, 27, tzinfo=UTC)
 PLAIN = TokenRates(

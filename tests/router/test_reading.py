@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.providers.contract import HOUSE
-from freehold.router.reading import read, read_text
-from freehold.router.toml.outside import Outside
-from freehold.router.toml.table import BadGateway, Mistake, line_numbers
+from freehold.route.providers.contract import HOUSE
+from freehold.route.router.reading import read, read_text
+from freehold.route.router.toml.outside import Outside
+from freehold.route.router.toml.table import BadGateway, Mistake, line_numbers
 from tests.router.mistaken import KEY, SOUND, WRONG
 
 OUTSIDE = Outside(environment={"OPENAI_API_KEY": KEY}, keyring={"mistral": "m" + KEY}.get)

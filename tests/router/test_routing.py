@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import ModelNotFound, PolicyRefused, UnsupportedModel
-from freehold.prompts import prompt_size
-from freehold.providers.contract import Cleared
-from freehold.router.breaker import Breakers
-from freehold.router.gateway import GatewayModel, QualityTask
-from freehold.router.routing import GatewayPlan, TargetChoice, choose
-from freehold.router.tokens import TokenRatio
-from freehold.serving import EmbedJob, EstimatedCount, Job, Origin
-from freehold.types import Chunk, Format, Image, Message, Tool
+from freehold.base.errors import ModelNotFound, PolicyRefused, UnsupportedModel
+from freehold.base.prompts import prompt_size
+from freehold.base.serving import EmbedJob, EstimatedCount, Job, Origin
+from freehold.base.types import Chunk, Format, Image, Message, Tool
+from freehold.route.providers.contract import Cleared
+from freehold.route.router.breaker import Breakers
+from freehold.route.router.gateway import GatewayModel, QualityTask
+from freehold.route.router.routing import GatewayPlan, TargetChoice, choose
+from freehold.route.router.tokens import TokenRatio
 from tests.router.house import gateway_of, job, within
 from tests.router.rented import Answers, FakeRented
 
@@ -247,8 +247,8 @@ def test_bound_of_a_prompts_tokens_is_not_below_any_bytes_pair_encoding_of_it(te
 
 
 def test_estimate_counts_what_a_call_adds():
-    from freehold.router.tokens import letters_in
-    from freehold.types import ToolPiece
+    from freehold.base.types import ToolPiece
+    from freehold.route.router.tokens import letters_in
 
     assert letters_in(Chunk("ab", thinking="c", tool_calls=(ToolPiece(0, "id", "add", "{}"),))) == 8
 

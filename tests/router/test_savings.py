@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.advisor.interval import Interval
-from freehold.errors import UsageError
-from freehold.providers.contract import HOUSE, Provider, RemoteModel
-from freehold.router.gateway import GatewayModel
-from freehold.router.ledger.rows import LedgerRow
-from freehold.router.price import NANO, Price, TokenRates
-from freehold.router.savings import TOKENS, OwnedMachine, Savings, busy_seconds, owned_machine, savings
-from freehold.types import Usage
+from freehold.base.errors import UsageError
+from freehold.base.types import Usage
+from freehold.choose.advisor.interval import Interval
+from freehold.route.providers.contract import HOUSE, Provider, RemoteModel
+from freehold.route.router.gateway import GatewayModel
+from freehold.route.router.ledger.rows import LedgerRow
+from freehold.route.router.price import NANO, Price, TokenRates
+from freehold.route.router.savings import TOKENS, OwnedMachine, Savings, busy_seconds, owned_machine, savings
 
 DAY_S = 86_400.0
 OPENAI = Provider("openai", "openai", "https://api.openai.com/v1")

@@ -12,13 +12,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from freehold.errors import FreeholdError, UpstreamFailed
-from freehold.providers.contract import UpstreamFault
-from freehold.router.opening import ProviderModels
+from freehold.base.errors import FreeholdError, UpstreamFailed
+from freehold.route.providers.contract import UpstreamFault
+from freehold.route.router.opening import ProviderModels
+from tests.http.fakes import Script
 from tests.providers.standin import Answer, Fault, StandIn
 from tests.providers.standin.server import Received
 from tests.router.house import House, at_standin, gateway_of, job, open_house, within
-from tests.server.fakes import Script
 
 ROUTES = """
 [routes.chat]

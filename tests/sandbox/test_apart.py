@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold import platforms
-from freehold.sandbox.code import failure
+from freehold.base import platforms
+from freehold.base.sandbox.code import failure
 
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp and Landlock are Linux's")
 

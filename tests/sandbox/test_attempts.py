@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from freehold import platforms
-from freehold.sandbox import code
-from freehold.sandbox.code import failure
+from freehold.base import platforms
+from freehold.base.sandbox import code
+from freehold.base.sandbox.code import failure
 
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp and Landlock are Linux's")
 _FOLDER = Path("/tmp/freehold-attempt")

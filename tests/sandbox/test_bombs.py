@@ -6,11 +6,11 @@ import resource
 
 import pytest
 
-from freehold.errors import BadTemplate
-from freehold.sandbox.limits import MEMORY
-from freehold.sandbox.renderer import GRACE_S
-from freehold.sandbox.rendering import Renderers, RenderJob
-from freehold.tokenizer import ChatTemplate
+from freehold.base.errors import BadTemplate
+from freehold.base.sandbox.limits import MEMORY
+from freehold.base.sandbox.renderer import GRACE_S
+from freehold.base.sandbox.rendering import Renderers, RenderJob
+from freehold.run.tokenizer import ChatTemplate
 from tests.sandbox.bombs import BOMBS
 
 SECONDS = 0.1

@@ -10,18 +10,16 @@ from datetime import datetime
 import psutil
 import pytest
 
-from freehold.errors import BadTemplate, CapacityExceeded
-from freehold.sandbox import rendering
-from freehold.sandbox.children import spawn
-from freehold.sandbox.rendering import Renderers, RenderJob
-from freehold.store import judging
-from freehold.worker import client
+from freehold.base.errors import BadTemplate, CapacityExceeded
+from freehold.base.sandbox import rendering
+from freehold.base.sandbox.children import spawn
+from freehold.base.sandbox.rendering import Renderers, RenderJob
+from freehold.run.store import judging
+from freehold.serve.worker import client
 from tests.sandbox.conftest import all_end
 
 NOW = datetime(2026, 1, 2, 3, 4, 5)
-FOLLOW = (
-    "import sys, time; from freehold.sandbox.children import follow_parent; follow_parent(int(sys.argv[1]))"
-)
+FOLLOW = "import sys, time; from freehold.base.sandbox.children import follow_parent; follow_parent(int(sys.argv[1]))"
 SPIN = f"{FOLLOW}; print(flush=True)\nwhile True: pass"
 
 
@@ -65,7 +63,7 @@ def test_a_child_that_spins_ends_with_a_parent_that_is_killed(platform: str):
     """By the kernel where it is Linux, by a thread that looks elsewhere."""
     spin = f"import sys; sys.platform = {platform!r}; {SPIN}"
     parent = (
-        "import subprocess, sys; from freehold.sandbox.children import spawn\n"
+        "import subprocess, sys; from freehold.base.sandbox.children import spawn\n"
         f"child = spawn([sys.executable, '-c', {spin!r}], stdout=subprocess.PIPE)\n"
         "child.stdout.readline(); print(child.pid, flush=True); input()"
     )
@@ -183,8 +181,9 @@ def test_messages_nested_too_deeply_are_an_error_of_the_request(renderers: Rende
 @pytest.mark.heavy
 def test_neither_server_nor_engine_has_jinja_in_it():
     code = (
-        "import sys, freehold.server.serve, freehold.server.ollama.models, freehold.worker.process, freehold.local\n"
-        "from freehold.local import opening; print('jinja2' in sys.modules)"
+        "import sys, freehold.serve.http.serve, freehold.serve.http.ollama.models\n"
+        "import freehold.serve.worker.process, freehold.run.local\n"
+        "from freehold.run.local import opening; print('jinja2' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
@@ -192,7 +191,7 @@ def test_neither_server_nor_engine_has_jinja_in_it():
 
 def test_a_renderer_of_a_large_process_does_more_than_one_job():
     code = (
-        "from datetime import datetime; from freehold.sandbox.rendering import RenderJob, Renderers\n"
+        "from datetime import datetime; from freehold.base.sandbox.rendering import RenderJob, Renderers\n"
         "ballast = bytearray(300 << 20); ballast[::4096] = b'x' * len(ballast[::4096])\n"
         "renderers = Renderers()\n"
         "for _ in range(3): renderers.run(RenderJob('y', ({},), datetime(2026, 1, 2), 1.0))\n"

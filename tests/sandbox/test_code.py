@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold import platforms
-from freehold.errors import UsageError
-from freehold.sandbox import code
-from freehold.sandbox.code import failure
+from freehold.base import platforms
+from freehold.base.errors import UsageError
+from freehold.base.sandbox import code
+from freehold.base.sandbox.code import failure
 
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")
 

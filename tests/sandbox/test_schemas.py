@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from freehold.errors import UsageError
-from freehold.evals.samples import judge
-from freehold.sandbox import schemas
-from freehold.sandbox.schemas import BadSchema, SchemaChecks
+from freehold.adapt.evals.samples import judge
+from freehold.base.errors import UsageError
+from freehold.base.sandbox import schemas
+from freehold.base.sandbox.schemas import BadSchema, SchemaChecks
 
 NUMBER = {"type": "integer"}
 

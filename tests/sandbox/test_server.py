@@ -87,7 +87,7 @@ def test_sigterm_ends_a_server_whose_children_do_not_move(serve, tmp_path: Path,
     assert server.chat("good").status_code == 200
     started = server.descendants()
     for process in started:
-        if stopped == ("engine" if "freehold.worker.process" in process.cmdline() else "renderer"):
+        if stopped == ("engine" if "freehold.serve.worker.process" in process.cmdline() else "renderer"):
             os.kill(process.pid, signal.SIGSTOP)
     server.process.send_signal(signal.SIGTERM)
     server.process.wait(STOP_S)

@@ -10,12 +10,12 @@ import ollama
 import openai
 import pytest
 
-from freehold.config import Settings
-from freehold.models.tiny import make
-from freehold.store import ModelRef, Store
-from freehold.worker.models import EngineModels
-from freehold.worker.options import EngineOptions
-from tests.server.conftest import Running, start
+from freehold.base.config import Settings
+from freehold.run.models.tiny import make
+from freehold.run.store import ModelRef, Store
+from freehold.serve.worker.models import EngineModels
+from freehold.serve.worker.options import EngineOptions
+from tests.http.conftest import Running, start
 from tests.server_clients.talking import SEEING
 
 # langchain-openai and ollama leave their connections to the collector.

@@ -8,10 +8,10 @@ import struct
 import numpy as np
 import pytest
 
-from freehold.errors import FreeholdError, UsageError
-from freehold.sounds import open_sound
-from freehold.sounds.resampling import resampled
-from freehold.sounds.wav import read_wav
+from freehold.base.errors import FreeholdError, UsageError
+from freehold.run.sounds import open_sound
+from freehold.run.sounds.resampling import resampled
+from freehold.run.sounds.wav import read_wav
 
 RATE = 16_000
 WAVE = np.array([0.0, 0.5, -0.5, 0.25, -1.0, 0.999], np.float64)

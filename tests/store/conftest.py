@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.config import Settings
-from freehold.store import Store
+from freehold.base.config import Settings
+from freehold.run.store import Store
 from tests.store.standin import Standin, serving
 
 UNIT = 64 << 10
@@ -38,5 +38,5 @@ def settings(tmp_path: Path, standin: Standin) -> Settings:
 @pytest.fixture
 def store(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store that retries at once."""
-    monkeypatch.setattr("freehold.store.http.RETRY_S", 0.01)
+    monkeypatch.setattr("freehold.run.store.http.RETRY_S", 0.01)
     return Store(settings)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from freehold.formats.gguf_writer import TensorPlan, gguf_header
-from freehold.formats.weight_types import QuantType
+from freehold.run.formats.gguf_writer import TensorPlan, gguf_header
+from freehold.run.formats.weight_types import QuantType
 
 
 def text_model(width: int = 64, *, name: str = "", bases: Sequence[str] = ()) -> bytes:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from freehold.config import Settings
-from freehold.errors import StoreError
-from freehold.store import ModelRef, Store, changed_files
-from freehold.store.manifest import read_manifest, write_manifest
-from freehold.terminal import Ticking
+from freehold.base.config import Settings
+from freehold.base.errors import StoreError
+from freehold.base.terminal import Ticking
+from freehold.run.store import ModelRef, Store, changed_files
+from freehold.run.store.manifest import read_manifest, write_manifest
 from tests.store.conftest import noise
 from tests.store.standin import Standin
 

@@ -9,13 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import BadModelFile, CapacityExceeded, DownloadFailed, FileVanished, Offline, UsageError
-from freehold.store import Event, Note, Planned, Progress, Store
-from freehold.store.create import copy
-from freehold.store.eyes import beside, has_tower, misfit
-from freehold.store.quants import mmproj_of
-from freehold.store.renewing import fetched, renewal, take
-from freehold.store.space import human
+from freehold.base.errors import (
+    BadModelFile,
+    CapacityExceeded,
+    DownloadFailed,
+    FileVanished,
+    Offline,
+    UsageError,
+)
+from freehold.run.store import Event, Note, Planned, Progress, Store
+from freehold.run.store.create import copy
+from freehold.run.store.eyes import beside, has_tower, misfit
+from freehold.run.store.quants import mmproj_of
+from freehold.run.store.renewing import fetched, renewal, take
+from freehold.run.store.space import human
 from tests.store.conftest import UNIT
 from tests.store.gguf_pair import text_model, tower
 from tests.store.standin import Standin
@@ -156,7 +163,7 @@ def test_a_disk_without_room_for_both_is_told_before_a_byte(hub: Standin, store:
         asked.append(wanted)
         raise CapacityExceeded(f"{what} needs more")
 
-    monkeypatch.setattr("freehold.store.space.require", full)
+    monkeypatch.setattr("freehold.run.store.space.require", full)
     with pytest.raises(CapacityExceeded):
         store.pull("org/m")
     assert asked == [len(MODEL) + len(TOWER)] and hub.sent == 0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from freehold.config import Settings
-from freehold.errors import StoreError
-from freehold.store import Note, Store
+from freehold.base.config import Settings
+from freehold.base.errors import StoreError
+from freehold.run.store import Note, Store
 from tests.store.conftest import noise
 from tests.store.standin import Standin
 

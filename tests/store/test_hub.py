@@ -9,8 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import AccessDenied, DownloadFailed, ModelNotFound, Offline, UnsupportedModel, UsageError
-from freehold.store import Event, Note, Planned, Progress, Store
+from freehold.base.errors import (
+    AccessDenied,
+    DownloadFailed,
+    ModelNotFound,
+    Offline,
+    UnsupportedModel,
+    UsageError,
+)
+from freehold.run.store import Event, Note, Planned, Progress, Store
 from tests.store.conftest import UNIT, noise
 from tests.store.standin import Standin, serving
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.catalog import Entry, File
-from freehold.errors import CapacityExceeded, DownloadFailed
-from freehold.store import space
-from freehold.store.index import IndexSource, _check_reachable
+from freehold.base.catalog import Entry, File
+from freehold.base.errors import CapacityExceeded, DownloadFailed
+from freehold.run.store import space
+from freehold.run.store.index import IndexSource, _check_reachable
 from tests.store.conftest import noise
 
 BODY = noise(30_000)

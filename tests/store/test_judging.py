@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.store import judging
-from freehold.store.judging import JudgedFile, Judgement, Judgements, judge
+from freehold.run.store import judging
+from freehold.run.store.judging import JudgedFile, Judgement, Judgements, judge
 
 # A judge that refuses every path but those that end it, by their names.
 JUDGE = """\

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import UsageError
-from freehold.store import parameters
-from freehold.store.modelfile import MAX_CHARS, MAX_LICENCES, WORDS, Recipe, parse
-from freehold.store.overlays import MAX_MESSAGES
-from freehold.store.parameters import HONOURED
+from freehold.base.errors import UsageError
+from freehold.run.store import parameters
+from freehold.run.store.modelfile import MAX_CHARS, MAX_LICENCES, WORDS, Recipe, parse
+from freehold.run.store.overlays import MAX_MESSAGES
+from freehold.run.store.parameters import HONOURED
 
 WHOLE = '''
 # comments and empty lines are nothing

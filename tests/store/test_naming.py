@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.store import Store
-from freehold.store.naming import NamedModel, adapter_of, parted
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.run.store import Store
+from freehold.run.store.naming import NamedModel, adapter_of, parted
 
 
 @pytest.fixture

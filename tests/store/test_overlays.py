@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from freehold.config import Settings
-from freehold.errors import BadModelFile, ModelNotFound, StoreError, UnsupportedModel, UsageError
-from freehold.formats import open_lora
-from freehold.serving import Job
-from freehold.store import Store
-from freehold.store import overlays as records
-from freehold.store.create import copy, make
-from freehold.store.modelfile import Recipe
-from freehold.store.overlays import Overlay, Overlays, overlaid
-from freehold.types import Message
-from freehold.worker.wire import PROTOCOL, FromServer, Open, Reader, Writer
+from freehold.base.config import Settings
+from freehold.base.errors import BadModelFile, ModelNotFound, StoreError, UnsupportedModel, UsageError
+from freehold.base.serving import Job
+from freehold.base.types import Message
+from freehold.run.formats import open_lora
+from freehold.run.store import Store
+from freehold.run.store import overlays as records
+from freehold.run.store.create import copy, make
+from freehold.run.store.modelfile import Recipe
+from freehold.run.store.overlays import Overlay, Overlays, overlaid
+from freehold.serve.worker.wire import PROTOCOL, FromServer, Open, Reader, Writer
 from tests.vectors.adapters import Case, write_peft
 from tests.vectors.adapters import write_gguf as write_lora
 from tests.vectors.files import write_gguf

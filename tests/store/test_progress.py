@@ -9,9 +9,9 @@ import pytest
 from IPython.core.displaypub import CapturingDisplayPublisher
 from IPython.core.interactiveshell import InteractiveShell
 
-from freehold.store import progress
-from freehold.store.contract import Finished, Planned, Progress
-from freehold.store.progress import watching
+from freehold.run.store import progress
+from freehold.run.store.contract import Finished, Planned, Progress
+from freehold.run.store.progress import watching
 
 EVENTS = (
     Planned("m", "a source", "", 1, 2_000_000, 0),

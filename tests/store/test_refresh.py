@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from freehold import catalog
-from freehold.store.refresh import text_half
+from freehold.base import catalog
+from freehold.run.store.refresh import text_half
 
 CONFIGS = json.loads((Path(__file__).parents[1] / "catalog" / "configs.json").read_text(encoding="utf-8"))
 NOWHERE = Path("/nowhere/catalogue.toml")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from freehold import catalog
-from freehold.config import Settings
-from freehold.errors import DownloadFailed
-from freehold.store import Event, Note, Planned, Store, sources
-from freehold.store.progress import described
-from freehold.store.refs import parse_ref
-from freehold.store.sources import planned
+from freehold.base import catalog
+from freehold.base.config import Settings
+from freehold.base.errors import DownloadFailed
+from freehold.run.store import Event, Note, Planned, Store, sources
+from freehold.run.store.progress import described
+from freehold.run.store.refs import parse_ref
+from freehold.run.store.sources import planned
 from tests.store.conftest import noise
 from tests.store.standin import Standin
 from tests.store.test_index import BODY, entry, index, make_wheel

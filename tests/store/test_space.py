@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.config import Settings
-from freehold.errors import CapacityExceeded
-from freehold.store import Event, Progress, Store
-from freehold.store.part import Part
+from freehold.base.config import Settings
+from freehold.base.errors import CapacityExceeded
+from freehold.run.store import Event, Progress, Store
+from freehold.run.store.part import Part
 from tests.store.conftest import UNIT, noise
 from tests.store.standin import Standin
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from freehold.config import Settings
-from freehold.errors import BadModelFile, ModelNotFound, Offline, StoreError, UsageError
-from freehold.formats.filemap import file_facts
-from freehold.store import Store
-from freehold.store.manifest import read_manifest, safe_relative, write_json
-from freehold.store.refs import parse_ref, slug
+from freehold.base.config import Settings
+from freehold.base.errors import BadModelFile, ModelNotFound, Offline, StoreError, UsageError
+from freehold.run.formats.filemap import file_facts
+from freehold.run.store import Store
+from freehold.run.store.manifest import read_manifest, safe_relative, write_json
+from freehold.run.store.refs import parse_ref, slug
 from tests.store.conftest import noise
 from tests.store.standin import Standin
 from tests.vectors.files import write_gguf

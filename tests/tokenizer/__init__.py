@@ -1,1 +1,1 @@
-"""Tests of freehold.tokenizer."""
+"""Tests of freehold.run.tokenizer."""

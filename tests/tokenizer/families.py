@@ -10,7 +10,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from freehold.tokenizer import ChatTemplate
+from freehold.run.tokenizer import ChatTemplate
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "templates"
 

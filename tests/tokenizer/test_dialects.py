@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import UsageError
-from freehold.tokenizer import ChatTemplate
-from freehold.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser, dialect_of, notation
-from freehold.tokenizer.dialects.contract import Dialect
-from freehold.tokenizer.dialects.detect import _MARKS
-from freehold.tokenizer.dialects.grammar import closed, pattern_of_bare
-from freehold.types import Message, Tool, ToolCall
+from freehold.base.errors import UsageError
+from freehold.base.types import Message, Tool, ToolCall
+from freehold.run.tokenizer import ChatTemplate
+from freehold.run.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser, dialect_of, notation
+from freehold.run.tokenizer.dialects.contract import Dialect
+from freehold.run.tokenizer.dialects.detect import _MARKS
+from freehold.run.tokenizer.dialects.grammar import closed, pattern_of_bare
 from tests.tokenizer import families
 
 WEATHER = Tool(

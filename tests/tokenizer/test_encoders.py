@@ -11,12 +11,12 @@ import tokenizers
 from tokenizers import models, normalizers
 
 from freehold._native import Bpe, Strings
-from freehold.errors import BadModelFile, UsageError
-from freehold.stopping import Stopped, stops_when
-from freehold.tokenizer import encoders
-from freehold.tokenizer import vocab as pretokenizers
-from freehold.tokenizer.core import byte_alphabet
-from freehold.tokenizer.encoders import library_encoder, marking_encoder, merging_encoder
+from freehold.base.errors import BadModelFile, UsageError
+from freehold.base.stopping import Stopped, stops_when
+from freehold.run.tokenizer import encoders
+from freehold.run.tokenizer import vocab as pretokenizers
+from freehold.run.tokenizer.core import byte_alphabet
+from freehold.run.tokenizer.encoders import library_encoder, marking_encoder, merging_encoder
 
 LETTERS = "abcdeé€ "
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.errors import BadTemplate
-from freehold.tokenizer import ChatTemplate, tokenizer_from_gguf
-from freehold.tokenizer.gotemplate import is_go, to_jinja
-from freehold.types import Message
+from freehold.base.errors import BadTemplate
+from freehold.base.types import Message
+from freehold.run.tokenizer import ChatTemplate, tokenizer_from_gguf
+from freehold.run.tokenizer.gotemplate import is_go, to_jinja
 from tests.tokenizer import toys
 
 CHATML = """{{ if .System }}<|im_start|>system

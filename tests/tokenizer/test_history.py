@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from freehold.errors import UsageError
-from freehold.tokenizer import ChatTemplate
-from freehold.tokenizer.dialects.deepseek import OPEN
-from freehold.tokenizer.history import FORMS, CallSpelling, shows_call, tool_dict
-from freehold.types import Message, Tool, ToolCall
+from freehold.base.errors import UsageError
+from freehold.base.types import Message, Tool, ToolCall
+from freehold.run.tokenizer import ChatTemplate
+from freehold.run.tokenizer.dialects.deepseek import OPEN
+from freehold.run.tokenizer.history import FORMS, CallSpelling, shows_call, tool_dict
 from tests.tokenizer import families
 
 WEATHER = Tool("get_weather", "Weather", {"type": "object", "properties": {"city": {"type": "string"}}})

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import UnsupportedModel
-from freehold.tokenizer import vocab
+from freehold.base.errors import UnsupportedModel
+from freehold.run.tokenizer import vocab
 from tests.tokenizer import toys
 from tests.vectors.make_words import digest
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import UsageError
-from freehold.formats import open_gguf
-from freehold.tokenizer import chat_template_from_gguf, tokenizer_from_gguf
-from freehold.types import Message
+from freehold.base.errors import UsageError
+from freehold.base.types import Message
+from freehold.run.formats import open_gguf
+from freehold.run.tokenizer import chat_template_from_gguf, tokenizer_from_gguf
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "tokens"
 CODER = pytest.param("qwen2.5-coder-1.5b", marks=pytest.mark.big)

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.errors import UsageError
-from freehold.tokenizer.splitters import StopStrings, ThinkingSplitter, held_suffix
+from freehold.base.errors import UsageError
+from freehold.run.tokenizer.splitters import StopStrings, ThinkingSplitter, held_suffix
 
 TAGS = ("<think>", "</think>")
 

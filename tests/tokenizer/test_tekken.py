@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from freehold.errors import BadModelFile
-from freehold.tokenizer import Tokenizer, tokenizer_from_dir
+from freehold.base.errors import BadModelFile
+from freehold.run.tokenizer import Tokenizer, tokenizer_from_dir
 
 WORDS = (b"he", b"ll", b"hell", b"hello", b" hello", "é".encode(), b"aa", b"aaa")
 PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|\s+(?!\S)|\s+"

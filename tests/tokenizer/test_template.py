@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import BadTemplate, UnsupportedModel, UsageError
-from freehold.sandbox import rendering
-from freehold.tokenizer import (
+from freehold.base.errors import BadTemplate, UnsupportedModel, UsageError
+from freehold.base.sandbox import rendering
+from freehold.base.types import Message, ToolCall
+from freehold.run.tokenizer import (
     ChatTemplate,
     chat_template_from_dir,
     chat_template_from_gguf,
     templates_from_gguf,
     tokenizer_from_gguf,
 )
-from freehold.types import Message, ToolCall
 from tests.tokenizer import toys
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "templates"

@@ -14,10 +14,10 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from freehold.errors import BadModelFile, ModelNotFound, UnsupportedModel, UsageError
-from freehold.tokenizer import AddedToken, Detokenizer, TokenKind, tokenizer_from_dir, tokenizer_from_gguf
-from freehold.tokenizer.core import Cutter
-from freehold.tokenizer.vocab import end_ids
+from freehold.base.errors import BadModelFile, ModelNotFound, UnsupportedModel, UsageError
+from freehold.run.tokenizer import AddedToken, Detokenizer, TokenKind, tokenizer_from_dir, tokenizer_from_gguf
+from freehold.run.tokenizer.core import Cutter
+from freehold.run.tokenizer.vocab import end_ids
 from tests.tokenizer import toys
 
 BPE = tokenizer_from_gguf(toys.byte_level())

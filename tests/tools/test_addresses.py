@@ -12,8 +12,8 @@ from threading import Thread
 
 import pytest
 
-from freehold.errors import UpstreamFailed, UsageError
-from freehold.tools.mcp.configured import refusal, resolved, tool_server, tool_servers
+from freehold.base.errors import UpstreamFailed, UsageError
+from freehold.serve.tools.mcp.configured import refusal, resolved, tool_server, tool_servers
 
 FORBIDDEN = [
     *("127.0.0.1", "127.9.9.9", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254"),
@@ -126,7 +126,7 @@ class _Answers(BaseHTTPRequestHandler):
 @pytest.mark.parametrize("path, said", [("/mcp", ""), ("/away", "not followed"), ("/huge", "more than")])
 def test_a_server_at_an_address_is_asked_within_the_same_bounds(tmp_path: Path, path: str, said: str):
     pytest.importorskip("mcp")
-    from freehold.tools.mcp.connection import ToolConnection
+    from freehold.serve.tools.mcp.connection import ToolConnection
 
     http = HTTPServer(("127.0.0.1", 0), _Answers)
     Thread(target=http.serve_forever, daemon=True).start()

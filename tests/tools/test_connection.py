@@ -14,13 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from freehold.chats.types import ToolResult
-from freehold.errors import DeadlineExceeded, Overloaded
-from freehold.tools.mcp import connection as connections
-from freehold.tools.mcp import use as pools
-from freehold.tools.mcp.configured import tool_server
-from freehold.tools.mcp.connection import ToolConnection
-from freehold.tools.mcp.use import MOST, RunTools
+from freehold.base.errors import DeadlineExceeded, Overloaded
+from freehold.serve.chats.types import ToolResult
+from freehold.serve.tools.mcp import connection as connections
+from freehold.serve.tools.mcp import use as pools
+from freehold.serve.tools.mcp.configured import tool_server
+from freehold.serve.tools.mcp.connection import ToolConnection
+from freehold.serve.tools.mcp.use import MOST, RunTools
 from tests.tools.world import CALL, HOSTILE, Desk, below, pool, program
 
 pytest.importorskip("mcp")
@@ -135,8 +135,8 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path):
 
 OURS = """
 import asyncio, sys
-from freehold.tools.mcp.configured import tool_server
-from freehold.tools.mcp.connection import ToolConnection
+from freehold.serve.tools.mcp.configured import tool_server
+from freehold.serve.tools.mcp.connection import ToolConnection
 async def main():
     c = ToolConnection(tool_server("h", {"command": [sys.executable, sys.argv[1], "stubborn"]}, ""))
     await c.start()

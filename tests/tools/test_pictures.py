@@ -6,9 +6,9 @@ import base64
 
 import pytest
 
-from freehold.tools.mcp.connection import MAX_PICTURES, pictures, shown
-from freehold.tools.pictures import shown_to, tool_message, usable
-from freehold.types import Image, Message
+from freehold.base.types import Image, Message
+from freehold.serve.tools.mcp.connection import MAX_PICTURES, pictures, shown
+from freehold.serve.tools.pictures import shown_to, tool_message, usable
 from tests.tools.hostile import png
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + bytes(22)).decode()

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from freehold.chats.types import ToolResult
-from freehold.engine.constrain.grammar import LIMITS
-from freehold.engine.constrain.trial_compile import try_compile
-from freehold.tokenizer.dialects.grammar import lark, lark_of_bare
-from freehold.tokenizer.dialects.json_calls import FORM
-from freehold.tools.mcp.use import RunTools
-from freehold.types import Tool, ToolCall
+from freehold.base.types import Tool, ToolCall
+from freehold.run.engine.constrain.grammar import LIMITS
+from freehold.run.engine.constrain.trial_compile import try_compile
+from freehold.run.tokenizer.dialects.grammar import lark, lark_of_bare
+from freehold.run.tokenizer.dialects.json_calls import FORM
+from freehold.serve.chats.types import ToolResult
+from freehold.serve.tools.mcp.use import RunTools
 from tests.tools.world import Desk, pool
 
 pytest.importorskip("mcp")

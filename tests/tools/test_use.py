@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from freehold.chats.types import ToolAnswer
-from freehold.tools.mcp.permissions import Permissions, permissions_file
-from freehold.tools.mcp.use import MAX_CALLS, RunTools
-from freehold.types import ToolCall
+from freehold.base.types import ToolCall
+from freehold.serve.chats.types import ToolAnswer
+from freehold.serve.tools.mcp.permissions import Permissions, permissions_file
+from freehold.serve.tools.mcp.use import MAX_CALLS, RunTools
 from tests.tools.world import CALL, Desk, pool, program
 
 pytest.importorskip("mcp")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from freehold.tools.mcp.use import visible, visible_json
+from freehold.serve.tools.mcp.use import visible, visible_json
 
 HIDDEN = [
     *(chr(n) for n in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))),  # direction

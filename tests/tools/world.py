@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 
-from freehold.chats.types import ToolAnswer, ToolQuestion, ToolStep
-from freehold.tools.mcp.use import ToolServers
-from freehold.types import ToolCall
+from freehold.base.types import ToolCall
+from freehold.serve.chats.types import ToolAnswer, ToolQuestion, ToolStep
+from freehold.serve.tools.mcp.use import ToolServers
 
 HOSTILE = Path(__file__).parent / "hostile.py"
 CALL = ToolCall("c1", "echo", '{"text": "hi"}')

@@ -15,8 +15,8 @@ from typing import Any
 import gguf
 import numpy as np
 
-from freehold.models.load import LoadedModel
-from freehold.models.tiny.make import TinyConfig, declared, in_gguf_order, noise_of
+from freehold.run.models.load import LoadedModel
+from freehold.run.models.tiny.make import TinyConfig, declared, in_gguf_order, noise_of
 from tests.vectors import files, weights
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")

@@ -19,8 +19,8 @@ import numpy as np
 
 from benches.lib.environments import LLAMA_CPP, environment
 from benches.lib.peer import Child, PeerFailed
-from freehold.models.load import LoadedModel, load_model
-from freehold.models.oracle.session import Oracle
+from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.oracle.session import Oracle
 from tests.models.golden import GOLDEN, error, golden, native_logits, oracle_logits, pieces, write_model
 from tests.vectors import weights
 

@@ -33,7 +33,7 @@ VARIABLES: tuple[dict[str, Any], ...] = (
 
 def chats() -> Iterator[tuple[str, list[Any], list[Any]]]:
     """Yield (name, messages, tools)."""
-    from freehold.types import Message, Tool, ToolCall
+    from freehold.base.types import Message, Tool, ToolCall
 
     weather = Tool(
         "get_weather",
@@ -82,8 +82,8 @@ def chats() -> Iterator[tuple[str, list[Any], list[Any]]]:
 
 def ask(folder: Path) -> list[dict[str, Any]]:
     """Return, for each template, the chats as they go into it."""
-    from freehold.tokenizer import ChatTemplate
-    from freehold.tokenizer.history import tool_dict
+    from freehold.run.tokenizer import ChatTemplate
+    from freehold.run.tokenizer.history import tool_dict
 
     asked = []
     for path in sorted(folder.glob("*.jinja")):
@@ -135,8 +135,8 @@ def answer(asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def compare(told: list[dict[str, Any]]) -> int:
     """Print how many renderings of each template agree; return 1 if any does not."""
-    from freehold.errors import BadTemplate
-    from freehold.tokenizer import ChatTemplate
+    from freehold.base.errors import BadTemplate
+    from freehold.run.tokenizer import ChatTemplate
 
     agree = total = refused = 0
     for entry in told:

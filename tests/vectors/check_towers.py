@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from freehold.formats import open_gguf
-from freehold.models.tiny import make
+from freehold.run.formats import open_gguf
+from freehold.run.models.tiny import make
 
 
 def check(name: str, converted: Path) -> list[str]:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from freehold.formats import open_gguf
-from freehold.tokenizer import Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
+from freehold.run.formats import open_gguf
+from freehold.run.tokenizer import Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
 
 STRINGS = Path(__file__).with_name("tokens") / "strings.json"
 BREAK = "\n__ggml_vocab_test__\n"

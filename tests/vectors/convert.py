@@ -58,7 +58,7 @@ def convert_tower(name: str, out: Path) -> None:
     import torch  # pyright: ignore[reportMissingImports]
     from conversion import ModelBase, ModelType  # pyright: ignore[reportMissingImports]
 
-    from freehold.models.tiny import make
+    from freehold.run.models.tiny import make
     from tests.vectors.eyes import EYES
 
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
@@ -113,7 +113,7 @@ def _as_published(config: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Convert each file in a process of its own; print those that the converter refuses."""
     source, out, *names = sys.argv[1:]
-    from freehold.models.tiny import make
+    from freehold.run.models.tiny import make
     from tests.vectors import weights  # before the converter's own tests are found first
 
     sys.path[:0] = [f"{source}/gguf-py", source]

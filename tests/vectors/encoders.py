@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from freehold.models.tiny.make import VOCAB, safetensors_bytes, tensor
+from freehold.run.models.tiny.make import VOCAB, safetensors_bytes, tensor
 
 LENGTHS = (
     1,

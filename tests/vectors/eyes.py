@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]

@@ -15,9 +15,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-from freehold.formats import QuantType
-from freehold.models.tiny import make
-from freehold.models.tiny.make import (
+from freehold.run.formats import QuantType
+from freehold.run.models.tiny import make
+from freehold.run.models.tiny.make import (
     BOS,
     CHAT_TEMPLATE,
     EOS,

@@ -24,7 +24,7 @@ import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 import transformers  # pyright: ignore[reportMissingImports]
 
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
 from tests.vectors.eyes import CLEAR, COLUMNS, EYES, GREEDY, Chat
 from tests.vectors.make import AGREEMENT, GOLDEN
 from tests.vectors.routing import chosen_experts

@@ -38,7 +38,7 @@ from transformers.models.gemma4.processing_gemma4 import (  # pyright: ignore[re
 )
 from transformers.models.gemma4_unified import image_processing_gemma4_unified as unified  # pyright: ignore
 
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
 from tests.vectors.gemma4_eyes import (
     ALLOWED,
     BUDGETS,

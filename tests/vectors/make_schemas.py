@@ -17,10 +17,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from freehold.engine.constrain.grammar import Grammars
-from freehold.errors import UsageError
-from freehold.tokenizer import tokenizer_from_gguf
-from freehold.types import Format
+from freehold.base.errors import UsageError
+from freehold.base.types import Format
+from freehold.run.engine.constrain.grammar import Grammars
+from freehold.run.tokenizer import tokenizer_from_gguf
 from tests.engine.instances import accepts
 from tests.tokenizer.toys import byte_level
 

@@ -52,7 +52,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import (  # pyright:
     Qwen2VLImageProcessor,
 )
 
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
 from tests.vectors.make import AGREEMENT, GOLDEN, computed
 from tests.vectors.pictures import (
     GREEDY,

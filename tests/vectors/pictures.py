@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.models.tiny.make import MARKS, SPECIAL, VOCAB, TinyConfig
+from freehold.run.models.tiny.make import MARKS, SPECIAL, VOCAB, TinyConfig
 
 U8 = NDArray[np.uint8]
 

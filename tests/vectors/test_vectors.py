@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from freehold.errors import UnsupportedModel
-from freehold.models.tiny.make import declared
+from freehold.base.errors import UnsupportedModel
+from freehold.run.models.tiny.make import declared
 from tests.vectors import files, weights
 
 GOLDEN = Path(__file__).with_name("golden")

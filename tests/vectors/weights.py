@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from freehold.models.tiny import make
-from freehold.models.tiny.make import VOCAB, TinyConfig
+from freehold.run.models.tiny import make
+from freehold.run.models.tiny.make import VOCAB, TinyConfig
 
 LENGTH = 48  # tokens of a golden sequence; longer than every sliding window in use
 PREFILL = 20  # tokens of the first call in the second path; the others follow one by one

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from freehold.formats.fields import Fields
-from freehold.models.tiny import make
-from freehold.models.towers import of_model_type
+from freehold.run.formats.fields import Fields
+from freehold.run.models.tiny import make
+from freehold.run.models.towers import of_model_type
 
 CONFIG = Path(__file__).with_name("whisper.json")
 SEED, BANDS, ROWS = 433, 8, 48

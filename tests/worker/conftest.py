@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from freehold.config import Settings
-from freehold.serving import Job
-from freehold.store import ModelRef, Store
-from freehold.types import Chunk
-from freehold.worker import handle
-from freehold.worker.handle import EngineHandle
-from freehold.worker.models import EngineModels
-from freehold.worker.options import EngineOptions
+from freehold.base.config import Settings
+from freehold.base.serving import Job
+from freehold.base.types import Chunk
+from freehold.run.store import ModelRef, Store
+from freehold.serve.worker import handle
+from freehold.serve.worker.handle import EngineHandle
+from freehold.serve.worker.models import EngineModels
+from freehold.serve.worker.options import EngineOptions
 from tests.vectors.files import write_gguf
 
 Body = Callable[[EngineModels], Coroutine[Any, Any, None]]

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from freehold.config import Settings
-from freehold.errors import BadModelFile, ModelNotFound, UsageError
-from freehold.formats.lora import CONFIG, WEIGHTS
-from freehold.server.core.problems import problem
-from freehold.serving import EmbedJob, Job
-from freehold.store import ModelRef, Store
-from freehold.store.create import make
-from freehold.store.modelfile import Recipe
-from freehold.worker.models import AdaptedHandle, EngineModels, OverlaidHandle
-from freehold.worker.options import EngineOptions
+from freehold.base.config import Settings
+from freehold.base.errors import BadModelFile, ModelNotFound, UsageError
+from freehold.base.serving import EmbedJob, Job
+from freehold.run.formats.lora import CONFIG, WEIGHTS
+from freehold.run.store import ModelRef, Store
+from freehold.run.store.create import make
+from freehold.run.store.modelfile import Recipe
+from freehold.serve.http.core.problems import problem
+from freehold.serve.worker.models import AdaptedHandle, EngineModels, OverlaidHandle
+from freehold.serve.worker.options import EngineOptions
 from tests.vectors.adapters import ATTENTION, Case, write_gguf, write_peft
 from tests.worker.conftest import answers, tokens
 

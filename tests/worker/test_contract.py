@@ -12,13 +12,10 @@ from typing import Any
 
 import pytest
 
-from freehold.config import Settings
-from freehold.delegating import DelegatingHandle, DelegatingTokenizer
-from freehold.errors import UnsupportedModel
-from freehold.server.core.accounts import Accounts
-from freehold.server.core.keys import Key
-from freehold.server.core.scope import ScopedDirectory
-from freehold.serving import (
+from freehold.base.config import Settings
+from freehold.base.delegating import DelegatingHandle, DelegatingTokenizer
+from freehold.base.errors import UnsupportedModel
+from freehold.base.serving import (
     EmbedJob,
     Job,
     ModelDirectory,
@@ -28,12 +25,15 @@ from freehold.serving import (
     TokenizerFace,
     tokenizer_of,
 )
-from freehold.store import Store
-from freehold.store.overlays import Overlay
-from freehold.types import Chunk, Message
-from freehold.worker.models import AdaptedHandle, EngineModels, OverlaidHandle
-from freehold.worker.wire import Script
-from tests.server.fakes import FakeModels
+from freehold.base.types import Chunk, Message
+from freehold.run.store import Store
+from freehold.run.store.overlays import Overlay
+from freehold.serve.http.core.accounts import Accounts
+from freehold.serve.http.core.keys import Key
+from freehold.serve.http.core.scope import ScopedDirectory
+from freehold.serve.worker.models import AdaptedHandle, EngineModels, OverlaidHandle
+from freehold.serve.worker.wire import Script
+from tests.http.fakes import FakeModels
 
 JOB = Job(prompt="a b c", sampling={"seed": 5}, n=2)
 CHAT = Job(messages=(Message("user", "a b"),))

@@ -14,18 +14,18 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from freehold.errors import ContextOverflow, Overloaded, UsageError
-from freehold.local import opening as served_model
-from freehold.serving import EmbedJob, Job
-from freehold.stopping import check_stopped
-from freehold.types import Format, Message
-from freehold.worker import stream as calls
-from freehold.worker.models import EngineModels
-from freehold.worker.options import EngineOptions
-from freehold.worker.process.intake import LONG_JOB, MANY_ANSWERS, Intake
-from freehold.worker.process.jobs import LiveJobs
-from freehold.worker.process.scripted import ScriptedModel
-from freehold.worker.wire import Cancel, ModelCall, Script, Submit, Writer, size
+from freehold.base.errors import ContextOverflow, Overloaded, UsageError
+from freehold.base.serving import EmbedJob, Job
+from freehold.base.stopping import check_stopped
+from freehold.base.types import Format, Message
+from freehold.run.local import opening as served_model
+from freehold.serve.worker import stream as calls
+from freehold.serve.worker.models import EngineModels
+from freehold.serve.worker.options import EngineOptions
+from freehold.serve.worker.process.intake import LONG_JOB, MANY_ANSWERS, Intake
+from freehold.serve.worker.process.jobs import LiveJobs
+from freehold.serve.worker.process.scripted import ScriptedModel
+from freehold.serve.worker.wire import Cancel, ModelCall, Script, Submit, Writer, size
 from tests.worker.conftest import answers
 
 OPTIONS = EngineOptions(threads=1, cache_bytes=8 << 20)

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 
 import freehold
-from freehold.errors import ContextOverflow, UnsupportedModel, UsageError
-from freehold.serving import EmbedJob, Job, Vectors
-from freehold.store import ModelRef
-from freehold.types import Message
-from freehold.worker.models import EngineModels
-from freehold.worker.options import EngineOptions
-from freehold.worker.process.intake import EMBEDDING, Intake
-from freehold.worker.process.jobs import LiveJobs
-from freehold.worker.process.scripted import ScriptedModel
-from freehold.worker.stream import PORTION_TEXTS
-from freehold.worker.wire import ModelCall, Script
+from freehold.base.errors import ContextOverflow, UnsupportedModel, UsageError
+from freehold.base.serving import EmbedJob, Job, Vectors
+from freehold.base.types import Message
+from freehold.run.store import ModelRef
+from freehold.serve.worker.models import EngineModels
+from freehold.serve.worker.options import EngineOptions
+from freehold.serve.worker.process.intake import EMBEDDING, Intake
+from freehold.serve.worker.process.jobs import LiveJobs
+from freehold.serve.worker.process.scripted import ScriptedModel
+from freehold.serve.worker.stream import PORTION_TEXTS
+from freehold.serve.worker.wire import ModelCall, Script
 from tests.vectors.encoders import write_encoder
 from tests.worker.conftest import answers, tokens
 

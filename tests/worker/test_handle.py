@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from freehold import __version__
-from freehold.errors import (
+from freehold.base.errors import (
     DeadlineExceeded,
     EngineClosed,
     EngineLost,
@@ -29,16 +29,16 @@ from freehold.errors import (
     SlowReader,
     UsageError,
 )
-from freehold.serving import Begin, Job, ModelInfo
-from freehold.types import Chunk, SamplingParams
-from freehold.worker import client, handle
-from freehold.worker import handle as handle_module
-from freehold.worker import stream as stream_module
-from freehold.worker.handle import EngineHandle
-from freehold.worker.models import EngineModels
-from freehold.worker.options import EngineOptions
-from freehold.worker.process.scripted import scripted_tokens
-from freehold.worker.wire import PROTOCOL, Hello, Open, Script, packed
+from freehold.base.serving import Begin, Job, ModelInfo
+from freehold.base.types import Chunk, SamplingParams
+from freehold.serve.worker import client, handle
+from freehold.serve.worker import handle as handle_module
+from freehold.serve.worker import stream as stream_module
+from freehold.serve.worker.handle import EngineHandle
+from freehold.serve.worker.models import EngineModels
+from freehold.serve.worker.options import EngineOptions
+from freehold.serve.worker.process.scripted import scripted_tokens
+from freehold.serve.worker.wire import PROTOCOL, Hello, Open, Script, packed
 from tests.worker.conftest import answers, tokens
 
 SCRIPTS = {
@@ -229,7 +229,7 @@ def test_hung_engine_is_killed_and_its_streams_go_on(serve):
 
 
 def test_stopped_engine_holds_a_bounded_number_of_bytes_back(serve, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("freehold.worker.handle.MAX_WAITING", 4 << 20)
+    monkeypatch.setattr("freehold.serve.worker.handle.MAX_WAITING", 4 << 20)
     long = replace(JOB, prompt="a " * 500_000)
 
     async def leave(served: EngineHandle) -> None:
@@ -653,10 +653,10 @@ def test_engine_process_ends_with_the_server_that_is_killed(tmp_path: Path):
     code = (
         "import asyncio, os, signal, sys\n"
         "from pathlib import Path\n"
-        "from freehold.config import Settings\n"
-        "from freehold.store import Store\n"
-        "from freehold.worker.models import EngineModels\n"
-        "from freehold.worker.wire import Script\n"
+        "from freehold.base.config import Settings\n"
+        "from freehold.run.store import Store\n"
+        "from freehold.serve.worker.models import EngineModels\n"
+        "from freehold.serve.worker.wire import Script\n"
         "async def main():\n"
         "    models = EngineModels(Store(Settings(Path(sys.argv[1]))), scripts={'x': Script()})\n"
         "    print((await models.use('x')).pid, flush=True)\n"
@@ -688,7 +688,7 @@ def impostor(path: Path, then: str) -> list[str]:
     path.write_text(
         "import os, socket, sys, time\n"
         "from freehold import __version__\n"
-        "from freehold.worker.wire import PROTOCOL, Hello, Writer\n"
+        "from freehold.serve.worker.wire import PROTOCOL, Hello, Writer\n"
         "s = socket.socket(fileno=int(sys.argv[1])); w = Writer()\n"
         "hello = lambda p=PROTOCOL, v=__version__: s.sendall(w.frame(Hello(p, v, os.getpid())))\n" + then
     )

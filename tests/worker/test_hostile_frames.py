@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from freehold import __version__
-from freehold.worker import client, wire
-from freehold.worker.process.__main__ import Process
-from freehold.worker.wire import (
+from freehold.serve.worker import client, wire
+from freehold.serve.worker.process.__main__ import Process
+from freehold.serve.worker.wire import (
     PROTOCOL,
     Cancel,
     EngineReady,

@@ -13,23 +13,23 @@ import pytest
 
 import freehold
 from freehold import _native as native
-from freehold.config import Settings
-from freehold.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overloaded, UsageError
-from freehold.router.toml.outside import KeptEnvironment
-from freehold.server.core.problems import hint_for
-from freehold.serving import Job
-from freehold.store import ModelRef, Store
-from freehold.store.create import make
-from freehold.store.modelfile import Recipe
-from freehold.types import Format, Message
-from freehold.worker import client, memory
-from freehold.worker import models as models_module
-from freehold.worker.handle import EngineHandle
-from freehold.worker.memory import HEADROOM, LEAST_CACHE
-from freehold.worker.models import EngineModels
-from freehold.worker.options import EngineOptions
-from freehold.worker.stream import EngineStream
-from freehold.worker.wire import Event, Failed, Frame, Script
+from freehold.base.config import Settings
+from freehold.base.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overloaded, UsageError
+from freehold.base.serving import Job
+from freehold.base.types import Format, Message
+from freehold.route.router.toml.outside import KeptEnvironment
+from freehold.run.store import ModelRef, Store
+from freehold.run.store.create import make
+from freehold.run.store.modelfile import Recipe
+from freehold.serve.http.core.problems import hint_for
+from freehold.serve.worker import client, memory
+from freehold.serve.worker import models as models_module
+from freehold.serve.worker.handle import EngineHandle
+from freehold.serve.worker.memory import HEADROOM, LEAST_CACHE
+from freehold.serve.worker.models import EngineModels
+from freehold.serve.worker.options import EngineOptions
+from freehold.serve.worker.stream import EngineStream
+from freehold.serve.worker.wire import Event, Failed, Frame, Script
 from tests.serving import served as open_tiny
 from tests.vectors.files import write_gguf, write_safetensors
 from tests.worker.conftest import answers, text, tokens

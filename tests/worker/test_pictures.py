@@ -13,13 +13,13 @@ from zlib import crc32
 
 import pytest
 
-from freehold.errors import UsageError
-from freehold.serving import Job
-from freehold.types import MAX_PICTURE_BYTES, Image, Message
-from freehold.worker import client, wire
-from freehold.worker.models import EngineModels
-from freehold.worker.process.scripted import VOCAB, scripted_tokens
-from freehold.worker.wire import FromServer, ModelCall, Reader, Script, Submit, Writer, decode, packed
+from freehold.base.errors import UsageError
+from freehold.base.serving import Job
+from freehold.base.types import MAX_PICTURE_BYTES, Image, Message
+from freehold.serve.worker import client, wire
+from freehold.serve.worker.models import EngineModels
+from freehold.serve.worker.process.scripted import VOCAB, scripted_tokens
+from freehold.serve.worker.wire import FromServer, ModelCall, Reader, Script, Submit, Writer, decode, packed
 from tests.worker.conftest import tokens
 
 HEAD = b"\x89PNG\r\n\x1a\n"

@@ -6,11 +6,11 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any, cast
 
-from freehold.serving import Begin, EngineStats, Job
-from freehold.types import Chunk, SamplingParams, Usage
-from freehold.worker.process.jobs import Channel, HostedModel, LiveJobs
-from freehold.worker.stream import EngineStream
-from freehold.worker.wire import Frame, FromEngine, Piece, Prefilled, Reader, Writer
+from freehold.base.serving import Begin, EngineStats, Job
+from freehold.base.types import Chunk, SamplingParams, Usage
+from freehold.serve.worker.process.jobs import Channel, HostedModel, LiveJobs
+from freehold.serve.worker.stream import EngineStream
+from freehold.serve.worker.wire import Frame, FromEngine, Piece, Prefilled, Reader, Writer
 
 BEGIN = Begin(100, (1, 2), SamplingParams(seed=1), 10)
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from freehold.worker.process.intake import NICE, IntakeQueue
+from freehold.serve.worker.process.intake import NICE, IntakeQueue
 
 
 class Held:

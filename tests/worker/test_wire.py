@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.errors import BadModelFile, FreeholdError, Overloaded, UsageError
-from freehold.serving import Begin, EngineStats, Job
-from freehold.types import Chunk, Message, SamplingParams, TokenLogprob, ToolCall, Usage
-from freehold.worker import wire
-from freehold.worker.wire import (
+from freehold.base.errors import BadModelFile, FreeholdError, Overloaded, UsageError
+from freehold.base.serving import Begin, EngineStats, Job
+from freehold.base.types import Chunk, Message, SamplingParams, TokenLogprob, ToolCall, Usage
+from freehold.serve.worker import wire
+from freehold.serve.worker.wire import (
     BadFrame,
     Began,
     CallReply,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold.adapt.evals.samples import check_keys, first_faults
 from freehold.adapt.licences import base_licence, check_base
 from freehold.adapt.lines import (
     DataLines,
@@ -31,12 +32,11 @@ from freehold.adapt.settings import AlignSettings
 from freehold.adapt.teaching import Nearness, still_known, written
 from freehold.adapt.training.steps import PASS_TOKENS, Optimizer, Order, parts
 from freehold.adapt.training.trainee import Trainee
-from freehold.advisor.verdict import Facts
-from freehold.engine.cache.capacity import MIN_CONTEXT
-from freehold.errors import FreeholdError, UsageError
-from freehold.evals.samples import check_keys, first_faults
-from freehold.store import ModelRef
-from freehold.types import Message
+from freehold.base.errors import FreeholdError, UsageError
+from freehold.base.types import Message
+from freehold.choose.advisor.verdict import Facts
+from freehold.run.engine.cache.capacity import MIN_CONTEXT
+from freehold.run.store import ModelRef
 
 if TYPE_CHECKING:
     import torch
@@ -204,7 +204,7 @@ def measured(trainee: Trainee, unseen: Sequence[PairRow]) -> dict[str, Any] | No
     `preferred`: share whose margin over the model itself is positive; `likelier`: share whose chosen answer is the
     likelier one, which needs no reference. Log-probabilities are means over answers, in nat.
     """
-    from freehold.evals.paired import compared
+    from freehold.adapt.evals.paired import compared
 
     if not unseen:
         return None

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from freehold.adapt.evals.samples import JUDGES, Judge, check_keys, judge
 from freehold.adapt.lines import DataLines, conversation, conversation_key, read_lines
 from freehold.adapt.run import on_disk
 from freehold.adapt.sampling import GREEDY, SampledAnswer, SamplingModel
-from freehold.errors import StoreError, UsageError
-from freehold.evals.samples import JUDGES, Judge, check_keys, judge
-from freehold.tokenizer import Tokenizer
-from freehold.types import Message, SamplingParams
+from freehold.base.errors import StoreError, UsageError
+from freehold.base.types import Message, SamplingParams
+from freehold.run.tokenizer import Tokenizer
 
 BATCH = 32  # questions whose answers are computed together and reach the disk together
 RETRY = SamplingParams(temperature=0.7, top_p=0.95)

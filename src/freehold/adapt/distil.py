@@ -35,12 +35,12 @@ from freehold.adapt.teaching import TeachingCourse, still_known, written
 from freehold.adapt.training.packed import VOCAB_SLICE, Head, HeadSlice, divergence
 from freehold.adapt.training.steps import Optimizer, Order, parts
 from freehold.adapt.training.trainee import States, Trainee, check_trainable
-from freehold.advisor.verdict import Facts
-from freehold.engine.cache.capacity import MIN_CONTEXT
-from freehold.errors import ContextOverflow, UsageError
-from freehold.models.lora import Adapter
-from freehold.store import ModelRef
-from freehold.tokenizer import Tokenizer
+from freehold.base.errors import ContextOverflow, UsageError
+from freehold.choose.advisor.verdict import Facts
+from freehold.run.engine.cache.capacity import MIN_CONTEXT
+from freehold.run.models.lora import Adapter
+from freehold.run.store import ModelRef
+from freehold.run.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -260,7 +260,7 @@ def _prompts(work: _Work, teacher: SamplingModel, student: SamplingModel) -> lis
 
 
 def _measured(work: _Work, student: SamplingModel, teacher: float | None) -> dict[str, Any] | None:
-    from freehold.evals.paired import compared
+    from freehold.adapt.evals.paired import compared
 
     if teacher is None:
         return None

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from freehold.adapt.evals.contamination import overlaps
+from freehold.adapt.evals.paired import compared
+from freehold.adapt.evals.samples import JUDGES, Judge, check_keys, first_faults, judge
 from freehold.adapt.licences import base_licence, check_base
 from freehold.adapt.lines import DataLines, conversation, conversation_key, messages_of, read_lines, text_of
 from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
@@ -30,21 +33,18 @@ from freehold.adapt.settings import FinetuneSettings
 from freehold.adapt.teaching import TeachingCourse, known_facts, still_known, written
 from freehold.adapt.training.steps import Optimizer, Order
 from freehold.adapt.training.trainee import GGUF, Trainee
-from freehold.advisor.verdict import Facts
-from freehold.engine.cache.capacity import MIN_CONTEXT
-from freehold.errors import ContextOverflow, UsageError
-from freehold.evals.contamination import overlaps
-from freehold.evals.paired import compared
-from freehold.evals.samples import JUDGES, Judge, check_keys, first_faults, judge
-from freehold.machine import available_bytes
-from freehold.platforms import peak_bytes
-from freehold.serving import Job
-from freehold.store import ModelRef
-from freehold.tokenizer import Tokenizer
-from freehold.types import Message
+from freehold.base.errors import ContextOverflow, UsageError
+from freehold.base.machine import available_bytes
+from freehold.base.platforms import peak_bytes
+from freehold.base.serving import Job
+from freehold.base.types import Message
+from freehold.choose.advisor.verdict import Facts
+from freehold.run.engine.cache.capacity import MIN_CONTEXT
+from freehold.run.store import ModelRef
+from freehold.run.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from freehold.local import LLM
+    from freehold.run.local import LLM
 
 
 MOST_ACTIVATIONS = 1 << 30  # bytes of layers' activations; fewer where less memory is free, for the same bits

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from freehold.advisor.lineage import Subject, subject
-from freehold.advisor.verdict import DISCLAIMER, Facts, Reason, Verdict, verdict
-from freehold.errors import ModelNotFound, UsageError
-from freehold.formats import GGUFFile, open_model_file
-from freehold.router.terms import terms_of
-from freehold.store import ModelRef
+from freehold.base.errors import ModelNotFound, UsageError
+from freehold.choose.advisor.lineage import Subject, subject
+from freehold.choose.advisor.verdict import DISCLAIMER, Facts, Reason, Verdict, verdict
+from freehold.route.router.terms import terms_of
+from freehold.run.formats import GGUFFile, open_model_file
+from freehold.run.store import ModelRef
 
 LEAST_CHARS = 12  # of a statement of rights: enough to name a contract
 

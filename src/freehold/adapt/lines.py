@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from freehold.errors import FreeholdError, UsageError
-from freehold.evals import samples
-from freehold.evals.samples import first_faults
-from freehold.types import Message, Role
+from freehold.adapt.evals import samples
+from freehold.adapt.evals.samples import first_faults
+from freehold.base.errors import FreeholdError, UsageError
+from freehold.base.types import Message, Role
 
 MOST_BYTES = 1 << 30
 MOST_LINE = 4 << 20  # bytes of one line

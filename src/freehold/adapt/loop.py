@@ -23,7 +23,7 @@ from freehold.adapt.run import RunFolder, cpu_seconds, on_disk, receipt, templat
 from freehold.adapt.settings import AdapterSettings
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee, arithmetic
-from freehold.errors import UsageError
+from freehold.base.errors import UsageError
 
 KEEP_S = 30.0  # between two states on disk: what a kill costs at most, and half a second of writing in thirty
 STEPS = "steps.jsonl"

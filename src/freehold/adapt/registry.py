@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freehold import private
+from freehold.base import private
 
 FILE = "trainings.jsonl"
 MOST_BYTES = 4 << 20  # of the file that are read: 20,000 lines

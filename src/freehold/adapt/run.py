@@ -29,11 +29,11 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold import platforms
-from freehold.errors import StoreError, UsageError
-from freehold.store.records import ModelRef
-from freehold.tokenizer import ChatTemplate
-from freehold.version import __version__
+from freehold.base import platforms
+from freehold.base.errors import StoreError, UsageError
+from freehold.base.version import __version__
+from freehold.run.store.records import ModelRef
+from freehold.run.tokenizer import ChatTemplate
 
 _WHAT, _CHECKPOINT, _STEPS, _LOCK = "run.json", "checkpoint.npz", "steps.jsonl", "lock"
 _STATE = "/state"  # the member of a checkpoint that holds the state, as JSON; no array has a slash in front

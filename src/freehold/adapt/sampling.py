@@ -16,16 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.adapt.training.trainee import Trainee
-from freehold.engine import Generation
-from freehold.engine.scoring import logit_chunks
-from freehold.errors import ContextOverflow, UnsupportedModel
-from freehold.local.llm import DRIVE_S, LLM
-from freehold.local.opening import open_model
-from freehold.machine import available_bytes
-from freehold.models.lora import Adapter, pack_pairs
-from freehold.store import ModelRef
-from freehold.tokenizer import ChatTemplate, Tokenizer
-from freehold.types import FinishReason, Message, SamplingParams, ServedModelOptions
+from freehold.base.errors import ContextOverflow, UnsupportedModel
+from freehold.base.machine import available_bytes
+from freehold.base.types import FinishReason, Message, SamplingParams, ServedModelOptions
+from freehold.run.engine import Generation
+from freehold.run.engine.scoring import logit_chunks
+from freehold.run.local.llm import DRIVE_S, LLM
+from freehold.run.local.opening import open_model
+from freehold.run.models.lora import Adapter, pack_pairs
+from freehold.run.store import ModelRef
+from freehold.run.tokenizer import ChatTemplate, Tokenizer
 
 F32 = NDArray[np.float32]
 CACHE_BYTES = 1 << 30  # most of a cache for many answers: 80,000 tokens of a 0.5b

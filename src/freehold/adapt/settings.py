@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from freehold.options import check, option
-from freehold.types import MAX_SEED
+from freehold.base.options import check, option
+from freehold.base.types import MAX_SEED
 
 if TYPE_CHECKING:
     from freehold.adapt.training.steps import Optimizer

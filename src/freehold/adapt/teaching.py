@@ -11,19 +11,19 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from freehold.adapt.evals.divergence import held_out_text
 from freehold.adapt.sampling import AnswerRow
 from freehold.adapt.training.packed import divergence
 from freehold.adapt.training.steps import PASS_TOKENS, Optimizer, Order, parts
 from freehold.adapt.training.trainee import Trainee
-from freehold.evals.divergence import held_out_text
-from freehold.serving import Job
-from freehold.types import Message
+from freehold.base.serving import Job
+from freehold.base.types import Message
 
 if TYPE_CHECKING:
     import torch
 
     from freehold.adapt.sampling import SamplingModel
-    from freehold.local import LLM
+    from freehold.run.local import LLM
 
 
 # --- a step of teaching -----------------------------------------------------------------------------

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.choosing import company_facts
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.base.terminal import Ticking
+from freehold.choose.choosing import company_facts
 from freehold.cli.helping import section
 from freehold.cli.report.advice import (
     chart,
@@ -19,14 +22,11 @@ from freehold.cli.report.advice import (
     report,
 )
 from freehold.cli.shared import FACTS, Amount, Billions, company_options, json_option, write_beside
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.reports.plain import as_plain
-from freehold.terminal import Ticking
+from freehold.serve.reports.plain import as_plain
 
 if TYPE_CHECKING:
-    from freehold.advisor.advice import Advice
-    from freehold.catalog.questions import Question
+    from freehold.base.catalog.questions import Question
+    from freehold.choose.advisor.advice import Advice
     from freehold.cli.report.trying import Tried
 
 NOT_GOOD_ENOUGH = 3  # exit status: models run, none is good enough
@@ -158,7 +158,7 @@ def command(
 
 def _asks_hardware(task: str | None) -> Question | None:
     """Return the question if it asks which hardware a model needs."""
-    from freehold.catalog.questions import question
+    from freehold.base.catalog.questions import question
 
     parsed = question(task) if task else None
     return parsed if parsed and parsed.asks_hardware else None
@@ -187,7 +187,7 @@ def _trial(settings: Settings, advice: Advice, options: dict[str, Any], top: int
 
 
 def _advice(settings: Settings, task: str, options: dict[str, Any]) -> Advice:
-    from freehold.choosing import advise
+    from freehold.choose.choosing import advise
 
     facts = company_facts(
         settings, {"purpose": options["purpose"], **{name: options[name] for name in FACTS}}

@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 from freehold.adapt.settings import AlignSettings
-from freehold.choosing import company_facts
+from freehold.base.config import Settings
+from freehold.base.terminal import Ticking
+from freehold.choose.choosing import company_facts
 from freehold.cli.options import setting_options
 from freehold.cli.shared import json_option
 from freehold.cli.training import (
@@ -25,8 +27,6 @@ from freehold.cli.training import (
     time_row,
     train,
 )
-from freehold.config import Settings
-from freehold.terminal import Ticking
 
 
 @click.command("align")
@@ -63,7 +63,7 @@ def command(
     """
     with Ticking("starting torch"):
         from freehold.adapt.align import align
-    from freehold.store import Store
+    from freehold.run.store import Store
 
     store = Store(settings)
     ref = store.resolve(model)

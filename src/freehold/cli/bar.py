@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import FreeholdError, UsageError
 from freehold.cli.report.trying import TrialProgress
 from freehold.cli.shared import gateway_option, json_option, table
-from freehold.config import Settings
-from freehold.errors import FreeholdError, UsageError
-from freehold.reports.gateway_file import gateway_path
+from freehold.serve.reports.gateway_file import gateway_path
 
 if TYPE_CHECKING:
-    from freehold.evals.samples import Samples
-    from freehold.evals.trial import Open, TrialResult
-    from freehold.router.bar import BarResult, MeasuredModel
-    from freehold.router.gateway import Gateway, GatewayModel
-    from freehold.store import Store
+    from freehold.adapt.evals.samples import Samples
+    from freehold.adapt.evals.trial import Open, TrialResult
+    from freehold.route.router.bar import BarResult, MeasuredModel
+    from freehold.route.router.gateway import Gateway, GatewayModel
+    from freehold.run.store import Store
 
 SCHEMA = 1
 LEVEL = 0.95
@@ -86,10 +86,10 @@ def run_bar(
     `prompt` or `messages`, and one of exact, contains, regex, json, json_schema, tests or judge. After Ctrl-C, the
     answers so far are kept, and the same command continues from there.
     """
-    from freehold.evals.samples import read as read_samples
-    from freehold.evals.trial import TrialModel, run
-    from freehold.router.bar import BarStore, Identities, file_digest
-    from freehold.store import Store
+    from freehold.adapt.evals.samples import read as read_samples
+    from freehold.adapt.evals.trial import TrialModel, run
+    from freehold.route.router.bar import BarStore, Identities, file_digest
+    from freehold.run.store import Store
 
     store = Store(settings)
     identities, path = Identities(store), gateway_path(settings, gateway)
@@ -129,9 +129,9 @@ def run_bar(
 @click.pass_obj
 def list_bars(settings: Settings, gateway: Path | None, as_json: bool) -> None:
     """List the stored results: score, lower bound, and whether each is valid, or why not."""
-    from freehold.router.bar import BarStore, Identities, void
-    from freehold.router.gateway import GatewayModel
-    from freehold.store import Store
+    from freehold.route.router.bar import BarStore, Identities, void
+    from freehold.route.router.gateway import GatewayModel
+    from freehold.run.store import Store
 
     read = _gateway(settings, gateway_path(settings, gateway))
     identities, rows = Identities(Store(settings)), []
@@ -170,7 +170,7 @@ def list_bars(settings: Settings, gateway: Path | None, as_json: bool) -> None:
 def _gateway(settings: Settings, path: Path | None) -> Gateway | None:
     if path is None:
         return None
-    from freehold.reports.gateway_file import read_gateway
+    from freehold.serve.reports.gateway_file import read_gateway
 
     return read_gateway(settings, path, keys=False)
 
@@ -198,7 +198,7 @@ def _planned_run(
 
 
 def _model(read: Gateway | None, name: str) -> GatewayModel:
-    from freehold.router.gateway import GatewayModel
+    from freehold.route.router.gateway import GatewayModel
 
     if read and name in read.routes:
         raise UsageError(f"{name} is a route", "measure its models one by one")
@@ -227,7 +227,7 @@ def _opening(
         raise UsageError("labels and keys are of a gateway.toml", "add --gateway FILE")
 
     def open_model(name: str) -> Any:
-        from freehold.local import open_shown
+        from freehold.run.local import open_shown
 
         wanted = bar_run.judge if bar_run.judge and bar_run.judge.name == name else bar_run.model
         return open_shown(store.resolve(wanted.local), packs=store.packs)
@@ -243,8 +243,8 @@ def _result(
     digest: str,
     judge: str,
 ) -> BarResult:
-    from freehold.evals.paired import resampled_mean, wilson
-    from freehold.router.bar import BarResult, now_text
+    from freehold.adapt.evals.paired import resampled_mean, wilson
+    from freehold.route.router.bar import BarResult, now_text
 
     scores = trial.scores
     graded = len(scores) >= _FEW and any(0 < s < 1 for s in scores)

@@ -25,20 +25,20 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
-from freehold.catalog.models import models
+from freehold.base.catalog.models import models
+from freehold.base.errors import StoreError, UsageError
+from freehold.base.machine import CROWDED, Crowd, cgroup_limit_bytes, cpu_name, cpu_quota, processor
+from freehold.base.machine.memory import page_sizes
+from freehold.base.options import option
+from freehold.base.platforms import SYSTEM
+from freehold.base.terminal import Ticking
 from freehold.cli.options import setting_options
 from freehold.cli.shared import held_or_fetched, kv_option, offline_option, with_offline
-from freehold.errors import StoreError, UsageError
-from freehold.machine import CROWDED, Crowd, cgroup_limit_bytes, cpu_name, cpu_quota, processor
-from freehold.machine.memory import page_sizes
-from freehold.options import option
-from freehold.platforms import SYSTEM
-from freehold.store import ModelRef, Store
-from freehold.terminal import Ticking
+from freehold.run.store import ModelRef, Store
 
 if TYPE_CHECKING:
-    from freehold.local import LLM
-    from freehold.types import KvType, Usage
+    from freehold.base.types import KvType, Usage
+    from freehold.run.local import LLM
 
 
 DECODE_PROMPT = 32  # tokens before the timed decode, as a short question has
@@ -105,8 +105,8 @@ def command(
 
 def _keep(home: Path, ref: ModelRef, facts: dict[str, Any], load: float) -> None:
     """Store the ceilings and the speeds for `freehold fit`."""
-    from freehold.advisor import machine
-    from freehold.advisor.learning import keep
+    from freehold.choose.advisor import machine
+    from freehold.choose.advisor.learning import keep
 
     loaded = (facts["load_average"] or 0) > 1.5 * facts["threads"]  # our own threads are in it
     busy = load > CROWDED or loaded
@@ -123,7 +123,7 @@ def _keep(home: Path, ref: ModelRef, facts: dict[str, Any], load: float) -> None
 def measure(ref: ModelRef, packs: Path, plan: BenchPlan, kv_type: KvType) -> dict[str, Any]:
     """Load `ref`, time prefills and decodes in rounds, measure the ceilings; return the facts to print."""
     from freehold import _native as native
-    from freehold.local import open_shown
+    from freehold.run.local import open_shown
 
     context = max(plan.prompt, plan.depth + DECODE_PROMPT + plan.tokens) + 2
     # The ceiling is of plain decoding; benches/engine/speculation.py measures speculation.
@@ -210,7 +210,7 @@ def _summary(name: str, rates: list[float]) -> dict[str, float]:
 
 def version() -> str:
     """Return the release, and in a checkout the commit."""
-    from freehold.version import __version__
+    from freehold.base.version import __version__
 
     command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
     if (ROOT / ".git").exists():

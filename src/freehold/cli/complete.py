@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from freehold.config import Settings, load_settings
-from freehold.errors import FreeholdError
+from freehold.base.config import Settings, load_settings
+from freehold.base.errors import FreeholdError
 
 Names = Callable[[Settings], Iterable[tuple[str, str]]]
 
@@ -52,29 +52,29 @@ def _completer(names: Names) -> Callable[[click.Context, click.Parameter, str], 
 
 def held(settings: Settings) -> Iterable[tuple[str, str]]:
     """Models in the store."""
-    from freehold.store import Store
-    from freehold.store.space import human
+    from freehold.run.store import Store
+    from freehold.run.store.space import human
 
     return [(m.name, human(m.bytes)) for m in Store(settings).list()]
 
 
 def fetchable(settings: Settings) -> Iterable[tuple[str, str]]:
     """Models with a short name that can be fetched, then those in the store."""
-    from freehold import catalog
+    from freehold.base import catalog
 
     return [*((e.name, "to be fetched") for e in catalog.entries()), *held(settings)]
 
 
 def known(settings: Settings) -> Iterable[tuple[str, str]]:
     """Models of the catalogue."""
-    from freehold import catalog
+    from freehold.base import catalog
 
     return [*((m.id, "") for m in catalog.models()), *fetchable(settings)]
 
 
 def hardware(_: Settings) -> Iterable[tuple[str, str]]:
     """Devices of the catalogue."""
-    from freehold import catalog
+    from freehold.base import catalog
 
     return [(device.name, device.title) for device in catalog.devices()]
 
@@ -88,7 +88,7 @@ def verbs(_: Settings) -> Iterable[tuple[str, str]]:
 
 def tasks(_: Settings) -> Iterable[tuple[str, str]]:
     """Tasks of `advise`."""
-    from freehold.catalog.benchmarks import tasks as known_tasks
+    from freehold.base.catalog.benchmarks import tasks as known_tasks
 
     return [(task.id, task.title) for task in known_tasks()]
 
@@ -102,7 +102,7 @@ def apps(_: Settings) -> Iterable[tuple[str, str]]:
 
 def deployed(settings: Settings) -> Iterable[tuple[str, str]]:
     """Deployments of this home."""
-    from freehold.backends.kept import kept
+    from freehold.outgrow.kept import kept
 
     return [(each.name, each.plan.engine) for each in kept(settings.home)[0]]
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import click
 
-from freehold.advisor.breakeven import known
-from freehold.advisor.interval import Interval
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.choose.advisor.breakeven import known
+from freehold.choose.advisor.interval import Interval
 from freehold.cli.helping import section
 from freehold.cli.report.cost import show, show_ledger, spoken
 from freehold.cli.shared import Amount, Seconds, gateway_option, json_option, ledger_option, write_beside
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.reports.cost import cost_json
+from freehold.serve.reports.cost import cost_json
 
 FIGURES = ("tokens_per_day", "input_share", "cached_share", "request_tokens")
 
@@ -160,9 +160,9 @@ def command(
 
     With --json: {"schema": 1, "traffic": ..., "owned": ..., "bills": [...], "assumptions": [...], ...}.
     """
-    from freehold.advisor.breakeven import from_csv, from_figures
-    from freehold.advisor.cost import cost
-    from freehold.catalog import prices
+    from freehold.base.catalog import prices
+    from freehold.choose.advisor.breakeven import from_csv, from_figures
+    from freehold.choose.advisor.cost import cost
 
     ledger = {key: options.pop(key) for key in ("since", "gateway", "file", "owned", "share")}
     if options.pop("from_ledger"):
@@ -197,8 +197,8 @@ def _from_ledger(
     other: str | None,
     options: Mapping[str, Any],
 ) -> None:
-    from freehold.providers.contract import HOUSE
-    from freehold.reports.cost import from_ledger, savings_json
+    from freehold.route.providers.contract import HOUSE
+    from freehold.serve.reports.cost import from_ledger, savings_json
 
     if other:
         raise UsageError(

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
 from freehold.cli.options import sampling_options
 from freehold.cli.progress import reporter
 from freehold.cli.shared import json_option, offline_option, with_offline
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.store import Store
-from freehold.store.contract import OnEvent
-from freehold.store.modelfile import MAX_CHARS, Recipe, parse
-from freehold.store.refs import parse_ref
+from freehold.run.store import Store
+from freehold.run.store.contract import OnEvent
+from freehold.run.store.modelfile import MAX_CHARS, Recipe, parse
+from freehold.run.store.refs import parse_ref
 
 if TYPE_CHECKING:
-    from freehold.models.tiny.make import TinyConfig
+    from freehold.run.models.tiny.make import TinyConfig
 
 
 @click.command("create")
@@ -50,7 +50,7 @@ def command(
     is kept. Relative paths start at the Modelfile's folder. NAME shares the engine of its base, unless it has its
     own template. Prints NAME; with --json, the record.
     """
-    from freehold.store.create import make
+    from freehold.run.store.create import make
 
     store = Store(with_offline(settings, offline))
     options = parameters_of(given)
@@ -80,7 +80,7 @@ def command(
 
 def _joined(store: Store, recipe: Recipe, folder: Path, on_event: OnEvent) -> Recipe:
     """Record the model of two files, a GGUF and its tower. Raises UsageError for two that do not fit."""
-    from freehold.store.eyes import model_and_tower
+    from freehold.run.store.eyes import model_and_tower
 
     named = [name for name in (recipe.base, recipe.tower) if parse_ref(name).kind != "path"]
     if named:
@@ -141,7 +141,7 @@ def make_tiny_command(
     safetensors, or both, and prints their paths. A model that sees pictures is larger and has a second GGUF,
     OUT/mmproj-FAMILY.gguf.
     """
-    from freehold.models.tiny import make
+    from freehold.run.models.tiny import make
 
     if listing:
         for tiny in map(make.config, make.names()):
@@ -158,7 +158,7 @@ def make_tiny_command(
 
 
 def _write(tiny: TinyConfig, out: Path, form: str) -> dict[str, str]:
-    from freehold.models.tiny import make
+    from freehold.run.models.tiny import make
 
     files: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)

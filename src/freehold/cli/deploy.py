@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.config import Settings, nearest
+from freehold.base.errors import ModelNotFound, UsageError
+from freehold.base.terminal import printable
 from freehold.cli.deploying.options import (
     asked_of,
     given_of_a_server,
@@ -26,13 +29,10 @@ from freehold.cli.serving.logs import LEVELS
 from freehold.cli.serving.options import ServeRequest, door_options, read_options
 from freehold.cli.shared import drain_option, gateway_option, json_option, offline_option, with_offline
 from freehold.cli.verbs import UNDER_DEPLOY
-from freehold.config import Settings, nearest
-from freehold.errors import ModelNotFound, UsageError
-from freehold.terminal import printable
 
 if TYPE_CHECKING:
-    from freehold.backends.contract import DeployPlan
-    from freehold.backends.planning.options import DeployOptions
+    from freehold.outgrow.contract import DeployPlan
+    from freehold.outgrow.planning.options import DeployOptions
 
 EMITTED = ("systemd", "compose", "k8s", "skypilot", "ray")
 
@@ -154,8 +154,8 @@ def command(ctx: click.Context, model: str = "", **values: Any) -> None:
     if not model and not values["attach"]:
         refuse_without_model(ctx)
         ctx.exit(_again(settings, values))
-    from freehold.backends.planning.options import DeployOptions, planned
-    from freehold.backends.ray.plan import is_ray
+    from freehold.outgrow.planning.options import DeployOptions, planned
+    from freehold.outgrow.ray.plan import is_ray
 
     refuse_idle(ctx, values["emit"] or "")
     options = asked_of(values, DeployOptions(model))
@@ -181,9 +181,9 @@ def command(ctx: click.Context, model: str = "", **values: Any) -> None:
 
 
 def _again(settings: Settings, options: Mapping[str, Any]) -> int:
-    from freehold.backends.kept import kept
     from freehold.cli.deploying.running import RunningDeployments
     from freehold.cli.serving.attach import running
+    from freehold.outgrow.kept import kept
 
     held, damaged = kept(settings.home)
     for sentence in damaged:
@@ -219,7 +219,7 @@ def _start(
             return start_all(RunningDeployments(server), plans, printed=values["as_json"], again=again)
     from freehold.cli.deploying.serving import StartedDeployments
     from freehold.cli.serving.running import serve_models
-    from freehold.store import Store
+    from freehold.run.store import Store
 
     names = {each.name for each in fields(ServeRequest)}
     request = ServeRequest(**{name: value for name, value in values.items() if name in names})

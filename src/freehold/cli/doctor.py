@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
+from freehold.base.config import Settings
 from freehold.cli.shared import json_option
-from freehold.config import Settings
-from freehold.store.space import human
+from freehold.run.store.space import human
 
 _NO_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64")  # activations and plain integers
 _CODE_BITS = 8 + 32 / 16  # an int8 code, and a float32 scale for sixteen
@@ -80,10 +80,10 @@ def machine(settings: Settings) -> dict[str, Any]:
     import psutil
 
     from freehold import _native as native
-    from freehold import machine as here
+    from freehold.base import machine as here
+    from freehold.base.machine.memory import page_sizes
+    from freehold.base.platforms import IS_MAC
     from freehold.cli.report.verify import notes
-    from freehold.machine.memory import page_sizes
-    from freehold.platforms import IS_MAC
 
     chip = here.processor()
     return {
@@ -116,7 +116,7 @@ def machine(settings: Settings) -> dict[str, Any]:
 
 def _pictures() -> dict[str, Any]:
     """Return what decodes pictures, and whether each of them is opened in a process that is closed in."""
-    from freehold.platforms import can_confine
+    from freehold.base.platforms import can_confine
 
     formats = ["PNG", "GIF"]
     try:
@@ -130,7 +130,7 @@ def _pictures() -> dict[str, Any]:
 
 def _engines(settings: Settings) -> dict[str, Any]:
     """Return the accelerators, and the engines that `--engine auto` chooses from."""
-    from freehold.backends.finding import look
+    from freehold.outgrow.finding import look
 
     here = look(settings.home, always=True)
     return {
@@ -152,7 +152,7 @@ def _home(settings: Settings) -> dict[str, Any]:
 
 
 def _stores(settings: Settings) -> list[dict[str, Any]]:
-    from freehold.store import Store
+    from freehold.run.store import Store
 
     models = Store(settings).list()
     roots = [("freehold", settings.home), *settings.foreign_roots]
@@ -181,8 +181,8 @@ def _versions() -> dict[str, str]:
 def kernel_routes() -> dict[str, Any]:
     """Return for each weight type its bits in the file and packed, and how each kernel table computes it."""
     from freehold import _native as native
-    from freehold.formats.blocks import has_codes
-    from freehold.formats.weight_types import QuantType, block_layout
+    from freehold.run.formats.blocks import has_codes
+    from freehold.run.formats.weight_types import QuantType, block_layout
 
     isas = native.isas()
     routes = {row[0]: (row[2], row[4]) for row in native.type_routes()}

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.base.serving import MAX_TEXTS
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.serving import MAX_TEXTS
 
 if TYPE_CHECKING:
-    from freehold.local import LLM
+    from freehold.run.local import LLM
 
 PORTION = 256  # lines of stdin that are read before vectors are written
 
@@ -51,8 +51,8 @@ def command(
 
     Prints one line of numbers per text; with --json, an object with index, tokens, cut and embedding.
     """
-    from freehold.local import open_shown
-    from freehold.store import Store
+    from freehold.run.local import open_shown
+    from freehold.run.store import Store
 
     if not texts and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("there is no text", "give one as an argument, or lines through a pipe")

@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.base.options import option
+from freehold.base.terminal import Ticking, printable
+from freehold.base.version import __version__
 from freehold.cli.options import setting_options
 from freehold.cli.report.trying import TrialProgress
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, table, with_offline
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.options import option
-from freehold.store import ModelRef, Store
-from freehold.store.naming import parted
-from freehold.store.records import digest
-from freehold.terminal import Ticking, printable
-from freehold.version import __version__
+from freehold.run.store import ModelRef, Store
+from freehold.run.store.naming import parted
+from freehold.run.store.records import digest
 
 if TYPE_CHECKING:
-    from freehold.evals.evaluate import EvalSubject, EvalTask, EvaluatedModel, TaskResult
-    from freehold.evals.results import Report, ResultComparison
+    from freehold.adapt.evals.evaluate import EvalSubject, EvalTask, EvaluatedModel, TaskResult
+    from freehold.adapt.evals.results import Report, ResultComparison
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ def command(
 
 
 def _show(report: Report, home: Path, out: Path | None, as_json: bool) -> None:
+    from freehold.adapt.evals.results import written
     from freehold.adapt.registry import note
-    from freehold.evals.results import written
 
     path = written(report, out) if out else None
     if out:
@@ -131,10 +131,10 @@ class _Named:
 
 
 def _evaluated(settings: Settings, model: str, request: EvalRequest, shown: TrialProgress) -> Report:
+    from freehold.adapt.evals.evaluate import evaluate
+    from freehold.adapt.evals.results import Report
+    from freehold.adapt.evals.tasks.open_task import TaskOptions, open_task
     from freehold.cli.progress import reporter
-    from freehold.evals.evaluate import evaluate
-    from freehold.evals.results import Report
-    from freehold.evals.tasks.open_task import TaskOptions, open_task
 
     started, clock, used = datetime.now(UTC), time.monotonic(), _cpu_seconds()
     store = Store(settings)
@@ -169,7 +169,7 @@ def _evaluated(settings: Settings, model: str, request: EvalRequest, shown: Tria
 
 def _check_sees(subject: EvalSubject, tasks: Iterable[EvalTask]) -> None:
     """Raise UsageError for a model that reads text alone where an item has pictures."""
-    from freehold.evals.pictures import images_of
+    from freehold.adapt.evals.pictures import images_of
 
     if subject.model.can_see:
         return
@@ -207,8 +207,8 @@ def _named(store: Store, model: str) -> _Named:
 
 @contextmanager
 def _opened(store: Store, named: _Named, request: EvalRequest) -> Iterator[EvalSubject]:
-    from freehold.evals.evaluate import EvalSubject, EvaluatedModel
-    from freehold.local import open_shown
+    from freehold.adapt.evals.evaluate import EvalSubject, EvaluatedModel
+    from freehold.run.local import open_shown
 
     adapters_named = {"adapter": named.adapter} if named.adapter else {}
     loaded = open_shown(
@@ -233,8 +233,8 @@ def _opened(store: Store, named: _Named, request: EvalRequest) -> Iterator[EvalS
 def _judged(
     store: Store, results: list[TaskResult], subject: EvalSubject, grader: ModelRef, home: Path
 ) -> list[TaskResult]:
-    from freehold.evals.evaluate import judged
-    from freehold.local import open_shown
+    from freehold.adapt.evals.evaluate import judged
+    from freehold.run.local import open_shown
 
     if not any(row.item.rubric for each in results for row in each.rows):
         return results
@@ -248,7 +248,7 @@ def _cpu_seconds() -> float:
 
 
 def _compare(one: Path, other: Path, *, as_json: bool) -> None:
-    from freehold.evals.results import compare
+    from freehold.adapt.evals.results import compare
 
     comparison = compare(one, other)
     if as_json:
@@ -265,7 +265,7 @@ _HEAD = ("TASK", "METRIC", "SCORE", "95% CI", "ITEMS", "NEW ANSWERS")
 
 def show(report: Report) -> None:
     """Print the table on stdout, and what needs saying on stderr."""
-    from freehold.evals.results import faults, interval, values
+    from freehold.adapt.evals.results import faults, interval, values
 
     rows = []
     for each in report.tasks:

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.adapt.settings import FinetuneSettings
-from freehold.choosing import company_facts
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.base.terminal import Ticking, printable
+from freehold.choose.choosing import company_facts
 from freehold.cli.options import setting_options
 from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import (
@@ -28,14 +31,11 @@ from freehold.cli.training import (
     time_row,
     train,
 )
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.store import Store
-from freehold.store.space import human
-from freehold.terminal import Ticking, printable
+from freehold.run.store import Store
+from freehold.run.store.space import human
 
 if TYPE_CHECKING:
-    from freehold.store import ModelRef
+    from freehold.run.store import ModelRef
 
 
 @click.command("finetune")

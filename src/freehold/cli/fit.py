@@ -11,16 +11,16 @@ from typing import Any
 
 import click
 
-from freehold.advisor.anatomy import Anatomy
-from freehold.advisor.fit import Fit, Misfit, Place
-from freehold.advisor.interval import Interval, digits
-from freehold.catalog.model import Model
+from freehold.base.catalog.model import Model
+from freehold.base.config import Settings
+from freehold.base.machine import show_bytes
+from freehold.base.terminal import Ticking
+from freehold.choose.advisor.anatomy import Anatomy
+from freehold.choose.advisor.fit import Fit, Misfit, Place
+from freehold.choose.advisor.interval import Interval, digits
 from freehold.cli.report.facts import tokens
 from freehold.cli.shared import Amount, json_option, kv_option, table
-from freehold.config import Settings
-from freehold.machine import show_bytes
-from freehold.reports.fit import fit_report, needs, pictures_lines, run_command
-from freehold.terminal import Ticking
+from freehold.serve.reports.fit import fit_report, needs, pictures_lines, run_command
 
 HEAD = ("QUANT", "WEIGHTS", "CACHE", "OTHER", "NEEDS", "LONGEST", "LOAD s", "PREFILL tok/s", "DECODE tok/s")
 _WIDER = 1.15  # times the file's bytes that weights may take here without a note

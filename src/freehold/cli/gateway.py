@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import ModelNotFound, UsageError
 from freehold.cli.shared import gateway_option, json_option, table
-from freehold.config import Settings
-from freehold.errors import ModelNotFound, UsageError
 
 if TYPE_CHECKING:
-    from freehold.router.admission.verdict import RouterFigures, RouterVerdict, SampledFigure
-    from freehold.router.explain import Explanation
-    from freehold.router.gateway import Gateway
-    from freehold.router.toml.table import BadGateway
+    from freehold.route.router.admission.verdict import RouterFigures, RouterVerdict, SampledFigure
+    from freehold.route.router.explain import Explanation
+    from freehold.route.router.gateway import Gateway
+    from freehold.route.router.toml.table import BadGateway
 
 
 SCHEMA = 1
@@ -49,9 +49,9 @@ def check(ctx: click.Context, file: Path, without_keys: bool, as_json: bool) -> 
     prices, and the labels that they accept. Sends nothing.
     """
     from freehold.cli.report.routes import as_rows, show
-    from freehold.reports.gateway_file import outside_of
-    from freehold.router.reading import read
-    from freehold.router.toml.table import BadGateway
+    from freehold.route.router.reading import read
+    from freehold.route.router.toml.table import BadGateway
+    from freehold.serve.reports.gateway_file import outside_of
 
     settings: Settings = ctx.obj
     try:
@@ -90,8 +90,8 @@ def convert(file: Path) -> None:
     Settings without a counterpart are listed on stderr, and in the file as comments. Keys in FILE are not copied:
     the result names the variables that must contain them.
     """
-    from freehold.router.convert.draft import read_yaml
-    from freehold.router.convert.litellm import converted
+    from freehold.route.router.convert.draft import read_yaml
+    from freehold.route.router.convert.litellm import converted
 
     draft = converted(read_yaml(file.expanduser()), file.name)
     click.echo(draft.text(), nl=False)
@@ -151,13 +151,13 @@ def explain_prompt(
     """
     import asyncio
 
-    from freehold.reports.gateway_file import holds, read_gateway
-    from freehold.router.bar import Bars, Identities
-    from freehold.router.explain import explain
-    from freehold.router.routing import GatewayPlan
-    from freehold.serving import Job, Origin
-    from freehold.store import Store
-    from freehold.types import Message
+    from freehold.base.serving import Job, Origin
+    from freehold.base.types import Message
+    from freehold.route.router.bar import Bars, Identities
+    from freehold.route.router.explain import explain
+    from freehold.route.router.routing import GatewayPlan
+    from freehold.run.store import Store
+    from freehold.serve.reports.gateway_file import holds, read_gateway
 
     settings: Settings = ctx.obj
     read = read_gateway(settings, gateway, keys=False)
@@ -193,8 +193,8 @@ def admit_router(ctx: click.Context, table: Path, as_json: bool) -> None:
     prompt length and the per-task mean on whole tasks that were held out.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices this small lose more to waiting threads
-    from freehold.router.admission.table import read_table
-    from freehold.router.admission.verdict import admit
+    from freehold.route.router.admission.table import read_table
+    from freehold.route.router.admission.verdict import admit
 
     verdict = admit(read_table(table.expanduser()))
     if as_json:
@@ -237,7 +237,7 @@ def _show(explanation: Explanation) -> None:
 
 
 def _usd(nano: int) -> str:
-    from freehold.router.price import NANO
+    from freehold.route.router.price import NANO
 
     return "0" if not nano else f"{nano / NANO:.6f}".rstrip("0").rstrip(".")
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.errors import UsageError
+from freehold.base.machine import show_bytes
 from freehold.cli.shared import Amount, json_option, table
-from freehold.errors import UsageError
-from freehold.machine import show_bytes
 
 if TYPE_CHECKING:
-    from freehold.advisor.places import Option, Sizing
-    from freehold.catalog.hardware import Money
-    from freehold.catalog.questions import Question
+    from freehold.base.catalog.hardware import Money
+    from freehold.base.catalog.questions import Question
+    from freehold.choose.advisor.places import Option, Sizing
 
 SCHEMA = 1
 _ANSWERED = ("model", "users", "context", "hardware needed")  # parts of a question that `hardware` uses
@@ -50,7 +50,7 @@ def command(model: str, everything: bool, as_json: bool, **options: Any) -> None
 
     With --json: {"schema": 1, "model", "users", "context", "options": [...], "failures": [...]}.
     """
-    from freehold.choosing import hardware
+    from freehold.choose.choosing import hardware
 
     sizing = hardware(model, **{key: value for key, value in options.items() if value is not None})
     if as_json:
@@ -78,7 +78,7 @@ def show(sizing: Sizing, *, everything: bool = False) -> None:
         )
     else:
         click.echo("no hardware of the catalogue suffices")
-        from freehold.advisor.places import boxes
+        from freehold.choose.advisor.places import boxes
 
         for way in (*boxes(sizing), "a shorter --context, a lower --min-speed or a smaller model may fit"):
             click.echo(f"hint: {way}", err=True)
@@ -155,7 +155,7 @@ def for_question(parsed: Question, *, users: int | None, context: int | None, as
 
     Raises UsageError where no hardware suffices.
     """
-    from freehold.choosing import hardware
+    from freehold.choose.choosing import hardware
 
     room = context or parsed.context or None
     sizing = hardware(parsed.model, users=users or parsed.users or 1, context=room)

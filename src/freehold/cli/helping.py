@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
-from freehold.errors import UsageError
-from freehold.options import limits
+from freehold.base.errors import UsageError
+from freehold.base.options import limits
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 REST = "Options"  # the section of options that are below no other

@@ -1,6 +1,6 @@
 """`freehold keys add|list|rm|owner`: the server's API keys, stored as hashes; a running server reloads them.
 
-Knows options and messages; the file is server/core/keys.py's.
+Knows options and messages; the file is http/core/keys.py's.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
 from freehold.cli.shared import json_option, table
-from freehold.config import Settings
-from freehold.errors import UsageError
 
 SCHEMA = 1
 HEAD = ("NAME", "KIND", "MODELS", "RATE", "TOKENS", "SPENT TODAY", "CREATED")
@@ -57,7 +57,7 @@ def add(settings: Settings, name: str, file: Path | None, as_json: bool, **optio
 
     Only the key's hash is stored. NAME is the tenant: fair shares, the prefix cache and budgets are kept per tenant.
     """
-    from freehold.server.core.keys import KeyFile, made, new_secret
+    from freehold.serve.http.core.keys import KeyFile, made, new_secret
 
     scope = tuple(m.strip() for m in options["models"].split(",") if m.strip())
     if options["admin"] and (scope or options["rate"] or options["tokens"]):
@@ -81,8 +81,8 @@ def add(settings: Settings, name: str, file: Path | None, as_json: bool, **optio
 @click.pass_obj
 def list_(settings: Settings, file: Path | None, as_json: bool) -> None:
     """List the keys: scope, limits, and tokens used today."""
-    from freehold.server.core.accounts import Accounts
-    from freehold.server.core.keys import KeyFile
+    from freehold.serve.http.core.accounts import Accounts
+    from freehold.serve.http.core.keys import KeyFile
 
     kept = KeyFile(file or settings.keys)
     keys, spent = kept.read(), Accounts(settings.accounts).today()
@@ -131,7 +131,7 @@ def rm(settings: Settings, names: tuple[str, ...], file: Path | None, as_json: b
 
     A running server refuses them within a second. Their token counts are kept.
     """
-    from freehold.server.core.keys import KeyFile
+    from freehold.serve.http.core.keys import KeyFile
 
     kept = KeyFile(file or settings.keys)
     for name in dict.fromkeys(names):
@@ -161,7 +161,7 @@ def owner(settings: Settings, as_json: bool) -> None:
     With this token, a program may pull, create, copy and delete models, as over the owner's socket. For Ollama's
     clients: OLLAMA_API_KEY=$(freehold keys owner). It is stored in owner.token of the data folder.
     """
-    from freehold.server.core.auth import owner_token
+    from freehold.serve.http.core.auth import owner_token
 
     token = owner_token(settings.owner_token)
     if as_json:

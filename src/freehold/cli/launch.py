@@ -14,11 +14,11 @@ from pathlib import Path
 
 import click
 
+from freehold.base.config import Settings, suggestion
+from freehold.base.errors import FreeholdError, StoreError, UsageError
 from freehold.cli.chat.starter import default_model
 from freehold.cli.clients.apps import APPS, App, NotUnderstood, Target
 from freehold.cli.shared import json_option
-from freehold.config import Settings, suggestion
-from freehold.errors import FreeholdError, StoreError, UsageError
 
 SCHEMA = 1
 BACKUP = ".before-freehold"
@@ -134,7 +134,7 @@ def _target(settings: Settings, url: str | None, model: str | None, key: str | N
 
 
 def _keyed(settings: Settings) -> bool:
-    from freehold.server.core.keys import KeyFile
+    from freehold.serve.http.core.keys import KeyFile
 
     return bool(KeyFile(settings.keys).read())
 

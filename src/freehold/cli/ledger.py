@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import ModelNotFound
 from freehold.cli.shared import Seconds, json_option, ledger_option, pairs, table
-from freehold.config import Settings
-from freehold.errors import ModelNotFound
-from freehold.reports.gateway_file import ledger_file
+from freehold.serve.reports.gateway_file import ledger_file
 
 if TYPE_CHECKING:
-    from freehold.router.ledger.queries import LabelAudit, LedgerSum
-    from freehold.router.ledger.rows import LedgerRow
+    from freehold.route.router.ledger.queries import LabelAudit, LedgerSum
+    from freehold.route.router.ledger.rows import LedgerRow
 
 
 SCHEMA = 1
@@ -68,7 +68,7 @@ def command(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from freehold.router.ledger.queries import sums, sums_json
+    from freehold.route.router.ledger.queries import sums, sums_json
 
     path, now = ledger_file(ctx.obj, file), time.time()
     names = [name.strip() for name in by.split(",") if name.strip()]
@@ -100,7 +100,7 @@ def show(settings: Settings, request: str, file: Path | None, as_json: bool) -> 
     REQUEST is the id in the answer's x-request-id header, the answer's own id, or the provider's. Prints no prompt
     and no answer, because the ledger contains none.
     """
-    from freehold.router.ledger.queries import find
+    from freehold.route.router.ledger.queries import find
 
     path = ledger_file(settings, file)
     rows = find(path, request)
@@ -116,7 +116,7 @@ def show(settings: Settings, request: str, file: Path | None, as_json: bool) -> 
 
 
 def _cells(one: LedgerSum) -> tuple[str, ...]:
-    from freehold.router.ledger.rows import usd
+    from freehold.route.router.ledger.rows import usd
 
     tokens = (one.prompt, one.cached, one.written, one.completion)
     money = (usd(one.nano).removesuffix(" USD"), usd(one.estimated).removesuffix(" USD"))
@@ -128,7 +128,7 @@ def _cells(one: LedgerSum) -> tuple[str, ...]:
 
 
 def _csv(names: list[str], sums: tuple[LedgerSum, ...]) -> str:
-    from freehold.router.ledger.queries import sum_json
+    from freehold.route.router.ledger.queries import sum_json
 
     out = io.StringIO()
     rows = [sum_json(names, one) for one in sums]
@@ -139,7 +139,7 @@ def _csv(names: list[str], sums: tuple[LedgerSum, ...]) -> str:
 
 
 def _words(row: LedgerRow) -> list[tuple[str, str]]:
-    from freehold.router.ledger.rows import usd
+    from freehold.route.router.ledger.rows import usd
 
     used = row.usage
     prices = "price of gateway.toml" if row.price_version == "file" else f"prices {row.price_version}"
@@ -202,7 +202,7 @@ def audit_command(ctx: click.Context, label: str, since: float, file: Path | Non
     Counts ledger rows; rows left by killed processes are listed separately as uncertain. Exits 1 if any request
     left your machines.
     """
-    from freehold.router.ledger.queries import audit
+    from freehold.route.router.ledger.queries import audit
 
     settings: Settings = ctx.obj
     now = time.time()

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.choosing import company_facts
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.choose.choosing import company_facts
 from freehold.cli.shared import FACT_OPTIONS, company_options, json_option, pairs, table, write_beside
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.reports.plain import licences_json, rulings, verdicts_json
+from freehold.serve.reports.plain import licences_json, rulings, verdicts_json
 
 if TYPE_CHECKING:
-    from freehold.advisor.lineage import Subject
-    from freehold.advisor.verdict import DutyPack, Facts, Reason, Verdict
-    from freehold.catalog.licence import Licence
+    from freehold.base.catalog.licence import Licence
+    from freehold.choose.advisor.lineage import Subject
+    from freehold.choose.advisor.verdict import DutyPack, Facts, Reason, Verdict
 
 _WORDS = {
     "allowed": "allowed",
@@ -117,7 +117,7 @@ def _nothing_to_judge(
 
 
 def _print_all(as_json: bool) -> None:
-    from freehold.catalog.licence import licences
+    from freehold.base.catalog.licence import licences
 
     if as_json:
         click.echo(json.dumps(licences_json(), indent=1))
@@ -147,8 +147,8 @@ def _in_a_word(one: Licence, topic: str) -> str:
 
 def _print_one(subject: Subject, judgement: Verdict) -> None:
     """Print a licence's card, or a model's openness, and the verdict."""
-    from freehold.advisor.lineage import openness
-    from freehold.catalog.licence import find
+    from freehold.base.catalog.licence import find
+    from freehold.choose.advisor.lineage import openness
 
     own = find(subject.expression)
     if subject.model is None and own is not None and subject.name == own.name:
@@ -171,7 +171,7 @@ def _print_one(subject: Subject, judgement: Verdict) -> None:
 
 
 def _print_sources(judgement: Verdict) -> None:
-    from freehold.advisor.verdict import DISCLAIMER
+    from freehold.choose.advisor.verdict import DISCLAIMER
 
     if judgement.questions:
         questions = zip(judgement.missing, judgement.questions, strict=True)
@@ -199,7 +199,7 @@ def _fill(text: str, first: str = "", rest: str = "      ") -> None:
 
 
 def _print_card(one: Licence) -> None:
-    from freehold.catalog.licence import TOPICS
+    from freehold.base.catalog.licence import TOPICS
 
     rows = [
         ("licence", one.name),
@@ -223,8 +223,8 @@ def _print_card(one: Licence) -> None:
 
 
 def _print_comparison(judged: list[tuple[Subject, Verdict]]) -> None:
-    from freehold.advisor.lineage import openness
-    from freehold.advisor.verdict import DISCLAIMER
+    from freehold.choose.advisor.lineage import openness
+    from freehold.choose.advisor.verdict import DISCLAIMER
 
     rows = [(v.subject, _WORDS[v.answer], str(openness(subject).level), _because(v)) for subject, v in judged]
     click.echo(f"for {_told(judged[0][1].facts)}:")
@@ -250,7 +250,7 @@ def _because(v: Verdict) -> str:
 
 
 def _named(identifier: str) -> str:
-    from freehold.catalog.licence import find
+    from freehold.base.catalog.licence import find
 
     one = find(identifier)
     return one.name if one else identifier
@@ -270,7 +270,7 @@ def _told(facts: Facts) -> str:
 
 
 def _write(folder: str, judgement: Verdict) -> None:
-    from freehold.advisor.verdict import pack
+    from freehold.choose.advisor.verdict import pack
 
     duties: DutyPack = pack(judgement)
     if folder == "-":

@@ -12,10 +12,10 @@ from typing import NoReturn
 
 import click
 
+from freehold.base.config import load_settings, nearest
+from freehold.base.errors import FreeholdError, UsageError
 from freehold.cli.helping import Context, in_words
 from freehold.cli.verbs import ALIASES, GROUPS, MEANT, VERBS
-from freehold.config import load_settings, nearest
-from freehold.errors import FreeholdError, UsageError
 
 COMPLETING = "_FREEHOLD_COMPLETE"  # a shell sets it to ask what Tab may offer
 
@@ -32,7 +32,7 @@ class LazyGroup(click.Group):
         verb = ALIASES.get(cmd_name, cmd_name)
         if verb not in VERBS:
             return None
-        from freehold.terminal import Ticking
+        from freehold.base.terminal import Ticking
 
         with Ticking("starting"):
             command = command_of(verb)
@@ -141,7 +141,7 @@ def run(args: list[str]) -> int:
 
 def complain(message: str, hint: str) -> None:
     """Print a failure as its two lines on stderr. Names out of files may be in it: none controls the terminal."""
-    from freehold.terminal import printable
+    from freehold.base.terminal import printable
 
     click.echo(f"error: {printable(message)}", err=True)
     if hint:

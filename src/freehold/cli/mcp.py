@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
 from freehold.cli.serving.configfile import add_table, remove_table
 from freehold.cli.shared import json_option, table
-from freehold.config import Settings
-from freehold.errors import UsageError
 
 SCHEMA = 1
 HEAD = ("NAME", "KIND", "KEYS", "ALLOWED", "COMMAND OR URL")
@@ -50,7 +50,7 @@ def add(settings: Settings, name: str, words: tuple[str, ...], as_json: bool, **
     The program gets PATH, HOME, the language and the variables of --env, but none of your other variables. No shell
     interprets the words. Example: freehold mcp add files -- npx -y @modelcontextprotocol/server-filesystem ~/notes
     """
-    from freehold.tools.mcp.configured import tool_server
+    from freehold.serve.tools.mcp.configured import tool_server
 
     is_url = len(words) == 1 and re.match(r"https?://", words[0])
     table: dict[str, Any] = {"url": words[0]} if is_url else {"command": list(words)}
@@ -74,8 +74,8 @@ def add(settings: Settings, name: str, words: tuple[str, ...], as_json: bool, **
 @click.pass_obj
 def list_(settings: Settings, as_json: bool) -> None:
     """List the servers and how many of their tools you always allow."""
-    from freehold.tools.mcp.configured import tool_servers
-    from freehold.tools.mcp.permissions import Permissions
+    from freehold.serve.tools.mcp.configured import tool_servers
+    from freehold.serve.tools.mcp.permissions import Permissions
 
     servers = tool_servers(settings.mcp).values()
     entries = Permissions.of(settings.home).entries()
@@ -141,9 +141,9 @@ def revoke(settings: Settings, name: str, tool: str, as_json: bool) -> None:
 @click.pass_obj
 def test(settings: Settings, name: str, as_json: bool) -> None:
     """Start a server, list its tools, and stop it."""
-    from freehold.tools.mcp.configured import tool_servers
-    from freehold.tools.mcp.permissions import pinned
-    from freehold.tools.mcp.use import visible
+    from freehold.serve.tools.mcp.configured import tool_servers
+    from freehold.serve.tools.mcp.permissions import pinned
+    from freehold.serve.tools.mcp.use import visible
 
     servers = tool_servers(settings.mcp)
     if name not in servers:
@@ -166,7 +166,7 @@ def test(settings: Settings, name: str, as_json: bool) -> None:
 
 
 async def _listed(server: Any) -> list[dict[str, Any]]:
-    from freehold.tools.mcp.connection import ToolConnection
+    from freehold.serve.tools.mcp.connection import ToolConnection
 
     connection = ToolConnection(server)
     try:
@@ -192,7 +192,7 @@ def _row(server: Any, allowed: int) -> tuple[str, ...]:
 
 
 def _revoke(settings: Settings, name: str, tool: str) -> list[str]:
-    from freehold.tools.mcp.permissions import Permissions
+    from freehold.serve.tools.mcp.permissions import Permissions
 
     kept = Permissions.of(settings.home)
     entries = [e for e in kept.entries() if e.server == name and (not tool or e.tool == tool)]

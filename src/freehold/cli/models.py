@@ -11,14 +11,14 @@ from typing import Any
 
 import click
 
-from freehold import catalog
-from freehold.catalog.models import Query, nearest_names, ordered, score, select
-from freehold.catalog.schema import gaps
+from freehold.base import catalog
+from freehold.base.catalog.models import Query, nearest_names, ordered, score, select
+from freehold.base.catalog.schema import gaps
+from freehold.base.config import Settings
 from freehold.cli.options import setting_options
 from freehold.cli.report.facts import age, short_licence, size, tokens
 from freehold.cli.shared import json_option, table
-from freehold.config import Settings
-from freehold.reports.plain import facts_json
+from freehold.serve.reports.plain import facts_json
 
 SCHEMA = 1
 HEAD = ("MODEL", "NAME", "TIER", "SIZE", "CONTEXT", "LICENCE", "FROM", "RELEASED")
@@ -114,7 +114,7 @@ def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: boo
     to your own catalogue.toml. With --json, prints {"schema": 1, "changes": [...], "failed": [...], "file": ...,
     "added": n}.
     """
-    from freehold.store.refresh import Refresher
+    from freehold.run.store.refresh import Refresher
 
     wanted = [catalog.model(m) for m in models] or [m for m in catalog.models() if m.name]
     refresher = Refresher(settings)

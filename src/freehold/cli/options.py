@@ -1,6 +1,6 @@
 """Options of the command line, made of what settings declare.
 
-Knows how click writes a range, and how a format is given; knows no model. Ranges and helps: freehold/options.py.
+Knows how click writes a range, and how a format is given; knows no model. Ranges and helps: freehold/base/options.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 import click
 
+from freehold.base.errors import UsageError
+from freehold.base.options import FieldOption, options_of
+from freehold.base.types import MAX_FORMAT_CHARS, Format, SamplingParams, as_format
 from freehold.cli.shared import Amount, Billions, MemorySize, Seconds
-from freehold.errors import UsageError
-from freehold.options import FieldOption, options_of
-from freehold.types import MAX_FORMAT_CHARS, Format, SamplingParams, as_format
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 SAMPLING = tuple(options_of(SamplingParams))

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from freehold.store.contract import Event, OnEvent
-from freehold.store.progress import Reporter, screen
-from freehold.terminal import Ticking
+from freehold.base.terminal import Ticking
+from freehold.run.store.contract import Event, OnEvent
+from freehold.run.store.progress import Reporter, screen
 
 
 class JsonLines(Reporter):

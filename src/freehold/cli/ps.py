@@ -15,14 +15,14 @@ from typing import Any
 import click
 import msgspec
 
+from freehold.base.config import Settings
+from freehold.base.errors import FreeholdError, ServerUnreachable, UsageError
+from freehold.base.serving import EngineStats
+from freehold.base.terminal import printable
 from freehold.cli.serving.attach import Loaded, RunningServer, ended, holder, running, server_here
 from freehold.cli.shared import json_option, table
-from freehold.config import Settings
-from freehold.errors import FreeholdError, ServerUnreachable, UsageError
-from freehold.serving import EngineStats
-from freehold.store import Store
-from freehold.store.space import human
-from freehold.terminal import printable
+from freehold.run.store import Store
+from freehold.run.store.space import human
 
 SCHEMA = 1
 SAMPLE_S = 0.5

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
 from freehold.cli.options import FiniteRange
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.store.space import human
+from freehold.run.store.space import human
 
 if TYPE_CHECKING:
+    from freehold.adapt.evals.divergence import DivergenceCounter
     from freehold.adapt.quantize.quantising import SpentSeconds
     from freehold.adapt.quantize.recipes import TensorChoice
-    from freehold.evals.divergence import DivergenceCounter
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
@@ -109,8 +109,8 @@ def command(
     from freehold.adapt.quantize.planning import QuantizeRequest
     from freehold.adapt.quantize.quantising import SpentSeconds, Watching, quantise
     from freehold.adapt.registry import note
-    from freehold.choosing import company_facts
-    from freehold.store import Store
+    from freehold.choose.choosing import company_facts
+    from freehold.run.store import Store
 
     wishes = {name: value for name, value in options.items() if value is not None}
     for name in ("text", "until"):

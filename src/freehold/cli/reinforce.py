@@ -12,7 +12,9 @@ from typing import Any
 import click
 
 from freehold.adapt.settings import ReinforceSettings
-from freehold.choosing import company_facts
+from freehold.base.config import Settings
+from freehold.base.terminal import Ticking
+from freehold.choose.choosing import company_facts
 from freehold.cli.options import setting_options
 from freehold.cli.shared import json_option
 from freehold.cli.training import (
@@ -23,8 +25,6 @@ from freehold.cli.training import (
     still_known_rows,
     train,
 )
-from freehold.config import Settings
-from freehold.terminal import Ticking
 
 _ANSWER = 60  # characters of an answer that a row shows
 
@@ -86,7 +86,7 @@ def command(
     """
     with Ticking("starting torch"):
         from freehold.adapt.reinforce.course import ReinforceSources, reinforce
-    from freehold.store import Store
+    from freehold.run.store import Store
 
     store = Store(settings)
     ref = store.resolve(model)

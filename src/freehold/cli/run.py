@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.machine import Crowd
+from freehold.base.types import MAX_SEED, Chunk, Image, Message, Usage
 from freehold.cli.chat.answer import (
     AnswerSettings,
     LoopGuard,
@@ -54,15 +57,12 @@ from freehold.cli.shared import (
     speculate_option,
     with_offline,
 )
-from freehold.config import Settings
-from freehold.machine import Crowd
-from freehold.store import Store
-from freehold.types import MAX_SEED, Chunk, Image, Message, Usage
+from freehold.run.store import Store
 
 if TYPE_CHECKING:
     from freehold.cli.chat.tools import TerminalTools
-    from freehold.local import LLM
-    from freehold.remote.openai import HttpModel
+    from freehold.run.local import LLM
+    from freehold.serve.remote.openai import HttpModel
 
 
 @click.command("run")
@@ -261,7 +261,7 @@ def _learn(
     plain = not (request.draft or request.adapter or request.threads) and request.kv_type == "f16"
     path = llm.path
     if usages and plain and path is not None:
-        from freehold.advisor.learning import learn
+        from freehold.choose.advisor.learning import learn
 
         learn(settings.home, path, usages, crowd.share(), llm.info.quantization)
 
@@ -331,8 +331,8 @@ def _talk(
 def _kept(opened: Opened, settings: Settings, answers: AnswerSettings, name: str, system: str) -> str:
     """Make a model of the present one, its system prompt and what differs from its own settings; return its name."""
     from freehold.cli.create import parameters_of
-    from freehold.store.create import make
-    from freehold.store.modelfile import Recipe
+    from freehold.run.store.create import make
+    from freehold.run.store.modelfile import Recipe
 
     own, now = opened.model.info.default_sampling, answers.sampling
     changed = {name: getattr(now, name) for name in SAMPLING if getattr(now, name) != getattr(own, name)}

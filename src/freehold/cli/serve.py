@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from freehold.base.config import Settings, strange_variables
 from freehold.cli.helping import section
 from freehold.cli.options import setting_options
 from freehold.cli.serving.engines import OWN
@@ -30,8 +31,7 @@ from freehold.cli.shared import (
     speculate_option,
     with_offline,
 )
-from freehold.config import Settings, strange_variables
-from freehold.store import Store
+from freehold.run.store import Store
 
 
 @click.command("serve")

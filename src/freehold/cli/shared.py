@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.config import Settings
-from freehold.errors import ModelNotFound, UsageError
-from freehold.store.naming import NamedModel, adapter_of, parted
-from freehold.terminal import printable
+from freehold.base.config import Settings
+from freehold.base.errors import ModelNotFound, UsageError
+from freehold.base.terminal import printable
+from freehold.run.store.naming import NamedModel, adapter_of, parted
 
 if TYPE_CHECKING:
-    from freehold.store import ModelRef, Store
+    from freehold.run.store import ModelRef, Store
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -162,8 +162,8 @@ def with_offline(settings: Settings, offline: bool) -> Settings:
 def held_or_fetched(store: Store, model: str) -> ModelRef:
     """Find MODEL, or fetch it; a model that cannot run is not fetched."""
     from freehold.cli.progress import reporter
-    from freehold.local.runnable import check_runs
-    from freehold.store.refs import parse_ref
+    from freehold.run.local.runnable import check_runs
+    from freehold.run.store.refs import parse_ref
 
     try:
         return store.resolve(model)

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold import catalog
+from freehold.base import catalog
+from freehold.base.config import Settings
+from freehold.base.terminal import Ticking
 from freehold.cli.report.facts import facts_lines
 from freehold.cli.shared import company_options, json_option, pairs
-from freehold.config import Settings
-from freehold.reports.card import UNREAD, describe
-from freehold.store import Store
-from freehold.store.records import STATE_WORDS
-from freehold.store.space import human
-from freehold.terminal import Ticking
+from freehold.run.store import Store
+from freehold.run.store.records import STATE_WORDS
+from freehold.run.store.space import human
+from freehold.serve.reports.card import UNREAD, describe
 
 if TYPE_CHECKING:
-    from freehold.advisor.quality import Quality
-    from freehold.advisor.verdict import Verdict
-    from freehold.evals.trial import Kept
-    from freehold.reports.why import SpeedHere
+    from freehold.adapt.evals.trial import Kept
+    from freehold.choose.advisor.quality import Quality
+    from freehold.choose.advisor.verdict import Verdict
+    from freehold.serve.reports.why import SpeedHere
 
 
 SCHEMA = 1
@@ -146,7 +146,7 @@ def why_command(settings: Settings, model: str, as_json: bool, **options: Any) -
     With --json: {"schema": 1, "model", "licence", "quality", "own", "here", "unknown"}.
     """
     with Ticking(f"collecting what is known about {model}"):
-        from freehold.reports.why import why_report
+        from freehold.serve.reports.why import why_report
 
         report = why_report(settings, model, options)
     if as_json:
@@ -160,7 +160,7 @@ def why_command(settings: Settings, model: str, as_json: bool, **options: Any) -
 
 
 def _licence_lines(ruled: Verdict | None) -> list[tuple[str, str]]:
-    from freehold.advisor.verdict import DISCLAIMER
+    from freehold.choose.advisor.verdict import DISCLAIMER
 
     if ruled is None:
         return [("licence", "no verdict: no licence is known")]
@@ -182,7 +182,7 @@ def _quality_lines(quality: list[tuple[list[str], Quality]]) -> list[tuple[str, 
 
 
 def _own_line(kept: Kept) -> str:
-    from freehold.evals.paired import share
+    from freehold.adapt.evals.paired import share
 
     answered = f"{kept.samples}: passed {kept.passed} of {kept.answered}"
     r = share([True] * kept.passed + [False] * (kept.answered - kept.passed)) if kept.answered else None
@@ -193,9 +193,9 @@ def _own_line(kept: Kept) -> str:
 
 def _speed_lines(here: SpeedHere) -> list[tuple[str, str]]:
     """Return the predicted speed and the latest measured runs as rows of a card."""
-    from freehold.advisor.fit import Fit
-    from freehold.advisor.interval import digits
-    from freehold.store.space import human
+    from freehold.choose.advisor.fit import Fit
+    from freehold.choose.advisor.interval import digits
+    from freehold.run.store.space import human
 
     rows = []
     if isinstance(here.foreseen, Fit):

@@ -8,16 +8,16 @@ from dataclasses import asdict
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import FreeholdError, UsageError
+from freehold.base.terminal import Ticking
 from freehold.cli.progress import StatusLine, reporter
 from freehold.cli.shared import json_option, offline_option, table, with_offline
-from freehold.config import Settings
-from freehold.errors import FreeholdError, UsageError
-from freehold.store import Listed, ModelRef, Removed, Store
-from freehold.store.eyes import has_tower
-from freehold.store.records import STATE_WORDS
-from freehold.store.renewing import Renewal, fetched, renewable, renewal, take
-from freehold.store.space import human
-from freehold.terminal import Ticking
+from freehold.run.store import Listed, ModelRef, Removed, Store
+from freehold.run.store.eyes import has_tower
+from freehold.run.store.records import STATE_WORDS
+from freehold.run.store.renewing import Renewal, fetched, renewable, renewal, take
+from freehold.run.store.space import human
 
 # --- `freehold list`: models in the store, unfinished pulls, and models of other programs -----------
 # In JSON a model has the fields of `Listed`; `schema` is raised when one changes its meaning.
@@ -101,7 +101,7 @@ def pull_command(
     rounding = "" if quant == "none" else quant
     store = Store(with_offline(settings, offline))
     with Ticking(f"looking up {model}"):
-        from freehold.local.runnable import check_fetch  # with the engine, which `--help` does without
+        from freehold.run.local.runnable import check_fetch  # with the engine, which `--help` does without
 
         check_fetch(store, model)
     with reporter(as_json=as_json) as on_event:
@@ -123,7 +123,7 @@ def cp_command(settings: Settings, model: str, name: str, as_json: bool) -> None
 
     `freehold rm NAME` removes the name alone. Prints NAME; with --json, the record.
     """
-    from freehold.store.create import copy
+    from freehold.run.store.create import copy
 
     made = copy(Store(settings), model, name)
     click.echo(json.dumps({"schema": 1, "model": asdict(made)}, indent=1) if as_json else made.name)
@@ -212,7 +212,7 @@ def _exchange(store: Store, new: Renewal) -> None:
 
 def _try(ref: ModelRef) -> None:
     """Load the files and make one token, or one vector."""
-    from freehold.local import open_model
+    from freehold.run.local import open_model
 
     with open_model(ref, context=64) as llm:
         if llm.info.embeds_only:

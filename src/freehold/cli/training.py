@@ -11,11 +11,11 @@ import click
 
 from freehold.adapt.registry import note
 from freehold.adapt.settings import AdapterSettings
+from freehold.base.config import Settings
+from freehold.base.options import options_of
 from freehold.cli.options import setting_options
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import pairs
-from freehold.config import Settings
-from freehold.options import options_of
 
 LINES = click.Path(path_type=Path, exists=True, dir_okay=False)  # a file of JSON lines
 FOLDER = click.Path(path_type=Path, file_okay=False)

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.base.terminal import printable
+from freehold.base.types import Segment, Transcript
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline, write_beside
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.reports.transcripts import FORMS, transcript_json
-from freehold.terminal import printable
-from freehold.types import Segment, Transcript
+from freehold.serve.reports.transcripts import FORMS, transcript_json
 
 if TYPE_CHECKING:
-    from freehold.local.speech import Speech
+    from freehold.run.local.speech import Speech
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt"}
 
@@ -73,8 +73,8 @@ def command(
 
     With --json: one object per FILE, {"file": ..., "text": ..., "language": ..., "segments": [...], ...}.
     """
-    from freehold.local.speech import load_speech
-    from freehold.store import Store
+    from freehold.run.local.speech import load_speech
+    from freehold.run.store import Store
 
     if options["words"] and not as_json:
         raise UsageError("--words needs --json, which has a place for them", "add --json")

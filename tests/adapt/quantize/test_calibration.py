@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from freehold.adapt.quantize.calibration import LayerStreams, Moments, block_width, calibrate
-from freehold.errors import StoreError, UsageError
-from freehold.formats import open_model_file
-from freehold.models.binding.bind import Source, read_source
-from freehold.models.oracle.session import Oracle
+from freehold.base.errors import StoreError, UsageError
+from freehold.run.formats import open_model_file
+from freehold.run.models.binding.bind import Source, read_source
+from freehold.run.models.oracle.session import Oracle
 from tests.models.golden import golden, write_model
 
 

@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from freehold.adapt.quantize import texts
-from freehold.errors import UsageError
-from freehold.tokenizer import ChatTemplate
+from freehold.base.errors import UsageError
+from freehold.run.tokenizer import ChatTemplate
 
 
 class Bytes:

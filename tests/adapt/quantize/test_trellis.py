@@ -13,7 +13,7 @@ from freehold import _native as native
 from freehold.adapt.quantize.calibration import CalibratedLayer, LayerMatrix, Moments
 from freehold.adapt.quantize.encoding import BLOCK, encode, feedback
 from freehold.adapt.quantize.quantising import choose_damping
-from freehold.errors import BadModelFile
+from freehold.base.errors import BadModelFile
 
 F32 = np.float32
 

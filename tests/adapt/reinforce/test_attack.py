@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold import platforms
+from freehold.adapt.evals.verifier import Verifier
 from freehold.adapt.reinforce.course import AttackResult, attacked
 from freehold.adapt.reinforce.prompts import PromptItem
-from freehold.evals.verifier import Verifier
+from freehold.base import platforms
 
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")
 

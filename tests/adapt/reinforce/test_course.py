@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold import platforms
 from freehold.adapt import teaching
 from freehold.adapt.reinforce.course import ReinforceSettings, ReinforceSources, reinforce
-from freehold.config import Settings
-from freehold.errors import UnsupportedModel, UsageError
-from freehold.formats import open_lora
-from freehold.models.tiny import make
-from freehold.store import ModelRef, Store
+from freehold.base import platforms
+from freehold.base.config import Settings
+from freehold.base.errors import UnsupportedModel, UsageError
+from freehold.run.formats import open_lora
+from freehold.run.models.tiny import make
+from freehold.run.store import ModelRef, Store
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")
@@ -136,8 +136,8 @@ import os, signal
 from pathlib import Path
 from freehold.adapt import loop
 from freehold.adapt.reinforce import course
-from freehold.config import Settings
-from freehold.store import Store
+from freehold.base.config import Settings
+from freehold.run.store import Store
 loop.KEEP_S = 0.0
 update, done = course.Policy.update, []
 def killed(self, *given, **named):

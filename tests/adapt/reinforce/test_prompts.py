@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from freehold import platforms
+from freehold.adapt.evals.verifier import Verifier
 from freehold.adapt.reinforce.prompts import PromptPlan, PromptSet, prompts_of
-from freehold.errors import UsageError
-from freehold.evals.verifier import Verifier
+from freehold.base import platforms
+from freehold.base.errors import UsageError
 
 pytestmark = pytest.mark.skipif(not platforms.can_confine(), reason="seccomp is Linux's")
 PLAN = PromptPlan(a_step=4, unseen=6, seed=3)

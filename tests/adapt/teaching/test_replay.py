@@ -10,9 +10,9 @@ import pytest
 from freehold.adapt import teaching
 from freehold.adapt.sampling import SamplingModel, open_sampling
 from freehold.adapt.teaching import group, written
-from freehold.config import Settings
-from freehold.models.tiny import make
-from freehold.store import ModelRef, Store
+from freehold.base.config import Settings
+from freehold.run.models.tiny import make
+from freehold.run.store import ModelRef, Store
 
 
 @pytest.fixture(scope="module")

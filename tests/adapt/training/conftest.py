@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
 
 pytest.importorskip("torch")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from freehold.adapt.training.trainee import GGUF, Trainee
-from freehold.formats import open_lora
-from freehold.models.load import load_model
-from freehold.models.lora import load_adapter, pack_pairs
+from freehold.run.formats import open_lora
+from freehold.run.models.load import load_model
+from freehold.run.models.lora import load_adapter, pack_pairs
 from tests.adapt.training.conftest import Made
 from tests.adapt.training.test_trainee import IDS, moved
 

@@ -9,8 +9,8 @@ import torch
 from freehold.adapt.training.packed import divergence
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
-from freehold.errors import CapacityExceeded, UnsupportedModel
-from freehold.models.oracle.session import Oracle
+from freehold.base.errors import CapacityExceeded, UnsupportedModel
+from freehold.run.models.oracle.session import Oracle
 from tests.adapt.training.conftest import Made
 
 DENSE = [

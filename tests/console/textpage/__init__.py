@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from freehold.server.console.page import POLICY
+from freehold.serve.http.console.page import POLICY
 
 CONSOLE = Path(__file__).parents[3] / "console"
 ORIGIN = "http://127.0.0.1:9"  # nothing listens there: every request is answered by `serve`

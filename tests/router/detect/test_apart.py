@@ -11,16 +11,16 @@ from typing import Any
 import phonenumbers
 import pytest
 
-from freehold.prompts import prompt_size
-from freehold.providers.texts import parts_of
-from freehold.router.detect.apart import KeyTurns, LongTexts, NotRead, Sought
-from freehold.router.detect.detectors import _ANY, TooManyHits, _possible
-from freehold.router.detect.sieve import MOST_HITS, Sieve
-from freehold.router.gateway import Gateway, Label
-from freehold.router.labels import HITS_IN_LOOP, IN_LOOP, Labeller, sieve_of
-from freehold.sandbox import children
-from freehold.serving import EmbedJob, Job, Origin
-from freehold.types import Image, Message, ToolCall
+from freehold.base.prompts import prompt_size
+from freehold.base.sandbox import children
+from freehold.base.serving import EmbedJob, Job, Origin
+from freehold.base.types import Image, Message, ToolCall
+from freehold.route.providers.texts import parts_of
+from freehold.route.router.detect.apart import KeyTurns, LongTexts, NotRead, Sought
+from freehold.route.router.detect.detectors import _ANY, TooManyHits, _possible
+from freehold.route.router.detect.sieve import MOST_HITS, Sieve
+from freehold.route.router.gateway import Gateway, Label
+from freehold.route.router.labels import HITS_IN_LOOP, IN_LOOP, Labeller, sieve_of
 
 PII = Sought((), ("pii",))
 PRIVATE = Label("private", detect=("pii",))

@@ -15,11 +15,11 @@ import sys
 import time
 from pathlib import Path
 
-from freehold.errors import BudgetSpent
-from freehold.router.budgets import Budgets
-from freehold.router.gateway import SpendLimit
-from freehold.router.ledger.rows import Reservation, row_id
-from freehold.router.ledger.store import Ledger
+from freehold.base.errors import BudgetSpent
+from freehold.route.router.budgets import Budgets
+from freehold.route.router.gateway import SpendLimit
+from freehold.route.router.ledger.rows import Reservation, row_id
+from freehold.route.router.ledger.store import Ledger
 from tests.router.ledger.rows import NOON, row
 
 LIMIT = SpendLimit(3_000_000, "day")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from freehold.providers.contract import SetLabel
-from freehold.router.gateway import SpendLimit
-from freehold.router.ledger.rows import Attempt, Candidate, LedgerRow, row_id
-from freehold.types import Usage
+from freehold.base.types import Usage
+from freehold.route.providers.contract import SetLabel
+from freehold.route.router.gateway import SpendLimit
+from freehold.route.router.ledger.rows import Attempt, Candidate, LedgerRow, row_id
 
 NOON = 1_795_780_800.0  # a day in November 2026, 12:00 UTC
 DAY = SpendLimit(1_000_000, "day")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import LedgerUnavailable, ModelNotFound
-from freehold.providers.contract import HOUSE, SetLabel
-from freehold.router.ledger.queries import LabelAudit, audit
-from freehold.router.ledger.rows import Attempt, LedgerRow
-from freehold.router.ledger.store import Ledger
+from freehold.base.errors import LedgerUnavailable, ModelNotFound
+from freehold.route.providers.contract import HOUSE, SetLabel
+from freehold.route.router.ledger.queries import LabelAudit, audit
+from freehold.route.router.ledger.rows import Attempt, LedgerRow
+from freehold.route.router.ledger.store import Ledger
 from tests.router.ledger.rows import NOON, row
 
 PRIVATE = (SetLabel("private", "key alice"),)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import LedgerUnavailable
-from freehold.router.ledger import store
-from freehold.router.ledger.queries import rows_in
-from freehold.router.ledger.rows import Reservation, row_id
-from freehold.router.ledger.store import Ledger
+from freehold.base.errors import LedgerUnavailable
+from freehold.route.router.ledger import store
+from freehold.route.router.ledger.queries import rows_in
+from freehold.route.router.ledger.rows import Reservation, row_id
+from freehold.route.router.ledger.store import Ledger
+from tests.http.test_full_disk import Disk, disk
 from tests.router.ledger.killed import CLIENTS, LIMIT, MOST
 from tests.router.ledger.rows import DAY, NOON, row
-from tests.server.test_full_disk import Disk, disk
 
 __all__ = ["disk"]
 ROOT = Path(__file__).parent.parent.parent.parent

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from freehold.errors import BudgetSpent, LedgerUnavailable, StoreError
-from freehold.router.gateway import SpendLimit
-from freehold.router.ledger import schema, store
-from freehold.router.ledger.rows import LedgerRow, Reservation, row_id
-from freehold.router.ledger.store import Ledger
-from freehold.types import Usage
+from freehold.base.errors import BudgetSpent, LedgerUnavailable, StoreError
+from freehold.base.types import Usage
+from freehold.route.router.gateway import SpendLimit
+from freehold.route.router.ledger import schema, store
+from freehold.route.router.ledger.rows import LedgerRow, Reservation, row_id
+from freehold.route.router.ledger.store import Ledger
 from tests.router.ledger.rows import DAY, NOON, row
 
 

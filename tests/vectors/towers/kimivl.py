@@ -21,7 +21,7 @@ from transformers.models.kimi_k25.image_processing_kimi_k25 import (  # pyright:
     navit_resize,
 )
 
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
 from tests.vectors.eyes import U8, Eyes
 from tests.vectors.towers.reference import Pixels, TowerReference, with_resizes
 

@@ -25,7 +25,7 @@ from transformers.models.llama4.image_processing_llama4 import (  # pyright: ign
 )
 from transformers.models.llama4.processing_llama4 import Llama4Processor  # pyright: ignore
 
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
 from tests.vectors.eyes import U8, Eyes
 from tests.vectors.towers.reference import Pixels, TowerReference, with_resizes
 

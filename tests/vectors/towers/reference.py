@@ -17,7 +17,7 @@ import transformers  # pyright: ignore[reportMissingImports]
 from numpy.typing import NDArray
 from PIL import Image
 
-from freehold.models.tiny import make
+from freehold.run.models.tiny import make
 from tests.vectors.eyes import U8, Chat, Eyes, lines_join
 
 Pixels = list[U8]  # arrays that a picture becomes by its resizes, [height, width, 3] each

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.adapt.quantize.encoding import DAMPING, Feedback, feedback
 from freehold.adapt.run import on_disk, write_whole
-from freehold.errors import UsageError
-from freehold.models.binding.bind import Source, assemble
-from freehold.models.binding.stored import Stored
-from freehold.models.family import NetworkWeights, Ops
-from freehold.models.oracle.arithmetic import visible
-from freehold.models.oracle.session import DenseMatrix, KvStore, NumpyOps
+from freehold.base.errors import UsageError
+from freehold.run.models.binding.bind import Source, assemble
+from freehold.run.models.binding.stored import Stored
+from freehold.run.models.family import NetworkWeights, Ops
+from freehold.run.models.oracle.arithmetic import visible
+from freehold.run.models.oracle.session import DenseMatrix, KvStore, NumpyOps
 
 # --- streams and moments of layers that texts have passed, in a run's folder ------------------------
 #     passed-7.streams     what texts are after layer 7; of the newest two layers

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.errors import BadModelFile
-from freehold.formats import QuantType, Tensor, dequantize
+from freehold.base.errors import BadModelFile
+from freehold.run.formats import QuantType, Tensor, dequantize
 
 # --- how errors of earlier columns move the targets of later ones (LDLQ), from the inputs' moments --
 # The error E of a row costs E H E^T. With H = M D M^T, M block upper triangular with unit blocks, that is the

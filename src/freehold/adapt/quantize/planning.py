@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
+from freehold.adapt.evals.divergence import UNTIL, DivergenceCounter, LogitSource
 from freehold.adapt.quantize.encoding import encode, encode_rows, slabs
 from freehold.adapt.quantize.recipes import (
     FILE_TYPES,
@@ -32,11 +33,11 @@ from freehold.adapt.quantize.recipes import (
 )
 from freehold.adapt.quantize.texts import TOKENS, default_texts, file_texts, held_out
 from freehold.adapt.run import RunFolder
-from freehold.advisor.verdict import Facts
-from freehold.errors import UsageError
-from freehold.evals.divergence import UNTIL, DivergenceCounter, LogitSource
-from freehold.formats import GGUFFile, QuantType, Tensor, dequantize
-from freehold.formats.gguf_writer import (
+from freehold.base.errors import UsageError
+from freehold.base.version import __version__
+from freehold.choose.advisor.verdict import Facts
+from freehold.run.formats import GGUFFile, QuantType, Tensor, dequantize
+from freehold.run.formats.gguf_writer import (
     Bytes,
     GGUFWriter,
     TensorPlan,
@@ -45,12 +46,11 @@ from freehold.formats.gguf_writer import (
     gguf_header,
     gguf_size,
 )
-from freehold.formats.trellis import BITS, REQUIRES
-from freehold.formats.weight_types import TABLE_TYPES, tensor_bytes
-from freehold.local.opening import text_side
-from freehold.models.load import load_model
-from freehold.store.space import human
-from freehold.version import __version__
+from freehold.run.formats.trellis import BITS, REQUIRES
+from freehold.run.formats.weight_types import TABLE_TYPES, tensor_bytes
+from freehold.run.local.opening import text_side
+from freehold.run.models.load import load_model
+from freehold.run.store.space import human
 
 # --- a mix of types under a byte target, by what each group of tensors alone costs ------------------
 # A group is one kind of matrix (attn_q, ffn_down, ...) in one band of layers. Its divergence from the source
@@ -453,7 +453,7 @@ def _mix_plan(
 def _keys(
     source: GGUFFile, request: QuantizeRequest, name: str, type_id: int, choices: Sequence[TensorChoice]
 ) -> dict[str, Value]:
-    ours: dict[str, Value] = {"freehold.quantized_as": name, "freehold.version": __version__}
+    ours: dict[str, Value] = {"freehold.quantized_as": name, "freehold.base.version": __version__}
     if request.base:
         ours["freehold.base"] = request.base
     if any(c.type in TABLE_TYPES for c in choices):

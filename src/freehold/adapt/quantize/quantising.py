@@ -18,6 +18,16 @@ from typing import Any, Self
 import numpy as np
 
 from freehold import _native as native
+from freehold.adapt.evals.divergence import (
+    UNTIL,
+    LogitSource,
+    OnBlock,
+    TextDivergence,
+    diverge,
+    held_out_text,
+    tokenizer_of,
+    windows,
+)
 from freehold.adapt.licences import base_licence, check_base
 from freehold.adapt.quantize.calibration import CalibratedLayer, KeptLayers, Moments, OnText, calibrate
 from freehold.adapt.quantize.encoding import DAMPING, F32, U8, encode, encoded_pieces, feedback
@@ -38,29 +48,19 @@ from freehold.adapt.quantize.planning import (
 from freehold.adapt.quantize.recipes import TensorChoice, layer_of
 from freehold.adapt.quantize.texts import held_out, plain_text, texts_hash
 from freehold.adapt.run import RunFolder, cpu_seconds, file_digest, model_digest, receipt, text_digest
-from freehold.advisor.file_anatomy import from_file
-from freehold.advisor.fit import Fit, fit
-from freehold.choosing import here
-from freehold.config import Settings
-from freehold.engine import Engine
-from freehold.errors import FreeholdError, UnsupportedModel
-from freehold.evals.divergence import (
-    UNTIL,
-    LogitSource,
-    OnBlock,
-    TextDivergence,
-    diverge,
-    held_out_text,
-    tokenizer_of,
-    windows,
-)
-from freehold.formats import GGUFFile, open_model_file
-from freehold.formats.trellis import BITS
-from freehold.machine import default_threads
-from freehold.models.binding.bind import Source, read_source
-from freehold.store import ModelRef
-from freehold.types import SamplingParams
-from freehold.version import __version__
+from freehold.base.config import Settings
+from freehold.base.errors import FreeholdError, UnsupportedModel
+from freehold.base.machine import default_threads
+from freehold.base.types import SamplingParams
+from freehold.base.version import __version__
+from freehold.choose.advisor.file_anatomy import from_file
+from freehold.choose.advisor.fit import Fit, fit
+from freehold.choose.choosing import here
+from freehold.run.engine import Engine
+from freehold.run.formats import GGUFFile, open_model_file
+from freehold.run.formats.trellis import BITS
+from freehold.run.models.binding.bind import Source, read_source
+from freehold.run.store import ModelRef
 
 # Processor seconds of a quantisation by what they were spent on, over all runs that made it.
 PARTS = ("mix", "calibration", "encoding", "report")

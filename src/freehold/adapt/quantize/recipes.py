@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from freehold.errors import BadModelFile, UsageError
-from freehold.formats import GGUFFile, QuantType, Tensor
-from freehold.formats.weight_types import TABLE_TYPES, row_bytes
+from freehold.base.errors import BadModelFile, UsageError
+from freehold.run.formats import GGUFFile, QuantType, Tensor
+from freehold.run.formats.weight_types import TABLE_TYPES, row_bytes
 
 T = QuantType
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from freehold.adapt.lines import messages_of, read_lines
-from freehold.errors import UsageError
-from freehold.regular import read_bounded
-from freehold.tokenizer import ChatTemplate, Tokenizer
-from freehold.types import Message
+from freehold.base.errors import UsageError
+from freehold.base.regular import read_bounded
+from freehold.base.types import Message
+from freehold.run.tokenizer import ChatTemplate, Tokenizer
 
 LENGTH = 512  # tokens of a text
 TOKENS = 49_152

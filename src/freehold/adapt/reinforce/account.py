@@ -12,15 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from freehold.adapt.evals.paired import compared
+from freehold.adapt.evals.verifier import RewardScore, Verifier
 from freehold.adapt.reinforce.policy import PolicyUpdate, seeds_of
 from freehold.adapt.reinforce.prompts import PromptItem
 from freehold.adapt.run import on_disk, write_whole
 from freehold.adapt.sampling import AS_IT_IS, GREEDY, SamplingModel
-from freehold.errors import StoreError
-from freehold.evals.paired import compared
-from freehold.evals.verifier import RewardScore, Verifier
-from freehold.models.lora import Adapter
-from freehold.types import SamplingParams
+from freehold.base.errors import StoreError
+from freehold.base.types import SamplingParams
+from freehold.run.models.lora import Adapter
 
 STAGES = ("sample", "score", "train")
 SHOWN = 3  # answers that two verifiers score apart: in a step's line, and of the latest in the receipt

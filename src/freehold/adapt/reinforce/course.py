@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from freehold.adapt.evals.verifier import RewardScore, Verifier
 from freehold.adapt.licences import base_licence, check_base
 from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
 from freehold.adapt.reinforce import account
@@ -38,10 +39,9 @@ from freehold.adapt.settings import ReinforceSettings
 from freehold.adapt.teaching import still_known
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import check_trainable
-from freehold.advisor.verdict import Facts
-from freehold.errors import UsageError
-from freehold.evals.verifier import RewardScore, Verifier
-from freehold.store import ModelRef
+from freehold.base.errors import UsageError
+from freehold.choose.advisor.verdict import Facts
+from freehold.run.store import ModelRef
 
 BEFORE, AFTER = "before.json", "after.json"
 ADAPTER = "reinforced"  # its name in the engine that is asked what is still known

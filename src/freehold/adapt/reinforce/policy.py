@@ -19,8 +19,8 @@ from freehold.adapt.sampling import SampledAnswer, SamplingModel
 from freehold.adapt.settings import CAP, Loss
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
-from freehold.errors import UsageError
-from freehold.models.lora import Adapter
+from freehold.base.errors import UsageError
+from freehold.run.models.lora import Adapter
 
 if TYPE_CHECKING:
     import torch

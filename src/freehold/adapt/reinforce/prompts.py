@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from freehold.adapt.evals.verifier import Verifier
 from freehold.adapt.lines import conversation, read_lines
-from freehold.errors import UsageError
-from freehold.evals.verifier import Verifier
-from freehold.types import Message
+from freehold.base.errors import UsageError
+from freehold.base.types import Message
 
 EXAMPLE = '{"prompt": "What is 2 + 3?", "answer": "5"}'
 MOST_UNSEEN = 0.5  # of a file's lines that are set apart

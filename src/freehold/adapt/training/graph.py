@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.adapt.training.packed import AdaptedMatrix, Head
-from freehold.errors import UnsupportedModel
-from freehold.layers import LayerSpec
-from freehold.models.config.rope import RopeTable
+from freehold.base.errors import UnsupportedModel
+from freehold.base.layers import LayerSpec
+from freehold.run.models.config.rope import RopeTable
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.formats import dequantize
-from freehold.models.binding.bind import Source
-from freehold.models.binding.binder import GGUF_LAYERS
-from freehold.models.binding.stored import RowCut, Stored, flat
-from freehold.models.family import TensorSpec
+from freehold.run.formats import dequantize
+from freehold.run.models.binding.bind import Source
+from freehold.run.models.binding.binder import GGUF_LAYERS
+from freehold.run.models.binding.stored import RowCut, Stored, flat
+from freehold.run.models.family import TensorSpec
 
 if TYPE_CHECKING:
     import torch

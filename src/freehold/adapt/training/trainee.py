@@ -22,20 +22,20 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.adapt.training.graph import RowBatch, Rows, TorchOps, Wanted
 from freehold.adapt.training.packed import AdaptedMatrix, AdapterPair, Head, PackedMatrix, new_pair, places
-from freehold.errors import CapacityExceeded, UnsupportedModel, UsageError
-from freehold.formats import ModelFile, QuantType, open_model_file
-from freehold.formats.gguf_writer import TensorPlan, Value, write_gguf
-from freehold.formats.lora import CONFIG, WEIGHTS
-from freehold.local.opening import text_side
-from freehold.machine import available_bytes, default_threads
-from freehold.models.binding.bind import Source, assemble, read_source
-from freehold.models.binding.stored import Stored
-from freehold.models.family import NetworkWeights, Ops, TensorSpec
-from freehold.models.lora import in_order_of
-from freehold.models.tiny.make import safetensors_bytes
-from freehold.store.space import human
-from freehold.tokenizer import ChatTemplate, Tokenizer
-from freehold.version import __version__
+from freehold.base.errors import CapacityExceeded, UnsupportedModel, UsageError
+from freehold.base.machine import available_bytes, default_threads
+from freehold.base.version import __version__
+from freehold.run.formats import ModelFile, QuantType, open_model_file
+from freehold.run.formats.gguf_writer import TensorPlan, Value, write_gguf
+from freehold.run.formats.lora import CONFIG, WEIGHTS
+from freehold.run.local.opening import text_side
+from freehold.run.models.binding.bind import Source, assemble, read_source
+from freehold.run.models.binding.stored import Stored
+from freehold.run.models.family import NetworkWeights, Ops, TensorSpec
+from freehold.run.models.lora import in_order_of
+from freehold.run.models.tiny.make import safetensors_bytes
+from freehold.run.store.space import human
+from freehold.run.tokenizer import ChatTemplate, Tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -393,7 +393,7 @@ def load_torch(threads: int) -> Any:
 
 def arithmetic(threads: int | None) -> dict[str, Any]:
     """Return what a run's bits follow from besides its inputs: the code's versions, and the number of threads."""
-    from freehold.machine import default_threads
+    from freehold.base.machine import default_threads
 
     try:
         torch = importlib.metadata.version("torch")
@@ -408,7 +408,7 @@ def half_helps() -> bool:
     Intel's tiles (AMX) and AMD's AVX512_BF16 compute at least twice the products of float32. Intel's AVX512_BF16
     computes as many, and the conversions made torch's passes 1.4 times as long (Emerald Rapids, without its tiles).
     """
-    from freehold.machine import processor
+    from freehold.base.machine import processor
 
     cpu = processor()
     return "amx_bf16" in cpu.features or ("avx512_bf16" in cpu.features and "AMD" in cpu.name)

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, fields
 from itertools import cycle
 from typing import Any, Self, get_args
 
+from freehold.base.options import option
+from freehold.base.serving import ModelInfo
+from freehold.base.types import Chunk, FinishReason, Format, Overflow, SamplingParams, TokenLogprob, Usage
 from freehold.cli.chat.markdown import Renderer
-from freehold.options import option
-from freehold.serving import ModelInfo
-from freehold.types import Chunk, FinishReason, Format, Overflow, SamplingParams, TokenLogprob, Usage
 
 
 @dataclass(slots=True)

@@ -18,6 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.config import nearest, suggestion
+from freehold.base.errors import FreeholdError, UsageError
+from freehold.base.options import FieldOption, options_of
+from freehold.base.types import ChatModel, Image, Message, SamplingParams, Usage
 from freehold.cli.chat.answer import ADVICE, AnswerSettings, LoopGuard, StreamedAnswer, Waiting, stop
 from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.pictures import (
@@ -32,10 +36,6 @@ from freehold.cli.chat.request import read_text_file
 from freehold.cli.chat.sessions import ChatKeeper, ChatSession, ChatTurn, Sessions, check_name, with_file
 from freehold.cli.helping import in_words
 from freehold.cli.options import click_type, spelt
-from freehold.config import nearest, suggestion
-from freehold.errors import FreeholdError, UsageError
-from freehold.options import FieldOption, options_of
-from freehold.types import ChatModel, Image, Message, SamplingParams, Usage
 
 if TYPE_CHECKING:
     from freehold.cli.chat.tools import TerminalTools

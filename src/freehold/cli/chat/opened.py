@@ -12,14 +12,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self, cast
 
-from freehold.backends.finding import driven
-from freehold.cli.chat.chat import ModelFacts
-from freehold.cli.chat.markdown import DataRenderer, PlainRenderer, Renderer, StreamRenderer
-from freehold.cli.chat.pictures import images_of
-from freehold.cli.chat.request import RunRequest
-from freehold.cli.shared import held_or_fetched
-from freehold.config import Settings
-from freehold.errors import (
+from freehold.base.config import Settings
+from freehold.base.errors import (
     EngineClosed,
     EngineLost,
     FreeholdError,
@@ -27,19 +21,25 @@ from freehold.errors import (
     ServerUnreachable,
     UsageError,
 )
-from freehold.serving import ModelInfo
-from freehold.store import ModelRef, Store
-from freehold.store.naming import NamedModel, adapter_of, parted
-from freehold.terminal import Ticking
-from freehold.types import Message, image_budget
+from freehold.base.serving import ModelInfo
+from freehold.base.terminal import Ticking
+from freehold.base.types import Message, image_budget
+from freehold.cli.chat.chat import ModelFacts
+from freehold.cli.chat.markdown import DataRenderer, PlainRenderer, Renderer, StreamRenderer
+from freehold.cli.chat.pictures import images_of
+from freehold.cli.chat.request import RunRequest
+from freehold.cli.shared import held_or_fetched
+from freehold.outgrow.finding import driven
+from freehold.run.store import ModelRef, Store
+from freehold.run.store.naming import NamedModel, adapter_of, parted
 
 if TYPE_CHECKING:
-    from freehold.backends.finding import EngineChoice
     from freehold.cli.chat.tools import TerminalTools
     from freehold.cli.serving.attach import RunningServer
-    from freehold.local import LLM
-    from freehold.remote.openai import HttpModel
-    from freehold.server.inside import DeployedLLM
+    from freehold.outgrow.finding import EngineChoice
+    from freehold.run.local import LLM
+    from freehold.serve.http.inside import DeployedLLM
+    from freehold.serve.remote.openai import HttpModel
 
 
 # --- answers go to stdout, through the renderer that fits it, notes to stderr -----------------------
@@ -180,8 +180,8 @@ def attached(settings: Settings, store: Store, named: NamedModel, request: RunRe
 
 def _served(server: RunningServer, store: Store, named: NamedModel, request: RunRequest) -> HttpModel | None:
     """Load a model on the server; None if it does not have the model, or is stopping."""
-    from freehold.formats.adapter_names import unknown_adapter
-    from freehold.remote.openai import HttpModel
+    from freehold.run.formats.adapter_names import unknown_adapter
+    from freehold.serve.remote.openai import HttpModel
 
     started = time.perf_counter()
     adapter, ref = named.adapter, held_or_fetched(store, named.model)
@@ -242,10 +242,10 @@ def by_engine(settings: Settings, store: Store, named: NamedModel, request: RunR
 
 def _started(settings: Settings, ref: ModelRef, choice: EngineChoice, context: int | None) -> DeployedLLM:
     """Start another engine with a stored model; it ends with the model. Raises EngineLost with the way back to ours."""
-    from freehold.backends.planning.options import DeployOptions, planned
     from freehold.cli.deploying.running import progress
     from freehold.cli.progress import StatusLine
-    from freehold.server.inside import DeployedLLM
+    from freehold.outgrow.planning.options import DeployOptions, planned
+    from freehold.serve.http.inside import DeployedLLM
 
     options = DeployOptions(str(ref.path), ref.name, choice.engine, context=context or 0)
     plan = planned(settings, options, start=True)
@@ -265,7 +265,7 @@ def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:
             f"freehold run {base}+PATH, or --adapter PATH; freehold serve {base} --adapter {name}=PATH keeps one",
         )
     with Ticking(f"loading {base}"):
-        from freehold.local import open_shown
+        from freehold.run.local import open_shown
 
         ref = held_or_fetched(store, base)
         draft = held_or_fetched(store, request.draft) if request.draft else None

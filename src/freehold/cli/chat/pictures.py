@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from freehold.errors import FreeholdError, UsageError
-from freehold.store import Store
-from freehold.store.eyes import has_tower
-from freehold.tools.pictures import shown_to
-from freehold.types import Image, Message, media_type_of
+from freehold.base.errors import FreeholdError, UsageError
+from freehold.base.types import Image, Message, media_type_of
+from freehold.run.store import Store
+from freehold.run.store.eyes import has_tower
+from freehold.serve.tools.pictures import shown_to
 
 MAX_LINE = 8192  # characters of a line that may be paths
 # Of all pictures of a request: a server takes 16 MiB, in which base64 is a third longer and text has its place.
@@ -35,7 +35,7 @@ def check_sees(name: str, can_see: bool) -> None:
 def tool_pictures(
     messages: Sequence[Message], can_see: bool, who: Callable[[], Sequence[str]] = tuple
 ) -> tuple[Message, ...]:
-    """Return a chat with those pictures of tools that a model is shown; see freehold.tools.pictures.
+    """Return a chat with those pictures of tools that a model is shown; see freehold.serve.tools.pictures.
 
     `who`: looks for models that see, for one that reads text alone.
     """

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from freehold.base.errors import BadPrompt, FreeholdError, ModelNotFound, UsageError
+from freehold.base.options import option
 from freehold.cli.chat.answer import AnswerSettings
-from freehold.errors import BadPrompt, FreeholdError, ModelNotFound, UsageError
-from freehold.options import option
-from freehold.store import Store
-from freehold.store.naming import parted
+from freehold.run.store import Store
+from freehold.run.store.naming import parted
 
 if TYPE_CHECKING:
-    from freehold.types import KvType
+    from freehold.base.types import KvType
 
 
 # Options about loading: with one of them the model is loaded in this process.
@@ -147,7 +147,7 @@ def split_words(words: Sequence[str], store: Store, default: Callable[[], str]) 
     if Path(first).exists():
         raise ModelNotFound(missing.message, f"for the file of that name, write ./{first}")
     if "did you mean" in missing.hint or not _is_word(first):
-        from freehold.local.runnable import check_runs
+        from freehold.run.local.runnable import check_runs
 
         check_runs(first)  # what the catalogue knows without a short name is refused for what it is
         raise ModelNotFound(missing.message, missing.hint)
@@ -163,8 +163,8 @@ def _is_word(text: str) -> bool:
 
 def _missing(word: str, store: Store) -> FreeholdError | None:
     """Return the error if `word` names no model; None if it does, in the store or not."""
-    from freehold import catalog
-    from freehold.store.refs import parse_ref
+    from freehold.base import catalog
+    from freehold.run.store.refs import parse_ref
 
     try:
         kind = parse_ref(word).kind

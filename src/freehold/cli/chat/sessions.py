@@ -1,7 +1,7 @@
 """Saved chats as the terminal names them: by a name that was given, or by the time they began.
 
-The files are those of the page (freehold.chats); a session is the branch of a chat that is shown. Knows no model and
-no terminal.
+The files are those of the page (freehold.serve.chats); a session is the branch of a chat that is shown. Knows no model
+and no terminal.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from freehold.chats.folder import ChatFolder
-from freehold.chats.pictures import ChatPictures
-from freehold.chats.types import (
+from freehold.base.config import nearest
+from freehold.base.errors import CapacityExceeded, ChatNotFound, FreeholdError, StoreError, UsageError
+from freehold.base.types import Image, Message, ToolCall
+from freehold.cli.chat.answer import StreamedAnswer
+from freehold.cli.chat.pictures import images_of, with_images
+from freehold.serve.chats.folder import ChatFolder
+from freehold.serve.chats.pictures import ChatPictures
+from freehold.serve.chats.types import (
     AskedTool,
     ChatCard,
     ChatChange,
@@ -24,13 +29,8 @@ from freehold.chats.types import (
     SavedChat,
     SavedMessage,
 )
-from freehold.chats.writer import ChatWriter
-from freehold.cli.chat.answer import StreamedAnswer
-from freehold.cli.chat.pictures import images_of, with_images
-from freehold.config import nearest
-from freehold.errors import CapacityExceeded, ChatNotFound, FreeholdError, StoreError, UsageError
-from freehold.tools.pictures import left_out, tool_message
-from freehold.types import Image, Message, ToolCall
+from freehold.serve.chats.writer import ChatWriter
+from freehold.serve.tools.pictures import left_out, tool_message
 
 ServerOf = Callable[[str], str]  # from a tool's name, as the model sees it; "" where it is not known
 

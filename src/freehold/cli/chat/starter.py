@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import FreeholdError
+from freehold.base.terminal import Ticking
 from freehold.cli.serving.configfile import set_key
-from freehold.config import Settings
-from freehold.errors import FreeholdError
-from freehold.store.space import human
-from freehold.terminal import Ticking
+from freehold.run.store.space import human
 
 if TYPE_CHECKING:
-    from freehold.advisor.advice import Starter
+    from freehold.choose.advisor.advice import Starter
 
 
 def default_model(settings: Settings) -> str:
@@ -28,8 +28,8 @@ def default_model(settings: Settings) -> str:
 
 def first_model(settings: Settings) -> str:
     """Return the model to begin with, and remember it; without any that can be had, the catalogue's default."""
-    from freehold import catalog
-    from freehold.choosing import starters
+    from freehold.base import catalog
+    from freehold.choose.choosing import starters
 
     interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     with Ticking("looking for models that run well on this machine"):

@@ -18,7 +18,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from freehold.chats.types import (
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.base.types import Chunk, Image, Message, Tool, ToolCall
+from freehold.cli.chat.pictures import installed_seeing, tool_pictures
+from freehold.serve.chats.types import (
     ASK_S,
     MAX_ROUNDS,
     ToolAnswer,
@@ -27,12 +31,8 @@ from freehold.chats.types import (
     ToolStep,
     ToolVerdict,
 )
-from freehold.cli.chat.pictures import installed_seeing, tool_pictures
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.tools.mcp.use import RunTools, ToolServers, visible, visible_json
-from freehold.tools.pictures import tool_message
-from freehold.types import Chunk, Image, Message, Tool, ToolCall
+from freehold.serve.tools.mcp.use import RunTools, ToolServers, visible, visible_json
+from freehold.serve.tools.pictures import tool_message
 
 T = TypeVar("T")
 MISREAD = 2  # calls of an answer that may be unreadable before it gets no tools
@@ -86,7 +86,7 @@ class TerminalTools:
     def seeing(self) -> tuple[str, ...]:
         """Return installed models that see, for a sentence to one that does not."""
         if self._seeing is None:
-            from freehold.store import Store
+            from freehold.run.store import Store
 
             self._seeing = installed_seeing(Store(self._settings))
         return self._seeing

@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 
-from freehold.errors import UsageError
-from freehold.platforms import IS_MAC
+from freehold.base.errors import UsageError
+from freehold.base.platforms import IS_MAC
 
 # Tokens that an editor may use of a context: it asks for a number, and the server fits what is longer or refuses it.
 _ROOM, _ANSWER = 32_768, 4096
@@ -206,7 +206,7 @@ APPS: dict[str, App] = {
     ),
     "codex": App(
         "Codex CLI, 0.134 and later",
-        lambda env, _: Path(env.get("CODEX_HOME") or _home(env) / ".codex") / "freehold.config.toml",
+        lambda env, _: Path(env.get("CODEX_HOME") or _home(env) / ".codex") / "freehold.base.config.toml",
         _codex,
         lambda t, _: [
             *([f"export FREEHOLD_API_KEY={quote(t.key)}"] if t.key else []),

@@ -21,11 +21,11 @@ from typing import Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import ServerUnreachable, UsageError
+from freehold.base.sandbox.children import spawn
 from freehold.cli.chat.starter import default_model
 from freehold.cli.shared import json_option
-from freehold.config import Settings
-from freehold.errors import ServerUnreachable, UsageError
-from freehold.sandbox.children import spawn
 
 SCHEMA = 1
 _REASON = 200  # characters
@@ -197,7 +197,7 @@ def _server(settings: Settings, url: str | None, key: str, model: str | None) ->
 def _started(settings: Settings, model: str) -> Iterator[CheckedServer]:
     """Run a server of this home on a free port during the checks, with its own key."""
     key = secrets.token_urlsafe(24)
-    program = [sys.executable, "-P", "-m", "freehold.sandbox.die_with_parent", "freehold.cli.main"]
+    program = [sys.executable, "-P", "-m", "freehold.base.sandbox.die_with_parent", "freehold.cli.main"]
     command = [*program, "serve", model, "--port", "0", "--json", "--host", "127.0.0.1"]
     env = {**os.environ, "FREEHOLD_HOME": str(settings.home), "FREEHOLD_API_KEY": key}
     with (

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import FreeholdError, UsageError
 from freehold.cli.shared import gateway_option, json_option, table
-from freehold.config import Settings
-from freehold.errors import FreeholdError, UsageError
-from freehold.reports.gateway_file import read_gateway
+from freehold.serve.reports.gateway_file import read_gateway
 
 if TYPE_CHECKING:
-    from freehold.router.directory import GatewayModels
-    from freehold.router.gateway import Gateway, GatewayModel
+    from freehold.route.router.directory import GatewayModels
+    from freehold.route.router.gateway import Gateway, GatewayModel
 
 SCHEMA = 1
 PROMPT = "Say yes."
@@ -105,7 +105,7 @@ def _probes(file: Gateway) -> list[Probe]:
 
 
 def _most(model: GatewayModel) -> float:
-    from freehold.router.price import NANO
+    from freehold.route.router.price import NANO
 
     price = model.price
     return price.most(PROMPT_TOKENS, MOST_TOKENS, time.time()) / NANO if price is not None else 0.0
@@ -126,13 +126,13 @@ def _show(file: Gateway, probes: Sequence[Probe]) -> None:
 
 async def _ask(settings: Settings, file: Gateway, probes: Sequence[Probe]) -> list[ProbeResult]:
     """Make the calls, one after another, each by a route of its own without retries."""
-    from freehold.router.budgets import Budgets
-    from freehold.router.directory import GatewayModels
-    from freehold.router.gateway import GatewayRoute
-    from freehold.router.ledger.store import Ledger
-    from freehold.router.opening import ProviderModels, ledger_path
-    from freehold.store import Store
-    from freehold.worker.models import EngineModels
+    from freehold.route.router.budgets import Budgets
+    from freehold.route.router.directory import GatewayModels
+    from freehold.route.router.gateway import GatewayRoute
+    from freehold.route.router.ledger.store import Ledger
+    from freehold.route.router.opening import ProviderModels, ledger_path
+    from freehold.run.store import Store
+    from freehold.serve.worker.models import EngineModels
 
     routes = {
         f"doctor {p.provider}": GatewayRoute(
@@ -153,9 +153,9 @@ async def _ask(settings: Settings, file: Gateway, probes: Sequence[Probe]) -> li
 
 
 async def _probe_answer(models: GatewayModels, file: Gateway, probe: Probe) -> ProbeResult:
-    from freehold.router.price import NANO
-    from freehold.serving import Job, Origin
-    from freehold.types import Message, Usage
+    from freehold.base.serving import Job, Origin
+    from freehold.base.types import Message, Usage
+    from freehold.route.router.price import NANO
 
     began, used, error = time.monotonic(), Usage(0, 0), ""
     origin = Origin(secrets.token_hex(12), secrets.token_hex(12), door="doctor")

@@ -1,6 +1,6 @@
 """`freehold deploy capacity|bench`: how many replicas an objective takes, by simulation; the step times it needs.
 
-Knows options; the simulation and the measuring are backends/capacity/'s, the wording is deploying/figures.py's.
+Knows options; the simulation and the measuring are outgrow/capacity/'s, the wording is deploying/figures.py's.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.advisor.interval import digits
-from freehold.backends.capacity.options import CapacityOptions
+from freehold.base.config import Settings
+from freehold.base.terminal import printable
+from freehold.choose.advisor.interval import digits
 from freehold.cli.options import setting_options
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import json_option, table, write_beside
-from freehold.config import Settings
-from freehold.terminal import printable
+from freehold.outgrow.capacity.options import CapacityOptions
 
 if TYPE_CHECKING:
-    from freehold.backends.capacity.steptime import EngineModel
+    from freehold.outgrow.capacity.steptime import EngineModel
 
 
 EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv --objective ttft-p95=2s,tpot-p95=50ms"
@@ -42,7 +42,7 @@ def command(settings: Settings, model: str, as_json: bool, **options: Any) -> No
     With --json: {"schema": 1, "trace": {...}, "engine": {...}, "runs": [...], "least": [...]}; times are in seconds.
     """
     from freehold.cli.deploying.figures import lines
-    from freehold.reports.capacity import simulated
+    from freehold.serve.reports.capacity import simulated
 
     with StatusLine("nothing was started") as status:
         result = simulated(settings, CapacityOptions(model, **options), status.show)
@@ -137,7 +137,7 @@ def bench(
 
     With --json: {"schema": 1, "about": {...}, "time": {...}, "limits": {...}}; times are in seconds.
     """
-    from freehold.backends.capacity.measuring import deploy_bench
+    from freehold.outgrow.capacity.measuring import deploy_bench
 
     # The variable may be set for another engine: a model by name is asked by this home's own socket.
     key = os.environ.get("FREEHOLD_BENCH_KEY", "") if "://" in target else ""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from freehold.advisor.interval import Interval, digits
-from freehold.backends.capacity.simulation import ReplicaSearch, SimulatedRun, shown
-from freehold.backends.planning.printed import sizes
-from freehold.catalog.hardware import Rig
-from freehold.reports.capacity import PERCENTS, Capacity
+from freehold.base.catalog.hardware import Rig
+from freehold.choose.advisor.interval import Interval, digits
+from freehold.outgrow.capacity.simulation import ReplicaSearch, SimulatedRun, shown
+from freehold.outgrow.planning.printed import sizes
+from freehold.serve.reports.capacity import PERCENTS, Capacity
 
 HEAD = ("REPLICAS", "ROUTING", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "p99", "HIT", "BUSY", "USD/h")
 _ABOUT = ("model", "quant", "hardware", "engine")

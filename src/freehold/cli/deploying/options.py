@@ -1,6 +1,6 @@
 """The options of `freehold deploy` and `deploy upgrade` that say what to plan, once for both; those that say nothing.
 
-Knows names and help texts; what they mean is backends/planning/options.py's.
+Knows names and help texts; what they mean is outgrow/planning/options.py's.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.errors import UsageError
 from freehold.cli.helping import section
 from freehold.cli.shared import Amount
-from freehold.errors import UsageError
 
 if TYPE_CHECKING:
-    from freehold.backends.planning.options import DeployOptions
+    from freehold.outgrow.planning.options import DeployOptions
 
 ENGINES = ("auto", "vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold")
 
@@ -122,7 +122,7 @@ def refuse_idle(ctx: click.Context, kind: str) -> None:
 
 def _planning() -> set[str]:
     """Return the options that say what to plan or to write."""
-    from freehold.backends.planning.options import DeployOptions
+    from freehold.outgrow.planning.options import DeployOptions
 
     return {f.name for f in fields(DeployOptions)} | {"dry_run", "emit", *_OF_FILES}
 

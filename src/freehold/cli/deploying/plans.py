@@ -13,13 +13,13 @@ from typing import Any
 
 import click
 
-from freehold.backends.contract import DeployPlan
-from freehold.backends.emit.emit import EmitOptions, emit
-from freehold.backends.planning.printed import as_dict, text
-from freehold.backends.ray.plan import is_ray
+from freehold.base.errors import UsageError
+from freehold.base.terminal import printable
 from freehold.cli.shared import write_beside
-from freehold.errors import UsageError
-from freehold.terminal import printable
+from freehold.outgrow.contract import DeployPlan
+from freehold.outgrow.emit.emit import EmitOptions, emit
+from freehold.outgrow.planning.printed import as_dict, text
+from freehold.outgrow.ray.plan import is_ray
 
 SCHEMA = 1
 # Options that say what is written, not what is started.
@@ -51,8 +51,8 @@ def _unit(options: EmitOptions, *, here: bool) -> EmitOptions:
     """Return what a unit starts: these options again; `here`: by this program, for this data folder and this user."""
     import getpass
 
-    from freehold.backends.emit.systemd import PROGRAM
     from freehold.cli.serving.service import given_options, own_program
+    from freehold.outgrow.emit.systemd import PROGRAM
 
     ctx = click.get_current_context()
     model = ctx.params["model"]

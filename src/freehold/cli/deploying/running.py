@@ -1,6 +1,6 @@
 """The deployments of this home's running server: asked through its owner's socket, shown, and started.
 
-Knows the routes of server/system/deployments.py, their JSON and words for people.
+Knows the routes of http/system/deployments.py, their JSON and words for people.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from freehold.backends import kept
-from freehold.backends.contract import DeploymentRow, DeployPlan, ReplicaRow
-from freehold.backends.planning.options import DeployOptions
-from freehold.backends.planning.printed import as_dict
+from freehold.base.errors import EngineLost, FreeholdError, ModelNotFound, ServerUnreachable, UpstreamFailed
+from freehold.base.terminal import printable
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.attach import RunningServer
-from freehold.errors import EngineLost, FreeholdError, ModelNotFound, ServerUnreachable, UpstreamFailed
-from freehold.store.space import human
-from freehold.terminal import printable
+from freehold.outgrow import kept
+from freehold.outgrow.contract import DeploymentRow, DeployPlan, ReplicaRow
+from freehold.outgrow.planning.options import DeployOptions
+from freehold.outgrow.planning.printed import as_dict
+from freehold.run.store.space import human
 
 # --- as tables, lines and JSON: what `deploy status`, `ps` and a start's progress show --------------
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from freehold.backends.contract import DeploymentRow, DeployPlan
-from freehold.backends.planning.options import DeployOptions
+from freehold.base.errors import EngineLost, FreeholdError
 from freehold.cli.deploying.running import LOOKED_S, last_words, progress, ready
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.logs import tell
-from freehold.errors import EngineLost, FreeholdError
+from freehold.outgrow.contract import DeploymentRow, DeployPlan
+from freehold.outgrow.planning.options import DeployOptions
 
 if TYPE_CHECKING:
-    from freehold.server.system.deployments import DeploymentDesk
+    from freehold.serve.http.system.deployments import DeploymentDesk
 
 
 class StartedDeployments:

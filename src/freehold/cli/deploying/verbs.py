@@ -15,18 +15,18 @@ from typing import Any
 
 import click
 
-from freehold.backends.contract import DeploymentRow, DeployPlan
-from freehold.backends.kept import KeptDeployment, forget, kept
-from freehold.backends.planning.options import planned
+from freehold.base.config import Settings
+from freehold.base.errors import ModelNotFound, UsageError
+from freehold.base.terminal import printable
 from freehold.cli.deploying import running as tables
 from freehold.cli.deploying.options import asked_of, plan_options
 from freehold.cli.deploying.running import LOOKED_S, RunningDeployments
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.attach import running, server_here
 from freehold.cli.shared import Seconds, json_option, table
-from freehold.config import Settings
-from freehold.errors import ModelNotFound, UsageError
-from freehold.terminal import printable
+from freehold.outgrow.contract import DeploymentRow, DeployPlan
+from freehold.outgrow.kept import KeptDeployment, forget, kept
+from freehold.outgrow.planning.options import planned
 
 SCHEMA = 1
 _LISTS = "freehold deploy status lists what is kept"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freehold import catalog
-from freehold.advisor.finders import result
-from freehold.advisor.report import (
+from freehold.base import catalog
+from freehold.choose.advisor.finders import result
+from freehold.choose.advisor.report import (
     Axis,
     FittedAxis,
     Point,
@@ -27,12 +27,12 @@ from freehold.advisor.report import (
 )
 from freehold.cli.report.facts import short_licence, size
 from freehold.cli.shared import table as print_table
-from freehold.store.space import human
+from freehold.run.store.space import human
 
 if TYPE_CHECKING:
-    from freehold.advisor.advice import Advice, Judged
-    from freehold.advisor.quality import Quality
-    from freehold.catalog import Model
+    from freehold.base.catalog import Model
+    from freehold.choose.advisor.advice import Advice, Judged
+    from freehold.choose.advisor.quality import Quality
 
 
 _BASES = ("published", "converted")
@@ -388,7 +388,7 @@ def _print_tiers(advice: Advice) -> None:
 
 
 def _print_ruled_out(advice: Advice, everything: bool) -> None:
-    from freehold.advisor.advice import RULES
+    from freehold.choose.advisor.advice import RULES
 
     click.echo("")
     if everything:

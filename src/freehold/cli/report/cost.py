@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from freehold.advisor.interval import Interval
+from freehold.choose.advisor.interval import Interval
 from freehold.cli.shared import pairs, table
 
 if TYPE_CHECKING:
-    from freehold.advisor.breakeven import Assumption, Comparison, Even, Swing
-    from freehold.reports.cost import LedgerCost
-    from freehold.router.savings import DollarRange
+    from freehold.choose.advisor.breakeven import Assumption, Comparison, Even, Swing
+    from freehold.route.router.savings import DollarRange
+    from freehold.serve.reports.cost import LedgerCost
 
 
 HEAD = ("OPTION", "DOLLARS A MONTH", "PER MILLION", "BREAK-EVEN (TOKENS A DAY)", "UTILISATION")
@@ -63,7 +63,7 @@ def verdict(comparison: Comparison) -> str:
 
 def about(comparison: Comparison, today: date) -> list[tuple[str, str]]:
     """Return rows: traffic, hardware, speed, prices."""
-    from freehold.catalog import prices
+    from freehold.base.catalog import prices
 
     t, sheet = comparison.traffic, prices.table()
     age = sheet.age_days(today)
@@ -119,7 +119,7 @@ def assumption_row(one: Assumption) -> tuple[str, ...]:
 
 def source(one: Assumption, today: date) -> str:
     """Return an assumption's source and date, with its age if it is old."""
-    from freehold.catalog.model import STALE_DAYS
+    from freehold.base.catalog.model import STALE_DAYS
 
     if one.given:
         return one.source
@@ -208,7 +208,7 @@ def spoken_share(value: Interval) -> str:
 
 def per_million(comparison: Comparison, month: float) -> str:
     """Return dollars per million tokens of the mix."""
-    from freehold.advisor.breakeven import DAYS
+    from freehold.choose.advisor.breakeven import DAYS
 
     return f"{month / (comparison.traffic.tokens * DAYS) * 1e6:,.3g}"
 

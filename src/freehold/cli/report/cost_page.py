@@ -9,9 +9,9 @@ import math
 from datetime import date
 from typing import TYPE_CHECKING
 
-from freehold.advisor.breakeven import PARTS
-from freehold.advisor.interval import Interval
-from freehold.advisor.report import (
+from freehold.choose.advisor.breakeven import PARTS
+from freehold.choose.advisor.interval import Interval
+from freehold.choose.advisor.report import (
     Axis,
     Bar,
     Section,
@@ -24,7 +24,7 @@ from freehold.advisor.report import (
     table,
     tornado,
 )
-from freehold.advisor.report import TornadoBar as Drawn
+from freehold.choose.advisor.report import TornadoBar as Drawn
 from freehold.cli.report.cost import (
     ASSUMPTIONS,
     HEAD,
@@ -43,7 +43,7 @@ from freehold.cli.report.cost import (
 )
 
 if TYPE_CHECKING:
-    from freehold.advisor.breakeven import Comparison
+    from freehold.choose.advisor.breakeven import Comparison
 
 _FOOT = (
     "Ranges are 80 % ranges, as far as the assumptions' own ranges are. Prices are list prices, without contracts, "

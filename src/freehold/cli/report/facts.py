@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from datetime import date
 
-from freehold import catalog
-from freehold.catalog.model import STALE_DAYS, Model
-from freehold.errors import ModelNotFound
-from freehold.layers import LayerSpec
-from freehold.reports.plain import DEEP
+from freehold.base import catalog
+from freehold.base.catalog.model import STALE_DAYS, Model
+from freehold.base.errors import ModelNotFound
+from freehold.base.layers import LayerSpec
+from freehold.serve.reports.plain import DEEP
 
 
 def size(model: Model) -> str:
@@ -129,7 +129,7 @@ def _group(g: LayerSpec) -> str:
 
 
 def _cache(model: Model) -> list[tuple[str, str]]:
-    from freehold.store.space import human  # the store costs `models` more than its whole answer
+    from freehold.run.store.space import human  # the store costs `models` more than its whole answer
 
     if not model.cache_known:
         return []

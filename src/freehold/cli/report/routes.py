@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 from freehold.cli.shared import table
-from freehold.router.gateway import Gateway, GatewayModel, GatewayRoute, SpendLimit
-from freehold.router.labels import Labeller
-from freehold.router.price import NANO, TokenRates
+from freehold.route.router.gateway import Gateway, GatewayModel, GatewayRoute, SpendLimit
+from freehold.route.router.labels import Labeller
+from freehold.route.router.price import NANO, TokenRates
 
 _HEAD = ("  TARGET", "PLACE", "OWNED", "MODEL", "$/M IN", "CACHED", "OUT", "LABELS ALLOWED")
 _PICO = 1_000_000  # pico-dollars a token of a dollar for a million

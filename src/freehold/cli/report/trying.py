@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.errors import FreeholdError, ModelNotFound, UsageError
+from freehold.base.terminal import Ticking
 from freehold.cli.progress import StatusLine
 from freehold.cli.report.advice import name
 from freehold.cli.shared import held_or_fetched
-from freehold.config import Settings
-from freehold.errors import FreeholdError, ModelNotFound, UsageError
-from freehold.store.records import digest
-from freehold.terminal import Ticking
+from freehold.run.store.records import digest
 
 if TYPE_CHECKING:
-    from freehold.advisor.advice import Advice, Judged, Own, Placement
-    from freehold.advisor.interval import Interval
-    from freehold.catalog import Model
-    from freehold.evals.paired import Compared
-    from freehold.evals.samples import Samples
-    from freehold.evals.trial import TrialResult
-    from freehold.store import ModelRef, Store
-    from freehold.types import ChatModel
+    from freehold.adapt.evals.paired import Compared
+    from freehold.adapt.evals.samples import Samples
+    from freehold.adapt.evals.trial import TrialResult
+    from freehold.base.catalog import Model
+    from freehold.base.types import ChatModel
+    from freehold.choose.advisor.advice import Advice, Judged, Own, Placement
+    from freehold.choose.advisor.interval import Interval
+    from freehold.run.store import ModelRef, Store
 
 
 MOST_TRIED = 5  # models, unless --top says otherwise
@@ -50,7 +50,7 @@ class Tried:
 
     def lines(self) -> list[str]:
         """Return the results as lines."""
-        from freehold.evals.paired import resolution
+        from freehold.adapt.evals.paired import resolution
 
         n = len(self.samples.cases)
         lines_of_trial = [f"on your own cases ({self.samples.name}, {n}):"]
@@ -80,7 +80,7 @@ class Tried:
 
     def as_plain(self) -> dict[str, Any]:
         """Return it as JSON has it."""
-        from freehold.evals.paired import resolution
+        from freehold.adapt.evals.paired import resolution
 
         return {
             "samples": self.samples.name,
@@ -136,10 +136,10 @@ def tried(
 
     Raises UsageError for a file with bad lines, a task without text, hardware elsewhere, and where no model is left.
     """
-    from freehold.advisor.advice import by_own
-    from freehold.evals.samples import read
-    from freehold.evals.trial import TrialModel, run
-    from freehold.store import Store
+    from freehold.adapt.evals.samples import read
+    from freehold.adapt.evals.trial import TrialModel, run
+    from freehold.choose.advisor.advice import by_own
+    from freehold.run.store import Store
 
     _check(advice)
     store = Store(settings)
@@ -180,7 +180,7 @@ def tried(
 
 def _sees(ref: ModelRef) -> bool:
     """Return whether a stored model comes with a tower of pictures that Freehold knows."""
-    from freehold.models.sight import tower_need
+    from freehold.run.models.sight import tower_need
 
     with suppress(FreeholdError, OSError):
         return tower_need(ref.eyes or ref.path) is not None
@@ -191,7 +191,7 @@ def _judged(
     samples: Samples, results: Mapping[str, TrialResult], home: Path, opened: _Opener, judge: str
 ) -> dict[str, TrialResult]:
     """Judge the answers of all models together, so that the judge is loaded once."""
-    from freehold.evals.trial import run
+    from freehold.adapt.evals.trial import run
 
     judged = run(samples, [r.subject for r in results.values()], home, opened, judge=judge)
     return dict(zip(results, judged, strict=True))
@@ -234,14 +234,14 @@ def _ref(store: Store, wanted: str, fetch: bool) -> ModelRef:
 
 
 def _own(result: TrialResult) -> Own:
-    from freehold.advisor.advice import Own
-    from freehold.evals.paired import share
+    from freehold.adapt.evals.paired import share
+    from freehold.choose.advisor.advice import Own
 
     return Own(len(result.marks), sum(result.marks), share(result.marks))
 
 
 def _pairs(advice: Advice, results: Mapping[str, TrialResult]) -> list[tuple[str, str, Compared]]:
-    from freehold.evals.paired import compared
+    from freehold.adapt.evals.paired import compared
 
     order = [j.model.id for j in advice.runnable if j.model.id in results]
     return [(order[0], other, compared(results[order[0]].marks, results[other].marks)) for other in order[1:]]
@@ -257,7 +257,7 @@ class _Opener:
         self._refs = {**refs, **({judge.name: judge} if judge else {})}
 
     def __call__(self, wanted: str) -> ChatModel:
-        from freehold.local import open_shown
+        from freehold.run.local import open_shown
 
         return open_shown(self._refs[wanted], context=self._context, packs=self._store.packs)
 
@@ -311,10 +311,10 @@ def _compared(tried: float, foreseen: Interval) -> str:
 
 def _try(settings: Settings, model: Model, place: Placement, sample: str, *, quiet: bool) -> float:
     """Answer the sample without speculation, as the prediction assumes; return tokens a second."""
-    from freehold.advisor.learning import learn
-    from freehold.local import open_shown
-    from freehold.machine import Crowd
-    from freehold.store import Store
+    from freehold.base.machine import Crowd
+    from freehold.choose.advisor.learning import learn
+    from freehold.run.local import open_shown
+    from freehold.run.store import Store
 
     store = Store(settings)
     ref = held_or_fetched(store, model.name or model.id)
@@ -334,10 +334,10 @@ def _try(settings: Settings, model: Model, place: Placement, sample: str, *, qui
 
 def _foreseen_now(settings: Settings, model: Model, place: Placement) -> Interval:
     """Predict the speed again from rates measured now, in case the machine is shared or its clock has changed."""
-    from freehold.advisor.fit import Fit, fit
-    from freehold.advisor.machine import rates_now
-    from freehold.choosing import here as this_machine
-    from freehold.choosing import weighed
+    from freehold.choose.advisor.fit import Fit, fit
+    from freehold.choose.advisor.machine import rates_now
+    from freehold.choose.choosing import here as this_machine
+    from freehold.choose.choosing import weighed
 
     here = this_machine(settings)
     assert here.machine is not None  # it is this machine

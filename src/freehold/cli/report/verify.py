@@ -14,12 +14,12 @@ from pathlib import Path
 
 import click
 
+from freehold.base.config import Settings
+from freehold.base.machine.processor import Processor
 from freehold.cli.progress import StatusLine
-from freehold.config import Settings
-from freehold.machine.processor import Processor
-from freehold.store import Store
-from freehold.store.records import RecordedFile
-from freehold.store.space import human
+from freehold.run.store import Store
+from freehold.run.store.records import RecordedFile
+from freehold.run.store.space import human
 
 READ = 4 << 20
 Seen = Callable[[int], None]
@@ -102,7 +102,7 @@ def _way_out(file: RecordedFile) -> str:
 
 
 def _pack(path: Path, model: str, seen: Seen) -> FileCheck:
-    from freehold.models.packing.packs import damage_of
+    from freehold.run.models.packing.packs import damage_of
 
     size = _size(path)
     try:

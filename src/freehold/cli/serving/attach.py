@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from freehold import private
-from freehold.config import Settings
-from freehold.errors import FreeholdError, ServerUnreachable, UpstreamFailed
-from freehold.remote.http import ADMIN_PROTOCOL, Api
-from freehold.serving import EngineStats, ModelInfo
-from freehold.version import __version__
+from freehold.base import private
+from freehold.base.config import Settings
+from freehold.base.errors import FreeholdError, ServerUnreachable, UpstreamFailed
+from freehold.base.serving import EngineStats, ModelInfo
+from freehold.base.version import __version__
+from freehold.serve.remote.http import ADMIN_PROTOCOL, Api
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from freehold import private
-from freehold.errors import StoreError, UsageError
+from freehold.base import private
+from freehold.base.errors import StoreError, UsageError
 
 _HEADER = re.compile(r"\s*\[")
 _NOTHING = re.compile(r"\s*(#|$)")

@@ -1,7 +1,7 @@
 """Which engine computes a stored model: ours, or another where an accelerator and an engine for it are found.
 
 Without a driver of an accelerator nothing is imported and no program is started. Knows choices and words; predictions
-are backends/finding.py's.
+are outgrow/finding.py's.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from freehold.backends.finding import EngineChoice, choose, look, place_of
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
 from freehold.cli.serving.logs import tell
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.store import ModelRef, Store
+from freehold.outgrow.finding import EngineChoice, choose, look, place_of
+from freehold.run.store import ModelRef, Store
 
 if TYPE_CHECKING:
     from freehold.cli.deploying.serving import StartedDeployments
@@ -57,7 +57,7 @@ def engine_for(settings: Settings, ref: ModelRef, wish: EngineWish) -> EngineCho
     here = look(settings.home)
     if not here.accelerated:
         return EngineChoice(OURS, "no GPU was found")
-    from freehold.advisor.file_anatomy import from_file
+    from freehold.choose.advisor.file_anatomy import from_file
 
     files = "gguf" if ref.path.is_file() else "safetensors"
     return choose(from_file(ref.path, ref.rounding), files, here, place_of(settings), wish.context)
@@ -76,8 +76,8 @@ def deployments_of(
     settings: Settings, store: Store, names: Sequence[str], wish: EngineWish
 ) -> tuple[list[str], StartedDeployments | None]:
     """Share the models that a server is started for: those of our engine, and those that another one computes."""
-    from freehold.backends.planning.options import DeployOptions, planned
     from freehold.cli.deploying.serving import StartedDeployments
+    from freehold.outgrow.planning.options import DeployOptions, planned
 
     ours, plans = [], []
     for name in names:

@@ -13,18 +13,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freehold.config import Settings
-from freehold.evals.trial import ServedChat
-from freehold.reports.gateway_file import AskedVariables, outside_of
-from freehold.router.opening import LiveGateway, ServedGateway, check_packages, ledger_path, open_models
-from freehold.router.toml.outside import KeptEnvironment
-from freehold.serving import ModelManager, Origin
-from freehold.store import Store
-from freehold.worker.models import EngineModels
+from freehold.adapt.evals.trial import ServedChat
+from freehold.base.config import Settings
+from freehold.base.serving import ModelManager, Origin
+from freehold.route.router.opening import LiveGateway, ServedGateway, check_packages, ledger_path, open_models
+from freehold.route.router.toml.outside import KeptEnvironment
+from freehold.run.store import Store
+from freehold.serve.reports.gateway_file import AskedVariables, outside_of
+from freehold.serve.worker.models import EngineModels
 
 if TYPE_CHECKING:
-    from freehold.server.core.keys import Ring
-    from freehold.server.serve import Doors
+    from freehold.serve.http.core.keys import Ring
+    from freehold.serve.http.serve import Doors
 
 
 class HybridStart:
@@ -72,7 +72,7 @@ class HybridStart:
 
 def missing_variables(settings: Settings, path: Path) -> list[str]:
     """Check the file as far as it can be without its keys; return the variables that a service has to be given."""
-    from freehold.router.reading import read
+    from freehold.route.router.reading import read
 
     needed = AskedVariables()
     read(path, outside_of(settings, needed))

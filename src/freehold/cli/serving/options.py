@@ -12,23 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.base.options import option
+from freehold.base.platforms import has_screen
+from freehold.base.types import EYES, image_budget
 from freehold.cli.options import setting_options
 from freehold.cli.serving.logs import LEVELS, LogForm, tell
 from freehold.cli.shared import Seconds
-from freehold.config import Settings
-from freehold.errors import UsageError
-from freehold.options import option
-from freehold.platforms import has_screen
-from freehold.reports.gateway_file import gateway_path
-from freehold.types import EYES, image_budget
+from freehold.serve.reports.gateway_file import gateway_path
 
 if TYPE_CHECKING:
-    from freehold.server.console.login import Login
-    from freehold.server.core.keys import Key, Ring
-    from freehold.server.core.limits import ServerLimits
-    from freehold.server.core.sockets import Tls
-    from freehold.types import KvType, ServedModelOptions
-    from freehold.worker.options import EngineOptions
+    from freehold.base.types import KvType, ServedModelOptions
+    from freehold.serve.http.console.login import Login
+    from freehold.serve.http.core.keys import Key, Ring
+    from freehold.serve.http.core.limits import ServerLimits
+    from freehold.serve.http.core.sockets import Tls
+    from freehold.serve.worker.options import EngineOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,10 +173,10 @@ class ServeOptions:
 
 def read_options(settings: Settings, request: ServeRequest) -> ServeOptions:
     """Check the options, and fill in from the settings what was not given. Raises UsageError."""
-    from freehold.server.core.auth import check_bind
-    from freehold.server.core.limits import ServerLimits
-    from freehold.server.core.media import host_name
-    from freehold.server.core.sockets import checked
+    from freehold.serve.http.core.auth import check_bind
+    from freehold.serve.http.core.limits import ServerLimits
+    from freehold.serve.http.core.media import host_name
+    from freehold.serve.http.core.sockets import checked
 
     host = request.host or settings.host
     keys = ring(settings, request.key_file, insecure=request.insecure)
@@ -210,7 +210,7 @@ def read_options(settings: Settings, request: ServeRequest) -> ServeOptions:
 
 def _engine_options(settings: Settings, request: ServeRequest) -> EngineOptions:
     """Return the options of the engine processes. Raises UsageError for a draft model without speculation."""
-    from freehold.worker.options import EngineOptions
+    from freehold.serve.worker.options import EngineOptions
 
     if request.draft and not request.speculate:
         raise UsageError("--draft needs speculation, and --no-speculation turns it off", "give one of them")
@@ -260,7 +260,7 @@ def ring(settings: Settings, file: Path | None, *, insecure: bool) -> Ring:
     Once there is a key, requests need one while the server runs. Raises UsageError for a named file without keys, and
     for this home's if it is empty.
     """
-    from freehold.server.core.keys import KeyFile, Ring
+    from freehold.serve.http.core.keys import KeyFile, Ring
 
     named = bool(file or settings.key_file)
     kept = KeyFile(file.expanduser() if file else settings.keys)
@@ -277,7 +277,7 @@ def ring(settings: Settings, file: Path | None, *, insecure: bool) -> Ring:
 
 def _from_environment(secret: str) -> list[Key]:
     """Return the key in FREEHOLD_API_KEY; an invalid one, which may be meant for a client, is a warning."""
-    from freehold.server.core.keys import key_of
+    from freehold.serve.http.core.keys import key_of
 
     try:
         return [key_of("environment", secret)] if secret else []
@@ -303,7 +303,7 @@ def page_line(login: Login, url: str) -> str:
     On a terminal it is a link that signs its browser in as the owner, once: a file or a journal, which keeps what it
     is sent, gets no code.
     """
-    from freehold.server.console.login import START_CODE_S
+    from freehold.serve.http.console.login import START_CODE_S
 
     if not sys.stderr.isatty():
         return f"the page: {url}/ (freehold open: as the owner)"
@@ -342,8 +342,8 @@ def opening(options: ServeOptions, url: str) -> Iterator[str]:
 
 
 def _insecure(options: ServeOptions, url: str) -> Iterator[str]:
-    from freehold.server.app import routes
-    from freehold.server.core.call import endpoint_of
+    from freehold.serve.http.app import routes
+    from freehold.serve.http.core.call import endpoint_of
 
     port = url.rpartition(":")[2]
     scheme = url.partition(":")[0]
@@ -365,7 +365,7 @@ def _reached(host: str) -> list[str]:
     """Return the addresses at which other machines reach a server bound to `host`."""
     import psutil
 
-    from freehold.server.core.auth import host_name, is_loopback
+    from freehold.serve.http.core.auth import host_name, is_loopback
 
     name = host_name(host)
     if is_loopback(name):

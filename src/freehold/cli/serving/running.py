@@ -16,28 +16,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freehold import private
-from freehold.backends.finding import driven
+from freehold.base import private
+from freehold.base.config import Settings
+from freehold.base.errors import AddressTaken, FreeholdError, ServerUnreachable, UsageError
+from freehold.base.terminal import Ticking
 from freehold.cli.serving.engines import EngineWish, deployments_of
 from freehold.cli.serving.logs import logging_to, tell
 from freehold.cli.serving.options import ServeOptions, open_browser, opening, owner_address, page_line
 from freehold.cli.shared import held_or_fetched, named_adapter
-from freehold.config import Settings
-from freehold.errors import AddressTaken, FreeholdError, ServerUnreachable, UsageError
-from freehold.store import Store
-from freehold.store.judging import Judgements
-from freehold.store.naming import parted
-from freehold.store.refs import parse_ref
-from freehold.store.space import human
-from freehold.terminal import Ticking
+from freehold.outgrow.finding import driven
+from freehold.run.store import Store
+from freehold.run.store.judging import Judgements
+from freehold.run.store.naming import parted
+from freehold.run.store.refs import parse_ref
+from freehold.run.store.space import human
 
 if TYPE_CHECKING:
     import socket
 
+    from freehold.base.serving import ModelManager
     from freehold.cli.deploying.serving import StartedDeployments
     from freehold.cli.serving.hybrid import HybridStart
-    from freehold.server.serve import Doors, ServerSettings
-    from freehold.serving import ModelManager
+    from freehold.serve.http.serve import Doors, ServerSettings
 
 
 def serve_models(
@@ -48,7 +48,7 @@ def serve_models(
     deployments: StartedDeployments | None = None,
 ) -> int:
     """Serve `models` and `deployments` until a signal or `freehold stop`; return the exit status."""
-    from freehold.server.core.sockets import bind_unix
+    from freehold.serve.http.core.sockets import bind_unix
 
     named_models = [parted(store, model) for model in models]
     models = [each.model for each in named_models]
@@ -87,11 +87,11 @@ def _run(
     deployments: StartedDeployments | None,
     line: Ticking,
 ) -> int:
-    from freehold.backends.replicas.models import DeployedModels
-    from freehold.server import serve as doors
-    from freehold.server.system.deployments import DeploymentDesk
-    from freehold.store.judging import Judgements
-    from freehold.worker.models import EngineModels
+    from freehold.outgrow.replicas.models import DeployedModels
+    from freehold.run.store.judging import Judgements
+    from freehold.serve.http import serve as doors
+    from freehold.serve.http.system.deployments import DeploymentDesk
+    from freehold.serve.worker.models import EngineModels
 
     judgements = Judgements()
 
@@ -133,8 +133,8 @@ def _run(
 
 def _server_settings(settings: Settings, options: ServeOptions) -> ServerSettings:
     """Return what a server takes of its options and of this home, whose owner's token is made where there is none."""
-    from freehold.server.core.auth import owner_token
-    from freehold.server.serve import ServerSettings
+    from freehold.serve.http.core.auth import owner_token
+    from freehold.serve.http.serve import ServerSettings
 
     return ServerSettings(
         keys=options.keys,
@@ -226,7 +226,7 @@ PORTS = 20  # ports searched for a free one after a port in use
 
 def bound(host: str, port: int, option: str = "--port") -> list[socket.socket]:
     """Bind the port. Raises AddressTaken for one in use, with its owner and a free port."""
-    from freehold.server.core.sockets import bind_tcp
+    from freehold.serve.http.core.sockets import bind_tcp
 
     try:
         return bind_tcp(host, port)
@@ -238,7 +238,7 @@ def bound(host: str, port: int, option: str = "--port") -> list[socket.socket]:
 
 
 def _is_free(host: str, port: int) -> bool:
-    from freehold.server.core.sockets import bind_tcp
+    from freehold.serve.http.core.sockets import bind_tcp
 
     try:
         for sock in bind_tcp(host, port):
@@ -317,7 +317,7 @@ class Announcer:
 
     def _tell_page(self, doors: Doors) -> None:
         """Print the page's link, and open it in the browser with --open."""
-        from freehold.server.console.login import Login
+        from freehold.serve.http.console.login import Login
 
         login = doors.server.part(Login)
         if login is None:  # a server without a home keeps no sessions
@@ -368,7 +368,7 @@ class Announcer:
 
     def _first_chat(self, names: list[str]) -> str:
         """Return the first model that was not made for vectors, or "" if all were."""
-        from freehold.server.ollama.models import Cards
+        from freehold.serve.http.ollama.models import Cards
 
         cards = Cards()
         for name in names:
@@ -436,7 +436,7 @@ def _kept(settings: Settings) -> list[str]:
     """Return the deployments that a server before this one ran, and that were not stopped."""
     if not (settings.home / "deployments").is_dir():
         return []
-    from freehold.backends.kept import kept
+    from freehold.outgrow.kept import kept
 
     return [each.name for each in kept(settings.home)[0]]
 

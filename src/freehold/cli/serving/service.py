@@ -18,9 +18,9 @@ from pathlib import Path
 
 import click
 
-from freehold.config import Settings
-from freehold.errors import StoreError, UsageError
-from freehold.platforms import IS_MAC
+from freehold.base.config import Settings
+from freehold.base.errors import StoreError, UsageError
+from freehold.base.platforms import IS_MAC
 
 NAME = "freehold.service"
 COMMANDS = ("systemctl --user daemon-reload", f"systemctl --user enable --now {NAME}")

@@ -1,0 +1,259 @@
+"""What the processor is: its name, its kinds of cores and which of them compute, its vector extensions.
+
+A step of the engine ends when its last thread does, so cores that are much slower than others are left out.
+Reads /proc/cpuinfo, /sys and the device tree on Linux, sysctl on macOS, all through a Host; knows no kernel of ours.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from freehold.base.machine import arm
+from freehold.base.machine.host import HERE, Host, whole
+from freehold.base.platforms import processors
+
+_CPU = "/sys/devices/system/cpu"
+# A core with less than this share of the fastest one's capacity does not compute. Capacities are the kernel's, 1024 for
+# the fastest: small ARM cores have 250 to 530, cores of one design at other clocks 700 and more.
+_FAST = 0.6
+_FAST_CLOCK = 0.7  # of the highest clock, where the kernel gives no capacity and names do not tell
+_BOARDS = ("/proc/device-tree/model", "/sys/firmware/devicetree/base/model")
+# What kernels are chosen by, in one spelling: that of Linux's flags, or else what macOS calls it.
+_X86 = [
+    "avx2",
+    "fma",
+    "f16c",
+    "avx_vnni",
+    "avx512f",
+    "avx512bw",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512vbmi",
+    "avx512_vbmi2",
+    "amx_tile",
+    "amx_int8",
+    "amx_bf16",
+]
+_ARM = {
+    "asimddp": "dotprod",
+    "asimdhp": "fp16",
+    "asimdfhm": "fhm",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+    "sve": "sve",
+    "sve2": "sve2",
+    "sme": "sme",
+}
+_MAC = {
+    "FEAT_DotProd": "dotprod",
+    "FEAT_FP16": "fp16",
+    "FEAT_FHM": "fhm",
+    "FEAT_I8MM": "i8mm",
+    "FEAT_BF16": "bf16",
+    "FEAT_SME": "sme",
+}
+_MAC_X86 = {"AVX2": "avx2", "FMA": "fma", "F16C": "f16c", "AVX512F": "avx512f", "AVX512VNNI": "avx512_vnni"}
+
+
+@dataclass(frozen=True, slots=True)
+class CoreKind:
+    """Physical cores of one kind."""
+
+    name: str  # "Cortex-A76", "Performance"; empty where there is one kind without a name
+    count: int
+    computes: bool  # False: so slow that the others would wait for it
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """The processor of a machine, whether this process may use all of it or not."""
+
+    name: str
+    board: str  # "Raspberry Pi 5 Model B Rev 1.0"; empty where the system names none
+    kinds: tuple[CoreKind, ...]
+    features: tuple[str, ...]
+    slow: frozenset[int] = frozenset()  # logical processors that do not compute
+    is_translated: bool = False  # an x86-64 program on Apple silicon
+
+    @property
+    def title(self) -> str:
+        """The board and its processor, as one name."""
+        return f"{self.board} ({self.name})" if self.board else self.name
+
+
+@cache
+def processor(host: Host = HERE) -> Processor:
+    """Describe the processor; this reads some files, or runs sysctl, once."""
+    return _mac(host) if host.is_mac else _linux(host)
+
+
+def usable_cores(chip: Processor, allowed: set[int], quota: float | None, host: Host = HERE) -> int:
+    """Return how many cores compute for a process: of those it may run on, each once, within its quota.
+
+    macOS pins no thread, so its cores are counted by kind.
+    """
+    if host.is_mac:
+        count = sum(kind.count for kind in chip.kinds if kind.computes)
+    else:
+        count = len({core_of(cpu, host) for cpu in (allowed - chip.slow or allowed)})
+    return max(1, min(count, math.ceil(quota) if quota else count))
+
+
+# --- macOS --------------------------------------------------------------------------------------------
+
+
+def _mac(host: Host) -> Processor:
+    sysctl = host.sysctl()
+    return Processor(
+        name=sysctl.get("machdep.cpu.brand_string", "") or sysctl.get("hw.machine", "") or "Mac",
+        board="",
+        kinds=tuple(_mac_kinds(sysctl)),
+        features=tuple(_mac_features(sysctl)),
+        is_translated=sysctl.get("sysctl.proc_translated") == "1",
+    )
+
+
+def _mac_kinds(sysctl: Mapping[str, str]) -> Iterable[CoreKind]:
+    """Yield the performance levels, fastest first: Performance and Efficiency; from the M5 on also Super.
+
+    Only Efficiency cores are left out, by their name: a chip of Super and Performance cores has none. macOS 12 names no
+    levels; there the first one computes, and an Intel Mac has no levels.
+    """
+    levels = whole(sysctl.get("hw.nperflevels")) or 0
+    if not levels and "hw.perflevel0.physicalcpu" in sysctl:
+        levels = 2
+    for level in range(levels):
+        count = whole(sysctl.get(f"hw.perflevel{level}.physicalcpu"))
+        name = sysctl.get(f"hw.perflevel{level}.name", "")
+        if count:
+            yield CoreKind(name, count, name != "Efficiency" if name else level == 0)
+    if not levels:
+        yield CoreKind("", whole(sysctl.get("hw.physicalcpu")) or 1, True)
+
+
+def _mac_features(sysctl: Mapping[str, str]) -> Iterable[str]:
+    features = {name for old, name in _MAC.items() if sysctl.get(f"hw.optional.arm.{old}") == "1"}
+    if sysctl.get("hw.optional.neon_fp16") == "1":  # macOS 11 has these names only
+        features.add("fp16")
+    words = f"{sysctl.get('machdep.cpu.features', '')} {sysctl.get('machdep.cpu.leaf7_features', '')}".split()
+    return sorted(features | {_MAC_X86[word] for word in words if word in _MAC_X86})
+
+
+# --- Linux --------------------------------------------------------------------------------------------
+
+
+def _linux(host: Host) -> Processor:
+    rows = cpuinfo(host.text("/proc/cpuinfo"))
+    names = {int(row["processor"]): _core_of(row) for row in rows if row.get("processor", "").isdigit()}
+    is_arm = any("CPU part" in row for row in rows)
+    slow = _slow(host, names) if is_arm else frozenset()
+    return Processor(
+        name=_joined(names.values()) if is_arm else next(iter(names.values()), ""),
+        board=_board(host, rows) if is_arm else "",
+        kinds=tuple(_linux_kinds(host, names, slow, is_arm)),
+        features=tuple(_linux_features(rows)),
+        slow=slow,
+    )
+
+
+def cpuinfo(text: str) -> list[dict[str, str]]:
+    """Split /proc/cpuinfo into its paragraphs of `name: value`."""
+    rows = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        pairs = (line.partition(":") for line in paragraph.splitlines())
+        row = {name.strip(): value.strip() for name, colon, value in pairs if colon}
+        if row:
+            rows.append(row)
+    return rows
+
+
+def _core_of(row: dict[str, str]) -> str:
+    try:
+        return arm.core_name(int(row["CPU implementer"], 0), int(row["CPU part"], 0))
+    except (KeyError, ValueError):
+        return row.get("model name", "")
+
+
+def _joined(names: Iterable[str]) -> str:
+    """Name all kinds, those with a larger number first, which are the larger cores."""
+    return " + ".join(sorted({name for name in names if name}, key=lambda n: (arm.is_small(n), n)))
+
+
+def _board(host: Host, rows: list[dict[str, str]]) -> str:
+    """Return the board's model: never its serial number, which is in the same place."""
+    board = next((text for path in _BOARDS if (text := host.text(path).strip("\0 \n"))), "")
+    board = board or next((row["Model"] for row in rows if "Model" in row), "")
+    return "" if board.startswith(("linux,dummy-virt", "QEMU")) else board
+
+
+def _linux_kinds(host: Host, names: dict[int, str], slow: frozenset[int], named: bool) -> Iterable[CoreKind]:
+    """Yield the kinds of physical cores, those that compute first."""
+    cores = {core_of(cpu, host): (names[cpu] if named else "", cpu not in slow) for cpu in sorted(names)}
+    for (name, computes), count in sorted(Counter(cores.values()).items(), key=lambda row: not row[0][1]):
+        yield CoreKind(name, count, computes)
+
+
+def core_of(cpu: int, host: Host = HERE) -> str:
+    """Name a logical processor's core by its siblings; processors that hide them count as cores."""
+    return host.text(f"{_CPU}/cpu{cpu}/topology/thread_siblings_list").strip() or str(cpu)
+
+
+def _slow(host: Host, names: dict[int, str]) -> frozenset[int]:
+    """Return the processors that are much slower than the fastest: by capacity, else by name, else by clock."""
+    capacity = {cpu: host.number(f"{_CPU}/cpu{cpu}/cpu_capacity") for cpu in names}
+    known = {cpu: value for cpu, value in capacity.items() if value}
+    if known and len(known) == len(names):
+        return _below(known, _FAST)
+    small = frozenset(cpu for cpu, name in names.items() if arm.is_small(name))
+    if small and len(small) < len(names):
+        return small
+    clock = {cpu: host.number(f"{_CPU}/cpu{cpu}/cpufreq/cpuinfo_max_freq") or 0 for cpu in names}
+    return _below(clock, _FAST_CLOCK) if all(clock.values()) else frozenset()
+
+
+def _below(values: dict[int, int], share: float) -> frozenset[int]:
+    most = max(values.values(), default=0)
+    return frozenset(cpu for cpu, value in values.items() if value < share * most)
+
+
+def _linux_features(rows: list[dict[str, str]]) -> Iterable[str]:
+    """Return what every processor has: a thread may run on any of them."""
+    sets = [set(f"{row.get('flags', '')} {row.get('Features', '')}".split()) for row in rows]
+    sets = [features for features in sets if features]
+    shared = set.intersection(*sets) if sets else set[str]()
+    return sorted({name for name in _X86 if name in shared} | {_ARM[name] for name in _ARM if name in shared})
+
+
+# --- which processors have memory of their own near them --------------------------------------------
+# NUMA nodes, as Linux lists them; macOS has one.
+
+_NODES = "sys/devices/system/node"
+_MOST = 1024  # nodes that are looked for
+
+
+def memory_nodes(allowed: Iterable[int], host: Host = HERE) -> tuple[frozenset[int], ...]:
+    """Return the `allowed` logical processors of each node that has some; where nodes are not listed, all as one."""
+    usable, nodes = frozenset(allowed), list[frozenset[int]]()
+    try:
+        for node in sorted(processors(host.text(f"{_NODES}/online")))[:_MOST]:
+            nodes.append(usable & processors(host.text(f"{_NODES}/node{node}/cpulist")))
+    except ValueError:
+        nodes.clear()
+    found = tuple(node for node in nodes if node)
+    return found if frozenset().union(*found) == usable else (usable,)
+
+
+def listed(processors: Iterable[int]) -> str:
+    """Write processors as Linux does: "0-15,32-47"."""
+    runs: list[list[int]] = []
+    for each in sorted(processors):
+        if runs and runs[-1][1] == each - 1:
+            runs[-1][1] = each
+        else:
+            runs.append([each, each])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,4 @@
+"""Which model, on which machine, at what cost and under which licence.
+
+Imports base and run.
+"""

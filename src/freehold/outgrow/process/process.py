@@ -1,0 +1,335 @@
+"""An engine as a process of ours: started, watched from outside, ended with all its children.
+
+    engine = await launch(plan, folder, phase=driver.phase, title="vLLM")
+    engine.progress(), engine.log; death = await engine.ended
+    await engine.stop(drain_s=60)
+
+Beside it a supervisor (`freehold.outgrow.process.supervisor`) ends the tree when this process is gone. Secrets travel
+to it by a pipe and to the engine by its environment, so no command line has them. Knows processes and lines;
+knows no HTTP and no engine: what a line means is the driver's and causes.py's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, overload
+
+import psutil
+
+from freehold.base.errors import EngineLost, UsageError
+from freehold.base.sandbox import tree
+from freehold.base.sandbox.children import spawn
+from freehold.outgrow.contract import DeployPlan, EngineDeath, StartProgress
+from freehold.outgrow.process import causes
+from freehold.outgrow.process.supervisor import OWNER, owner
+from freehold.outgrow.process.surroundings import (
+    engine_environment,
+    filled,
+    make_links,
+    values_of,
+    write_keys,
+)
+
+COMMAND = (sys.executable, "-P", "-m", "freehold.outgrow.process.supervisor")
+# For the supervisor to say that the engine's program runs, on a machine that is short of everything.
+START_S = 60.0
+END_S = 5.0  # beyond the drain, for an engine that was asked to end
+KILL_S = 15.0  # for the supervisor to end all below it: its own limit is 8 s
+_TREE_S = 1.0  # that a list of a tree's processes is used: finding them reads every process of the machine
+_MOVED_CPU_S, _MOVED_BYTES = 1.0, 32 << 20  # idle threads of a stuck start use less
+
+
+async def launch(plan: DeployPlan, folder: Path, *, phase: Callable[[str], str], title: str) -> OwnProcess:
+    """Start an engine. Raises UsageError: no such program, no value for a secret; EngineLost: it could not begin."""
+    plan = filled(plan, folder)
+    if plan.listens.socket is not None:
+        plan.listens.socket.unlink(missing_ok=True)
+    held = values_of(plan.secrets)
+    write_keys(plan, folder, held)
+    make_links(plan, folder)
+    engine = OwnProcess(plan, held, phase, title)
+    await engine.start(folder)
+    return engine
+
+
+class OwnProcess:
+    """Implements contract.LaunchedEngine."""
+
+    def __init__(
+        self, plan: DeployPlan, held: Mapping[str, str], phase: Callable[[str], str], title: str
+    ) -> None:
+        """`held`: the values of the plan's secrets by variable. Made inside a running event loop."""
+        self.plan = plan
+        self.title = title
+        self.ended: asyncio.Future[EngineDeath | None] = asyncio.get_running_loop().create_future()
+        self.log = LogRing(held.values(), self._tell)
+        self._held = dict(held)
+        self._read_phase = phase
+        self._phase = "starting"
+        self._pid, self._temporary = 0, ""
+        self._ended_by = ""  # why it ends, if we asked; "stop": by `stop`
+        self._reports: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._tree: list[psutil.Process] = []
+        self._tree_at = -_TREE_S
+        self._mark = (0.0, 0, 0)
+        self._moved_at = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """The engine's own process: vLLM's API server."""
+        return self._pid
+
+    @property
+    def socket(self) -> Path | None:
+        """Where it listens, if on a Unix socket."""
+        return self.plan.listens.socket
+
+    @property
+    def url(self) -> str:
+        """Of its API, as a Provider has it."""
+        listens = self.plan.listens
+        return "http://engine/v1" if listens.socket else f"http://{listens.host}:{listens.port}/v1"
+
+    @property
+    def key(self) -> str:
+        """The key that its API wants: the plan's first secret."""
+        return next(iter(self._held.values()), "")
+
+    async def start(self, folder: Path) -> None:
+        """Start the supervisor and wait until it says that the program runs. Raises UsageError, EngineLost."""
+        pipe = subprocess.PIPE
+        child = spawn(COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+        self._supervisor = child
+        loop = asyncio.get_running_loop()
+        assert child.stdout is not None and child.stderr is not None
+        await loop.connect_read_pipe(lambda: self.log, child.stderr)
+        await loop.connect_read_pipe(lambda: _Reports(self._reports), child.stdout)
+        environment = {**engine_environment(self.plan, self._held), OWNER: owner(folder)}
+        place = next(iter(self.plan.places), "")
+        self._order({"argv": self.plan.argv(), "env": environment, "cwd": str(folder), "place": place})
+        try:
+            first = await asyncio.wait_for(self._reports.get(), START_S)
+        except BaseException:
+            self._abandon()
+            raise
+        if "pid" not in first:
+            self._abandon()
+            raise self._not_begun(first)
+        self._pid, self._temporary = first["pid"], first["temporary"]
+        self._watching = asyncio.create_task(self._watch())
+
+    def progress(self) -> StartProgress:
+        """Look at the tree: processor seconds, memory, lines."""
+        used = tree.usage(self._processes())
+        cpu, memory, news = self._mark
+        grew = used.cpu_s - cpu >= _MOVED_CPU_S or abs(used.memory_bytes - memory) >= _MOVED_BYTES
+        if grew or self.log.news > news:
+            self._mark = (used.cpu_s, used.memory_bytes, self.log.news)
+            self._moved_at = time.monotonic()
+        since = time.monotonic() - self._moved_at
+        return StartProgress(self._phase, used.cpu_s, used.memory_bytes, self.log.lines, since)
+
+    async def stop(self, drain_s: float) -> None:
+        """Ask it to end, wait for its answers, then end what is left and what it left in shared memory."""
+        self._ended_by = self._ended_by or "stop"
+        self._order({"signal": 15})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.ended), drain_s + END_S)
+        self._order({"kill": True})
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.ended), KILL_S)
+        if not self.ended.done() and self._supervisor is not None:
+            self._tree = tree.descendants(self._supervisor.pid)  # which `_watch` then ends
+            self._supervisor.kill()  # it takes no orders: it was stopped, or hangs in a disk
+        await self.ended
+
+    def kill(self, why: str) -> None:
+        """End every process at once; `ended` says why."""
+        self._ended_by = self._ended_by or why
+        self._order({"kill": True})
+
+    def _processes(self) -> list[psutil.Process]:
+        if self.ended.done() or self._supervisor is None:
+            return []  # its number may be another's by now
+        if time.monotonic() - self._tree_at >= _TREE_S:
+            self._tree = tree.descendants(self._supervisor.pid)
+            self._tree_at = time.monotonic()
+        return self._tree
+
+    def _order(self, what: dict[str, Any]) -> None:
+        """Tell the supervisor; one that has ended needs no orders."""
+        pipe = self._supervisor.stdin if self._supervisor else None
+        if pipe is not None and not pipe.closed:
+            with suppress(OSError):
+                pipe.write(json.dumps(what).encode() + b"\n")
+                pipe.flush()
+
+    def _tell(self, line: str) -> None:
+        self._phase = self._read_phase(line) or self._phase
+
+    async def _watch(self) -> None:
+        """Wait for the end, read the last lines, end what the supervisor could not, and say how it was."""
+        report = await self._reports.get()
+        if "ended" not in report:  # the supervisor was killed: nothing else ends its children
+            tree.kill(self._tree)
+            tree.end_group(self._pid)
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._ended_by = self._ended_by or "its supervisor was killed"
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.log.closed), 1.0)
+        self._abandon()
+        if not self.ended.done():
+            self.ended.set_result(None if self._ended_by == "stop" else self._death(report))
+
+    def _death(self, report: Mapping[str, Any]) -> EngineDeath:
+        status = report.get("ended")
+        listens = self.plan.listens
+        return causes.death(
+            self.title,
+            list(self.log),
+            status,
+            ended_by=self._ended_by,
+            memory_kill=bool(report.get("memory_kill")),
+            where=str(listens.socket or f"port {listens.port} of {listens.host}"),
+        )
+
+    def _not_begun(self, report: Mapping[str, Any]) -> UsageError | EngineLost:
+        if error := report.get("error"):
+            return UsageError(
+                f"{self.title} does not start: {error}", f"the plan's program is {self.plan.command[0]!r}"
+            )
+        last = next(iter(reversed(self.log)), "")
+        return EngineLost(f"{self.title} was not started: its supervisor ended{': ' + last if last else ''}")
+
+    def _abandon(self) -> None:
+        """Close our end of the pipe, at which the supervisor ends all; take its status and remove the socket."""
+        child = self._supervisor
+        if child is None:
+            return
+        assert child.stdin is not None
+        with suppress(OSError):
+            child.stdin.close()
+        asyncio.get_running_loop().run_in_executor(None, child.wait)
+        if self.plan.listens.socket is not None:
+            self.plan.listens.socket.unlink(missing_ok=True)
+
+
+class _Reports(asyncio.Protocol):
+    """Lines of JSON from the supervisor; the end of its output is an empty report."""
+
+    def __init__(self, taken: asyncio.Queue[dict[str, Any]]) -> None:
+        self._taken = taken
+        self._held = b""
+
+    def data_received(self, data: bytes) -> None:
+        *whole, self._held = (self._held + data).split(b"\n")
+        for line in whole:
+            self._taken.put_nowait(json.loads(line))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._taken.put_nowait({})
+
+
+# --- the newest lines of an engine's output ---------------------------------------------------------
+# Bounded in lines and in their length, without secrets and requests.
+# Engines print what they like, for months: a line of megabytes, a bar that is drawn again and again, their
+# environment in a traceback.
+
+LINES = 2000
+CHARACTERS = 500  # of a line
+_UNFINISHED = 1 << 16  # bytes of a line whose end has not come: what follows is dropped
+_SEEN = 1024  # different lines remembered, to tell news from repetition
+_COLOUR = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
+# What is left would be obeyed by the terminal that shows the log: titles, the clipboard, lines written over.
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# An engine that dies prints the requests it computed: stop strings, schemas, expressions are the client's words.
+_REQUESTS = re.compile(rb"Dumping |[Ss]ampling_?[Pp]arams|prompt_token_ids=|scheduled_new_reqs")
+_FIGURES = re.compile(r"[\d.:,/%-]+")
+
+
+class LogRing(asyncio.Protocol, Sequence[str]):
+    """A pipe's reader that keeps the newest lines. `lines` counts all, `news` those that say something new."""
+
+    def __init__(self, secrets: Iterable[str] = (), told: Callable[[str], object] | None = None) -> None:
+        """`secrets` are replaced wherever they occur; `told` is called with each line."""
+        self.lines = self.news = 0
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._secrets = [s.encode() for s in secrets if s]
+        self._told = told
+        self._kept: deque[str] = deque(maxlen=LINES)
+        self._held = b""
+        self._dropping = False
+        self._seen: dict[str, None] = {}
+
+    def data_received(self, data: bytes) -> None:
+        """Take lines; a carriage return ends one too, as bars use it."""
+        *whole, self._held = (self._held + data.replace(b"\r", b"\n")).split(b"\n")
+        if len(whole) > LINES:  # a flood: what would be pushed out at once is counted alone
+            self._dropping, self.lines = False, self.lines + len(whole) - LINES
+            whole = whole[-LINES:]
+        for line in whole:
+            if not self._dropping:
+                self._add(line)
+            self._dropping = False
+        if len(self._held) > _UNFINISHED:
+            if not self._dropping:
+                self._add(self._held)
+            self._held, self._dropping = b"", True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Keep what had no line end."""
+        if self._held and not self._dropping:
+            self._add(self._held)
+        self._held = b""
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def _add(self, raw: bytes) -> None:
+        if match := _REQUESTS.search(raw):
+            raw = raw[: match.start()] + b"[text of requests is left out]"
+        for secret in self._secrets:
+            raw = raw.replace(secret, b"[secret]")
+        line = _CONTROL.sub("", _COLOUR.sub(b"", raw).decode("utf-8", "replace")).rstrip()
+        if not line:
+            return
+        self.lines += 1
+        if len(line) > CHARACTERS:
+            line = line[: CHARACTERS - 1] + "…"
+        self._kept.append(line)
+        self._note_news(line)
+        if self._told is not None:
+            self._told(line)
+
+    def _note_news(self, line: str) -> None:
+        """Count a line unless it was said before with other figures: "still waiting, 60 s", "still waiting, 120 s"."""
+        shape = _FIGURES.sub("0", line)
+        if shape not in self._seen:
+            self.news += 1
+            self._seen[shape] = None
+            if len(self._seen) > _SEEN:
+                del self._seen[next(iter(self._seen))]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        return list(self._kept)[index] if isinstance(index, slice) else self._kept[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._kept))

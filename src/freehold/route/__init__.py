@@ -1,0 +1,4 @@
+"""Which model answers: rented ones behind one door, and the gateway with its labels, budgets and ledger.
+
+Imports base to choose.
+"""

@@ -1,0 +1,161 @@
+"""What gateway.toml says, read and checked: providers, models, labels, routes, tasks, keys.
+
+Values only; reading.py makes them, and refuses what does not fit together. Defaults and ranges of plain fields are
+declared here, and read by `TomlTable.fields`. Money is in nano-dollars, so that sums are exact. Knows no request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from freehold.route.providers.contract import HOUSE, Provider, RemoteModel
+from freehold.route.router.price import Price
+
+Period = Literal["hour", "day", "week", "month"]
+Spread = Literal["in-order", "least-busy"]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayModel:
+    """A name that a request or a route may use, and what answers it."""
+
+    name: str
+    local: str = ""  # a model of the local store,
+    remote: RemoteModel | None = None  # or one at a provider
+    price: Price | None = None  # None: costs nothing a token (owned)
+    terms: str = ""  # licence id, or the provider's terms, as the ledger keeps them
+    may_teach: bool | None = None  # whether answers may train other models; None: unknown
+
+    @property
+    def place(self) -> str:
+        """The place a request is at when this model answers it."""
+        return self.remote.provider.name if self.remote is not None else HOUSE
+
+    @property
+    def owned(self) -> bool:
+        """Whether it runs on a machine of the house."""
+        return self.remote is None or self.remote.provider.owned
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Where a labelled request may be. `stay` None: on any owned machine; otherwise names of providers too."""
+
+    name: str
+    stay: frozenset[str] | None = None
+    detect: tuple[str, ...] = ()  # detectors that set it: pii, secrets
+    patterns: tuple[str, ...] = ()  # expressions (RE2) that set it
+    classifier: str = ""  # an owned model that is asked; "" for none
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerLimits:
+    """After `failures` in a row a target is left alone for `cooldown_s`."""
+
+    failures: Annotated[int, Meta(ge=1, le=1000)] = 3
+    cooldown_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Escalation:
+    """A cascade: the first `check` tokens are looked at, then sent, or thrown away for the next target."""
+
+    # The mean log-probability (natural) is compared as a probability: exp(mean) < below escalates.
+    below: Annotated[float, Meta(gt=0, le=1)]
+    check: Annotated[int, Meta(ge=1, le=4096)] = 64
+    when: Literal["logprob"] = "logprob"
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """A share of requests is asked of another target too, whose answer only the ledger sees."""
+
+    target: str
+    share: Annotated[float, Meta(gt=0, le=1)]
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRoute:
+    """Targets, asked in this order or the least busy first."""
+
+    name: str
+    targets: tuple[str, ...]  # names of GatewayModels
+    spread: Spread = "in-order"
+    task: str = ""
+    labels: tuple[str, ...] = ()  # every request of the route has them
+    timeout_s: float = 600.0
+    first_token_s: float = 30.0
+    retries: Annotated[int, Meta(ge=0, le=10)] = 1  # of one target, before the next
+    breaker: BreakerLimits = BreakerLimits()
+    escalate: Escalation | None = None
+    shadow: Shadow | None = None
+    # Answers of equal requests of one key and one set of labels are kept so long; 0: not.
+    cache_s: float = 0.0
+    keep_text: bool = False  # keep = "text": prompts and answers are kept, of requests without labels
+    # Its answers will train a model: targets whose terms do not allow that are passed over.
+    may_teach: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class QualityTask:
+    """A task whose bar a target has to reach with the lower end of its 95 % interval (freehold bar run)."""
+
+    name: str
+    bar: Annotated[float, Meta(ge=0, le=1)]
+    file: str = ""  # its JSONL, absolute
+
+
+@dataclass(frozen=True, slots=True)
+class SpendLimit:
+    """A budget: nano-dollars a period, which begins at midnight UTC, on Mondays or on the first."""
+
+    nano: int
+    per: Period
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPolicy:
+    """What the gateway knows of a key; the key itself is in keys.json."""
+
+    name: str
+    budget: SpendLimit | None = None
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A whole file, sound."""
+
+    providers: Mapping[str, Provider] = field(default_factory=dict)
+    models: Mapping[str, GatewayModel] = field(default_factory=dict)
+    labels: Mapping[str, Label] = field(default_factory=dict)
+    routes: Mapping[str, GatewayRoute] = field(default_factory=dict)
+    tasks: Mapping[str, QualityTask] = field(default_factory=dict)
+    keys: Mapping[str, KeyPolicy] = field(default_factory=dict)
+    ledger: str = ""  # its file; "" for ledger.sqlite of the home
+    digest: str = ""  # SHA-256 of the file, for the log of reloads
+
+    @property
+    def owned_places(self) -> frozenset[str]:
+        """Where requests may be that must stay owned."""
+        return frozenset({HOUSE, *(p.name for p in self.providers.values() if p.owned)})
+
+    @property
+    def all_places(self) -> frozenset[str]:
+        """This machine and every provider."""
+        return frozenset({HOUSE, *self.providers})
+
+    def allowed(self, labels: Iterable[str]) -> frozenset[str]:
+        """Return where a request with these labels may be: this machine, and every provider that all of them allow.
+
+        `stay` of a label names places beside this machine, where the request is already.
+        """
+        places = self.all_places
+        for name in labels:
+            stay = self.labels[name].stay
+            places &= self.owned_places if stay is None else stay | {HOUSE}
+        return places

@@ -1,0 +1,188 @@
+"""What a rented model costs, in whole nano-dollars a request, by length of the prompt, hour and kind of processing.
+
+Resolved once at start and at reload: a request's price is integer arithmetic. Prices are cliffs: a prompt beyond a
+tier is priced at its rate from the first token. Knows which seller a
+provider's kind is; a server of another kind has no price here, and gateway.toml states it. Knows no budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from datetime import UTC, datetime, time
+from decimal import ROUND_HALF_EVEN, Decimal
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+from freehold.base.types import Usage
+from freehold.route.providers.contract import KINDS, NO_KIND, Kind
+
+if TYPE_CHECKING:
+    from freehold.base.catalog.prices import Offer, SellerRates
+
+
+NANO = 1_000_000_000  # nano-dollars of a dollar
+DAY_S = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRates:
+    """Pico-dollars (1e-12) a token, so that a price of 0.0375 dollars a million is a whole number."""
+
+    input: int
+    output: int
+    cached: int  # of the input: found in the provider's cache
+    written: int  # of the input: put into it for minutes
+    written_hour: int  # and for an hour
+    thought: int | None = None  # of the output: reasoning; None: as the rest of it
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Rates by tier: those of the greatest `over` below the prompt's tokens hold."""
+
+    rates: TokenRates
+    tiers: tuple[tuple[int, TokenRates], ...] = ()  # (prompt tokens beyond which, rates), ascending
+    # Equal parts of a day (UTC), where the price depends on the time of day.
+    slots: tuple[TokenRates, ...] = ()
+    batch: TokenRates | None = None
+    batch_tiers: tuple[tuple[int, TokenRates], ...] = ()
+    fee: int = 0  # pico-dollars a request, whatever its tokens
+    # Announced changes: (time.time() from which, price), ascending.
+    later: tuple[tuple[float, Price], ...] = ()
+    version: str = ""  # of the table, or "file" for a price that gateway.toml states
+    source: str = field(default="", compare=False)
+
+    def at(self, when: float) -> Price:
+        """Return the price that holds at the moment `when`."""
+        current = self
+        for start, price in self.later:
+            if when >= start:
+                current = price
+        return current
+
+    def rates_at(self, prompt_tokens: int, when: float, *, batch: bool = False) -> TokenRates:
+        """Return the rates of one request; `self` holds at `when` already."""
+        if batch and self.batch is not None:
+            price, tiers = self.batch, self.batch_tiers
+        else:
+            price, tiers = self.rates, self.tiers
+            if self.slots:
+                price = self.slots[int(when % DAY_S) * len(self.slots) // DAY_S]
+        for over, rates in tiers:
+            if prompt_tokens > over:
+                price = rates
+        return price
+
+    def cost(self, usage: Usage, when: float = 0.0, *, batch: bool = False) -> int:
+        """Return nano-dollars for what a request sent at `when` (time.time()) used, rounded half up once, at the end.
+
+        `usage.prompt_tokens` counts cached and written tokens too, and `completion_tokens` thought ones, whatever
+        the provider's own fields do.
+        """
+        price = self.at(when) if self.later else self
+        rates = price.rates_at(usage.prompt_tokens, when, batch=batch)
+        cached, written, hour = usage.cached_tokens, usage.written_tokens, usage.written_hour_tokens
+        pico = price.fee + usage.completion_tokens * rates.output
+        pico += (usage.prompt_tokens - cached - written - hour) * rates.input
+        if cached or written or hour:
+            pico += cached * rates.cached + written * rates.written + hour * rates.written_hour
+        if rates.thought is not None:
+            pico += usage.thought_tokens * (rates.thought - rates.output)
+        return (pico + 500) // 1000
+
+    def most(self, prompt_tokens: int, output_tokens: int, when: float = 0.0, *, batch: bool = False) -> int:
+        """Return nano-dollars that no answer exceeds, for a prompt and an answer of at most these tokens.
+
+        The prompt may be shorter than stated and fall below a tier, be written to a cache whole, or be priced at a
+        later time of day: the dearest of all these rates is taken.
+        """
+        price = self.at(when) if self.later else self
+        plain, tiers = (
+            (price.batch, price.batch_tiers) if batch and price.batch else (price.rates, price.tiers)
+        )
+        reach = [plain, *(rates for over, rates in tiers if prompt_tokens > over)]
+        reach += price.slots
+        paid = max(max(r.input, r.cached, r.written, r.written_hour) for r in reach)
+        answer_price = max(max(r.output, r.thought or 0) for r in reach)
+        return (price.fee + prompt_tokens * paid + output_tokens * answer_price + 999) // 1000
+
+
+# --- prices of the sellers' tables ------------------------------------------------------------------
+# A price finer than a millionth of a dollar for a million tokens is rounded to that: of the table's 2,900
+# rows 28, all of resellers, with thirds in binary fractions.
+
+PICO = 1_000_000  # pico-dollars a token of a dollar for a million tokens
+FEE = 1_000_000_000  # pico-dollars a request of a dollar for a thousand
+SLOTS = 48  # sellers change prices at half hours
+
+
+def resolve(kind: Kind, model: str) -> Price | None:
+    """Return what a provider of this kind asks for `model`, changes that are announced included; None: unknown."""
+    return _resolved(kind, model, datetime.now(UTC).toordinal())
+
+
+@cache
+def table_version() -> str:
+    """Return which table the prices are from, as rows of the ledger name it."""
+    from freehold.base.catalog.prices import table
+
+    return f"genai-prices {table().version}"
+
+
+@lru_cache(maxsize=1024)
+def _resolved(kind: Kind, model: str, day: int) -> Price | None:
+    from freehold.base.catalog.prices import listed
+
+    seller = KINDS.get(kind, NO_KIND).seller
+    if not seller:
+        return None
+    offer = listed(seller, model.removeprefix("models/"))
+    return None if offer is None else price_of(offer, datetime.fromordinal(day).replace(tzinfo=UTC))
+
+
+def price_of(offer: Offer, day: datetime) -> Price:
+    """Return an offer's price on a day (UTC midnight) and from each later day on which another one begins."""
+    from freehold.base.catalog.prices import changes
+
+    starts = [datetime.combine(start, time(), UTC) for start in changes(offer, day.date())]
+    later = tuple((start.timestamp(), _on(offer, start)) for start in starts)
+    price = _on(offer, day)
+    return replace(price, later=later) if later else price
+
+
+def _on(offer: Offer, day: datetime) -> Price:
+    from freehold.base.catalog.prices import rates_at, tier_starts
+
+    def tiers(batch: bool) -> tuple[tuple[int, TokenRates], ...]:
+        tiers_stated = (
+            (over, rates_at(offer, over + 1, day, batch=batch))
+            for over in tier_starts(offer, day, batch=batch)
+        )
+        return tuple((over, _whole(rates)) for over, rates in tiers_stated if rates is not None)
+
+    plain, batch = rates_at(offer, 0, day), rates_at(offer, 0, day, batch=True)
+    assert plain is not None  # without `batch` there is always one
+    moments = (
+        day.replace(hour=n * 24 // SLOTS, minute=n % 2 * 30) for n in range(SLOTS if offer.hourly else 0)
+    )
+    slots = [rates for when in moments if (rates := rates_at(offer, 0, when)) is not None]
+    return Price(
+        _whole(plain),
+        tiers=tiers(False),
+        slots=tuple(_whole(rates) for rates in slots),
+        batch=None if batch is None else _whole(batch),
+        batch_tiers=() if batch is None else tiers(True),
+        fee=_rounded(plain.fee * FEE),
+        version=table_version(),
+        source=offer.source,
+    )
+
+
+def _whole(rates: SellerRates) -> TokenRates:
+    dollars = {f.name: getattr(rates, f.name) for f in fields(TokenRates)}
+    pico: dict[str, Any] = {name: None if v is None else _rounded(v * PICO) for name, v in dollars.items()}
+    return TokenRates(**pico)
+
+
+def _rounded(value: Decimal) -> int:
+    return int(value.to_integral_value(ROUND_HALF_EVEN))

@@ -1,0 +1,4 @@
+"""Own a model: from its files to an answer in this process.
+
+Imports base.
+"""

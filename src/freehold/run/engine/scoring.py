@@ -1,0 +1,111 @@
+"""What a model computes for a given text: logits, log-probabilities and vectors, in steps shared with answers.
+
+Knows token ids, rows and pooling; knows no sampling and no schedule.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Ordered
+from contextlib import closing
+from typing import Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.run.engine.engine import Engine
+from freehold.run.engine.generation import Generation
+from freehold.run.engine.pooling import Pool, Pooling, checked_pooling
+from freehold.run.engine.requests import Sharing
+from freehold.run.engine.sampler import log_sum_exp
+
+F32 = NDArray[np.float32]
+
+
+def prefill(
+    engine: Engine,
+    ids: Ordered[int],
+    sink: Callable[[F32], None],
+    *,
+    hidden: bool = False,
+    **sharing: Unpack[Sharing],
+) -> Generation:
+    """Pass the logits after each of `ids` to `sink`, in order and in pieces float32 [rows, V].
+
+    With `hidden`, the last hidden states instead, float32 [rows, width]. The result makes no token and is done when
+    all rows were delivered. `sink` runs within a step, so it must be quick. Raises UsageError, ContextOverflow.
+    """
+    request = engine.requests.prefill(ids, sink, hidden, **sharing)
+    return Generation(engine, engine.requests.sequence(request))
+
+
+def logit_chunks(engine: Engine, ids: Ordered[int], **sharing: Unpack[Sharing]) -> Iterator[F32]:
+    """Yield the logits after each of `ids` in pieces float32 [rows, V], so that memory stays bounded."""
+    rows: deque[F32] = deque()
+    with closing(prefill(engine, ids, rows.append, **sharing)) as prompt:
+        prompt.start()
+        while rows or not prompt.done:
+            if not rows:
+                engine.advance(prompt.sequence, lambda: bool(rows))
+            yield rows.popleft()
+
+
+def logits(engine: Engine, ids: Ordered[int], **sharing: Unpack[Sharing]) -> F32:
+    """Return the logits after each of `ids`: float32 [T, V]. Raises as Engine.generate does."""
+    return np.concatenate(list(logit_chunks(engine, ids, **sharing)))
+
+
+def score(engine: Engine, ids: Ordered[int], **sharing: Unpack[Sharing]) -> F32:
+    """Return the log-probability of each of `ids` after the first, given the earlier: float32 [T - 1]."""
+    return score_many(engine, [ids], **sharing)[0]
+
+
+def score_many(engine: Engine, rows: Ordered[Ordered[int]], **sharing: Unpack[Sharing]) -> list[F32]:
+    """Score texts in steps that they share: for each of `rows` what `score` returns. Raises as Engine.generate does."""
+    scores = [_Scored(ids) for ids in rows]
+    prompts = [prefill(engine, ids, each.add, **sharing) for ids, each in zip(rows, scores, strict=True)]
+    try:
+        for prompt in prompts:
+            prompt.start()
+        for seq in [prompt.sequence for prompt in prompts]:
+            engine.advance(seq, lambda seq=seq: seq.done and seq.error is None)
+    finally:
+        for prompt in prompts:
+            prompt.close()
+    return [np.array(each.scores, np.float32) for each in scores]
+
+
+class _Scored:
+    """Takes the logits of one text and keeps the log-probability of each token that follows."""
+
+    def __init__(self, ids: Ordered[int]) -> None:
+        self._targets = list(ids)[1:]
+        self.scores: list[float] = []
+
+    def add(self, rows: F32) -> None:
+        first = len(self.scores)
+        for row, token in zip(rows, self._targets[first : first + len(rows)], strict=False):
+            self.scores.append(float(row[token]) - log_sum_exp(row, len(self.scores) + 1))
+
+
+def embed(
+    engine: Engine, texts: Ordered[Ordered[int]], pooling: Pooling = "last", **sharing: Unpack[Sharing]
+) -> F32:
+    """Return a vector of unit length for each of `texts`, pooled from the last hidden states: float32 [n, width].
+
+    Raises as Engine.generate does.
+    """
+    pools = [Pool(checked_pooling(pooling)) for _ in texts]
+    prompts = [
+        prefill(engine, ids, pool.add, hidden=True, **sharing) for ids, pool in zip(texts, pools, strict=True)
+    ]
+    try:
+        for prompt in prompts:
+            prompt.start()
+        for prompt in prompts:
+            engine.wait(prompt.sequence)
+    finally:
+        for prompt in prompts:
+            prompt.close()
+    return np.array([pool.vector for pool in pools], np.float32).reshape(len(pools), -1)

@@ -1,0 +1,233 @@
+"""Decides how many draft tokens a step verifies beside each sequence's newest one.
+
+Knows drafts, their acceptance rates and what steps of this many tokens cost; knows no logits. A draft token is
+verified by equality, since sampling is a function of logits, history, seed and position: whatever is decided
+here changes the time of an answer and no token of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from freehold.base.errors import NonFiniteLogits, UsageError
+from freehold.run.engine.constrain.rules import TokenMatcher
+from freehold.run.engine.pictures import PICTURE_IDS
+from freehold.run.engine.schedule.budget import ITL_FACTOR, STEP_S, StepCost
+from freehold.run.engine.schedule.scheduler import Scheduler
+from freehold.run.engine.schedule.shares import DEAR_S, grammar_s
+from freehold.run.engine.sequence import ScheduledChunk, Sequence
+from freehold.run.engine.speculate.draft import (
+    FORCED_PRIOR,
+    MATCH_PRIOR,
+    MAX_DRAFT,
+    MODEL_PRIOR,
+    AcceptanceRates,
+    Draft,
+    NgramLookup,
+    best_extra,
+)
+from freehold.run.engine.speculate.draft_model import MAX_AHEAD, MAX_JOINED, DraftModel
+
+BASE_SAMPLES = 2  # plain steps that must be measured first
+ALLOWANCE = 1.5  # plain steps an answer may lose by rejected drafts before any was accepted,
+TRICKLE = 0.015  # and the share of its time that it may lose beyond
+MAX_CREDIT = 8.0  # plain steps gained that may be lost again
+MAX_DRAFTED = 8  # sequences in a step beyond which a draft model's own steps cannot pay
+CATCH_UP = 0.1  # share of the rest of an answer's time that a draft model may take to prefill what it missed,
+ANSWER = 256  # at most this many tokens remain: few answers are longer
+
+
+@dataclass(slots=True)
+class SequenceDrafts:
+    """What speculation keeps of one sequence: acceptance rates by source, and the draft of the present step."""
+
+    lookup: NgramLookup
+    matched: AcceptanceRates = field(default_factory=lambda: AcceptanceRates(MATCH_PRIOR))
+    modelled: AcceptanceRates = field(default_factory=lambda: AcceptanceRates(MODEL_PRIOR))
+    forced: AcceptanceRates = field(default_factory=lambda: AcceptanceRates(FORCED_PRIOR))
+    credit: float = ALLOWANCE  # plain steps it may lose
+    draft: Draft | None = None  # of this step, verified or not
+
+    def match(self, most: int) -> None:
+        """Draft by n-gram lookup."""
+        match = self.lookup.find(most)
+        self.draft = None if match is None else Draft.of_match(self.matched, match)
+
+    def keep_words(self) -> None:
+        """Cut the draft before a picture's row, which no answer has."""
+        if self.draft is not None:
+            rows = (i for i, token in enumerate(self.draft.tokens) if token >= PICTURE_IDS)
+            self.draft.cut(next(rows, len(self.draft.tokens)))
+
+    def constrain(self, matcher: TokenMatcher, most: int) -> None:
+        """Cut what a grammar forbids; draft what it forces, where the lookup does not say the same.
+
+        A parser that fails or has used up its time drafts nothing: the answer's next mask says so, and ends it alone.
+        """
+        try:
+            forced = matcher.forced()[:most]
+            if forced and (self.draft is None or self.draft.tokens[: len(forced)] != forced):
+                self.draft = Draft.of_grammar(self.forced, forced)
+            elif self.draft is not None:
+                self.draft.cut(matcher.count_valid(self.draft.tokens))
+        except UsageError:
+            self.draft = None
+
+    @property
+    def first_rate(self) -> float:
+        """The acceptance rate of the draft's first token; 0 without a draft."""
+        return self.draft.rates[self.draft.buckets[0]] if self.draft and self.draft.buckets else 0.0
+
+
+class Speculation:
+    """Drafts for all live sequences; `draft_model` is used where the text does not repeat itself."""
+
+    def __init__(self, cost: StepCost, draft_model: DraftModel | None = None) -> None:
+        self.cost = cost  # the scheduler updates it
+        self._draft_model = draft_model
+        self._drafts: dict[Sequence, SequenceDrafts] = {}
+        self._plain = 0  # sequences of this step, if it has nothing but their newest tokens and drafts
+        self.draft_s = 0.0  # seconds the draft model took before it
+
+    def forget(self, seq: Sequence) -> None:
+        """Drop what is kept of a sequence that ended."""
+        self._drafts.pop(seq, None)
+        if self._draft_model is not None:
+            self._draft_model.forget(seq)
+
+    # --- before the step ---------------------------------------------------------------------------
+
+    def extend(self, batch: list[ScheduledChunk], scheduler: Scheduler) -> list[ScheduledChunk]:
+        """Return the step with drafts to verify; the same step where none would pay, or where it has prefill."""
+        self._plain, self.draft_s = 0, 0.0
+        if scheduler.budget.measuring or not all(chunk.decodes for chunk in batch):
+            return batch
+        self._plain = len(batch)
+        drafts = [self._drafts_of(chunk.seq) for chunk in batch]
+        for each, chunk in zip(drafts, batch, strict=True):
+            most = min(MAX_DRAFT, chunk.seq.left - 1)
+            each.match(most)
+            if chunk.seq.request.pictures is not None:
+                each.keep_words()
+            if grammar_s(chunk.seq) > DEAR_S:  # looking ahead would take it several times as long
+                each.draft = None
+            elif chunk.seq.matcher is not None:
+                each.constrain(chunk.seq.matcher, most)
+        if self.cost.count(self._plain) < BASE_SAMPLES:  # the cost of plain decoding must be known first
+            return batch
+        if self._draft_model is not None and self._plain <= MAX_DRAFTED:
+            started, self._draft_model.spent = perf_counter(), 0.0
+            try:
+                self._ask_model(self._draft_model, batch, drafts)
+            except NonFiniteLogits:  # a damaged draft model does not end an answer: continue without it
+                self._draft_model = None
+            self.draft_s = perf_counter() - started
+        most = scheduler.budget.max_num_batched_tokens - self._plain
+        counts = self._counts(drafts, most, scheduler.budget.longest_s)
+        return [
+            scheduler.with_draft(chunk, each.draft.tokens[:count]) if count and each.draft else chunk
+            for chunk, each, count in zip(batch, drafts, counts, strict=True)
+        ]
+
+    def _drafts_of(self, seq: Sequence) -> SequenceDrafts:
+        known = self._drafts.get(seq)
+        if known is None:
+            known = self._drafts[seq] = SequenceDrafts(NgramLookup(seq.tokens))
+        return known
+
+    def _counts(self, drafts: list[SequenceDrafts], most: int, longest_s: float) -> list[int]:
+        """Return how many tokens of each draft pay, likeliest first over all sequences, in a step of `longest_s`."""
+        ranked = [
+            (-gain, i)
+            for i, each in enumerate(drafts)
+            if each.draft is not None and each.credit > 0.0
+            for gain in each.draft.gains()
+        ]
+        counts = [0] * len(drafts)
+        if ranked and most > 0:
+            ranked.sort()
+            del ranked[most:]
+            longest = min(max(STEP_S, ITL_FACTOR * self.cost.seconds(len(drafts))), longest_s)
+            fits = lambda tokens: self.cost.at_most(tokens) <= longest  # noqa: E731
+            extra = best_extra([-gain for gain, _ in ranked], len(drafts), self.cost.seconds, fits)
+            for _, i in ranked[:extra]:
+                counts[i] += 1
+        return counts
+
+    # --- the draft model ---------------------------------------------------------------------------
+
+    def _ask_model(
+        self, model: DraftModel, batch: list[ScheduledChunk], drafts: list[SequenceDrafts]
+    ) -> None:
+        """Draft with the model where the lookup is less likely to be right, token by token, as long as that pays."""
+        going: list[
+            tuple[int, float]
+        ] = []  # index of a sequence, and the probability that its draft is accepted
+        ahead = [0] * len(batch)
+        for i, (chunk, each) in enumerate(zip(batch, drafts, strict=True)):
+            if each.first_rate < each.modelled.overall and self._worth_starting(model, chunk.seq, each):
+                ahead[i] = model.follow(chunk.seq, min(MAX_AHEAD, chunk.seq.left - 1))
+                if ahead[i] > 0:
+                    each.draft = Draft(each.modelled)
+                    going.append((i, 1.0))
+        drafted = length = 0
+        while going:
+            tokens = model.advance([batch[i].seq for i, _ in going])
+            drafted, length = drafted + len(going), length + 1
+            price = self._price(model, len(going), drafted)
+            accepted = [
+                (i, chance * draft.add(*token))
+                for (i, chance), token in zip(going, tokens, strict=True)
+                if (draft := drafts[i].draft)
+            ]
+            going = [
+                (i, chance)
+                for i, chance in accepted
+                if chance * drafts[i].modelled.overall > price and length < ahead[i]
+            ]
+
+    def _worth_starting(self, model: DraftModel, seq: Sequence, drafts: SequenceDrafts) -> bool:
+        """Tell whether a first token pays: after a long absence its prefill counts, and a trial costs credit."""
+        step = self.cost.seconds(self._plain)
+        missing = model.missing(seq)
+        prefill = model.seconds(missing, step) / step if missing > MAX_JOINED else 0.0
+        if seq.left < 2 or prefill > CATCH_UP * min(seq.left, ANSWER):
+            return False
+        price = self._price(model, 1, 0)
+        return drafts.credit > 0.0 and (
+            drafts.modelled.overall > price or drafts.credit > prefill + 2 * price
+        )
+
+    def _price(self, model: DraftModel, going: int, drafted: int) -> float:
+        """Return the tokens that plain decoding would make while one more each is drafted and verified."""
+        tokens = self._plain + drafted
+        step = self.cost.seconds(self._plain)
+        verifying = self.cost.seconds(tokens + going) - self.cost.seconds(tokens)
+        return (model.seconds(going, step) + verifying) / going * self._plain / step
+
+    # --- after the step ----------------------------------------------------------------------------
+
+    def learn(self, batch: list[ScheduledChunk]) -> None:
+        """Update rates and credits by what was accepted, after the scheduler has learnt the step's cost."""
+        if self._plain:
+            self._account(batch)
+        for chunk in batch:
+            if chunk.seq.done:
+                self.forget(chunk.seq)
+
+    def _account(self, batch: list[ScheduledChunk]) -> None:
+        tokens = sum(chunk.num_tokens for chunk in batch)
+        plain_s = self.cost.seconds(self._plain)
+        generated = [chunk.seq.tokens[chunk.first + 1 :] for chunk in batch]
+        drafting_s = self._draft_model.spent if self.draft_s and self._draft_model else 0.0
+        gained = sum(map(len, generated)) / self._plain - (self.cost.seconds(tokens) + drafting_s) / plain_s
+        for chunk, ids in zip(batch, generated, strict=True):
+            drafts = self._drafts[chunk.seq]
+            if drafts.draft is not None:
+                drafts.draft.learn(ids)
+            if tokens > self._plain or drafting_s:
+                drafts.credit += gained
+            drafts.credit = min(drafts.credit + TRICKLE, MAX_CREDIT)
+            chunk.seq.num_draft_tokens += len(chunk.draft)
+            chunk.seq.num_accepted_tokens += max(len(ids) - 1, 0)

@@ -1,0 +1,121 @@
+"""Says before a model is fetched or loaded whether the engine runs it, and what memory its weights take.
+
+Knows the catalogue's structures, files' headers and the registry of families; fetches nothing and reads no weight.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from freehold.base import catalog
+from freehold.base.catalog.model import Model
+from freehold.base.errors import FreeholdError, ModelNotFound, UnsupportedModel
+from freehold.run.store import Store
+from freehold.run.store.refs import Ref, parse_ref
+
+if TYPE_CHECKING:
+    from freehold.run.formats import ModelFile
+
+
+def check_fetch(store: Store, model: str) -> None:
+    """Raise what check_runs raises for a model that is not here; one that is here needs no fetching.
+
+    A file of the user's own is read as far as loading reads it before its weights: BadModelFile and UnsupportedModel
+    say what it is instead of a model.
+    """
+    if parse_ref(model).kind == "path":
+        return _check_file(store.resolve(model).path)
+    try:
+        store.resolve(model)
+    except ModelNotFound:
+        check_runs(model)
+    except FreeholdError:  # its file vanished: fetching brings it back
+        return None
+
+
+def check_runs(model: str) -> None:
+    """Raise UnsupportedModel for a model of the catalogue that no family computes, ModelNotFound for an unknown name.
+
+    A file, an address, and a repository that the catalogue does not know decide for themselves when they are read.
+    """
+    ref = parse_ref(model)
+    if ref.kind in ("path", "url"):
+        return
+    known = catalog.of_repository(ref.repo) if ref.kind == "hub" else _of_name(ref)
+    if known is not None and known.architecture:
+        _check(known)
+
+
+def _of_name(ref: Ref) -> Model | None:
+    """Return what a short name leads to; one of the catalogue that has no short name is refused, or its id named."""
+    try:
+        return catalog.facts(catalog.find(ref.text))
+    except ModelNotFound as missing:
+        known = None
+        with suppress(ModelNotFound):
+            known = catalog.model(ref.text)
+        if known is None or not known.hub:
+            raise
+        if known.architecture:
+            _check(known)
+        raise ModelNotFound(missing.message, f"{known.id} has no short name: write the whole id") from None
+
+
+def _check_file(path: Path) -> None:
+    from freehold.run.formats import open_model_file
+    from freehold.run.models.binding.bind import read_source
+
+    with open_model_file(path) as opened:
+        check_architecture(opened)
+        read_source(opened)
+
+
+def _check(known: Model) -> None:
+    from freehold.run.models.binding.bind import check_structure
+
+    try:
+        check_structure(known.structure)
+    except UnsupportedModel as e:
+        raise UnsupportedModel(f"{known.id}: {e.message}", e.hint) from None
+
+
+def unrunnable(path: Path) -> str:
+    """Return why the engine refuses the architecture of a file or folder, by its header; empty: it does not."""
+    from freehold.run.formats import open_model_file
+
+    try:
+        with open_model_file(path) as opened:
+            check_architecture(opened)
+    except UnsupportedModel as e:
+        return e.message
+    except (FreeholdError, OSError):
+        return ""  # a damaged file says so when it is loaded
+    return ""
+
+
+def check_architecture(opened: ModelFile) -> None:
+    """Raise UnsupportedModel for a file whose architecture no family computes, whatever else is strange in it."""
+    from freehold.run.formats import GGUFFile
+    from freehold.run.models.binding.bind import family_of, gguf_family
+    from freehold.run.models.binding.mistral_names import is_mistral
+
+    if isinstance(opened, GGUFFile):
+        gguf_family(opened.metadata)
+    elif opened.config and not is_mistral(opened.config, opened.params):
+        family_of(opened.config)
+
+
+def weight_bytes(path: Path, rounding: str) -> int:
+    """Return the bytes of weights in memory that a rounding makes of a model's file; 0 where it cannot be read."""
+    from freehold.run.formats import open_model_file
+    from freehold.run.models.binding.bind import read_source
+    from freehold.run.models.packing.packer import Rounding, packed_sizes, rounded_types
+
+    try:
+        with open_model_file(path) as opened:
+            source = read_source(opened)
+            return sum(packed_sizes(source, rounded_types(source, cast(Rounding, rounding))).values())
+    except (FreeholdError, OSError):  # loading reports it
+        return 0

@@ -1,0 +1,325 @@
+"""What lies below a home: records, folders, packs, locks, and other programs' models beside them.
+
+Knows files and their state; knows no source and no reference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+
+from freehold.base import private
+from freehold.base.config import Settings
+from freehold.base.errors import StoreError
+from freehold.base.regular import read_regular
+from freehold.run.store.changed_files import is_touched
+from freehold.run.store.manifest import HeldFile, Manifest, read_manifest, write_json
+from freehold.run.store.quants import Variant, gguf_variants, mmproj_of, preferred, safetensors_files
+from freehold.run.store.records import State
+from freehold.run.store.refs import slug
+
+
+class HomeFiles:
+    """The models of one home, as records and files."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.home = settings.home
+        self.models = settings.home / "models"
+        self.packs = settings.home / "packs"
+        self._foreign_roots = settings.foreign_roots
+
+    def recorded(self) -> Iterator[Manifest]:
+        """Yield the records of models that are whole."""
+        for folder in self.folders():
+            if manifest := readable(folder):
+                yield manifest
+
+    def folders(self) -> list[Path]:
+        """Return the folders of models, unfinished ones included."""
+        if not self.models.is_dir():
+            return []
+        return sorted(p for p in self.models.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+    def foreign(self, forgotten_too: bool = False) -> Iterator[Manifest]:
+        """Yield the models in other programs' stores, which are read when the first is needed."""
+        forgotten = set() if forgotten_too else self.forgotten()
+        yield from (m for m in scan(self._foreign_roots) if _key(m) not in forgotten)
+
+    def folder(self, manifest: Manifest) -> Path:
+        """Return where a model's record lies, and its files unless they are another program's."""
+        return self.models / slug(manifest.name)
+
+    def state(self, manifest: Manifest) -> State:
+        """Compare the record with the disk: sizes and times."""
+        state: State = "ready"
+        # without another program's tower its model still writes; one of ours is whole or fetched again
+        for file in manifest.all_files if manifest.owner == "freehold" else manifest.files:
+            try:
+                stat = (self.folder(manifest) / file.path).stat()
+            except OSError:
+                return "vanished"
+            if stat.st_size != file.bytes:
+                state = "resized" if manifest.owner == "freehold" else "changed"
+            elif state == "ready" and is_touched(file, stat.st_mtime_ns, manifest.created):
+                state = "changed"
+        return state
+
+    def packs_of(self, digest: str) -> list[Path]:
+        """Return the packed weights of a file."""
+        return sorted(self.packs.glob(f"{digest}-*")) if digest and self.packs.is_dir() else []
+
+    def drop_packs(self, digest: str) -> int:
+        """Delete the packed weights of a file; return the bytes freed."""
+        freed = 0
+        for pack in self.packs_of(digest):
+            freed += pack.stat().st_size
+            pack.unlink()
+        return freed
+
+    def forgotten(self) -> set[str]:
+        """Return the keys of other programs' models that are not to be shown."""
+        try:
+            return set(json.loads((self.home / "forgotten.json").read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return set()
+
+    def forget(self, manifest: Manifest, *, forgotten: bool) -> None:
+        """Hide another program's model, or show it again."""
+        names = self.forgotten()
+        wanted = names | {_key(manifest)} if forgotten else names - {_key(manifest)}
+        if wanted != names:
+            private.folder(self.home)
+            write_json(self.home / "forgotten.json", sorted(wanted))
+
+    @contextmanager
+    def lock(self, name: str, say: Callable[[str], None] | None, *, wait: bool = True) -> Iterator[None]:
+        """Hold the model's lock; tell `say` when another process has it, or refuse if `wait` is False."""
+        from filelock import FileLock, Timeout
+
+        locks = self.home / "locks"
+        private.folder(locks, self.home)
+        lock = FileLock(private.file(locks / f"{slug(name)}.lock"), thread_local=False)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise StoreError(
+                    f"{name} is being pulled by another process", "wait for it, or stop it"
+                ) from None
+            if say:
+                say("another process is pulling this model: waiting for it")
+            lock.acquire(poll_interval=0.2)
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def readable(folder: Path) -> Manifest | None:
+    """Return the folder's record; a damaged one counts as absent, so the model shows as unfinished."""
+    try:
+        return read_manifest(folder)
+    except StoreError:
+        return None
+
+
+def delete_folder(folder: Path) -> None:
+    """Move the folder out of sight first, so that a crash leaves no half of a model under its name."""
+    if folder.exists():
+        trash = folder.with_name(f".{folder.name}.trash")
+        shutil.rmtree(trash, ignore_errors=True)
+        folder.rename(trash)
+        shutil.rmtree(trash)
+
+
+def _key(manifest: Manifest) -> str:
+    return f"{manifest.owner}:{manifest.name}"
+
+
+# --- finds models in the folders of Ollama ----------------------------------------------------------
+# LM Studio and the hub's cache: referenced, never copied or written.
+# Each becomes a manifest with absolute paths, sizes, times and the digests those stores give. Unreadable
+# folders and half-downloaded models are passed over.
+
+MAX_FILES = 20_000  # per store: beyond it a scan would be felt
+_MAX_SIDE = 4 << 20  # bytes of a manifest, an index or a reference
+_HEX = re.compile(r"[0-9a-f]{64}")
+_LAYER = "application/vnd.ollama.image."
+_EXTRAS = ("template", "params", "system")
+
+
+def scan(roots: tuple[tuple[str, Path], ...]) -> list[Manifest]:
+    """Return what the stores at `roots` ((owner, folder) pairs) hold, in their order."""
+    finders = {"ollama": _ollama, "lm-studio": _lm_studio, "hub-cache": _hub_cache}
+    manifests: dict[tuple[str, str], Manifest] = {}
+    for owner, root in roots:
+        if root.is_dir() and os.access(root, os.R_OK | os.X_OK):
+            for manifest in finders[owner](root):
+                manifests.setdefault((owner, manifest.name), manifest)
+    return list(manifests.values())
+
+
+def _ollama(root: Path) -> Iterator[Manifest]:
+    for path in _walk(root / "manifests"):
+        layers = _layers(path)
+        model = layers.get("model")
+        if model is None or len(parts := path.relative_to(root / "manifests").parts) < 3:
+            continue  # raw tensor blobs (MLX), or no manifest at all
+        blob = _blob(root, model)
+        held = _held(blob, _hex(model)) if blob else None
+        if held is None:
+            continue
+        extras = {k: str(b) for k in _EXTRAS if k in layers and (b := _blob(root, layers[k]))}
+        name, source = _ollama_name(parts), f"Ollama: {'/'.join(parts)}"
+        tower = _blob(root, layers.get("projector", ""))
+        eyes = _held(tower, _hex(layers["projector"])) if tower else None
+        yield _manifest(name, "gguf", "ollama", source, (held,), extras=extras, eyes=eyes)
+
+
+def _ollama_name(parts: tuple[str, ...]) -> str:
+    host, *space, model, tag = parts
+    if host == "registry.ollama.ai" and space == ["library"]:
+        return f"{model}:{tag}".lower()
+    return "/".join([*space, model]) + f":{tag}"
+
+
+def _layers(path: Path) -> dict[str, str]:
+    """Map a layer's short media type to its digest; empty for anything that is no such manifest."""
+    data = _json(path)
+    layers = data.get("layers") if isinstance(data, dict) else None
+    digests: dict[str, str] = {}
+    for layer in layers if isinstance(layers, list) else ():
+        if isinstance(layer, dict) and str(layer.get("mediaType", "")).startswith(_LAYER):
+            digests.setdefault(layer["mediaType"][len(_LAYER) :], str(layer.get("digest", "")))
+    return digests
+
+
+def _blob(root: Path, digest: str) -> Path | None:
+    path = root / "blobs" / f"sha256-{_hex(digest)}"
+    return path if _hex(digest) and path.is_file() else None
+
+
+def _hex(digest: str) -> str:
+    tail = digest.removeprefix("sha256:")
+    return tail if _HEX.fullmatch(tail) else ""
+
+
+def _lm_studio(root: Path) -> Iterator[Manifest]:
+    for publisher in _folders(root):
+        for folder in _folders(publisher):
+            repo = f"{publisher.name}/{folder.name}"
+            yield from _variants(folder, repo, "lm-studio", f"LM Studio: {repo}")
+
+
+def _hub_cache(root: Path) -> Iterator[Manifest]:
+    for folder in _folders(root):
+        kind, _, rest = folder.name.partition("--")
+        owner, _, model = rest.partition("--")
+        snapshot = _snapshot(folder) if kind == "models" and model else None
+        if snapshot is None:
+            continue
+        repo = f"{owner}/{model}"
+        source = f"hub cache: {repo}@{snapshot.name[:12]}"
+        yield from _variants(snapshot, repo, "hub-cache", source)
+        yield from _safetensors(snapshot, repo, source)
+
+
+def _snapshot(folder: Path) -> Path | None:
+    """Return the snapshot that `main` names, else the newest."""
+    commit = _small(folder / "refs" / "main").decode("utf-8", "replace").strip()
+    named = folder / "snapshots" / commit
+    if re.fullmatch(r"[0-9a-f]{6,64}", commit) and named.is_dir():
+        return named
+    return max(_folders(folder / "snapshots"), key=lambda p: p.stat().st_mtime, default=None)
+
+
+def _variants(folder: Path, repo: str, owner: str, source: str) -> Iterator[Manifest]:
+    paths = {p.relative_to(folder).as_posix(): p for p in _walk(folder) if p.suffix.lower() == ".gguf"}
+    variants = gguf_variants(paths)
+    for variant in variants:
+        held = [_held(paths[f], _cache_digest(paths[f])) for f in variant.files]
+        if any(h is None for h in held):
+            continue
+        name = _variant_name(repo, variant, variants)
+        aliases = {f"{repo}:{variant.files[0]}", *([repo] if variant == preferred(variants) else [])} - {name}
+        files = tuple(h for h in held if h is not None)
+        mmproj, _ = mmproj_of(variant.files, paths)
+        eyes = _held(paths[mmproj], _cache_digest(paths[mmproj])) if mmproj else None
+        yield _manifest(name, "gguf", owner, source, files, aliases=tuple(sorted(aliases)), eyes=eyes)
+
+
+def _variant_name(repo: str, variant: Variant, variants: list[Variant]) -> str:
+    alone = sum(v.quant == variant.quant for v in variants) == 1
+    return f"{repo}:{variant.quant if variant.quant and alone else variant.files[0]}"
+
+
+def _safetensors(folder: Path, repo: str, source: str) -> Iterator[Manifest]:
+    paths = {p.relative_to(folder).as_posix(): p for p in _walk(folder)}
+    if "config.json" not in paths or not any(p.endswith(".safetensors") for p in paths):
+        return
+    index = _json(paths["model.safetensors.index.json"]) if "model.safetensors.index.json" in paths else {}
+    weights = index.get("weight_map") if isinstance(index, dict) else None
+    if isinstance(weights, dict) and not {str(v) for v in weights.values()} <= paths.keys():
+        return  # not all shards are here yet
+    held = [_held(paths[f], _cache_digest(paths[f])) for f in safetensors_files(paths, repo)]
+    files = tuple(h for h in held if h is not None)
+    if len(files) == len(held):
+        yield _manifest(repo, "safetensors", "hub-cache", source, files, root=str(folder))
+
+
+def _cache_digest(path: Path) -> str:
+    """Return the sha256 a large file's blob is named by in the hub cache, or an empty string."""
+    return _hex(os.path.basename(os.path.realpath(path)))
+
+
+def _held(path: Path, digest: str) -> HeldFile | None:
+    """Describe a file of weights; None for one that is gone, and for what is not a plain file."""
+    try:
+        stat_result = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(stat_result.st_mode):
+        return None
+    return HeldFile(str(path), stat_result.st_size, digest, stat_result.st_mtime_ns)
+
+
+def _manifest(name: str, kind: str, owner: str, source: str, files: tuple[HeldFile, ...], **more) -> Manifest:
+    newest = max(f.mtime_ns for f in files) / 1e9
+    created = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds")
+    return Manifest(name=name, kind=kind, owner=owner, source=source, files=files, created=created, **more)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below `folder`; unreadable folders are passed over, links to folders not followed."""
+    files = (Path(root, name) for root, _, names in os.walk(folder) for name in sorted(names))
+    return islice(files, MAX_FILES)
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir())
+    except OSError:
+        return []
+
+
+def _json(path: Path) -> object:
+    try:
+        return json.loads(_small(path))
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _small(path: Path) -> bytes:
+    """Read a short file of another program's; b"" for a long one, and for what would never end: a pipe, a device."""
+    try:
+        return read_regular(path, _MAX_SIDE)
+    except OSError:
+        return b""

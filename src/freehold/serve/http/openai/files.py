@@ -1,0 +1,325 @@
+"""POST /v1/files and POST /v1/batches, and what is asked of files and batches: list, describe, read, delete, cancel.
+
+The files are the inputs and the outputs of batches. Knows OpenAI's words for them; knows no disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, BinaryIO, Literal
+
+from msgspec import Meta, Struct
+
+from freehold.base import private
+from freehold.serve.http.batches.desk import Desk, NewBatch
+from freehold.serve.http.batches.filestore import FileRecord, Files
+from freehold.serve.http.batches.record import Batch
+from freehold.serve.http.core.call import HttpCall
+from freehold.serve.http.core.fields import doc, seconds
+from freehold.serve.http.core.problems import Refused
+from freehold.serve.http.openai.responses.fields import Key, Value
+from freehold.serve.http.openai.shape import page, query
+
+MAX_PAGE = 10_000
+PIECE = 256 << 10
+_SECONDS = range(3600, 30 * 24 * 3600 + 1)  # OpenAI's bounds of expires_after
+_KNOWN = {"purpose", "expires_after[anchor]", "expires_after[seconds]"}
+
+
+async def upload(call: HttpCall) -> None:
+    """Take a file: a form with `file` and `purpose`, which is `batch`."""
+    files, tenant = _files(call), call.tenant
+    most, stated = call.server.limits.upload_bytes, call.headers.get(b"content-length", b"")
+    if stated.isdigit():
+        most = min(int(stated[:20]), most)
+    part = await asyncio.to_thread(files.begin, tenant, most)
+    try:
+        with (
+            call.server.uploads.into(part.parent, call.headers) as coming,
+            open(part, "wb", opener=private.opener) as sink,
+        ):
+            form = await read_form(call.headers.get(b"content-type", b""), call.pieces(), sink, coming.came)
+        lifetime = _checked(form)
+        name, purpose = form.filename or "", form.fields["purpose"]
+        record = await asyncio.to_thread(files.add, tenant, part, name, purpose, lifetime, call.labels)
+    finally:
+        files.end(part)
+    await call.answer(record.shown())
+
+
+async def files(call: HttpCall) -> None:
+    """List files, the newest first."""
+    params = query(call)
+    records = await call.in_thread(_files(call).all, call.tenant)
+    if params.get("purpose"):
+        records = [f for f in records if f.purpose == params["purpose"]]
+    if params.get("order") == "asc":
+        records.reverse()
+    await call.answer(page(records, params, FileRecord.shown, most=MAX_PAGE))
+
+
+async def file(call: HttpCall) -> None:
+    """Describe a file."""
+    await call.answer(_files(call).get(call.tenant, _id(call)).shown())
+
+
+async def content(call: HttpCall) -> None:
+    """Give a file's bytes."""
+    with _files(call).path(call.tenant, _id(call)).open("rb") as source:
+        length = (b"content-length", b"%d" % os.fstat(source.fileno()).st_size)
+        kind = (b"content-type", b"application/octet-stream")
+        await call.head(200, [kind, length, (b"x-content-type-options", b"nosniff")])
+        data, more = await asyncio.to_thread(source.read, PIECE), True
+        while more:
+            following = await asyncio.to_thread(source.read, PIECE)
+            more = bool(following)
+            await call.body(data, more=more)
+            data = following
+
+
+async def delete(call: HttpCall) -> None:
+    """Remove a file; a batch that reads it continues."""
+    _files(call).delete(call.tenant, _id(call))
+    await call.answer({"id": _id(call), "object": "file", "deleted": True})
+
+
+def _checked(form: UploadForm) -> int | None:
+    """Check a whole form; return the seconds its file shall live, if it says so."""
+    fields = form.fields
+    if form.filename is None:
+        raise Refused(400, "file is missing", param="file", code="missing_required_parameter")
+    purpose = fields.get("purpose")
+    if purpose is None:
+        raise Refused(400, "purpose is missing", param="purpose", code="missing_required_parameter")
+    if purpose != "batch":
+        message = f"purpose is {purpose[:60]!r}; this server has a use for files of purpose 'batch' only"
+        raise Refused(400, message, param="purpose", code="unsupported_purpose")
+    for name in fields.keys() - _KNOWN:
+        raise Refused(400, f"{name[:60]} is not a field of this form", param=name[:60], code="unknown_field")
+    if form.bytes == 0:
+        raise Refused(400, "the file is empty", param="file", code="invalid_value")
+    return _seconds(fields.get("expires_after[anchor]"), fields.get("expires_after[seconds]"))
+
+
+def _seconds(anchor: str | None, seconds: str | None) -> int | None:
+    if anchor is None and seconds is None:
+        return None
+    lifetime = int(seconds) if seconds and seconds.isascii() and seconds.isdigit() and len(seconds) < 9 else 0
+    if anchor != "created_at" or lifetime not in _SECONDS:
+        raise Refused(
+            400,
+            f"expires_after is {anchor!r:.40}, {seconds!r:.40}; expected the anchor created_at and "
+            f"{_SECONDS[0]:,} to {_SECONDS[-1]:,} seconds",
+            param="expires_after",
+            code="invalid_value",
+        )
+    return lifetime
+
+
+def _files(call: HttpCall) -> Files:
+    return call.part(Desk, 503, "this server has no folder for files", "no_files").files
+
+
+def _id(call: HttpCall) -> str:
+    return call.scope["path_params"]["id"]
+
+
+# --- an upload: the fields of a multipart form, and its file, which goes to the disk as it comes ----
+# Every bound is checked as the bytes come.
+
+MAX_PARTS = 16
+MAX_FIELD = 4096  # bytes of a field without a file
+MAX_NAME = 255  # characters of the file's name
+
+
+class UploadForm:
+    """A form as far as it has come. `bytes`: of its file, which was written to `sink`."""
+
+    def __init__(self, boundary: bytes, sink: BinaryIO) -> None:
+        from python_multipart.multipart import MultipartParser
+
+        self.fields: dict[str, str] = {}
+        self.filename: str | None = None
+        self.bytes = 0
+        self.whole = False
+        self._sink, self._parts = sink, 0
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part_begins,
+                "on_header_field": self._header_named,
+                "on_header_value": self._header_said,
+                "on_header_end": self._header_ended,
+                "on_headers_finished": self._headers_ended,
+                "on_part_data": self._data,
+                "on_part_end": self._part_ends,
+                "on_end": self._ended,
+            },
+        )
+
+    def write(self, data: bytes) -> None:
+        """Take in the next bytes of the body."""
+        from python_multipart.exceptions import FormParserError
+
+        try:
+            self._parser.write(data)
+        except FormParserError as e:
+            raise _malformed(str(e)) from None
+
+    def _part_begins(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise _malformed(f"it has more than {MAX_PARTS} parts")
+        self._headers: dict[bytes, bytes] = {}
+        self._header, self._value, self._content = b"", b"", b""
+
+    def _header_named(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _header_said(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_ended(self) -> None:
+        self._headers[self._header.lower()] = self._value
+        self._header, self._value = b"", b""
+
+    def _headers_ended(self) -> None:
+        from python_multipart.multipart import parse_options_header
+
+        _, options = parse_options_header(self._headers.get(b"content-disposition"))
+        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        self._is_file = self._name == "file"
+        if self._is_file:
+            if self.filename is not None:
+                raise _malformed("it has two files")
+            self.filename = _plain(options.get(b"filename", b"").decode("utf-8", "replace"))
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._is_file:
+            self.bytes += end - start
+            self._sink.write(memoryview(data)[start:end])
+            return
+        self._content += data[start:end]
+        if len(self._content) > MAX_FIELD:
+            raise _malformed(f"the field {self._name[:60]!r} is longer than {MAX_FIELD:,} bytes")
+
+    def _part_ends(self) -> None:
+        if not self._is_file:
+            self.fields[self._name] = self._content.decode("utf-8", "replace")
+
+    def _ended(self) -> None:
+        self.whole = True
+
+
+async def read_form(
+    content_type: bytes,
+    pieces: AsyncIterator[bytes],
+    sink: BinaryIO,
+    came: Callable[[int], None] = lambda _: None,
+) -> UploadForm:
+    """Read a whole form; 400 for one that is malformed or ends early.
+
+    `came` is called with each count of bytes before they are written.
+    """
+    from python_multipart.exceptions import FormParserError
+    from python_multipart.multipart import parse_options_header
+
+    kind, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not boundary:
+        message = "the body is not a form; send multipart/form-data with a file"
+        raise Refused(400, message, code="invalid_form")
+    try:
+        form = UploadForm(boundary, sink)
+    except FormParserError as e:
+        raise _malformed(str(e)) from None
+    async for data in pieces:
+        came(len(data))
+        form.write(data)
+    if not form.whole:
+        raise _malformed("it ends before its last boundary")
+    return form
+
+
+def _plain(name: str) -> str:
+    """Return a name that is only shown: no folders, nothing a terminal would obey."""
+    last = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(c for c in last if c.isprintable())[:MAX_NAME] or "unnamed"
+
+
+def _malformed(why: str) -> Refused:
+    return Refused(400, f"the form is malformed: {why[:200]}", code="invalid_form")
+
+
+# --- batches ----------------------------------------------------------------------------------------
+
+LONGEST_S = 7 * 24 * 3600
+ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+
+
+class BatchRequest(Struct, kw_only=True):
+    """POST /v1/batches: lines of a file to answer on idle capacity."""
+
+    input_file_id: Annotated[Annotated[str, Meta(max_length=128)], doc("An uploaded file, a request a line.")]
+    endpoint: Annotated[
+        Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"],
+        doc("What all lines ask."),
+    ]
+    completion_window: Annotated[
+        Annotated[str, Meta(max_length=32)],
+        doc("Time until what is left expires, such as `24h`; at most 7 days."),
+    ]
+    metadata: Annotated[
+        Annotated[dict[Key, Value], Meta(max_length=16)] | None,
+        doc("Comes back with the batch."),
+    ] = None
+
+
+async def create(call: HttpCall) -> None:
+    """Take in a batch."""
+    request, raw = await call.struct(BatchRequest)
+    for name in raw.keys() - set(BatchRequest.__struct_fields__):
+        if raw[name] is not None:
+            message = f"{name[:60]} is not supported here"
+            raise Refused(400, message, param=name[:60], code="unsupported_parameter")
+    batch = NewBatch(
+        request.endpoint,
+        request.input_file_id,
+        request.completion_window,
+        _window(request.completion_window),
+        request.metadata or {},
+        call.labels,
+    )
+    await call.answer((await _desk(call).create(call.tenant, batch)).shown())
+
+
+async def batches(call: HttpCall) -> None:
+    """List batches, the newest first."""
+    await call.answer(page(_desk(call).all(call.tenant), query(call), Batch.shown))
+
+
+async def batch(call: HttpCall) -> None:
+    """Describe a batch and how far it is."""
+    await call.answer(_desk(call).get(call.tenant, _id(call)).shown())
+
+
+async def cancel(call: HttpCall) -> None:
+    """End a batch; what it has answered becomes its output."""
+    await call.answer((await _desk(call).cancel(call.tenant, _id(call))).shown())
+
+
+def _window(text: str) -> float:
+    try:
+        window = seconds(text) or 0.0
+    except Refused:
+        window = 0.0
+    if not 1 <= window <= LONGEST_S:
+        message = f"completion_window is {text!r}; expected 1s to {LONGEST_S // 3600}h"
+        raise Refused(400, message, param="completion_window", code="invalid_value")
+    return window
+
+
+def _desk(call: HttpCall) -> Desk:
+    return call.part(Desk, 503, "this server has no folder for batches", "no_files")

@@ -1,0 +1,463 @@
+"""The fields of POST /v1/responses: types, ranges, and what becomes of each.
+
+Sampling and the like are those of the other generating requests; a field is honoured, refused by name, or named in
+`warnings`. Knows the wire's fields and Job's; knows no route and no store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from freehold.base.serving import MAX_LOGPROBS, MAX_MESSAGES, MAX_TOOLS, Job
+from freehold.base.types import Format, Message, Overflow, SignedThinking, Tool, ToolCall
+from freehold.serve.http.core.fields import MAX_WARNINGS, Count, Pictures, doc, parts_of, schema_format
+from freehold.serve.http.core.limits import typed
+from freehold.serve.http.core.problems import Refused
+from freehold.serve.http.openai.fields.chat import Content, ContentPart, pieces_of, text_of
+from freehold.serve.http.openai.fields.generating import Generating, format_of, shared_job
+from freehold.serve.http.openai.fields.offers import Offered, as_arguments, read_tools
+
+LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"
+IN_THE_OPEN = f"include {ENCRYPTED} was ignored: reasoning comes in the open"
+Key = Annotated[str, Meta(min_length=1, max_length=64)]
+Value = Annotated[str, Meta(max_length=512)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class ReasoningOptions(Struct, kw_only=True):
+    """How much to think, and under which name to show it."""
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class ResponseTextOptions(Struct, kw_only=True):
+    """What the text must be."""
+
+    format: dict[str, Any] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class SchemaFormat(Struct, kw_only=True):
+    """A format with a schema."""
+
+    schema: dict[str, Any]
+
+
+class ResponseRequest(Generating, kw_only=True):
+    """POST /v1/responses: items to answer. Fields of the other generating requests hold here too, but for `n`."""
+
+    input: Annotated[
+        str | Annotated[list[Any], Meta(max_length=MAX_MESSAGES)],
+        Meta(
+            description="Text, or items: message, reasoning, function_call, function_call_output, custom_tool_call, "
+            "custom_tool_call_output, mcp_approval_response, item_reference."
+        ),
+    ]
+    instructions: Annotated[
+        str | None, doc("The first system turn; earlier responses' are not carried on.")
+    ] = None
+    previous_response_id: Annotated[
+        Annotated[str, Meta(max_length=128)] | None,
+        doc("A stored response whose chat this request continues."),
+    ] = None
+    store: Annotated[bool | None, doc("Keep the response for later requests, in bounds. Default true.")] = (
+        None
+    )
+    tools: Annotated[
+        Annotated[list[Any], Meta(max_length=MAX_TOOLS)] | None,
+        Meta(
+            description="`function`, `custom`, and `mcp` with the `server_label` of a configured server; those of "
+            "other types are left out, with a warning."
+        ),
+    ] = None
+    tool_choice: Annotated[
+        str | dict[str, Any] | None,
+        Meta(
+            description="`auto`, `none`, `required`, a tool by `type` and `name`, or `allowed_tools` of a `mode`."
+        ),
+    ] = None
+    parallel_tool_calls: Annotated[bool | None, doc("false: one call an answer at most. Default true.")] = (
+        None
+    )
+    max_tool_calls: Annotated[
+        Count | None, doc("Limits tools that a provider runs; this server runs none.")
+    ] = None
+    max_output_tokens: Annotated[
+        Count | None, doc("Most tokens of the answer, reasoning included; wins over max_tokens.")
+    ] = None
+    reasoning: Annotated[
+        ReasoningOptions | None,
+        Meta(
+            description="`effort`: `none` is think false, others are for models that know levels. `summary`: "
+            "reasoning comes, uncut, under the name of a summary."
+        ),
+    ] = None
+    think: Annotated[
+        bool | None, doc("Reason before the answer, or not, where the model has the switch.")
+    ] = None
+    text: Annotated[ResponseTextOptions | None, doc("`format`: `text`, `json_object` or `json_schema`.")] = (
+        None
+    )
+    top_logprobs: Annotated[
+        Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
+        doc("Return each token's log-probability, and those of this many alternatives."),
+    ] = None
+    include: Annotated[
+        Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=32)] | None,
+        doc(f"`{LOGPROBS}`; others are named in warnings."),
+    ] = None
+    truncation: Annotated[
+        Literal["auto", "disabled"] | None,
+        doc("A chat longer than the context: `auto` drops the oldest turns, `disabled` fails."),
+    ] = None
+    overflow: Annotated[Overflow | None, doc("The same in this server's words; wins over truncation.")] = None
+    metadata: Annotated[
+        Annotated[dict[Key, Value], Meta(max_length=16)] | None,
+        doc("Comes back with the response."),
+    ] = None
+    background: Annotated[
+        bool | None, doc("true is refused: /v1/batches runs what need not be waited for.")
+    ] = None
+
+
+# Of OpenAI's fields, those that would change the answer.
+_REFUSED = ("conversation", "prompt", "moderation")
+
+
+def refuse_unsupported(r: ResponseRequest, raw: dict[str, Any]) -> None:
+    """Refuse by name what cannot be honoured."""
+    for name in _REFUSED:
+        if raw.get(name) is not None:
+            raise _unsupported(name, f"{name} is not supported by this server")
+    if r.background:
+        raise _unsupported("background", "background is not supported; use POST /v1/batches")
+    if r.n not in (None, 1):
+        raise _unsupported("n", f"n is {r.n}; a response has one answer")
+
+
+def _unsupported(name: str, message: str) -> Refused:
+    return Refused(400, message, param=name, code="unsupported_parameter")
+
+
+def response_job(
+    r: ResponseRequest,
+    items: Sequence[Any],
+    known: int,
+    tenant: str,
+    warnings: list[str],
+    pictures: Pictures,
+    served: Sequence[Tool] = (),
+) -> tuple[Job, Offered]:
+    """Return the job of a request whose whole chat is `items`, `known` of them from earlier responses.
+
+    `served`: tools of its MCP servers.
+    """
+    offered = read_tools(r.tools or (), r.tool_choice, warnings, served)
+    limit = r.max_output_tokens if r.max_output_tokens is not None else r.max_tokens
+    if limit == 0:
+        raise Refused(400, "max_output_tokens is 0; expected 1 or more", param="max_output_tokens")
+    if r.return_token_ids:
+        warnings.append("return_token_ids was ignored: responses have no place for them")
+    think, effort = _thinking(r)
+    messages = read_items(items, r.instructions, known, warnings, pictures)
+    job = replace(
+        shared_job(r, tenant),
+        messages=messages,
+        max_tokens=limit,
+        logprobs=_logprobs(r, warnings),
+        think=think,
+        effort=effort,
+        tools=offered.tools,
+        tool_choice=offered.choice,
+        tool_name=offered.name,
+        parallel_tool_calls=r.parallel_tool_calls is not False,
+        format=_format(r, warnings),
+        overflow=r.overflow or ("drop-oldest" if r.truncation == "auto" else "error"),
+    )
+    return job, offered
+
+
+def summarized(r: ResponseRequest) -> bool:
+    """Return whether reasoning is to go by the name of a summary."""
+    return r.reasoning is not None and (r.reasoning.summary or r.reasoning.generate_summary) is not None
+
+
+def echo(r: ResponseRequest, raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that a response repeats of its request."""
+    reasoning, text = r.reasoning or ReasoningOptions(), r.text or ResponseTextOptions()
+    return {
+        "instructions": r.instructions,
+        "max_output_tokens": r.max_output_tokens,
+        "max_tool_calls": r.max_tool_calls,
+        "metadata": r.metadata or {},
+        "parallel_tool_calls": r.parallel_tool_calls is not False,
+        "previous_response_id": r.previous_response_id,
+        "prompt_cache_key": r.prompt_cache_key,
+        "reasoning": {"effort": reasoning.effort, "summary": reasoning.summary or reasoning.generate_summary},
+        "safety_identifier": r.safety_identifier,
+        "service_tier": "default",
+        "store": r.store is not False,
+        "text": {"format": text.format or {"type": "text"}, "verbosity": text.verbosity or "medium"},
+        "tool_choice": raw.get("tool_choice") or "auto",
+        "tools": raw.get("tools") or [],
+        "top_logprobs": r.top_logprobs or 0,
+        "truncation": r.truncation or "disabled",
+        "user": r.user,
+    }
+
+
+def _thinking(r: ResponseRequest) -> tuple[bool | None, str | None]:
+    effort = r.reasoning.effort if r.reasoning else None
+    if effort == "none":
+        return (False if r.think is None else r.think), None
+    return r.think, effort
+
+
+def _logprobs(r: ResponseRequest, warnings: list[str]) -> int | None:
+    wanted = r.include or []
+    for name in dict.fromkeys(wanted):
+        if name == ENCRYPTED:
+            warnings.append(IN_THE_OPEN)
+        elif name != LOGPROBS:
+            warnings.append(f"include {name!r} was ignored")
+    if r.top_logprobs or LOGPROBS in wanted:
+        return r.top_logprobs or 0
+    return None
+
+
+def _format(r: ResponseRequest, warnings: list[str]) -> Format | None:
+    """Read `text.format`, or any of the names that the other generating requests have for it."""
+    text = r.text or ResponseTextOptions()
+    if text.verbosity is not None:
+        warnings.append("text.verbosity was ignored: say it in the instructions")
+    own, other = _text_format(text.format), format_of(r)
+    if own is not None and other is not None:
+        message = "text.format and another field both say what the text must be"
+        raise Refused(400, message, param="text.format")
+    return own or other
+
+
+def _text_format(format: dict[str, Any] | None) -> Format | None:
+    kind = "text" if format is None else format.get("type")
+    if format is None or kind == "text":
+        return None
+    if kind == "json_object":
+        return Format("json")
+    if kind != "json_schema":
+        message = f"text.format.type is {str(kind)[:60]!r}; expected text, json_object or json_schema"
+        raise Refused(400, message, param="text.format.type", code="invalid_value")
+    return schema_format(typed(format, SchemaFormat, "text.format").schema, "text.format.schema")
+
+
+# --- from the items of a request to the turns of a chat ---------------------------------------------
+# A call joins the assistant's turn before it, reasoning goes to the turn it led to, and a result finds the
+# call it answers. What the chat could not say is refused by name, with the item's place in the list.
+
+Id = Annotated[str, Meta(min_length=1, max_length=256)]
+# What an item may hold besides, that is its history and none of the chat.
+_KNOWN = frozenset(
+    ["type", "id", "status", "phase", "annotations", "logprobs", "encrypted_content", "caller"]
+)
+
+
+class MessageItem(Struct, kw_only=True):
+    """A turn."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+
+
+class ReasoningItem(Struct, kw_only=True):
+    """What the model thought before its next turn."""
+
+    summary: Annotated[list[ContentPart], Meta(max_length=1024)] = []
+    content: Annotated[list[ContentPart], Meta(max_length=1024)] | None = None
+    encrypted_content: str | None = None  # what a provider signed, as output.py wrote it
+
+
+class CallItem(Struct, kw_only=True):
+    """A function that the model called."""
+
+    call_id: Id
+    name: Id
+    arguments: str
+
+
+class CustomItem(Struct, kw_only=True):
+    """A free-form tool that the model called."""
+
+    call_id: Id
+    name: Id
+    input: str
+
+
+class OutputItem(Struct, kw_only=True):
+    """What came of a call."""
+
+    call_id: Id
+    output: Content
+    name: str | None = None
+
+
+class Reading:
+    """The chat as far as the items were read."""
+
+    def __init__(self, instructions: str | None, pictures: Pictures) -> None:
+        # Templates know one system turn, at the start; clients send their rules in several.
+        self._rules = [instructions] if instructions else []
+        self.messages: list[Message] = []  # after it
+        self.warnings: dict[str, None] = {}
+        self._pictures = pictures
+        self._signed: list[SignedThinking] = []
+        self._thinking: list[str] = []  # that leads to the next turn of the assistant
+        self._names: dict[str, str] = {}  # of calls, by their ids
+        self._due: dict[str, None] = {}  # ids of calls without an output so far
+        self._calls: list[ToolCall] = []  # of the last message, which chat() or the next message gives it
+
+    def chat(self) -> tuple[Message, ...]:
+        """Return the turns. Raises Refused for a call without an output, after which OpenAI accepts no turn."""
+        if self._due:
+            id = next(iter(self._due))
+            message = f"no item answers the call {id[:60]!r}; expected an output of each"
+            raise Refused(400, message, param="input", code="invalid_value")
+        self._close()
+        rules = (Message("system", "\n\n".join(self._rules)),) if self._rules else ()
+        return (*rules, *self.messages)
+
+    def add(self, item: Any, at: str) -> None:
+        """Take in an item; `at` is its place in the request."""
+        if not isinstance(item, dict):
+            raise Refused(400, f"{at} is not an object", param=at, code="invalid_value")
+        kind = item.get("type") or ("message" if "role" in item else None)
+        reader = _READERS.get(kind) if isinstance(kind, str) else None
+        if reader is None:
+            known = ", ".join(_READERS)
+            message = f"{at} is of type {str(kind)[:60]!r}; this server reads {known}"
+            raise Refused(400, message, param=f"{at}.type", code="unsupported_item")
+        for name in item.keys() - set(reader.struct.__struct_fields__) - _KNOWN:
+            if item[name] is not None and len(self.warnings) < MAX_WARNINGS:
+                self.warnings[f"field {name[:60]!r} of items was ignored"] = None
+        reader.read(self, typed(item, reader.struct, at), at)
+
+    def message(self, item: MessageItem, at: str) -> None:
+        role = "system" if item.role == "developer" else item.role
+        pieces = pieces_of(item.content, f"{at}.content", self._pictures)
+        content = text_of(pieces)
+        if role == "system" and not self.messages:
+            if parts_of(pieces):
+                why = f"{at}.content has a picture among instructions; expected it in a user's message"
+                raise Refused(400, why, param=f"{at}.content", code="unsupported_content")
+            self._rules.append(content)
+            return
+        message = Message(role, content, parts=parts_of(pieces))
+        self._add(self._thought(message) if role == "assistant" else message)
+
+    def reasoning(self, item: ReasoningItem, at: str) -> None:
+        text = "".join(part.text or "" for part in item.content or item.summary)
+        if text:
+            self._thinking.append(text)
+        if (block := opened(item.encrypted_content or "", text)) is not None:
+            self._signed.append(block)
+
+    def call(self, item: CallItem, at: str) -> None:
+        self._called(ToolCall(item.call_id, item.name, item.arguments), at)
+
+    def custom(self, item: CustomItem, at: str) -> None:
+        self._called(ToolCall(item.call_id, item.name, as_arguments(item.input)), at)
+
+    def output(self, item: OutputItem, at: str) -> None:
+        name = self._names.get(item.call_id)
+        if name is None:
+            why = f"{at} answers the call {item.call_id[:60]!r}, which no item before it makes"
+            raise Refused(400, why, param=f"{at}.call_id", code="invalid_value")
+        self._due.pop(item.call_id, None)
+        pieces = pieces_of(item.output, f"{at}.output", self._pictures)
+        message = Message("tool", text_of(pieces), tool_call_id=item.call_id, name=name)
+        self._add(replace(message, parts=parts_of(pieces)))
+
+    def _called(self, call: ToolCall, at: str) -> None:
+        if call.id in self._names:
+            message = f"{at} has the call_id {call.id[:60]!r} of an earlier call"
+            raise Refused(400, message, param=f"{at}.call_id")
+        self._names[call.id] = call.name
+        self._due[call.id] = None
+        last = self.messages[-1] if self.messages else None
+        if last is None or last.role != "assistant" or self._thinking or self._signed:
+            self._add(self._thought(Message("assistant", "")))
+        if len(self._calls) == MAX_TOOLS:
+            message = f"{at} is call {MAX_TOOLS + 1} of a turn; expected at most {MAX_TOOLS}"
+            raise Refused(400, message, param=at)
+        self._calls.append(call)
+
+    def _add(self, message: Message) -> None:
+        self._close()
+        self.messages.append(message)
+
+    def _close(self) -> None:
+        """Give the last message its calls, all at once: one after the other each would copy those before it."""
+        if self._calls:
+            self.messages[-1] = replace(self.messages[-1], tool_calls=tuple(self._calls))
+            self._calls = []
+
+    def _thought(self, message: Message) -> Message:
+        """Return a message of the assistant with the reasoning that led to it."""
+        thoughts, signed, self._thinking, self._signed = self._thinking, self._signed, [], []
+        return replace(message, thinking="\n\n".join(thoughts), signed=tuple(signed))
+
+
+@dataclass(frozen=True, slots=True)
+class _ItemReader:
+    struct: type[Struct]
+    read: Callable[[Reading, Any, str], None]
+
+
+_READERS: dict[str, _ItemReader] = {
+    "message": _ItemReader(MessageItem, Reading.message),
+    "reasoning": _ItemReader(ReasoningItem, Reading.reasoning),
+    "function_call": _ItemReader(CallItem, Reading.call),
+    "function_call_output": _ItemReader(OutputItem, Reading.output),
+    "custom_tool_call": _ItemReader(CustomItem, Reading.custom),
+    "custom_tool_call_output": _ItemReader(OutputItem, Reading.output),
+}
+
+
+def read_items(
+    items: Sequence[Any], instructions: str | None, known: int, warnings: list[str], pictures: Pictures
+) -> tuple[Message, ...]:
+    """Return the chat. `known`: this many of `items`, at the start, come from earlier responses."""
+    if len(items) > MAX_MESSAGES:
+        message = f"the chat has {len(items):,} items; expected at most {MAX_MESSAGES:,}"
+        raise Refused(400, message, param="input")
+    if not items:
+        raise Refused(400, "input is empty; expected a text, or items", param="input")
+    reading = Reading(instructions, pictures)
+    for i, item in enumerate(items):
+        reading.add(item, f"input[{i - known}]" if i >= known else "previous_response_id")
+    warnings += reading.warnings
+    return reading.chat()
+
+
+# --- what a provider signed of its reasoning: the `encrypted_content` of a reasoning item, out and back
+
+_SIGNED, _REDACTED = "signed.", "redacted."
+
+
+def sealed(block: SignedThinking) -> str:
+    """Return a block for a client to carry; its text is in the item itself."""
+    return _REDACTED + block.redacted if block.redacted else _SIGNED + block.signature
+
+
+def opened(content: str, text: str) -> SignedThinking | None:
+    """Return the block again, None for what was not made here. `text`: the item's."""
+    if content.startswith(_REDACTED):
+        return SignedThinking(redacted=content[len(_REDACTED) :])
+    if content.startswith(_SIGNED):
+        return SignedThinking(text, content[len(_SIGNED) :])
+    return None
