@@ -155,7 +155,10 @@ def _members(owner: type) -> list[str]:
 
 def _described(name: str, value: object) -> Iterator[str]:
     if callable(value):
-        yield f"```text\n{name}{inspect.signature(value)}\n```\n"
+        signature = re.sub(
+            r"ForwardRef\(('[^']*')\)", r"\1", str(inspect.signature(value))
+        )  # of a named tuple
+        yield f"```text\n{name}{signature}\n```\n"
     yield inspect.getdoc(value) or ""
 
 
@@ -226,7 +229,7 @@ def http_page() -> str:
     from freehold.serve.http.core.limits import ServerLimits
     from freehold.serve.http.ollama import fields as native
     from freehold.serve.http.ollama import models, store
-    from freehold.serve.http.openai import completions, embeddings, files
+    from freehold.serve.http.openai import audio, completions, embeddings, files
     from freehold.serve.http.openai import models as tokens
     from freehold.serve.http.openai.fields import chat
     from freehold.serve.http.openai.responses import fields as responses
@@ -242,6 +245,8 @@ def http_page() -> str:
         embeddings.RerankRequest,
         embeddings.ScoreRequest,
         responses.ResponseRequest,
+        audio.TranscriptionRequest,
+        audio.TranslationRequest,
         files.BatchRequest,
         tokens.TokenizeRequest,
         tokens.DetokenizeRequest,

@@ -3,6 +3,7 @@
 A fenced block of `sh` or `python` runs with a fresh home, unless the line after (or before) it says why not:
 `<!-- not run: REASON -->`, or `<!-- model -->` for one that needs real weights and runs under `-m model`, or
 `<!-- server -->` for one that asks a server at ADDRESS: it runs under `-m model` beside one that holds MODEL.
+A block that names RECORDING finds a short one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +35,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 BLOCK = re.compile(r"(?:^(<!--.*?-->)\n)?^```(\w+)\n(.*?)^```$(?:\n(<!--.*?-->))?", re.M | re.S)
 NOT_RUN = re.compile(r"<!-- not run: \S.*-->")
 ADDRESS, MODEL = "http://127.0.0.1:11435", "smollm2:135m"
+RECORDING = "talk.wav"
 RUN, SHOWN = ("sh", "python"), ("text", "json", "toml", "cpp")
 
 
@@ -76,6 +79,8 @@ def run(block: Block, env: dict[str, str], folder: Path) -> None:
     paths = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **env}
     env["PATH"] = f"{shim.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    if RECORDING in block.text:
+        shutil.copy(ROOT / "tests" / "sounds" / "austen-0880.wav", folder / RECORDING)
     if block.language == "sh":
         command = ["bash", "-euo", "pipefail", "-c", block.text]
     else:

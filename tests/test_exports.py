@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 EXPORTS = [
     "LLM",
     "AsyncLLM",
+    "Audio",
     "ChatModel",
     "Chunk",
     "Completion",

@@ -19,8 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from freehold.adapt.answers import read_prompts
-from freehold.adapt.distil import DistilSettings, DistilWatch, distil, marked
+from freehold.adapt.distil import DistilSettings, DistilWatch, distil, marked, read_prompts
 from freehold.adapt.evals.paired import compared, wilson
 from freehold.adapt.run import cpu_seconds
 from freehold.adapt.sampling import open_sampling

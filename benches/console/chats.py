@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freehold.serve.chats.folder import ChatFolder
-from freehold.serve.chats.lines import ChatLine
+from freehold.serve.chats.types import ChatLine
 from tests.http.conftest import start
 
 LIMITS = {"list_ms": 300.0, "search_oldest_ms": 300.0, "search_nothing_ms": 300.0, "open_2000_ms": 500.0}

@@ -22,8 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freehold.serve.chats.folder import ChatFolder
-from freehold.serve.chats.lines import ChatLine
-from freehold.serve.chats.types import ChatChange
+from freehold.serve.chats.types import ChatChange, ChatLine
 from tests.console.conftest import CHROMIUM, SCRIPTS, Served
 from tests.console.scripted import write_scripted
 

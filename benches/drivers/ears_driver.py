@@ -1,4 +1,4 @@
-"""What the drivers of ears/transcribe.py share: times with child processes, and memory. Standard library alone.
+"""What the drivers of ears/ share: times with child processes, and memory. Standard library alone.
 
 Path: ears/transcribe.py -> peer.Child -> ears_*.py -> this file
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import resource
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 Row = tuple[float, float, str]  # seconds where a text begins and ends, and the text
@@ -27,6 +28,13 @@ class Hearer(ABC):
         seconds, cpu_seconds = time.perf_counter() - begun, _cpu() - cpu
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # so far
         return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak": peak, "segments": rows}
+
+
+def timed(work: Callable[[], Any]) -> dict[str, Any]:
+    """Do work; return its seconds, and those of the processor."""
+    cpu, begun = _cpu(), time.perf_counter()
+    work()
+    return {"seconds": time.perf_counter() - begun, "cpu_seconds": _cpu() - cpu}
 
 
 def _cpu() -> float:

@@ -1,4 +1,4 @@
-"""Writes a Whisper as whisper.cpp reads it, from a folder of CTranslate2: matrices as halves.
+"""Writes a Whisper as whisper.cpp reads it, from a folder of CTranslate2: matrices as halves; and names as openai's.
 
     magic i32; eleven i32 of sizes; filters: rows i32, columns i32, f32; tokens: count i32, each length i32 and bytes;
     tensors: rank i32, name's length i32, type i32 (0 f32, 1 f16), dimensions i32 from the last on, name, data
@@ -11,16 +11,21 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.run.formats.ctranslate2 import open_ctranslate2
+from freehold.run.formats.ctranslate2 import Ctranslate2File, open_ctranslate2
 from freehold.run.models.mel import filters
 
 MAGIC, HALVES = 0x67676D6C, 1
+SIZES = (
+    "vocab_size", "max_source_positions", "d_model", "encoder_attention_heads", "encoder_layers",
+    "max_target_positions", "d_model", "decoder_attention_heads", "decoder_layers", "num_mel_bins",
+)  # fmt: skip
 NAMES = (
     (r"^model\.", ""),
     (r"\.layers\.", ".blocks."),
@@ -45,16 +50,7 @@ NAMES = (
 def write_ggml(folder: Path, target: Path) -> None:
     """Write the model of a folder to a file."""
     with open_ctranslate2(folder) as opened, target.open("wb") as file:
-        config = opened.config
-        sizes = ["vocab_size", "max_source_positions", "d_model", "encoder_attention_heads", "encoder_layers"]
-        sizes += [
-            "max_target_positions",
-            "d_model",
-            "decoder_attention_heads",
-            "decoder_layers",
-            "num_mel_bins",
-        ]
-        numbers = [config.get_int(name) for name in sizes]
+        numbers = [opened.config.get_int(name) for name in SIZES]
         file.write(struct.pack("<12i", MAGIC, *numbers, HALVES))
         bank = filters(numbers[-1]).astype(np.float32)
         file.write(struct.pack("<2i", *bank.shape) + bank.tobytes())
@@ -62,9 +58,14 @@ def write_ggml(folder: Path, target: Path) -> None:
         file.write(struct.pack("<i", len(tokens)))
         for token in tokens:
             file.write(struct.pack("<i", len(token)) + token)
-        for name, tensor in opened.tensors.items():
-            values = np.asarray(tensor.numpy(), np.float32).reshape(tensor.shape)
-            _tensor(file, _name(name), values)
+        for name, values in named(opened):
+            _tensor(file, name, values)
+
+
+def named(opened: Ctranslate2File) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield the tensors by openai's names, as float32."""
+    for name, tensor in opened.tensors.items():
+        yield _name(name), np.asarray(tensor.numpy(), np.float32).reshape(tensor.shape)
 
 
 def _name(name: str) -> str:

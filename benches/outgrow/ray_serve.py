@@ -31,7 +31,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from freehold.base.config import load_settings
-from freehold.outgrow.planning.options import DeployOptions, planned
+from freehold.outgrow.options import DeployOptions
+from freehold.outgrow.planning.options import planned
 from freehold.outgrow.process.surroundings import free_port
 from freehold.outgrow.ray.app import EngineChild
 from freehold.outgrow.ray.plan import settings_of

@@ -47,6 +47,7 @@ testing: single kernels by the name of their table, for tests/csrc; wheels are w
   bind_vocab(m);
   bind_trellis(m);
   bind_bf16(m);
+  bind_sounds(m);
 #ifdef FREEHOLD_TESTING
   nb::module_ testing = m.def_submodule("testing", "Single kernels by the name of their table, for tests.");
   bind_testing_delta(testing);

@@ -24,6 +24,7 @@ _check_system()
 if TYPE_CHECKING:
     from freehold.base.errors import FreeholdError
     from freehold.base.types import (
+        Audio,
         ChatModel,
         Chunk,
         Completion,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LLM",
     "AsyncLLM",
+    "Audio",
     "ChatModel",
     "Chunk",
     "Completion",
@@ -104,6 +106,7 @@ _HOMES = {
     "freehold.base.errors": ("FreeholdError",),
     "freehold.serve.fake": ("FakeModel",),
     "freehold.base.types": (
+        "Audio",
         "ChatModel",
         "Chunk",
         "Completion",

@@ -238,6 +238,15 @@ class Plan:
         `first`, `count`: some of the heads (0: all from `first` on); their columns of `into` are written, or a buffer.
         """
 
+    def attend_near(
+        self, q: int, k: int, v: int, heads: int, back: F32, scale: F32, softcap: float = 0.0
+    ) -> int:
+        """Attention of each row over itself and the rows just before it, of its sequence and of this step.
+
+        Scores are q times `scale` (of each column of a head) times (key + `back`), whose row is the distance: float32
+        [window * heads * columns], that of the row itself first. `softcap` > 0: softcap * tanh(score / softcap).
+        """
+
     def attention(
         self,
         layer: int,
@@ -258,6 +267,12 @@ class Plan:
 
     def clamp(self, x: int, limit: float, low: float | None = None) -> None:
         """Limit every value to [low, limit], in place; `low` is -limit unless given."""
+
+    def conv_near(self, x: int, weight: F32) -> int:
+        """The sum of each channel's last inputs times its weights, within its sequence and this step: causal.
+
+        `weight` is float32 [channels * taps], of a channel its oldest input's first.
+        """
 
     def correct(
         self, x: int, made: int, router: F32, norm: F32, coefs: F32, scale: F32, active: int, eps: float
@@ -698,4 +713,47 @@ def add_bf16_moments(x: F32, first: int, moments: F32, isa: str = "") -> None:
     """Add x^T x to float32 moments [W, W], of columns first to first + W of x [T, K] rounded to bfloat16. One thread.
 
     The diagonal and what is below it are right; above it some are.
+    """
+
+class FlacFile:
+    """A FLAC file that is decoded frame by frame (RFC 9639); errors are UsageErrors that say where."""
+
+    def __init__(self, data: bytes) -> None:
+        """Read the metadata."""
+
+    @property
+    def rate(self) -> int:
+        """Samples a second."""
+
+    @property
+    def channels(self) -> int: ...
+    @property
+    def bits(self) -> int:
+        """Of a sample, 4 to 32."""
+
+    @property
+    def total(self) -> int:
+        """Samples of a channel as the header states; 0: it does not."""
+
+    @property
+    def md5(self) -> bytes:
+        """Of all samples, as the header states; zeros: it does not."""
+
+    def read(self, most: int) -> tuple[F32, bytes]:
+        """Return the next frames: the mean of their channels from -1 to 1, and what the MD5 is of; empty at the end.
+
+        Stops at the first frame that reaches `most` samples, at most 2^24. CRCs are checked; the MD5 is the caller's.
+        """
+
+def resampled(
+    input: NDArray[numpy.float64],
+    begin: int,
+    first: int,
+    outputs: int,
+    weights: NDArray[numpy.float64],
+    down: int,
+) -> F32:
+    """Return output samples `first` to `first + outputs`, each a sum of input times weights in the order of the input.
+
+    `begin`: the number of the first input sample; `weights`: [up, taps]; an output step is down / up of the input's.
     """

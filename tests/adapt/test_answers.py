@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from freehold.adapt.answers import BATCH, AnswerBook, Taught, TeacherPrompt, loops, read_prompts
+from freehold.adapt.distil import BATCH, AnswerBook, Taught, TeacherPrompt, loops, read_prompts
 from freehold.adapt.sampling import SampledAnswer
 from freehold.base.errors import StoreError, UsageError
 from freehold.base.types import Message, SamplingParams

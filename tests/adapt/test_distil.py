@@ -57,11 +57,11 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def kept_when_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random teacher never ends an answer: one that is cut at the limit counts here."""
-    from freehold.adapt import answers
+    from freehold.adapt import distil as teaching
 
-    fault = answers._fault
+    fault = teaching._fault
     monkeypatch.setattr(
-        answers, "_fault", lambda *given: "" if (why := fault(*given)).startswith("cut") else why
+        teaching, "_fault", lambda *given: "" if (why := fault(*given)).startswith("cut") else why
     )
 
 

@@ -18,6 +18,7 @@ DATA = sorted(
 )
 SHORT_NAME = re.compile(r"[a-z0-9][a-z0-9.-]*:[a-z0-9][a-z0-9.-]*")
 PACKAGED = {"smollm2:135m", "qwen2.5-coder:0.5b", "qwen2.5-coder:1.5b", "gemma3:270m", "all-minilm:22m"}
+PACKAGED |= {"whisper:base", "whisper:tiny.en"}
 
 
 @pytest.mark.parametrize("file", DATA, ids=lambda p: p.name)
@@ -25,7 +26,7 @@ def test_every_file_parses_and_every_recipe_is_dated(file):
     for entry in parse(file.name, file.read_text(encoding="utf-8")):
         assert SHORT_NAME.fullmatch(entry.name), entry.name
         assert date(2026, 1, 1) <= entry.checked <= date.today()
-        assert entry.kind in ("gguf", "safetensors")
+        assert entry.kind in ("gguf", "safetensors", "ctranslate2")
 
 
 @pytest.mark.parametrize("file", DATA, ids=lambda p: p.name)
@@ -45,7 +46,7 @@ def test_every_entry_leads_somewhere(entry: catalog.Entry):
     assert catalog.facts(entry), entry.model
     if entry.hub_repo:
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", entry.hub_repo)
-        assert entry.hub_quant and entry.hub_confirmed
+        assert bool(entry.hub_quant) is (entry.kind == "gguf") and entry.hub_confirmed
     if entry.packages:
         assert entry.files and entry.member and entry.largest_part
         assert all(re.fullmatch(r"[a-z0-9.-]+==[0-9.]+", p) for p in entry.packages)
@@ -53,7 +54,7 @@ def test_every_entry_leads_somewhere(entry: catalog.Entry):
         assert re.fullmatch(r"[0-9a-f]{64}", file.sha256) and file.bytes > 0
 
 
-def test_the_five_models_that_need_no_hub_are_exact():
+def test_the_models_that_need_no_hub_are_exact():
     packaged = {e.name: e for e in catalog.entries() if e.packages}
     assert packaged.keys() == PACKAGED
     assert packaged["qwen2.5-coder:0.5b"].packages[::5] == (
@@ -101,6 +102,13 @@ def test_distillations_are_called_what_they_are():
     entry = catalog.find("deepseek-r1:7b")
     assert entry.note == "DeepSeek-R1-Distill-Qwen-7B, a distillation into Qwen2.5-Math-7B, not DeepSeek-R1"
     assert not catalog.find("deepseek-r1:671b").note
+
+
+def test_the_default_speech_model_needs_no_hub_and_is_its_makers_mit():
+    entry = catalog.default_speech_model()
+    known = catalog.facts(entry)
+    assert entry.packages and entry.bytes == 147_882_941
+    assert known and (known.role, known.licence, len(known.languages)) == ("transcriber", "MIT", 99)
 
 
 def test_the_default_model_needs_no_hub():

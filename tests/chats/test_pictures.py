@@ -15,8 +15,8 @@ from freehold.base.types import MAX_PICTURE_BYTES
 from freehold.serve.chats import pictures as stored
 from freehold.serve.chats.exported import branched, exported, markdown, pictures_of, taken
 from freehold.serve.chats.folder import UNDO_S, ChatFolder
-from freehold.serve.chats.lines import ChatLine, encoded
 from freehold.serve.chats.pictures import ChatPictures, is_reference, reference_of
+from freehold.serve.chats.types import ChatLine, encoded
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(200))
 JPEG = b"\xff\xd8\xff" + bytes(300)

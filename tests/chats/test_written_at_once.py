@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from freehold.base.errors import CapacityExceeded, ChatNotFound, StoreError
 from freehold.serve.chats import writer
 from freehold.serve.chats.folder import ChatFolder
-from freehold.serve.chats.lines import replay
-from freehold.serve.chats.types import ChatChange, SavedChat
+from freehold.serve.chats.types import ChatChange, SavedChat, replay
 
 SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 

@@ -34,6 +34,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 QUICK = ("--threads", "1", "--rank", "2", "--test-share", "0.3")
 
 
+@pytest.mark.heavy
 def test_align_prints_what_was_learnt_and_the_adapter_runs(home: Path, run: Run):
     status, out, err = run("align", "tiny.gguf", "--pairs", "pairs.jsonl", "-o", "tuned", *QUICK)
     assert status == 0, err

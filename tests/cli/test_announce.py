@@ -14,6 +14,7 @@ from freehold.base.config import Settings
 from freehold.cli.serving import running
 from freehold.run.store import Store
 from tests.vectors.files import write_gguf
+from tests.vectors.whisper import write_whisper
 
 URL = "http://127.0.0.1:1"
 
@@ -33,6 +34,8 @@ class TakesAll:
         (["vectors"], [], '/v1/embeddings -H \'Content-Type: application/json\' -d \'{"model": "vectors", "input"'),
         ([], ["vectors"], "/v1/embeddings"),
         (["of-a-route"], [], '"model": "of-a-route", "messages"'),
+        (["ears"], [], "/v1/audio/transcriptions -F model=ears -F file=@talk.wav"),
+        (["ears", "chats"], [], '"model": "chats"'),
     ],
 )  # fmt: skip
 def test_the_example_is_a_call_that_the_model_answers(
@@ -43,6 +46,9 @@ def test_the_example_is_a_call_that_the_model_answers(
     for name, keys in (("vectors", {"qwen3.pooling_type": 3}), ("chats", {})):
         if name in names + held:
             store.pull(str(write_gguf("qwen3", tmp_path / f"{name}.gguf", keys=keys)))
+    if "ears" in names:
+        (tmp_path / "ears").mkdir()
+        store.pull(str(write_whisper(tmp_path / "ears")))
     lines: list[str] = []
     monkeypatch.setattr(running, "tell", lines.append)
     options: Any = SimpleNamespace(keys=None)

@@ -77,6 +77,7 @@ def test_what_a_server_has_is_green_and_what_its_model_cannot_do_is_no_row_of_ei
     assert status == 0 and rows["openai", "tools"]["reason"] == f"{MODEL} has no tools"
 
 
+@pytest.mark.heavy
 def test_a_model_that_calls_tools_is_asked_to(serving, table):
     right, wrong = (("weather", '{"city": "Paris"}'),), (("weather", '{"town": 1}'),)
     for calls, ok in ((right, True), (wrong, False)):
@@ -100,6 +101,7 @@ def test_an_answer_that_breaks_its_schema_is_red(serving, table):
     }
 
 
+@pytest.mark.heavy
 def test_a_wrong_key_is_red_everywhere(serving, table):
     server = serving(COLOUR, keys=Ring([key("ann")]))
     status, rows = table(server, "--key", "wrong-0123456789abcdef", sdks=("openai", "ollama"))

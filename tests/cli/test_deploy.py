@@ -24,14 +24,14 @@ from freehold.base.config import load_settings
 from freehold.base.errors import EngineLost
 from freehold.cli.complete import deployable
 from freehold.cli.deploy import EMITTED
-from freehold.cli.deploying.options import ENGINES
 from freehold.cli.deploying.running import RunningDeployments, start_all
 from freehold.cli.deploying.serving import StartedDeployments
 from freehold.cli.deploying.verbs import news
 from freehold.outgrow import drivers, kept
 from freehold.outgrow.contract import DeploymentRow, DeployPlan, ReplicaRow
 from freehold.outgrow.emit.emit import KINDS
-from freehold.outgrow.planning.options import DeployOptions, environment_folder
+from freehold.outgrow.options import ENGINES, DeployOptions
+from freehold.outgrow.planning.options import environment_folder
 from freehold.serve.http.system.deployments import DeploymentDesk
 from tests.cli.test_serve import Done, environment, freehold, started
 from tests.outgrow import plans, standin
@@ -373,6 +373,7 @@ def test_openai_s_client_is_answered(server):
         assert "tiny" in [model.id for model in client.models.list()]
 
 
+@pytest.mark.heavy
 def test_anthropic_s_client_is_answered(server):
     import anthropic
 

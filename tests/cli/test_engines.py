@@ -53,6 +53,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finding, "accelerators", lambda: ((CARD,), ""))
 
 
+@pytest.mark.heavy
 def test_run_by_llama_server_that_was_asked_for(tmp_path, tiny, path):
     done = freehold(tmp_path, "run", tiny, "Hi", "--engine", "llamacpp", "--max-tokens", "6", PATH=path)
     assert done.status == 0, done.err

@@ -10,9 +10,15 @@ from pathlib import Path
 import click
 import pytest
 
+import freehold
+from freehold.adapt.evals.divergence import UNTIL
+from freehold.adapt.settings import QuantizeSettings
+from freehold.base.errors import UsageError
+from freehold.base.options import check
 from freehold.cli import main as cli_main
 from freehold.cli.helping import REST, Context, sections_of, styled
 from freehold.cli.verbs import GROUPS, VERBS
+from freehold.outgrow.options import DeployOptions
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +168,29 @@ def test_options_of_a_long_verb_are_in_sections(verb: str):
 def test_a_number_outside_its_range_is_refused_in_words(words: list[str], says: str, capsys):
     assert cli_main.run(words) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, asked",
+    [
+        (["deploy", "m", "--replicas", "2000"], lambda: freehold.plan_deployment("m", replicas=2000)),
+        (["deploy", "m", "--nodes", "65"], lambda: freehold.plan_deployment("m", on="h100", nodes=65)),
+        (["quantize", "m", "-o", "out", "--tokens", "9"], lambda: QuantizeSettings(tokens=9)),
+        (["quantize", "m", "-o", "out", "--bits", "5"], lambda: QuantizeSettings(bits=5)),
+        (["advise", "code", "--users", "0"], lambda: freehold.advise("code", users=0)),
+        (["cost", "m", "--users", "5000"], lambda: freehold.cost("m", users=5000)),
+    ],
+)
+def test_python_refuses_what_the_command_line_refuses_in_the_same_words(words, asked, capsys):
+    assert cli_main.run(words) == 2
+    with pytest.raises(UsageError) as refused:
+        asked()
+    assert refused.value.message.partition(": ")[2] in capsys.readouterr().err
+
+
+def test_a_choice_left_to_the_plan_may_be_outside_its_range():
+    check(DeployOptions("m"))
+    assert QuantizeSettings().bits == 0 and QuantizeSettings().until == UNTIL
 
 
 def test_one_thing_has_one_spelling():

@@ -222,6 +222,7 @@ objects = st.dictionaries(st.sampled_from(["env", "x"]) | st.text(max_size=3), v
 many = settings(max_examples=200, deadline=None)
 
 
+@pytest.mark.heavy
 @given(texts, st.text(max_size=5))
 @many
 def test_any_yaml_gets_its_key_and_keeps_its_other_lines_or_is_refused(text, value):
@@ -235,6 +236,7 @@ def test_any_yaml_gets_its_key_and_keeps_its_other_lines_or_is_refused(text, val
     assert set_yaml(new, {"key": value}) == new
 
 
+@pytest.mark.heavy
 @given(texts, st.sampled_from(["", "models"]))
 @many
 def test_any_yaml_gets_one_item_of_ours_or_is_refused(text, key):
@@ -245,6 +247,7 @@ def test_any_yaml_gets_one_item_of_ours_or_is_refused(text, key):
     assert new.count(BEGIN) == 1 and list_items(new, key, [["a: 1", "b: 2"]]) == new
 
 
+@pytest.mark.heavy
 @given(objects.map(json.dumps) | texts | st.sampled_from(["[" * 100_000, '{"x": "\\ud800"}']))
 @many
 def test_any_json_gets_its_values_and_keeps_the_others_or_is_refused(text):

@@ -68,6 +68,21 @@ def test_both_formats_of_a_model_that_sees_hold_one_tower(name: str, tmp_path: P
             assert np.array_equal(values, b[key].tensor.numpy().reshape(bound.spec.shape)), key
 
 
+def test_both_forms_of_a_whisper_hold_one_model(tmp_path: Path):
+    paths = json.loads(run("whisper", "--out", str(tmp_path), "--json"))
+    with (
+        open_model_file(Path(paths["safetensors"])) as own,
+        open_model_file(Path(paths["ctranslate2"])) as other,
+    ):
+        assert own.tensors.keys() == other.tensors.keys()
+        for name, tensor in own.tensors.items():
+            assert np.array_equal(tensor.numpy(), other.tensors[name].numpy()), name
+    with pytest.raises(UnsupportedModel, match="a GGUF cannot express whisper"):
+        run("whisper", "--out", str(tmp_path), "--format", "gguf")
+    with pytest.raises(UnsupportedModel, match="qwen3 is not a speech model"):
+        run("qwen3", "--out", str(tmp_path), "--format", "ctranslate2")
+
+
 def test_a_model_of_text_alone_has_no_tower(tmp_path: Path):
     paths = json.loads(run("qwen3", "--out", str(tmp_path), "--json"))
     assert "mmproj" not in paths
@@ -92,6 +107,15 @@ def test_the_template_of_a_model_that_sees_writes_the_marks_that_its_config_name
     assert [id for id in ids if id >= min(marks)] == marks
     plain = template.render(messages=[{"role": "user", "content": "hi"}], add_generation_prompt=True)
     assert plain == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("name", ["voxtral", "gemma4-ears", "gemma4_unified-ears"])
+def test_a_model_that_hears_has_its_tower_in_both_forms(name: str, tmp_path: Path):
+    paths = json.loads(run(name, "--out", str(tmp_path), "--json"))
+    for form in ("mmproj", "safetensors"):
+        with open_model_file(Path(paths[form])) as opened:
+            source = read_tower(opened, hears=True)
+        assert source is not None and source.tower.hears
 
 
 def test_a_seed_draws_other_weights_and_none_the_same_ones(tmp_path: Path):

@@ -92,6 +92,7 @@ def test_what_was_allowed_is_counted_revoked_and_gone_with_its_server(mcp: Mcp, 
     assert permissions.entries() == []
 
 
+@pytest.mark.heavy
 def test_a_server_is_tried_its_tools_are_shown_and_it_is_ended(mcp: Mcp, tmp_path: Path):
     pytest.importorskip("mcp")
     mcp("add", "h", "--", sys.executable, str(HOSTILE), "names")

@@ -194,7 +194,7 @@ def test_refresh_names_what_the_hub_does_not_have_and_goes_on(run: Run, home: Pa
 
 
 def test_refresh_of_a_hub_that_cannot_be_reached_fails_with_its_name(run: Run, monkeypatch):
-    monkeypatch.setattr("freehold.run.store.refresh.TRIES", 1)
+    monkeypatch.setattr("freehold.run.store.hub.TRIES", 1)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     status, _, err = run("models", "refresh", "qwen3:8b")
     assert status == 1 and err.startswith("error: 127.0.0.1:9: ")

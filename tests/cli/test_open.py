@@ -44,6 +44,7 @@ def test_address_makes_a_browser_the_owners_once(home, monkeypatch):
         assert said["seconds"] == 60 and said["url"].startswith(url) and len(opened) == 1
 
 
+@pytest.mark.heavy
 def test_browser_that_does_not_start_leaves_the_address(home, monkeypatch):
     def none(address: str) -> bool:
         raise webbrowser.Error("could not locate runnable browser")
@@ -54,6 +55,7 @@ def test_browser_that_does_not_start_leaves_the_address(home, monkeypatch):
         assert done.status == 0 and done.out.startswith(url) and "open it in a browser" in done.err
 
 
+@pytest.mark.heavy
 def test_server_without_its_page_says_so(home):
     with server(home, "--no-console") as (_, url):
         done = freehold(home, "open")
@@ -102,6 +104,7 @@ def test_serve_prints_a_link_on_a_terminal_that_signs_its_browser_in_once(home):
             assert other.post("/console/owner", json={"code": code}).status_code == 401
 
 
+@pytest.mark.heavy
 def test_serve_opens_the_page_as_the_owner_in_the_browser(home, tmp_path):
     seen, browser = tmp_path / "seen", tmp_path / "browser"
     os.mkfifo(seen)

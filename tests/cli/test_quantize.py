@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import freehold
-from freehold.cli.quantize import FileSize
+from freehold.cli.options import FileSize
 from freehold.run.models.tiny import make
 
 Run = Callable[..., tuple[int, str, str]]

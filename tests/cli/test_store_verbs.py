@@ -77,7 +77,7 @@ def test_list_json_has_a_stable_schema(run: Run):
     run("pull", "org/m")
     listing = json.loads(run("list", "--json")[1])
     assert (listing["schema"], set(listing)) == (1, {"schema", "home", "models"})
-    assert [set(m) for m in listing["models"]] == [LISTED | {"sees"}]
+    assert [set(m) for m in listing["models"]] == [LISTED | {"sees", "hears"}]
 
 
 def test_list_shows_name_size_owner_state(run: Run):

@@ -18,8 +18,7 @@ pytest.importorskip("playwright")
 from playwright.sync_api import expect
 
 from freehold.serve.chats.folder import ChatFolder
-from freehold.serve.chats.lines import ChatLine
-from freehold.serve.chats.types import ChatChange
+from freehold.serve.chats.types import ChatChange, ChatLine
 from tests.console.conftest import Served
 from tests.console.scripted import write_scripted
 

@@ -24,7 +24,7 @@ from tests.console.conftest import Served
 from tests.console.test_pictures import _DROPPED, facts, send, shown
 from tests.eyes import digits
 
-pytestmark = [pytest.mark.model, pytest.mark.heavy]
+pytestmark = [pytest.mark.model, pytest.mark.big]
 UNSEEN = 20
 RIGHT = 0.95
 GREEDY = "PARAMETER temperature 0\nPARAMETER num_predict 8\n"

@@ -23,7 +23,7 @@ from freehold.base.errors import (
 )
 from freehold.base.types import SamplingParams
 from freehold.run.engine import Engine, Generation, TokenOut
-from freehold.run.engine import emission as emission_module
+from freehold.run.engine import engine as engine_module
 from freehold.run.engine.engine import ASSUMED_OPS
 from freehold.run.engine.schedule import scheduler as preemption_module
 from freehold.run.engine.schedule.budget import LOGIT_ROWS
@@ -261,14 +261,14 @@ def ended_alone(engine: Engine, damage: Callable[[], None], error: type[Freehold
 def test_error_in_choosing_one_answers_token_ends_that_answer_alone(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ):
-    choose = emission_module.choose
+    choose = engine_module.choose
 
     def broken(logits, history, *rest):  # type: ignore[no-untyped-def]
         if history[0] == PROMPT[1] and len(history) == len(PROMPT) + 4:
             raise ZeroDivisionError("a bug of ours")
         return choose(logits, history, *rest)
 
-    error = ended_alone(engine, lambda: monkeypatch.setattr(emission_module, "choose", broken), StepFailed)
+    error = ended_alone(engine, lambda: monkeypatch.setattr(engine_module, "choose", broken), StepFailed)
     assert "ZeroDivisionError: a bug of ours" in error.message
 
 
@@ -532,7 +532,7 @@ def test_interrupt_ends_the_answer_and_leaves_the_engine_usable(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(emission_module, "choose", interrupted)
+        patch.setattr(engine_module, "choose", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(answer)
     assert engine.free_blocks == 8

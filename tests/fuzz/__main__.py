@@ -22,7 +22,7 @@ INPUT_S = 10
 def main() -> None:
     """Choose the fuzzer that is installed."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz")
-    parser.add_argument("target", choices=["gguf", "safetensors", "lora", "panels", "strings"])
+    parser.add_argument("target", choices=["gguf", "safetensors", "lora", "panels", "strings", "flac", "wav"])
     parser.add_argument("--seconds", type=int, default=60)
     asked, more = parser.parse_known_args()
     corpus = Path("build/fuzz") / asked.target

@@ -29,8 +29,11 @@ from freehold.run.formats.lora import CONFIG, WEIGHTS
 from freehold.run.formats.weight_types import tensor_bytes
 from freehold.run.models.binding.bind import read_source
 from freehold.run.models.tiny.make import gguf_bytes
+from freehold.run.sounds.flac import open_flac
+from freehold.run.sounds.wav import is_aiff, open_aiff, open_wav
 from freehold.run.tokenizer import tokenizer_from_gguf
 from tests.formats import trellis_rows
+from tests.sounds import flac_files as sound_files
 from tests.vectors import adapters, files
 
 Target = Callable[[bytes], None]
@@ -95,6 +98,20 @@ def strings(data: bytes) -> None:
             bpe.encode(data[:32], [0] * len(data[:32]))
 
 
+def flac(data: bytes) -> None:
+    """Decode a FLAC file frame by frame."""
+    with suppress(FreeholdError):
+        for piece in open_flac(data).pieces:
+            assert np.isfinite(piece).all()
+
+
+def wav(data: bytes) -> None:
+    """Read WAV or AIFF: what lies in the file as it is."""
+    with suppress(FreeholdError):
+        for piece in (open_aiff if is_aiff(data) else open_wav)(data).pieces:
+            assert np.isfinite(piece).all()
+
+
 def _trellis_file(type: QuantType) -> bytes:
     """Return a file of two small tensors in a type that has a table; mutations hit table, scales and rows."""
     tensors = {
@@ -125,7 +142,9 @@ def _decoded(tensor: Tensor) -> None:
 
 
 _THREADS = native.Threads(1)
-TARGETS: dict[str, Target] = {each.__name__: each for each in (gguf, safetensors, lora, panels, strings)}
+TARGETS: dict[str, Target] = {
+    each.__name__: each for each in (gguf, safetensors, lora, panels, strings, flac, wav)
+}
 
 
 def seeds(target: str) -> list[bytes]:
@@ -156,4 +175,8 @@ def seeds(target: str) -> list[bytes]:
             for t in range(16)
             for rows in (0, 15, 16)
         ]
+    if target == "flac":
+        return sound_files.flac_of_every_kind()
+    if target == "wav":
+        return sound_files.plain_of_every_kind()
     return [b"\2\0" + b"".join(len(w).to_bytes(8, "little") + w for w in (b"a", b"\xc3\xa9b"))]

@@ -10,7 +10,15 @@ import pytest
 from tests.fuzz.mutate import mutated
 from tests.fuzz.targets import TARGETS, seeds
 
-ROUNDS = {"gguf": 150, "safetensors": 250, "lora": 250, "panels": 300, "strings": 400}
+ROUNDS = {
+    "gguf": 150,
+    "safetensors": 250,
+    "lora": 250,
+    "panels": 300,
+    "strings": 400,
+    "flac": 400,
+    "wav": 400,
+}
 SHARE = 3 if os.environ.get("FREEHOLD_SHORT_CORPUS") else 1
 
 

@@ -26,17 +26,24 @@ from freehold.base.serving import (
     LoadedInfo,
     ModelInfo,
     Origin,
+    SpeechFacts,
+    SpeechJob,
+    SpeechPart,
+    SpeechSource,
     StoredModel,
     Vectors,
+    reads_text,
 )
 from freehold.base.types import (
     Chunk,
     Message,
     SamplingParams,
+    Segment,
     TokenLogprob,
     ToolPiece,
     Turn,
     Usage,
+    Word,
 )
 
 CONTEXT = 4096
@@ -68,6 +75,7 @@ class Script:
     ] = ()  # the answer, instead of what the other fields make of it; the last one ends it
     sees: bool = False
     fetches: bool = False  # addresses of pictures too
+    hears: bool = False  # a speech model: each sentence of `text` is a chunk of two seconds
     model: str = ""  # which model answers, as a route says
     remote: bool = False  # no ids of the prompt, no tokenizer, an estimate of tokens
     gate: threading.Event | None = None  # until it is set no piece comes and no token is counted
@@ -227,6 +235,42 @@ def _pieces(calls: Sequence[tuple[str, str]]) -> Iterator[ToolPiece]:
         yield ToolPiece(i, arguments=arguments[half:])
 
 
+class FakeHearing:
+    """A recording whose chunks have the sentences of the script."""
+
+    def __init__(self, served: FakeServed, job: SpeechJob, data: bytes) -> None:
+        self._script, self.job, self.data = served.script, job, data
+        self._sentences = re.findall(r"[^.]+[.]?", served.script.text)
+        self.facts = SpeechFacts(
+            2.0 * len(self._sentences) + 0.25, 2.0 * len(self._sentences), len(self._sentences)
+        )
+        self.closed = False
+        self.made = 0
+
+    def __aiter__(self) -> FakeHearing:
+        return self
+
+    async def __anext__(self) -> SpeechPart:
+        script, at = self._script, self.made
+        if at == len(self._sentences):
+            raise StopAsyncIteration
+        if script.fail is not None and script.fail_at == at:
+            raise script.fail
+        await script.pause(script.delay, script.gate)
+        self.made += 1
+        text, start = self._sentences[at].strip(), 2.0 * at
+        words = tuple(
+            Word(word, start + i / 10, start + i / 10 + 0.05) for i, word in enumerate(text.split())
+        )
+        told = Segment(
+            start, start + 1.5, text, (7, 8), 0.0, -0.25, 1.5, 0.01, words if self.job.words else ()
+        )
+        return SpeechPart((told,), (start,), 2.0, self.job.language or "en")
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
 class FakeServed:
     def __init__(self, name: str, script: Script) -> None:
         self.name, self.script, self.words = name, script, Words()
@@ -238,10 +282,11 @@ class FakeServed:
         self.keep_alives: list[float | None] = []
         self.embeddings: list[EmbedJob] = []
         self.streams: list[FakeStream] = []
+        self.hearings: list[FakeHearing] = []
 
     def _info(self, script: Script) -> ModelInfo:
-        sight = {"can_see": script.sees, "can_fetch": script.fetches}
-        return replace(info_of(self.name), thinking=script.thinks, **sight)
+        senses = {"can_see": script.sees, "can_fetch": script.fetches, "can_hear": script.hears}
+        return replace(info_of(self.name), thinking=script.thinks, **senses)
 
     @property
     def info(self) -> ModelInfo:
@@ -317,6 +362,20 @@ class FakeServed:
         await self._lingers()
         cut = tuple(i for i, text in enumerate(words) if "long" in text and job.truncate)
         return Vectors(data, len(unit[0]), tuple(len(self.words.encode(text)) for text in words), cut)
+
+    async def hear(
+        self, job: SpeechJob, recording: SpeechSource, keep_alive: float | None = None
+    ) -> FakeHearing:
+        self.keep_alives.append(keep_alive)
+        if not self.script.hears:
+            raise reads_text(self.name)
+        if self.script.fail is not None and self.script.fail_at == "start":
+            raise self.script.fail
+        data = b""
+        while len(data) < recording.size:
+            data += await recording.read(len(data), 1 << 16)
+        self.hearings.append(FakeHearing(self, job, data))
+        return self.hearings[-1]
 
     async def template(self) -> dict[str, Any]:
         return {"chat_template": "{{ messages }}", "eos_token": "<eos>"}

@@ -384,6 +384,7 @@ good = st.builds(lambda id: json.dumps(line(id)).encode(), st.text(max_size=3))
 bad = st.binary(max_size=40) | st.sampled_from([b"", b"[]", b"{}", b"null", b"[" * 9999, b'{"custom_id": 1}'])
 
 
+@pytest.mark.heavy
 @given(st.lists(good | bad, max_size=8).map(b"\n".join))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_file_is_lines_or_named_errors(tmp_path, data):

@@ -19,8 +19,7 @@ import pytest
 from freehold.base.errors import StoreError
 from freehold.serve.chats.exported import markdown
 from freehold.serve.chats.folder import ChatFolder
-from freehold.serve.chats.lines import replay
-from freehold.serve.chats.types import AttachedFile
+from freehold.serve.chats.types import AttachedFile, replay
 from freehold.serve.http.console.runs.again import Bits, compared
 from freehold.serve.http.console.runs.run import CALLER_RUNS, Runs
 from freehold.serve.http.core.keys import KeyFile, Ring, made

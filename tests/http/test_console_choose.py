@@ -120,6 +120,7 @@ def test_no_question_tells_which_files_and_users_there_are(server, tmp_path, mon
     end_process(server)
 
 
+@pytest.mark.heavy
 def test_errors_are_the_verb_s_with_its_way_out(server):
     unknown = asked(server, "fit", {"model": "qwen3:8x"})
     assert unknown.status_code == 404 and unknown.json()["error"]["code"] == "model_not_found"

@@ -15,7 +15,7 @@ import pytest
 
 from freehold.serve.http.app import routes
 from freehold.serve.http.console.login import IDLE_S
-from freehold.serve.http.core.auth import CONSOLE, OPEN
+from freehold.serve.http.core.auth import CONSOLE, FORMS, OPEN
 from freehold.serve.http.core.call import endpoint_of
 from freehold.serve.http.core.keys import KeyFile, Ring, key_of, made
 from tests.http.test_console_sessions import ADMIN, ANN, BOB, ROOT, Clock
@@ -160,6 +160,16 @@ def test_a_session_sends_json_alone_on_every_route(keyed, path):
     client = client_of(keyed, keyed.cookies["ann"])
     answer = client.post(path, content=b"x", headers={"Content-Type": "multipart/form-data; boundary=x"})
     assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_a_session_of_our_own_page_sends_a_recording_as_a_form(keyed, path):
+    files = {"file": ("talk.wav", b"RIFF")}
+    mine = client_of(keyed, keyed.cookies["ann"], **OWN)
+    assert mine.post(path, data={"model": "none"}, files=files).status_code == 404  # it was let in
+    for other in ({}, {"Sec-Fetch-Site": "cross-site"}, {**OWN, "Origin": "https://evil.example"}):
+        client = client_of(keyed, keyed.cookies["ann"], **{"X-Nothing": "1", **other})
+        assert client.post(path, data={"model": "none"}, files=files).status_code == 401
 
 
 @pytest.mark.parametrize("header", [{"Authorization": f"Bearer {ANN}x"}, {"X-Api-Key": "wrong-0123456789"}])

@@ -99,6 +99,7 @@ def test_prompt_is_tokenised_and_counted_by_the_engine(deploying: Deploying) -> 
     assert counted == len("<user>hello\n<assistant>")
 
 
+@pytest.mark.heavy
 def test_receipt_names_engine_version_and_replica_and_who_took_over(deploying: Deploying) -> None:
     assert deploying.asked("hello").json()["freehold"]["engine"]["name"] == "vllm 0.32.0"
     reply = deploying.asked("go on [[cut 4]]", stream=True, stream_options={"include_usage": True})
@@ -112,6 +113,7 @@ def test_receipt_names_engine_version_and_replica_and_who_took_over(deploying: D
     deploying.until(deploying.all_ready)
 
 
+@pytest.mark.heavy
 def test_answer_that_cannot_be_continued_ends_with_the_protocols_own_error(deploying: Deploying) -> None:
     chat = {"model": "m", "messages": [{"role": "user", "content": "any [[cut 3]]"}], "stream": True}
     got = events(deploying.client.post("/v1/chat/completions", json={**chat, "max_tokens": 9}))
@@ -124,6 +126,7 @@ def test_answer_that_cannot_be_continued_ends_with_the_protocols_own_error(deplo
     deploying.until(deploying.all_ready)
 
 
+@pytest.mark.heavy
 def test_metrics_have_each_replica_and_do_not_shrink_when_one_dies(deploying: Deploying) -> None:
     def tokens() -> dict[str, float]:
         lines = deploying.client.get("/metrics").text.splitlines()
@@ -147,6 +150,7 @@ def test_metrics_have_each_replica_and_do_not_shrink_when_one_dies(deploying: De
     assert "replica_vllm:request_success_total{" in text
 
 
+@pytest.mark.heavy
 def test_deployment_stands_before_a_model_of_ours_until_it_is_stopped(deploying: Deploying) -> None:
     plan = engines.plan(deploying.folder, 1)
     plan = replace(plan, model=replace(plan.model, name="fake:1b"))

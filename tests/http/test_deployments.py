@@ -13,7 +13,7 @@ import pytest
 from freehold.base.errors import EngineLost, ModelNotFound, UsageError
 from freehold.outgrow import kept
 from freehold.outgrow.contract import DeploymentRow, DeployPlan, EngineNumbers, ReplicaRow
-from freehold.outgrow.planning.options import DeployOptions
+from freehold.outgrow.options import DeployOptions
 from freehold.serve.http.core.keys import KeyFile, made
 from freehold.serve.http.system.deployments import DeploymentDesk
 from tests.http.conftest import TOKEN, Running

@@ -20,10 +20,10 @@ from freehold.run.store import space
 from freehold.serve.http.batches.desk import Desk
 from freehold.serve.http.batches.filestore import FileBounds, Files
 from freehold.serve.http.core import bodies
+from freehold.serve.http.core.forms import read_form
 from freehold.serve.http.core.keys import Ring, key_of
 from freehold.serve.http.core.limits import ServerLimits
 from freehold.serve.http.core.problems import Refused
-from freehold.serve.http.openai.files import read_form
 from tests.http.conftest import Running
 from tests.http.test_streams import connect, eventually, until
 

@@ -128,6 +128,7 @@ tools = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.heavy
 @given(
     items=st.lists(items | values, max_size=4),
     more=st.fixed_dictionaries({}, optional={"tools": st.lists(tools | values, max_size=3),
@@ -187,6 +188,7 @@ def test_any_blocks_are_answered(shared, route, messages, system):
     check(shared, route, json.dumps({**BASES[route], "messages": messages, "system": system}).encode())
 
 
+@pytest.mark.heavy
 @given(
     tools=st.lists(
         st.fixed_dictionaries(

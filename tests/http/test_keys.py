@@ -206,6 +206,7 @@ rows = st.dictionaries(fields, leaves | st.lists(st.text(max_size=4), max_size=3
 held = st.fixed_dictionaries({"keys": st.lists(rows, max_size=3)}, optional={"version": leaves})
 
 
+@pytest.mark.heavy
 @given(st.binary(max_size=60) | held.map(lambda value: json.dumps(value).encode()))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_file_holds_keys_or_is_a_named_error(file, data):

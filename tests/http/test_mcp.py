@@ -158,6 +158,7 @@ def test_an_approval_is_for_the_tool_as_it_was(tooled, tmp_path: Path):
     assert call["output"] is None and "changed since" in call["error"]
 
 
+@pytest.mark.heavy
 def test_a_client_that_leaves_in_a_call_ends_it_and_its_server(tooled):
     server = tooled(CALLS, "hang")
     first = asked(server.owner)

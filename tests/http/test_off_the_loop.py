@@ -359,6 +359,7 @@ def test_long_lists_of_objects_are_parsed_in_pieces_and_are_the_same(monkeypatch
     assert len(calls) > 20 and sorted(calls)[-2] < 2 * longjson.NUMBERS_PIECE, "but for one text"
 
 
+@pytest.mark.heavy
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text(),

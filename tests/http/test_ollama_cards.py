@@ -15,6 +15,7 @@ from freehold.serve.http.ollama.models import Card, read_card
 from tests.local.test_constraints import TEMPLATE
 from tests.vectors.encoders import write_encoder
 from tests.vectors.files import write_gguf
+from tests.vectors.whisper import write_whisper
 
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
 
@@ -28,6 +29,10 @@ def test_an_encoder_makes_embeddings_and_nothing_else(tmp_path: Path):
     found = card(write_encoder("bert", tmp_path / "bert"))
     assert found.capabilities == ("embedding",) and not found.sampling
     assert found.architecture == "bert" and found.embedding > 0 and found.context > 0
+
+
+def test_a_speech_model_transcribes_and_does_not_chat(tmp_path: Path):
+    assert card(write_whisper(tmp_path / "whisper")).capabilities == ("transcription",)
 
 
 @pytest.mark.parametrize("template, more", [(PLAIN, ()), (TEMPLATE, ("tools", "thinking"))])
@@ -66,5 +71,6 @@ def test_a_model_with_its_tower_has_vision_and_one_without_it_has_not(tmp_path: 
 
 def test_an_engine_knows_best_what_its_model_can_do():
     assert models._with_sight(("completion", "vision"), None) == ["completion", "vision"]
-    assert models._with_sight(("completion", "vision"), False) == ["completion"]
-    assert models._with_sight(("completion",), True) == ["completion", "vision"]
+    assert models._with_sight(("completion", "vision"), ()) == ["completion"]
+    assert models._with_sight(("completion",), ["vision"]) == ["completion", "vision"]
+    assert models._with_sight(("completion", "vision"), ["audio"]) == ["completion", "audio"]

@@ -225,6 +225,7 @@ def test_a_result_without_an_id_is_looked_for_among_the_latest_calls():
 ids, names = st.sampled_from([None, "", "x", "y"]), st.sampled_from(["a", "b"])
 
 
+@pytest.mark.heavy
 @given(st.lists(st.tuples(st.booleans(), names | st.just(""), ids), max_size=30))
 @settings(max_examples=200, deadline=None)
 def test_any_results_answer_the_open_calls_in_their_order_each_once(turns):

@@ -13,7 +13,7 @@ import pytest
 
 from freehold.run.formats import open_lora
 from freehold.run.formats.filemap import cannot_read
-from freehold.run.store.modelfile import parse
+from freehold.run.store.create import parse
 from freehold.run.store.parameters import HONOURED
 from freehold.serve.http.core.keys import Ring
 from freehold.serve.http.ollama import store as creating

@@ -48,9 +48,9 @@ def test_each_body_has_the_fields_of_the_struct_that_the_handler_reads():
         operation = DOCUMENT["paths"][re.sub(r":\w+", "", route.path)][method]
         assert ("requestBody" in operation) == (struct is not None or bool(form))
         if struct is not None:
-            name = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[
-                2
-            ]
+            content = operation["requestBody"]["content"]
+            schema = content["multipart/form-data"]["schema"]["allOf"][1] if form else None
+            name = (schema or content["application/json"]["schema"])["$ref"].rpartition("/")[2]
             fields = {f.encode_name for f in msgspec.structs.fields(struct)}
             assert set(DOCUMENT["components"]["schemas"][name]["properties"]) == fields
 

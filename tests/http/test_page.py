@@ -16,7 +16,7 @@ from tests.http.test_door import bearer, key
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "media-src blob:; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 pytestmark = pytest.mark.skipif(not (STATIC / "index.html").exists(), reason="the page is not built")
@@ -66,7 +66,12 @@ def test_headers_keep_the_page_to_itself(serving):
             headers["cross-origin-opener-policy"] == headers["cross-origin-resource-policy"] == "same-origin"
         )
         allowed = [one for one in headers["permissions-policy"].split(", ") if not one.endswith("=()")]
-        assert allowed == ["camera=(self)", "clipboard-read=(self)", "clipboard-write=(self)"]
+        assert allowed == [
+            "camera=(self)",
+            "clipboard-read=(self)",
+            "clipboard-write=(self)",
+            "microphone=(self)",
+        ]
     assert get(serving()).headers["cache-control"] == "no-cache"
 
 

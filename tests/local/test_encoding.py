@@ -174,6 +174,24 @@ def test_of_four_clients_none_waits_longer_than_four_times_its_own():
     assert all(computed[client] <= 2048 + 2 * SECTION_ROWS for client in "abc")
 
 
+def test_seconds_of_a_decoder_are_service_of_its_client():
+    """Pictures that take long to open and are damaged then do not go before another client's again and again."""
+    turns = EncodeTurns()
+    for i in range(20):
+        for client in "ab":
+            turns.add(work(client, f"{client}{i}", 256))
+    turns.add(mine := work("c", "c", 256))
+    opened = 0
+    while mine.state == "waiting":
+        chosen = turns.next_to_open()
+        assert chosen is not None
+        chosen.opening_s = 10.0
+        turns.opened(chosen)
+        turns.end(chosen)  # it was damaged
+        opened += 1
+    assert opened <= 3
+
+
 def test_small_pictures_of_several_clients_share_a_run():
     turns = EncodeTurns()
     for client in "abcdef":

@@ -11,9 +11,8 @@ import pytest
 
 from freehold.base.errors import BadModelFile, ContextOverflow, EngineClosed, UnsupportedModel, UsageError
 from freehold.run.engine import Encoder
-from freehold.run.models.load import load_model
+from freehold.run.models.load import load_model, pooling_from_dir
 from freehold.run.models.oracle.session import Oracle
-from freehold.run.models.pooling import pooling_from_dir
 from tests.vectors.encoders import ENCODERS, LENGTHS, sequences, write_encoder
 
 GOLDEN = Path(__file__).parent.parent / "vectors" / "golden"

@@ -19,7 +19,7 @@ from freehold.base.errors import BadModelFile
 from freehold.run.formats import QuantType, Tensor, open_model_file
 from freehold.run.formats.metadata import Metadata
 from freehold.run.models.binding.bind import read_source
-from freehold.run.models.binding.stored import ExpertStack, Joined, Stored
+from freehold.run.models.binding.binder import ExpertStack, Joined, Stored
 from tests.models.golden import write_model
 from tests.vectors.weights import FAMILIES
 

@@ -9,7 +9,7 @@ import pytest
 
 from freehold.base.errors import BadModelFile
 from freehold.run.formats import Metadata, open_gguf, open_model_file
-from freehold.run.store.sampling import FREEHOLD, FREEHOLD_DEFAULTS, sampling_defaults
+from freehold.run.store.parameters import FREEHOLD, FREEHOLD_DEFAULTS, sampling_defaults
 from tests.vectors.files import write_gguf, write_safetensors
 
 

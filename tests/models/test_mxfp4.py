@@ -9,7 +9,7 @@ from freehold import _native as native
 from freehold.base.errors import BadModelFile
 from freehold.run.formats import QuantType, Tensor, dequantize
 from freehold.run.formats.fields import Fields
-from freehold.run.models.binding.stored import is_microscaled, join_blocks
+from freehold.run.models.binding.binder import is_microscaled, join_blocks
 from freehold.run.models.packing.packer import halves_hold
 from freehold.run.models.parts.moe import ExpertSizes, interleaved_blocks
 

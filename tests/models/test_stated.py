@@ -13,7 +13,7 @@ from freehold.base.errors import BadModelFile, UnsupportedModel
 from freehold.run.formats import open_model_file
 from freehold.run.formats.fields import Fields
 from freehold.run.models.binding.bind import family_of, gguf_family, read_source
-from freehold.run.models.binding.stored import join_blocks
+from freehold.run.models.binding.binder import join_blocks
 from freehold.run.models.family import text_half
 from tests.models.golden import write_model
 from tests.models.test_mixtures import reopened

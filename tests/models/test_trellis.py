@@ -11,7 +11,7 @@ from freehold._native import Matrix, Threads
 from freehold.base.errors import UnsupportedModel
 from freehold.run.formats import QuantType, Tensor, open_model_file, trellis
 from freehold.run.models.binding.bind import read_source
-from freehold.run.models.binding.stored import ExpertStack, Joined, RowCut
+from freehold.run.models.binding.binder import ExpertStack, Joined, RowCut
 from freehold.run.models.load import load_model
 from freehold.run.models.oracle.session import Oracle
 from freehold.run.models.packing import packs

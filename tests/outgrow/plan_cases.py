@@ -19,8 +19,9 @@ from freehold.base.layers import LayerSpec
 from freehold.choose.advisor.anatomy import Anatomy, WeightGroup
 from freehold.outgrow import drivers
 from freehold.outgrow.contract import DeployedModel, DeployPlan, EngineFacts, PlanRequest
+from freehold.outgrow.options import DeployOptions
 from freehold.outgrow.planning.facts import nodes_on, of_catalogue
-from freehold.outgrow.planning.options import DeployOptions, planned
+from freehold.outgrow.planning.options import planned
 
 ENGINES = ("vllm", "sglang", "trtllm")
 VERSIONS = {"vllm": "0.32.0", "sglang": "0.5.23", "trtllm": "1.3.0"}

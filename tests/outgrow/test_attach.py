@@ -19,9 +19,9 @@ from freehold.outgrow import drivers
 from freehold.outgrow.contract import DeployPlan
 from freehold.outgrow.engines import attach
 from freehold.outgrow.engines.attach import EngineReply, attached_plan, target
+from freehold.outgrow.options import DeployOptions
 from freehold.outgrow.planning import options as planning
 from freehold.outgrow.planning import printed
-from freehold.outgrow.planning.options import DeployOptions
 from freehold.outgrow.replicas.deployment import ReplicaSet
 from freehold.outgrow.replicas.models import info_of
 from freehold.outgrow.replicas.replica import Replica

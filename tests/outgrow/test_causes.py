@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.outgrow.process import causes
+from freehold.outgrow.process import process
 
 LOGS = Path(__file__).parent / "logs"
 # file -> the cause's name, whether it is fatal, the sentence
@@ -47,7 +47,7 @@ def lines_of(name: str) -> list[str]:
 def test_a_recorded_end_is_told_as_one_sentence_with_its_cause(name: str):
     cause, fatal, sentence = TOLD[name]
     title = "vLLM" if name.startswith("vllm") else "llama.cpp"
-    died = causes.death(title, lines_of(name), 1, where="port 24001 of 127.0.0.1")
+    died = process.death(title, lines_of(name), 1, where="port 24001 of 127.0.0.1")
     assert died.sentence == f"{title} ended with status 1: {sentence}"
     assert (died.cause, died.fatal) == (cause, fatal)
     assert "\n" not in died.sentence
@@ -93,7 +93,7 @@ PRINTED = [
 
 @pytest.mark.parametrize(("line", "cause"), PRINTED)
 def test_a_line_of_an_engine_is_told(line: str, cause: str):
-    found = causes.find(["(APIServer pid=1) INFO starting", line, "Traceback (most recent call last):"])
+    found = process.find(["(APIServer pid=1) INFO starting", line, "Traceback (most recent call last):"])
     assert found is not None and found[0].name == cause
     assert "{" not in found[1]
 
@@ -104,42 +104,42 @@ def test_the_first_cause_is_told_and_not_what_followed_from_it():
         "RuntimeError: Cannot find any model weights with `/models/x`",
         "RuntimeError: Engine core initialization failed.",
     ]
-    assert causes.death("vLLM", lines, 1).cause == "file"
+    assert process.death("vLLM", lines, 1).cause == "file"
 
 
 def test_a_worker_that_the_system_ended_for_memory_is_told():
     lines = ["ERROR Worker proc VllmWorker-0 died unexpectedly (exit code: -9), shutting down executor."]
-    died = causes.death("vLLM", lines, 0, memory_kill=True)
+    died = process.death("vLLM", lines, 0, memory_kill=True)
     assert died.cause == "memory" and "this machine's memory does not suffice" in died.sentence
-    assert causes.death("vLLM", lines, 0).cause == "killed"
+    assert process.death("vLLM", lines, 0).cause == "killed"
 
 
 def test_an_older_error_is_not_the_cause():
     lines = ["MemoryError", *["INFO all is well"] * 700]
-    assert causes.death("vLLM", lines, -9).sentence == "vLLM was ended by SIGKILL"
+    assert process.death("vLLM", lines, -9).sentence == "vLLM was ended by SIGKILL"
 
 
 def test_the_configuration_that_an_engine_prints_is_no_cause():
     lines = [
         "Initializing a V1 LLM engine (v0.32.0) with config: model='x', trust_remote_code=False, dtype=bfloat16"
     ]
-    assert causes.find(lines) is None
+    assert process.find(lines) is None
 
 
 def test_a_sentence_takes_words_with_braces_as_they_are():
-    found = causes.find(["vllm: error: unrecognized arguments: --x={a}"])
+    found = process.find(["vllm: error: unrecognized arguments: --x={a}"])
     assert found is not None and found[1] == "its own parser does not know --x={a}"
 
 
 def test_a_signal_without_a_name_is_told_by_its_number():
-    assert causes.death("Engine", [], -35).sentence == "Engine was ended by signal 35"
+    assert process.death("Engine", [], -35).sentence == "Engine was ended by signal 35"
 
 
 def test_old_error_is_no_cause_of_a_kill():
     line = (
         "Found ulimit of 1024 ... may lead to `OSError: [Errno 24] Too many open files`. Consider ulimit -n"
     )
-    assert causes.death("vLLM", [line], -9).sentence == "vLLM was ended by SIGKILL"
+    assert process.death("vLLM", [line], -9).sentence == "vLLM was ended by SIGKILL"
 
 
 # What processes say of each other's end; the cause stands above, and is the only line that helps.
@@ -165,11 +165,11 @@ CHAINS = [
 
 @pytest.mark.parametrize("lines", CHAINS, ids=["core", "worker", "scheduler"])
 def test_the_cause_is_told_and_not_that_it_stands_above(lines: list[str]):
-    died = causes.death("vLLM", lines, 1)
+    died = process.death("vLLM", lines, 1)
     cause = lines[0].rpartition("ERROR ")[2].rpartition("] ")[2].rpartition("exception: ")[2]
     assert died.sentence == f"vLLM ended with status 1: {cause}"
 
 
 def test_what_one_process_says_of_another_is_not_told_as_a_cause():
     lines = ["RuntimeError: Engine core initialization failed. See root cause above."]
-    assert causes.death("vLLM", lines, 1).sentence == "vLLM ended with status 1"
+    assert process.death("vLLM", lines, 1).sentence == "vLLM ended with status 1"

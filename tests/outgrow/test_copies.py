@@ -12,9 +12,10 @@ from freehold.base.catalog import quants
 from freehold.base.config import Settings, load_settings
 from freehold.base.errors import ModelNotFound, UsageError
 from freehold.outgrow.contract import DeployPlan, ParallelSizes
+from freehold.outgrow.options import DeployOptions
 from freehold.outgrow.planning import printed
 from freehold.outgrow.planning.facts import nodes_on
-from freehold.outgrow.planning.options import DeployOptions, planned
+from freehold.outgrow.planning.options import planned
 
 
 @pytest.fixture

@@ -266,6 +266,7 @@ async def test_roll_on_full_devices_ends_each_engine_before_the_next_starts(
         assert [replica.plan.version for replica in replicas] == ["0.33.0"] * 2
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_single_replica_that_is_drained_first_leaves_a_gap_in_which_requests_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

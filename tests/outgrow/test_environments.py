@@ -13,8 +13,9 @@ import pytest
 from freehold.base.config import load_settings
 from freehold.base.errors import DownloadFailed, Offline, UsageError
 from freehold.outgrow.contract import DeployPlan
+from freehold.outgrow.options import DeployOptions
 from freehold.outgrow.planning.facts import nodes_on
-from freehold.outgrow.planning.options import DeployOptions, planned
+from freehold.outgrow.planning.options import planned
 from freehold.outgrow.process import environments
 from freehold.outgrow.process.environments import cured, last_word, make, read
 from tests.outgrow.test_facts import write_model

@@ -11,7 +11,7 @@ import pytest
 
 from freehold.base.errors import UsageError
 from freehold.outgrow.flags import schema
-from freehold.outgrow.flags.check import checked, refused
+from freehold.outgrow.flags.schema import checked, refused
 from tools import engine_schema
 
 KNOWN = {"vllm": ("0.32.0", 317), "sglang": ("0.5.23", 532), "trtllm": ("1.3.0", 50)}

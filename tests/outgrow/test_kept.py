@@ -12,7 +12,7 @@ import pytest
 from freehold.base.errors import StoreError
 from freehold.outgrow.contract import DeployPlan
 from freehold.outgrow.kept import KeptDeployment, as_json, folder, forget, keep, kept, of_json
-from freehold.outgrow.planning.options import DeployOptions
+from freehold.outgrow.options import DeployOptions
 from tests.outgrow.plans import plan
 
 ASKED = DeployOptions("qwen3:8b", replicas=2)

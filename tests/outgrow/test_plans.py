@@ -29,10 +29,11 @@ from freehold.outgrow.contract import (
     PlanRequest,
 )
 from freehold.outgrow.flags import schema
+from freehold.outgrow.options import DeployOptions
 from freehold.outgrow.planning import printed
 from freehold.outgrow.planning.facts import nodes_on, of_path, processor
 from freehold.outgrow.planning.layout import Wanted, candidates, divides, with_experts
-from freehold.outgrow.planning.options import DeployOptions, planned
+from freehold.outgrow.planning.options import planned
 from tests.outgrow.plan_cases import hub_plans, plans, synthetic
 from tests.outgrow.test_facts import write_model
 

@@ -256,6 +256,7 @@ async def test_a_client_that_leaves_closes_the_engines_connection() -> None:
         await engine.close()
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_a_hung_engine_fails_the_check_once_nothing_moves() -> None:
     engine = await started(token_s=0.02)
@@ -285,6 +286,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.heavy
 def test_an_engine_and_its_workers_end_with_a_killed_replica() -> None:
     given = json.dumps(settings(children=2)).encode() + b"\n"
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -94,6 +94,7 @@ async def test_stream_of_a_clusters_dead_replica_is_continued_by_the_cluster(tmp
         assert (replicas.cut, replicas.requests) == (0, 2)
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_a_torn_answer_goes_through_the_same_door_again(tmp_path: Path) -> None:
     async with cluster(tmp_path, ClusterDriver()) as replicas:

@@ -145,6 +145,7 @@ async def test_a_roll_deploys_another_revision_and_keeps_the_socket(tmp_path: Pa
         assert await started.status() == 200
 
 
+@pytest.mark.heavy
 @synchronous
 async def test_an_end_that_is_asked_for_drains_the_app(tmp_path: Path) -> None:
     async with running(tmp_path) as started:

@@ -16,7 +16,8 @@ from freehold.base.platforms import allowed_processors
 from freehold.outgrow.contract import DeployPlan, Nodes, PlanRequest
 from freehold.outgrow.engines import own
 from freehold.outgrow.engines.own import DRIVER
-from freehold.outgrow.planning.options import DeployOptions, plan_deployment, planned
+from freehold.outgrow.options import DeployOptions
+from freehold.outgrow.planning.options import plan_deployment, planned
 from freehold.outgrow.process.process import launch
 from tests.outgrow import dialects
 from tests.outgrow.plans import CPU, plan_of

@@ -291,6 +291,65 @@ def test_threads_share_the_processes(shared: Decoders):
     assert right == [True] * 12
 
 
+def test_a_client_with_all_slots_gives_one_up_for_another_s_picture(shared: Decoders):
+    """Its later picture is begun again once there is room, and none of its own is lost."""
+    gate, began = threading.Event(), threading.Semaphore(0)
+    calls, seen_by = [0, 0], list[bool]()
+
+    def hostile(number: int) -> None:
+        def plan(width: int, height: int) -> list[list[Resize]]:
+            calls[number] += 1
+            began.release()
+            assert gate.wait(60)
+            return [[]]
+
+        with decoders.in_turn_of("hostile"):
+            (pixels,) = open_picture(PICTURE, plan)[1]
+        seen_by.append(bool((pixels == m.pattern()).all()))
+
+    threads = [threading.Thread(target=hostile, args=(n,)) for n in range(2)]
+    for thread in threads:
+        thread.start()
+        assert began.acquire(timeout=60)
+    waiting = threading.Thread(target=lambda: gate.wait(60))
+    waiting.start()
+    with decoders.in_turn_of("other"):
+        done = threading.Thread(target=lambda: seen_by.append(works()))
+    done.start()
+    assert until(lambda: any(each.given_up for each in shared._turns._running))
+    gate.set()
+    for thread in (*threads, waiting, done):
+        thread.join(60)
+    assert seen_by == [True] * 3 and sorted(calls)[0] == 1
+
+
+def test_turns_go_to_the_client_with_the_fewest_then_to_who_waited_longest():
+    turns, order = decoders.DecoderTurns(2), list[str]()
+    gates = {name: threading.Event() for name in ("a1", "b1", "a2", "a3", "c1", "b2")}
+
+    def decode(name: str) -> None:
+        with turns.of(name[0]) as turn:
+            order.append(name)
+            gates[name].wait(60)
+            assert not turn.given_up
+
+    threads = list[threading.Thread]()
+    for count, name in enumerate(gates, 1):
+        threads.append(threading.Thread(target=decode, args=(name,)))
+        threads[-1].start()
+        assert until(
+            lambda count=count: len(turns._running) + sum(map(len, turns._waiting.values())) == count
+        )
+    assert order == ["a1", "b1"]
+    for ended, follows in (("a1", "c1"), ("b1", "a2"), ("c1", "b2"), ("b2", "a3")):
+        gates[ended].set()
+        assert until(lambda follows=follows: order[-1] == follows), order
+    for gate in gates.values():
+        gate.set()
+    for thread in threads:
+        thread.join(60)
+
+
 def test_one_picture_that_takes_long_does_not_hold_up_another(forked: Decoders):
     began, done = threading.Event(), threading.Event()
 

@@ -9,7 +9,7 @@ import pytest
 
 from freehold.base.errors import UnsupportedModel, UsageError
 from freehold.base.serving import EmbedJob, Job
-from freehold.base.types import Format, Image, Message, Tool, ToolCall
+from freehold.base.types import Audio, Format, Image, Message, Tool, ToolCall
 from freehold.route.providers.contract import Abilities, Kind, Provider, RemoteModel, Secret, UpstreamFault
 from freehold.route.providers.faults import cleaned
 from freehold.route.providers.upstream import wire_of
@@ -52,6 +52,7 @@ def event(delta: Any = None, reason: str | None = None, **more: Any) -> bytes:
     (asked(format=Format("regex", "a+")), "format of kind regex"),
     (asked(stop=("a", "b", "c", "d", "e")), "4 stop strings, not 5"),
     (Job(messages=(Message("tool", "", tool_call_id="c", parts=(PNG,)),)), "no pictures in a turn"),
+    (Job(messages=(Message("user", "x", parts=("x", Audio("AAAA"))),)), "is sent no sounds"),
 ])  # fmt: skip
 def test_what_openai_cannot_do_is_refused_before_it_is_asked(job: Job, why: str):
     with pytest.raises(UnsupportedModel, match=why):

@@ -20,15 +20,15 @@ import httpx2
 from freehold.base.serving import Job, Origin, Stream
 from freehold.base.types import Chunk, Message
 from freehold.route.router.answers import KeptTexts, texts_beside
-from freehold.route.router.budgets import Budgets
 from freehold.route.router.contract import BarCheck, RentedModels
 from freehold.route.router.directory import GatewayModels
 from freehold.route.router.gateway import Gateway
 from freehold.route.router.labels import Asks
-from freehold.route.router.ledger import schema
+from freehold.route.router.ledger import rows
 from freehold.route.router.ledger.rows import LedgerRow
 from freehold.route.router.ledger.store import Ledger
 from freehold.route.router.reading import read_text
+from freehold.route.router.record import Budgets
 from freehold.route.router.toml.outside import Outside
 from freehold.serve.http.core.keys import Key, Ring, hashed
 from freehold.serve.http.core.sockets import bind_tcp
@@ -80,9 +80,7 @@ def rows_of(ledger: Path | Ledger) -> list[LedgerRow]:
     path = ledger if isinstance(ledger, Path) else ledger.path
     db = sqlite3.connect(path, timeout=10)
     try:
-        return [
-            schema.row_of(row) for row in db.execute(f"SELECT {schema.NAMES} FROM requests ORDER BY at, id")
-        ]
+        return [rows.row_of(row) for row in db.execute(f"SELECT {rows.NAMES} FROM requests ORDER BY at, id")]
     finally:
         db.close()
 

@@ -14,7 +14,6 @@ from click.testing import CliRunner
 
 from freehold.base.errors import UsageError
 from freehold.route.router.admission import verdict
-from freehold.route.router.admission.learned import TermCounts, few_labels, task_means
 from freehold.route.router.admission.table import AnsweredTable, read_table
 from freehold.route.router.admission.verdict import (
     LENGTH,
@@ -23,12 +22,15 @@ from freehold.route.router.admission.verdict import (
     RANDOM,
     TASK,
     RouterVerdict,
+    TermCounts,
     admit,
     areas,
     curve,
+    few_labels,
     order,
     resamples,
     spread,
+    task_means,
 )
 
 MMLU = Path(__file__).parent / "data" / "mmlu-dev.csv.gz"

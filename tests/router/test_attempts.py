@@ -24,8 +24,8 @@ from freehold.base.errors import (
 from freehold.base.serving import Job, Origin
 from freehold.base.types import Image, Message
 from freehold.route.providers.contract import UpstreamFault
-from freehold.route.router.breaker import Breakers
 from freehold.route.router.gateway import BreakerLimits
+from freehold.route.router.routing import Breakers
 from tests.http.fakes import Script, failing
 from tests.router.house import job, within
 from tests.router.rented import Answers, FakeRented, fault

@@ -16,11 +16,11 @@ from freehold.base.errors import BudgetSpent
 from freehold.base.prompts import prompt_size
 from freehold.base.serving import Job
 from freehold.base.types import Image, Message, Tool
-from freehold.route.router import budgets
-from freehold.route.router.budgets import Budgets
+from freehold.route.router import record
 from freehold.route.router.gateway import SpendLimit
 from freehold.route.router.ledger.rows import Reservation, row_id, window
 from freehold.route.router.ledger.store import Ledger
+from freehold.route.router.record import Budgets
 from tests.router.ledger.rows import DAY, NOON, row
 
 ACTUAL, MOST = 1000, 2500  # of one answer: what it costs, and what is reserved for it
@@ -130,7 +130,7 @@ def test_waiting_requests_are_served_in_order_and_one_that_left_holds_nobody_up(
 
 
 def test_room_that_another_process_made_is_found(path, monkeypatch):
-    monkeypatch.setattr(budgets, "LOOK_S", 0.01)
+    monkeypatch.setattr(record, "LOOK_S", 0.01)
 
     async def body(books: Budgets, ledger: Ledger) -> None:
         other, name = Ledger.open(path), row_id(NOON)

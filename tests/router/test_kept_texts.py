@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.route.router import stream
+from freehold.route.router import handle
 from freehold.route.router.answers import texts_beside
 from tests.router.house import job, within
 
@@ -81,7 +81,7 @@ def test_file_that_cannot_be_written_fails_no_request(tmp_path: Path, caplog: py
 
 
 def test_an_answer_without_an_end_is_not_gathered_without_bound(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(stream, "MOST_KEPT", 10)
+    monkeypatch.setattr(handle, "MOST_KEPT", 10)
 
     async def test(house):
         assert await house.text("chat", job("the question")) == "Hello there, world."

@@ -10,11 +10,10 @@ import pytest
 from freehold.base.errors import ModelNotFound, PolicyRefused, UnsupportedModel
 from freehold.base.prompts import prompt_size
 from freehold.base.serving import EmbedJob, EstimatedCount, Job, Origin
-from freehold.base.types import Chunk, Format, Image, Message, Tool
+from freehold.base.types import Audio, Chunk, Format, Image, Message, Tool
 from freehold.route.providers.contract import Cleared
-from freehold.route.router.breaker import Breakers
 from freehold.route.router.gateway import GatewayModel, QualityTask
-from freehold.route.router.routing import GatewayPlan, TargetChoice, choose
+from freehold.route.router.routing import Breakers, GatewayPlan, TargetChoice, choose
 from freehold.route.router.tokens import TokenRatio
 from tests.router.house import gateway_of, job, within
 from tests.router.rented import Answers, FakeRented
@@ -64,8 +63,9 @@ def test_target_without_an_ability_is_passed_over_before_it_is_asked(need):
         Job(messages=(Message("user", "x"),), template="{{ x }}"),
         job(prompt_logprobs=1),
         job(adapter="mine"),
+        Job(messages=(Message("user", "hear", parts=("hear", Audio("AAAA"))),)),
     ],
-    ids=["grammar", "token ids", "template", "prompt_logprobs", "adapter"],
+    ids=["grammar", "token ids", "template", "prompt_logprobs", "adapter", "sound"],
 )
 def test_what_no_provider_has_stays_with_our_engines(work):
     assert names(chosen(work)) == ["own"]

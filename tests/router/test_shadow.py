@@ -8,7 +8,7 @@ from pathlib import Path
 from freehold.base.serving import Begin, Job
 from freehold.base.types import Chunk, SamplingParams, Usage
 from freehold.route.providers.contract import Cleared, SetLabel
-from freehold.route.router import shadow as shadows
+from freehold.route.router import parts as shadows
 from freehold.route.router.answers import AnswerCache, answer_key
 from tests.router.house import gateway_of, job, within
 from tests.router.rented import Answers, FakeRented, fault

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from freehold.route.router.breaker import TargetLoad
 from freehold.route.router.gateway import GatewayModel
+from freehold.route.router.routing import TargetLoad
 from freehold.route.router.toml.table import BadGateway
 from tests.router.house import gateway_of, within
 from tests.router.rented import Answers, FakeRented, fault

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
 
 import numpy as np
 import pytest
 
 from freehold.base.errors import FreeholdError, UsageError
-from freehold.run.sounds import open_sound
+from freehold.run.sounds import open_sound, resampling
 from freehold.run.sounds.resampling import resampled
 from freehold.run.sounds.wav import read_wav
 
@@ -87,6 +88,24 @@ def test_resampling_keeps_what_fits_and_removes_the_rest(rate: int):
     if rate > 20_000:
         high = resampled(np.sin(2 * np.pi * 9500 * t).astype(np.float32), rate, RATE)
         assert np.abs(high[400:-400]).max() < 1e-4
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100, 191_000])
+def test_resampling_is_a_sum_in_order_whatever_the_pieces(rate: int):
+    samples = np.random.default_rng(rate).normal(size=3001).astype(np.float32) * np.float32(0.2)
+    whole = resampled(samples, rate, RATE)
+    shared = math.gcd(rate, RATE)
+    up, down = RATE // shared, rate // shared
+    kernels, reach = resampling._kernels(up, down)
+    padded = np.concatenate([np.zeros(reach), samples, np.zeros(2 * reach + 1)])
+    places = np.arange(-(-3001 * up // down)) * down
+    total = np.zeros(len(places))
+    for tap in range(2 * reach + 1):
+        total += padded[places // up + tap] * kernels[places % up, tap]
+    assert whole.tobytes() == total.astype(np.float32).tobytes()
+    for cuts in ([1, 2, 700, 2999], list(range(100, 3000, 100))):
+        pieces = resampling.resampled_pieces(np.split(samples, cuts), rate, RATE)
+        assert np.concatenate([*pieces]).tobytes() == whole.tobytes()
 
 
 REFUSED = {

@@ -12,7 +12,7 @@ import pytest
 from freehold.base.config import Settings
 from freehold.base.errors import StoreError
 from freehold.base.terminal import Ticking
-from freehold.run.store import ModelRef, Store, changed_files
+from freehold.run.store import ModelRef, Store, home_files
 from freehold.run.store.manifest import read_manifest, write_manifest
 from tests.store.conftest import noise
 from tests.store.standin import Standin
@@ -28,8 +28,8 @@ def pulled(standin: Standin, store: Store) -> ModelRef:
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files whose digests were computed."""
     seen: list[Path] = []
-    digest = changed_files._sha256
-    monkeypatch.setattr(changed_files, "_sha256", lambda path: seen.append(path) or digest(path))
+    digest = home_files._sha256
+    monkeypatch.setattr(home_files, "_sha256", lambda path: seen.append(path) or digest(path))
     return seen
 
 

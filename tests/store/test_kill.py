@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from freehold.base.config import MAX_IN_FLIGHT
-from freehold.run.store.part import recorded_bytes
+from freehold.run.store.contract import recorded_bytes
 from tests.store.conftest import UNIT, noise
 from tests.store.standin import Standin
 

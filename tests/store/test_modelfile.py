@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from freehold.base.errors import UsageError
 from freehold.run.store import parameters
-from freehold.run.store.modelfile import MAX_CHARS, MAX_LICENCES, WORDS, Recipe, parse
+from freehold.run.store.create import MAX_CHARS, MAX_LICENCES, WORDS, Recipe, parse
 from freehold.run.store.overlays import MAX_MESSAGES
 from freehold.run.store.parameters import HONOURED
 

@@ -15,8 +15,7 @@ from freehold.base.types import Message
 from freehold.run.formats import open_lora
 from freehold.run.store import Store
 from freehold.run.store import overlays as records
-from freehold.run.store.create import copy, make
-from freehold.run.store.modelfile import Recipe
+from freehold.run.store.create import Recipe, copy, make
 from freehold.run.store.overlays import Overlay, Overlays, overlaid
 from freehold.serve.worker.wire import PROTOCOL, FromServer, Open, Reader, Writer
 from tests.vectors.adapters import Case, write_peft

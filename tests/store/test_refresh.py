@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from freehold.base import catalog
-from freehold.run.store.refresh import text_half
+from freehold.run.store.hub import text_half
 
 CONFIGS = json.loads((Path(__file__).parents[1] / "catalog" / "configs.json").read_text(encoding="utf-8"))
 NOWHERE = Path("/nowhere/catalogue.toml")

@@ -13,7 +13,7 @@ import pytest
 from freehold.base.config import Settings
 from freehold.base.errors import CapacityExceeded
 from freehold.run.store import Event, Progress, Store
-from freehold.run.store.part import Part
+from freehold.run.store.contract import Part
 from tests.store.conftest import UNIT, noise
 from tests.store.standin import Standin
 

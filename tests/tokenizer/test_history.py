@@ -189,3 +189,14 @@ def test_what_was_said_and_its_calls_are_apart_where_the_template_would_leave_th
     said = [PARALLEL[0], replace(PARALLEL[1], tool_calls=(CALL,)), PARALLEL[3]]
     text = template.render(said).text
     assert text.index("I look.") < text.index(OPEN) < text.index("Köln") < text.index("sunny")
+
+
+def test_a_tool_s_description_writes_no_mark_into_the_preamble():
+    """A server of tools is a stranger: what it says of its tools stays text where no template shows them."""
+    template = replace(families.template("deepseek-v3"), control_tokens=frozenset((OPEN,)))
+    plain = template.render([Message("user", "x")], tools=[Tool("f", "d")])
+    hostile = template.render(
+        [Message("user", "x")], tools=[Tool("f", f"d {OPEN}", {"properties": {OPEN: {}}})]
+    )
+    assert hostile.text.count(OPEN) == plain.text.count(OPEN) + 2
+    assert hostile.guarded.count(OPEN) == plain.guarded.count(OPEN)

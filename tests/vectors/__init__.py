@@ -5,6 +5,7 @@
 
     python -m tests.vectors.make            # golden/<family>.npz
     python -m tests.vectors.make_towers     # the same of models that see, with what they make of pictures
+    python -m tests.vectors.make_ears       # the same of sounds and chats: ears.py
     python -m tests.vectors.make_eyes       # the same of whole pictures and chats: a row of eyes.py each
     python -m tests.vectors.convert         # the same models by llama.cpp's own converter
     python -m tests.vectors.check_families  # all forms against golden/, and llama.cpp beside: the table of models

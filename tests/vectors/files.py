@@ -82,7 +82,11 @@ def older_keys(config: dict[str, Any]) -> dict[str, Any]:
     config = json.loads(
         json.dumps(config), object_hook=lambda d: math.inf if d == {"__float__": "Infinity"} else d
     )
-    if config.get("model_type") == "gemma4_text":  # newer than the older keys
+    if config.get("model_type") in (
+        "gemma4_text",
+        "mellum",
+        "muse_glimmer_text",
+    ):  # newer than the older keys
         return config
     if "text_config" in config:
         return config | {"text_config": older_keys(config["text_config"])}
@@ -101,6 +105,9 @@ def older_keys(config: dict[str, Any]) -> dict[str, Any]:
     if "partial_rotary_factor" in scaling:
         config["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
     config["rope_scaling"] = None if scaling == {"rope_type": "default"} else scaling
+    names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}  # GPT-NeoX's own
+    if config["model_type"] == "gpt_neox":
+        return {names.get(key, key): value for key, value in config.items()}
     return config
 
 

@@ -19,7 +19,9 @@ _ALL = {name: make.config(name) for name in make.names()}
 # Models of text alone, and those whose text half no other model has.
 _OWN_TEXT_HALF = ("glm4v", "glm4v_moe", "paddleocr_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
 FAMILIES: dict[str, TinyConfig] = {
-    name: tiny for name, tiny in _ALL.items() if not tiny.sees or name in _OWN_TEXT_HALF
+    name: tiny
+    for name, tiny in _ALL.items()
+    if not (tiny.writes_speech or tiny.hears) and (not tiny.sees or name in _OWN_TEXT_HALF)
 }
 # Those whose towers read blocks (models/parts/blocks.py), see pictures.py; other towers have makers of their own.
 _OF_BLOCKS = ("glm4v", "paddleocr", "qwen3vl_merger", "qwen2.5vl_merger")

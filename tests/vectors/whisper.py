@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ CONFIG = Path(__file__).with_name("whisper.json")
 SEED, BANDS, ROWS = 433, 8, 48
 
 
-def write_whisper(folder: Path) -> Path:
-    """Write config.json, a tokenizer and the weights of both halves into `folder`."""
+def write_whisper(folder: Path, **sizes: int) -> Path:
+    """Write config.json, a tokenizer and the weights of both halves into `folder`; `sizes` replace the config's."""
     tiny = make.TinyConfig(name="whisper", **json.loads(CONFIG.read_text(encoding="utf-8")))
+    tiny = replace(tiny, hf=tiny.hf | sizes)
     make.write_safetensors(tiny, folder)
     tensors = make.hf_tensors(tiny)
     tower = of_model_type("whisper")
@@ -29,6 +31,38 @@ def write_whisper(folder: Path) -> Path:
         assert isinstance(own, str)
         tensors.setdefault(prefix + own, make.tensor(SEED, prefix + own, shape))
     (folder / "model.safetensors").write_bytes(make.safetensors_bytes(tensors, "F32"))
+    return folder
+
+
+# What a vocabulary of Whisper has after its words, before the marks of time.
+CONTROL = (
+    "<|endoftext|>", "<|startoftranscript|>", "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>",
+    "<|nospeech|>", "<|notimestamps|>",
+)  # fmt: skip
+MARKS = 1501  # 0.00 s to 30.00 s
+WORDS = make.VOCAB
+
+
+def write_listener(folder: Path, texts: int = 32) -> Path:
+    """Write a tiny English Whisper that transcribes recordings: windows of 30 s, Whisper's special tokens and marks.
+
+    What it writes of a window is not language, so that every text is written at each temperature.
+    """
+    vocab = WORDS + len(CONTROL) + MARKS
+    write_whisper(
+        folder, vocab_size=vocab, max_source_positions=1500, num_mel_bins=80, max_target_positions=texts
+    )
+    spelled = make.tokenizer_json()
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for id, token in enumerate(CONTROL, start=WORDS):
+        spelled["added_tokens"].append({"id": id, "content": token, "special": True} | flags)
+    (folder / "tokenizer.json").write_text(json.dumps(spelled), encoding="utf-8")
+    stated = {
+        "suppress_tokens": list(range(len(make.SPECIAL))),
+        "begin_suppress_tokens": [WORDS],
+        "alignment_heads": [[0, 1], [1, 0]],
+    }
+    (folder / "generation_config.json").write_text(json.dumps(stated), encoding="utf-8")
     return folder
 
 

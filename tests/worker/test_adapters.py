@@ -15,8 +15,7 @@ from freehold.base.errors import BadModelFile, ModelNotFound, UsageError
 from freehold.base.serving import EmbedJob, Job
 from freehold.run.formats.lora import CONFIG, WEIGHTS
 from freehold.run.store import ModelRef, Store
-from freehold.run.store.create import make
-from freehold.run.store.modelfile import Recipe
+from freehold.run.store.create import Recipe, make
 from freehold.serve.http.core.problems import problem
 from freehold.serve.worker.models import AdaptedHandle, EngineModels, OverlaidHandle
 from freehold.serve.worker.options import EngineOptions

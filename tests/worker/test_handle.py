@@ -178,6 +178,7 @@ GONE = ["/nonexistent/freehold-engine"]
 MUTE = [sys.executable, "-c", "import time; time.sleep(60)"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "command, how",
     [(GONE, "it could not be started: No such file"), (MUTE, "it sent nothing for 0 s after its start")],
@@ -228,6 +229,7 @@ def test_hung_engine_is_killed_and_its_streams_go_on(serve):
     serve(body, EngineOptions(hung_s=3.0), scripts=SCRIPTS)
 
 
+@pytest.mark.heavy
 def test_stopped_engine_holds_a_bounded_number_of_bytes_back(serve, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("freehold.serve.worker.handle.MAX_WAITING", 4 << 20)
     long = replace(JOB, prompt="a " * 500_000)

@@ -19,8 +19,7 @@ from freehold.base.serving import Job
 from freehold.base.types import Format, Message
 from freehold.route.router.toml.outside import KeptEnvironment
 from freehold.run.store import ModelRef, Store
-from freehold.run.store.create import make
-from freehold.run.store.modelfile import Recipe
+from freehold.run.store.create import Recipe, make
 from freehold.serve.http.core.problems import hint_for
 from freehold.serve.worker import client, memory
 from freehold.serve.worker import models as models_module
@@ -43,6 +42,7 @@ def seeded(seed: int) -> Job:
     return replace(CHAT, sampling={"seed": seed, **ENDLESS})
 
 
+@pytest.mark.heavy
 def test_rounded_weights_reserve_their_packed_bytes_and_not_the_files(tmp_path: Path):
     store = Store(Settings(tmp_path / "home"))
     ref = store.pull(str(write_safetensors("qwen3", tmp_path / "tiny")), rounding="q8")
@@ -190,6 +190,7 @@ def test_cancelled_streams_leave_no_block_behind(serve, tiny):
     serve(body, OPTIONS, paths=tiny)
 
 
+@pytest.mark.heavy
 def test_full_queue_refuses_with_the_wait(serve, tiny):
     async def body(models: EngineModels) -> None:
         served = await models.use("tiny")
@@ -339,6 +340,7 @@ def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.Mon
     serve(body, OPTIONS, paths=tiny, available=lambda: 9 << 20)
 
 
+@pytest.mark.heavy
 def test_a_model_made_anew_is_opened_anew_once_its_answers_have_ended(serve, tmp_path: Path):
     store = Store(Settings(tmp_path))
     base = store.pull(str(write_gguf("llama", tmp_path / "tiny.gguf"))).name
@@ -386,6 +388,7 @@ def test_model_that_is_leaving_is_waited_for_where_its_memory_is_needed(serve, t
     serve(body, OPTIONS, paths=tiny, available=available)
 
 
+@pytest.mark.heavy
 def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, monkeypatch):
     monkeypatch.setattr(memory, "resident_bytes", lambda pid: 0)
     monkeypatch.setattr(memory, "HEADROOM", 0)
@@ -407,6 +410,7 @@ def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, m
     serve(body, OPTIONS, paths=tiny, available=lambda: 9 << 20)
 
 
+@pytest.mark.heavy
 def test_no_more_models_are_loaded_than_allowed(serve, tiny):
     async def body(models: EngineModels) -> None:
         await models.use("tiny")

@@ -54,6 +54,19 @@ async function refusal(response: Response): Promise<ApiError> {
   }
 }
 
+/** Post a form with a file; the answer's body is still to be read. Throws ApiError. */
+export async function upload(path: string, form: FormData, signal: AbortSignal): Promise<Response> {
+  let response: Response;
+  try {
+    response = await request(path, { method: "POST", body: form, signal });
+  } catch (e) {
+    if (signal.aborted) throw e;
+    throw new ApiError(0, texts.parts.unreachable, "unreachable");
+  }
+  if (!response.ok) throw await refusal(response);
+  return response;
+}
+
 /** Post, and read an answer of one JSON object a line, as they come. Throws ApiError. */
 export async function* lines<T>(path: string, body: unknown, signal: AbortSignal): AsyncGenerator<T> {
   const headers = { "content-type": "application/json" };

@@ -48,7 +48,12 @@ interface ServerEvent {
 export async function* events(path: string, signal: AbortSignal): AsyncGenerator<ServerEvent[]> {
   const response = await request(path, { headers: { accept: "text/event-stream" }, signal });
   if (!response.ok || !response.body) throw new ApiError(response.status, texts.parts.answered(response.status));
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  yield* sse(response.body);
+}
+
+/** Read the lines of server-sent events. */
+export async function* sse(body: ReadableStream<Uint8Array<ArrayBuffer>>): AsyncGenerator<ServerEvent[]> {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   let open: ServerEvent = { id: 0, event: "message", data: "" };
   for (;;) {

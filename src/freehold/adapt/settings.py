@@ -1,4 +1,4 @@
-"""The settings of the verbs that train an adapter, which are their options too: `AlignSettings(beta=-3)` is refused.
+"""The settings of the verbs that make a model, which are their options too: `AlignSettings(beta=-3)` is refused.
 
 Knows names, ranges and helps; imports no torch and no NumPy until a model is bound.
 """
@@ -19,9 +19,43 @@ if TYPE_CHECKING:
 WARMUP = 0.1  # share of the steps
 CAP = 2.0  # of a token's weight
 MOST_MISMATCH = 0.15  # nats per token; 0.03 to 0.08 is usual as served, 0.66 was a prompt off its template
+TOKENS = 49_152  # that a quantisation calibrates on
+UNTIL = 0.05  # the half-width of a mean divergence, as a share of it, at which a report may stop
 Loss = Literal["dr_grpo", "dapo"]
 _BFLOAT16 = "Multiply in bfloat16, which is faster on processors with AMX and on AMD's with AVX512_BF16"
 _REPLAY = "Samples of MODEL's own text replayed per step, to reduce forgetting"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeSettings:
+    """What `freehold quantize` makes. One of `quant`, `bits` and `target_bytes`, or none for four bits."""
+
+    bits: int = option(
+        0, "Bits per weight: 2 and 3 in Freehold's own types, 4 as Q4_K_M, the default.", least=2, most=4
+    )
+    quant: str = option("", "llama.cpp's name of a type: Q4_K_M, Q8_0, IQ4_XS, ...", metavar="TYPE")
+    target_bytes: int = option(
+        0, "Mix types for the least divergence in a file of at most this size, such as 1.2GB.", form="size"
+    )
+    portable: bool = option(False, "With --target-bytes: only types that llama.cpp reads.")
+    calibrate: str = option(
+        "",
+        "Text of typical inputs, or `default`; without it, 2 and 3 bits use the default text.",
+        metavar="FILE",
+    )
+    tokens: int = option(TOKENS, "Maximum tokens of the text to calibrate on.", least=512)
+    report: bool = option(False, "Measure how much the result differs from MODEL, and both speeds.")
+    text: Path | None = option(None, "Text that --report reads; default: the package's.", form="file")
+    until: float = option(
+        UNTIL,
+        f"Stop --report when the mean is known to within this share (default: {UNTIL}); 0: read the whole text.",
+        least=0,
+        most=1,
+    )
+    threads: int = option(0, "Compute threads; default: the physical cores.", least=1)  # 0: as many as help
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,7 @@ class Settings:
     adopt: bool = True  # look for models that Ollama, LM Studio and the hub cache hold
     foreign_roots: tuple[tuple[str, Path], ...] = ()  # (owner, folder) of the stores to look into
     default_model: str = ""  # empty: the catalogue's
+    speech_model: str = ""  # of `transcribe`; empty: the catalogue's
     connections: int = 4
     range_bytes: int = 4 << 20
     host: str = option(  # where `serve` listens
@@ -100,6 +101,7 @@ _KEYS: dict[str, type] = {
     "hub_endpoint": str,
     "adopt": bool,
     "default_model": str,
+    "speech_model": str,
     "connections": int,
     "range_bytes": int,
     "host": str,

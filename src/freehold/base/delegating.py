@@ -14,6 +14,9 @@ from freehold.base.serving import (
     Job,
     ModelHandle,
     ModelInfo,
+    SpeechJob,
+    SpeechSource,
+    SpeechStream,
     Stream,
     TokenizerFace,
     Vectors,
@@ -53,6 +56,11 @@ class DelegatingHandle:
         self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
     ) -> Vectors:
         return await self.handle.embed(job, keep_alive, computed)
+
+    async def hear(
+        self, job: SpeechJob, recording: SpeechSource, keep_alive: float | None = None
+    ) -> SpeechStream:
+        return await self.handle.hear(job, recording, keep_alive)
 
 
 class DelegatingTokenizer:

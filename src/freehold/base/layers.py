@@ -140,6 +140,16 @@ class PictureNeed:
 
 
 @dataclass(frozen=True, slots=True)
+class SoundNeed:
+    """What a tower of sounds takes and makes."""
+
+    name: str
+    weights: int  # bytes, packed; among TowerNeed.weights
+    seconds: float  # of a sound at most
+    tokens: int  # that such a one becomes
+
+
+@dataclass(frozen=True, slots=True)
 class TowerNeed:
     """Bytes and weights of a tower, whichever room asks; models/sight.py fills it from a file's headers.
 
@@ -159,6 +169,9 @@ class TowerNeed:
     least: int = 0  # tokens of a picture
     most: int = 0
     screen: PictureNeed | None = None
+    sounds: SoundNeed | None = (
+        None  # of a model that hears, beside pictures or alone: then all else is of sounds
+    )
 
     @property
     def resident(self) -> int:

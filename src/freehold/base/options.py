@@ -17,7 +17,7 @@ from freehold.base.errors import UsageError
 MANY = 10**15  # a limit above this is none that a reader needs
 Value = TypeVar("Value")
 # How a value is written on a command line; list: an option that is repeated, whose values are joined by commas.
-Form = Literal["", "text", "list", "amount", "time", "never", "bytes", "billions", "path"]
+Form = Literal["", "text", "list", "amount", "time", "never", "bytes", "size", "billions", "path", "file"]
 _KEY = "option"
 
 
@@ -60,6 +60,10 @@ class FieldOption:
     def check(self, value: object) -> None:
         """Raise UsageError for a value that the command line refuses."""
         if value is None and self.kind.endswith("None"):
+            return
+        if (
+            type(value) is type(self.default) and value == self.default
+        ):  # a choice that is left open may be outside
             return
         kind = self.kind.removesuffix(" | None")
         number = isinstance(value, int | float) and not isinstance(value, bool)

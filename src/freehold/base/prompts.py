@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from freehold.base.serving import EmbedJob, Job
-from freehold.base.types import Image, Message
+from freehold.base.types import Audio, Image, Message
 
 PER_MESSAGE = 8  # tokens of a template around a message, at most
 # Tokens of a picture, at most: providers count 85 to 1,600 for one of usual size, Qwen's models up to 16,384.
@@ -60,7 +60,7 @@ def prompt_size(work: Job | EmbedJob) -> PromptSize:
     """Measure a request's prompt."""
     total = images = ids = 0
     for text in _texts(work):
-        if isinstance(text, Image):
+        if isinstance(text, Image | Audio):  # 30 s of sound are 750 tokens, fewer than PER_IMAGE
             images += 1
         elif isinstance(text, str):
             total += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
@@ -72,7 +72,7 @@ def prompt_size(work: Job | EmbedJob) -> PromptSize:
     return PromptSize(total, messages, images, ids, len(work.tools))
 
 
-def _texts(work: Job | EmbedJob) -> Iterable[str | tuple[int, ...] | Image]:
+def _texts(work: Job | EmbedJob) -> Iterable[str | tuple[int, ...] | Image | Audio]:
     if isinstance(work, EmbedJob):
         yield from work.texts
         return
@@ -93,7 +93,7 @@ def _texts(work: Job | EmbedJob) -> Iterable[str | tuple[int, ...] | Image]:
         yield msgspec.json.encode(work.format.source).decode()
 
 
-def _message(message: Message) -> Iterable[str | Image]:
+def _message(message: Message) -> Iterable[str | Image | Audio]:
     yield message.content
     if message.thinking:
         yield message.thinking
@@ -101,7 +101,7 @@ def _message(message: Message) -> Iterable[str | Image]:
         yield message.name
         yield message.tool_call_id
     for part in message.parts:
-        if isinstance(part, Image):
+        if not isinstance(part, str):
             yield part
     for call in message.tool_calls:
         yield call.id

@@ -1,6 +1,7 @@
 """The contract of a served model: what a request holds, and what a handle offers.
 
     ModelDirectory.use(name) -> ModelHandle.start(Job) -> Stream -> (answer, Chunk)
+                                ModelHandle.hear(SpeechJob, recording) -> SpeechStream -> SpeechPart
                                 ModelHandle.tokenizer -> TokenizerFace, or None where the model runs elsewhere
 
 The HTTP server asks through these protocols; engine processes (worker/), upstream engines and routes implement
@@ -24,6 +25,7 @@ from freehold.base.types import (
     Overflow,
     Priority,
     SamplingParams,
+    Segment,
     TokenLogprob,
     Tool,
     ToolChoice,
@@ -42,6 +44,10 @@ MAX_MESSAGES = 10_000
 MAX_TOOLS = 128
 MAX_TEXTS = 2048  # of one EmbedJob
 MAX_TEMPLATE_CHARS = 1 << 18  # of a request's own; the largest of a released model has some 20,000
+MAX_SPEECH_PROMPT = 16 << 10  # characters; a speech model reads the last 223 tokens of it
+# What a second of speech counts for where tokens are counted: a speech model's encoder makes 1,500 rows of 30 seconds.
+SPEECH_TOKENS = 50
+CHUNK_TOKENS = 224  # of text that a chunk of speech becomes, at most
 # Conversations of the whole context that the cache of our engine has room for at most, where its bytes are given: eight
 # streams at the context's very end, or far more of ordinary length, and what they leave for the next.
 FEATURE_BYTES = 256 << 20  # of pictures' features that a seeing model keeps for later prompts, at most
@@ -138,6 +144,70 @@ class Vectors:
     cut: tuple[int, ...] = ()  # numbers of the texts that were shortened, as asked
 
 
+@dataclass(frozen=True, slots=True)
+class SpeechJob:
+    """A recording to be transcribed, whose bytes come beside it; the engine process checks every field."""
+
+    language: str = ""  # a code; "": that of the first speech
+    task: Literal["transcribe", "translate"] = "transcribe"
+    prompt: str = ""  # names and spellings to expect
+    words: bool = False  # each word's times too
+    temperature: float | None = None  # None: 0, and hotter where a text fails
+    most_s: float = 4 * 3600.0  # seconds that the recording may have
+    soon: bool = False  # the first texts as soon as they are there, rather than many together
+    tenant: str = ""
+    client: str = ""  # as a Job's
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechFacts:
+    """What is known of a recording once it is opened, before anything is transcribed."""
+
+    duration_s: float
+    speech_s: float  # of it, what is heard as speech
+    chunks: int  # of speech that are transcribed apart
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechPart:
+    """The texts of some chunks of a recording, in order."""
+
+    segments: tuple[Segment, ...]
+    starts: tuple[float, ...]  # seconds at which its chunks begin
+    speech_s: float  # of its chunks
+    language: str  # of the recording
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens its texts have."""
+        return sum(len(segment.tokens) for segment in self.segments)
+
+
+class SpeechSource(Protocol):
+    """The bytes of a recording, which may be read again from any place."""
+
+    @property
+    def size(self) -> int: ...
+    async def read(self, at: int, most: int) -> bytes:
+        """Return up to `most` bytes from `at` on."""
+        ...
+
+
+class SpeechStream(Protocol):
+    """A transcript while it is made: pulled part by part, so that no part is computed for a reader that is gone.
+
+    Raises FreeholdErrors from `__anext__`.
+    """
+
+    @property
+    def facts(self) -> SpeechFacts: ...
+    def __aiter__(self) -> SpeechStream: ...
+    async def __anext__(self) -> SpeechPart: ...
+    async def aclose(self) -> None:
+        """Stop what is unfinished and forget the recording; harmless after the end."""
+        ...
+
+
 class EstimatedCount(int):
     """A number of tokens that was estimated from characters."""
 
@@ -192,6 +262,7 @@ class ModelInfo:
     can_fill: bool  # suffix
     default_sampling: SamplingParams
     can_see: bool = False  # pictures in messages,
+    can_listen: bool = False  # and sounds; can_hear is of recordings that it transcribes
     can_fetch: bool = False  # and their addresses: a provider fetches them, and no engine here does
     can_call: bool = False  # tools can be offered, and its calls are parsed
     thinking: Literal["none", "switch", "always"] = "none"
@@ -201,6 +272,8 @@ class ModelInfo:
     adapters: tuple[AdapterInfo, ...] = ()
     width: int = 0  # of an embedding
     embeds_only: bool = False  # an encoder: it makes no text
+    can_hear: bool = False  # recordings, which it transcribes; it makes no other text
+    languages: tuple[str, ...] = ()  # of speech that it knows, by their codes
     cache_bytes: int = 0  # of memory_bytes: blocks and states; 0: the engine does not say
     weights: str = (
         ""  # digest of its files, or of their sizes and times where none is recorded; empty: not known
@@ -238,6 +311,8 @@ class EngineStats:
     image_hits: int = 0  # those whose features were in memory,
     image_disk_hits: int = 0  # and on the disk
     image_bytes: int = 0  # of features in memory
+    sounds_encoded: int = 0  # sounds that a tower turned into features,
+    sound_hits: int = 0  # and those whose features were in memory
     expected_wait_s: float = 0.0  # until a request that came now would get its first token
     progress_at: float = 0.0  # time.monotonic() of the engine at its latest step
 
@@ -331,6 +406,15 @@ class ModelHandle(Protocol):
         """
         ...
 
+    async def hear(
+        self, job: SpeechJob, recording: SpeechSource, keep_alive: float | None = None
+    ) -> SpeechStream:
+        """Open a recording; return once it is known how long it is. `recording` is read until the stream is closed.
+
+        Raises UnsupportedModel where the model reads text, UsageError for a recording that is not read or too long.
+        """
+        ...
+
 
 def tokenizer_of(handle: ModelHandle) -> TokenizerFace:
     """Return a handle's tokenizer. Raises UnsupportedModel where it offers none."""
@@ -339,6 +423,22 @@ def tokenizer_of(handle: ModelHandle) -> TokenizerFace:
             f"the engine of {handle.name} offers no tokenizer", "ask a model that this machine runs"
         )
     return handle.tokenizer
+
+
+def reads_text(name: str) -> UnsupportedModel:
+    """Return the refusal of a recording by a model that does not hear."""
+    return UnsupportedModel(
+        f"{name} hears no recordings",
+        "GET /v1/models shows the capability transcription of speech models in memory, such as a Whisper",
+    )
+
+
+def hears_alone(name: str) -> UnsupportedModel:
+    """Return the refusal of text by a model that only transcribes."""
+    return UnsupportedModel(
+        f"{name} transcribes recordings and answers no text",
+        "POST /v1/audio/transcriptions takes a recording; GET /v1/models lists other models",
+    )
 
 
 # --- all models of a server --------------------------------------------------------------------------

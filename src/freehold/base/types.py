@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from freehold.base.errors import UsageError
 from freehold.base.options import option
@@ -143,11 +143,14 @@ CacheTime = Literal["", "5m", "1h"]
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/avif")  # of pictures
 MAX_PICTURE_BYTES = 10 << 20  # of one picture
 MAX_PICTURES = 100  # of one request, as providers take
+MAX_SOUND_BYTES = 10 << 20  # of one sound: 30 s of WAV at 48 kHz in stereo have 5.8 million
+MAX_SOUNDS = 32  # of one request
 MAX_ADDRESS = 8192  # characters of a picture's URL
 DETAILS = ("low", "high", "auto")
 EYES = ("lazy", "eager", "off")  # when a tower of pictures is loaded; anything else is a file's path
 ImageBudget = tuple[int, int]
 _MAX_HEAD = 128  # characters of a data: URL before its data
+_MAX_FORMAT = 32  # characters of what a sender calls a sound's form
 _MAX_MAGIC = 32  # bytes of a file that tell its format
 # Characters of base64 that are read or written by one call, in half a millisecond: 14 MB take 40, and other threads,
 # such as a server's loop, would wait for all of it.
@@ -266,10 +269,7 @@ class Image:
             )
         if not (media_type := media_type_of(data)):
             raise UsageError(f"{called} is not a PNG, JPEG, GIF, WebP or AVIF picture", _instead(data))
-        step = _PIECE // 4 * 3
-        pieces = (data[at : at + step] for at in range(0, len(data), step))
-        text = b"".join(binascii.b2a_base64(piece, newline=False) for piece in pieces).decode("ascii")
-        return cls(media_type, text, detail=_detail(detail, called), place=place)
+        return cls(media_type, _encoded(data), detail=_detail(detail, called), place=place)
 
     @property
     def size(self) -> int:
@@ -290,6 +290,87 @@ class Image:
             return b"".join(_decoded(self.data))
         except ValueError:
             raise UsageError("the picture is not base64", "encode its bytes again", self.place) from None
+
+
+class Audio(NamedTuple):
+    """A sound in a message: the bytes of its file in base64. What form it has is seen where it is opened.
+
+    `Audio.open` reads a file, `Audio.of` takes the bytes of one. Both raise UsageError. It is a tuple as msgspec tells
+    one class of two apart from a tuple alone.
+    """
+
+    data: str = ""
+    format: str = ""  # what the sender calls its form: only shown
+    place: str = ""  # for errors: its file, or in a request
+
+    def __repr__(self) -> str:
+        return f"Audio({self.size:,} bytes)"
+
+    @classmethod
+    def open(cls, path: str | Path) -> Audio:
+        """Read a file of at most MAX_SOUND_BYTES."""
+        try:
+            with Path(path).open("rb") as file:
+                data = file.read(MAX_SOUND_BYTES + 1)
+        except (OSError, ValueError) as e:
+            why = e.strerror if isinstance(e, OSError) else e
+            raise UsageError(f"{path} cannot be read: {why}", "check the path") from e
+        return cls._of(data, str(path))
+
+    @classmethod
+    def of(cls, data: bytes) -> Audio:
+        """Return the sound whose file has these bytes."""
+        return cls._of(data, "")
+
+    @classmethod
+    def in_base64(cls, data: str, format: str = "", place: str = "") -> Audio:
+        """Return the sound in base64. Raises UsageError for what is not base64, or has too many bytes or none."""
+        called = place or "the sound"
+        _check_sound(_size(data), called)
+        try:
+            for _ in _decoded(data):
+                pass
+        except ValueError:
+            raise UsageError(
+                f"{called} is not base64", "send the bytes of a file in base64, and no URL"
+            ) from None
+        return cls(data, format[:_MAX_FORMAT], place)
+
+    @classmethod
+    def _of(cls, data: bytes, place: str) -> Audio:
+        _check_sound(len(data), place or "the sound")
+        return cls(_encoded(data), place=place)
+
+    @property
+    def size(self) -> int:
+        """The bytes of the sound's file."""
+        return _size(self.data)
+
+    def decoded(self) -> bytes:
+        """Return the bytes of the sound's file. Raises UsageError for text that is not base64."""
+        try:
+            return b"".join(_decoded(self.data))
+        except ValueError:
+            raise UsageError("the sound is not base64", "encode its bytes again", self.place) from None
+
+
+def _check_sound(size: int, called: str) -> None:
+    if not 0 < size <= MAX_SOUND_BYTES:
+        bytes_ = f"{size:,} bytes" if size <= MAX_SOUND_BYTES else f"more than {MAX_SOUND_BYTES:,} bytes"
+        raise UsageError(
+            f"{called} has {bytes_}; expected 1 to {MAX_SOUND_BYTES:,}, the limit of a sound",
+            "cut it into several, or save it as FLAC or MP3",
+        )
+
+
+def _encoded(data: bytes) -> str:
+    """Return bytes in base64, encoded piece by piece."""
+    step = _PIECE // 4 * 3
+    pieces = (data[at : at + step] for at in range(0, len(data), step))
+    return b"".join(binascii.b2a_base64(piece, newline=False) for piece in pieces).decode("ascii")
+
+
+Part = str | Image | Audio  # of a message
 
 
 def image_budget(text: str) -> ImageBudget:
@@ -367,7 +448,7 @@ class SignedThinking:
 class Message:
     """One turn of a chat. `thinking` is the reasoning an assistant turn carried, without its tags.
 
-    `parts`: where there are pictures, the texts and pictures in their order; `content` is then the texts joined.
+    `parts`: where there are pictures or sounds, these and the texts in their order; `content` is then the texts joined.
     A message made with parts alone gets that content, and parts without a text end with the content.
     """
 
@@ -377,7 +458,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()  # of an assistant
     tool_call_id: str = ""  # of a tool's result: the call it answers,
     name: str = ""  # and the tool that was called
-    parts: tuple[str | Image, ...] = ()
+    parts: tuple[Part, ...] = ()
     signed: tuple[SignedThinking, ...] = ()  # of an assistant, in order
     cache: CacheTime = ""  # a provider that sells its cache keeps the prompt up to here for so long
     failed: bool = False  # of a tool's result: the tool reports an error

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from freehold.base import catalog
 from freehold.base.config import Settings, load_settings
 from freehold.base.errors import FreeholdError, ModelNotFound, UsageError
+from freehold.base.options import check, option
 
 USUAL_ROOM = 8192  # tokens of a conversation that hardware is sized for by default
 _PANEL_BITS = 8.5  # of a weight of a tower, as it is packed
@@ -28,6 +29,37 @@ if TYPE_CHECKING:
     from freehold.choose.advisor.places import Load, Sizing
     from freehold.choose.advisor.verdict import Facts, Verdict
     from freehold.run.store import Listed, ModelRef
+
+
+@dataclass(frozen=True, slots=True)
+class AdviceOptions:
+    """Conditions of `advise` and where the model is to run; the verb's options too."""
+
+    country_not: tuple[str, ...] = option(
+        (), "Exclude models made in this country, such as CN; repeatable.", metavar="CC"
+    )
+    min_context: int = option(0, "Minimum context in tokens: 32k, 1m.", form="amount", shown=False)
+    max_params: float = option(
+        0.0, "Maximum parameters: 8b, 270m.", name="max-size", form="billions", shown=False
+    )
+    min_speed: float | None = option(
+        None, "Minimum tokens a second; default: the task's own.", least=0, most=1e6
+    )
+    languages: tuple[str, ...] = option(
+        (), "Language of the texts: de, fr, ja; mul: many; repeatable.", name="language", metavar="CC"
+    )
+    cheapest: bool = option(False, "Rank the cheapest first among models not shown to be worse.")
+    sees: bool = option(False, "Only models that read pictures.")
+    held: bool = option(False, "Only installed models.", name="installed")
+    on: str = option("", "2xh100, rtx4090, m3-max:64; default: this machine.", metavar="HARDWARE")
+    engine: str = option("", "With --on: vllm, sglang, llama.cpp, ...", metavar="NAME")
+    budget: float | None = option(
+        None, "Maximum rent a month.", least=0, most=MOST_DOLLARS, metavar="DOLLARS"
+    )
+    users_at_once: int | None = option(None, "Concurrent users.", name="users", least=1, most=4096)
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def advise(
@@ -66,6 +98,13 @@ def advise(
     from freehold.choose.advisor.advice import advise as answered
     from freehold.choose.advisor.places import Load
 
+    AdviceOptions(  # refuses what the command line refuses, in the same words
+        min_context=min_context,
+        max_params=max_params,
+        min_speed=min_speed,
+        budget=budget,
+        users_at_once=users,
+    )
     settings = settings or load_settings()
     conditions = join(
         question(task),
@@ -291,7 +330,8 @@ def with_tower(anatomy: Anatomy, ref: ModelRef | Listed) -> Anatomy:
     from freehold.run.models.families import naming
     from freehold.run.models.sight import tower_need
 
-    path = ref.eyes or (ref.path if ref.path.is_dir() or ref.path.suffix == ".safetensors" else None)
+    whole = ref.path.is_dir() or ref.path.suffix == ".safetensors" or ref.kind == "ggml"
+    path = ref.eyes or (ref.path if whole else None)
     if path is None:
         return anatomy
     with suppress(FreeholdError, OSError):
@@ -302,18 +342,19 @@ def with_tower(anatomy: Anatomy, ref: ModelRef | Listed) -> Anatomy:
 
 
 def with_published_tower(anatomy: Anatomy, model: Model) -> Anatomy:
-    """Return published sizes with a tower's, where a model sees and our engine computes that; int8 as it is packed."""
+    """Return published sizes with a tower's, of a model that sees or hears where our engine computes that; as int8."""
     from freehold.base.layers import TowerNeed
     from freehold.base.serving import FEATURE_BYTES
 
     if (
-        "image" not in model.modalities
+        not ("image" in model.modalities or model.role == "transcriber")
         or blind(model.structure)
         or any(p.role == "towers" for p in anatomy.parts)
     ):
         return anatomy
     weights = model.parameters - model.text_parameters if model.text_parameters else 0
-    return replace(anatomy, tower=TowerNeed(max(round(weights * _PANEL_BITS / 8), 0), FEATURE_BYTES))
+    name = "whisper" if model.role == "transcriber" else ""
+    return replace(anatomy, tower=TowerNeed(max(round(weights * _PANEL_BITS / 8), 0), FEATURE_BYTES, name))
 
 
 def weighed(settings: Settings, model: str, quant: str = "") -> Anatomy:

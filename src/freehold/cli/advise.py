@@ -12,16 +12,18 @@ import click
 
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
+from freehold.base.options import options_of
 from freehold.base.terminal import Ticking
-from freehold.choose.choosing import company_facts
+from freehold.choose.choosing import AdviceOptions, company_facts
 from freehold.cli.helping import section
+from freehold.cli.options import setting_options
 from freehold.cli.report.advice import (
     chart,
     print_advice,
     relaxed,
     report,
 )
-from freehold.cli.shared import FACTS, Amount, Billions, company_options, json_option, write_beside
+from freehold.cli.shared import FACTS, company_options, json_option, write_beside
 from freehold.serve.reports.plain import as_plain
 
 if TYPE_CHECKING:
@@ -36,38 +38,19 @@ SHOWN = 8  # models of a ranking
 @click.command("advise")
 @click.argument("task", required=False, metavar="[TASK]")
 @section("The model")
-@click.option(
-    "--country-not",
-    metavar="CC",
-    multiple=True,
-    help="Exclude models made in this country, such as CN; repeatable.",
-)
-@click.option("--min-context", type=Amount(whole=True), default=0, help="Minimum context in tokens: 32k, 1m.")
-@click.option("--max-size", "max_params", type=Billions(), default=0.0, help="Maximum parameters: 8b, 270m.")
-@click.option(
-    "--min-speed", type=click.FloatRange(0, 1e6), help="Minimum tokens a second; default: the task's own."
-)
-@click.option(
-    "--language",
+@setting_options(
+    AdviceOptions,
+    "country_not",
+    "min_context",
+    "max_params",
+    "min_speed",
     "languages",
-    metavar="CC",
-    multiple=True,
-    help="Language of the texts: de, fr, ja; mul: many; repeatable.",
+    "cheapest",
+    "sees",
+    "held",
 )
-@click.option("--cheapest", is_flag=True, help="Rank the cheapest first among models not shown to be worse.")
-@click.option("--sees", is_flag=True, help="Only models that read pictures.")
-@click.option("--installed", is_flag=True, help="Only installed models.")
 @section("Hardware and load")
-@click.option(
-    "--on",
-    "hardware",
-    metavar="HARDWARE",
-    default="",
-    help="2xh100, rtx4090, m3-max:64; default: this machine.",
-)
-@click.option("--engine", metavar="NAME", default="", help="With --on: vllm, sglang, llama.cpp, ...")
-@click.option("--budget", type=click.FloatRange(0, 1e9), metavar="DOLLARS", help="Maximum rent a month.")
-@click.option("--users", "users_at_once", type=click.IntRange(1, 4096), help="Concurrent users.")
+@setting_options(AdviceOptions, "on", "engine", "budget", "users_at_once")
 @section("Your use, for the licence")
 @company_options
 @section("Your own cases")
@@ -192,20 +175,6 @@ def _advice(settings: Settings, task: str, options: dict[str, Any]) -> Advice:
     facts = company_facts(
         settings, {"purpose": options["purpose"], **{name: options[name] for name in FACTS}}
     )
-    return advise(
-        task,
-        facts=facts,
-        country_not=options["country_not"],
-        min_context=options["min_context"],
-        max_params=options["max_params"],
-        min_speed=options["min_speed"],
-        on=options["hardware"],
-        engine=options["engine"],
-        budget=options["budget"],
-        held=options["installed"],
-        users=options["users_at_once"],
-        languages=options["languages"],
-        cheapest=options["cheapest"],
-        sees=options["sees"],
-        settings=settings,
-    )
+    conditions = {name: options[name] for name in options_of(AdviceOptions)}
+    users = conditions.pop("users_at_once")  # `users` are a company's a month
+    return advise(task, facts=facts, users=users, **conditions, settings=settings)

@@ -17,14 +17,14 @@ import click
 
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
-from freehold.choose.advisor.breakeven import known
+from freehold.base.options import options_of
+from freehold.choose.advisor.breakeven import CostOptions, TrafficFigures, known
 from freehold.choose.advisor.interval import Interval
 from freehold.cli.helping import section
+from freehold.cli.options import setting_options
 from freehold.cli.report.cost import show, show_ledger, spoken
 from freehold.cli.shared import Amount, Seconds, gateway_option, json_option, ledger_option, write_beside
 from freehold.serve.reports.cost import cost_json
-
-FIGURES = ("tokens_per_day", "input_share", "cached_share", "request_tokens")
 
 
 class Range(click.ParamType):
@@ -58,54 +58,19 @@ def assumption_options(command: Callable) -> Callable:
 @click.command("cost")
 @click.argument("model", required=False, metavar="[MODEL]")
 @section("The traffic")
-@click.option(
-    "--tokens-per-day", type=Amount(), default=10e6, help="Tokens of prompts and answers a day; default: 10M."
-)
-@click.option(
-    "--input-share", type=float, default=0.75, show_default=True, help="Share of prompts in the tokens."
-)
-@click.option(
-    "--cached",
-    "cached_share",
-    type=float,
-    default=0.3,
-    show_default=True,
-    help="Share of cached tokens in the prompts.",
-)
-@click.option(
-    "--request",
-    "request_tokens",
-    type=Amount(),
-    default=2000.0,
-    help="Tokens per request; default: 2,000.",
-)
+@setting_options(TrafficFigures)
 @click.option("--csv", "csv_file", metavar="FILE", help="Read the traffic from a CSV file instead.")
 @click.option("--growth", type=float, default=0.0, help="Growth in per cent a month, over --months.")
 @section("Your own hardware")
-@click.option(
-    "--on",
-    metavar="HARDWARE",
-    help="Hardware, such as 2xh100; default: the smallest number of H100s that can hold the model.",
-)
-@click.option("--buy/--rent", "bought", default=False, help="Buy the hardware, or rent it by the hour.")
+@setting_options(CostOptions, "on", "bought")
 @click.option("--price", type=Range(), help="Price of all the hardware, in dollars.")
 @click.option("--hourly", type=Range(), help="Rent of all the hardware, in dollars an hour.")
 @click.option(
     "--tokens-per-second", "speed", type=Range(), help="Decode speed of one machine, all users together."
 )
-@click.option("--engine", metavar="NAME", help="Engine to predict; default: vllm if it runs there.")
-@click.option("--quant", metavar="NAME", help="Quantisation to predict, such as FP8.")
-@click.option(
-    "--users", type=click.IntRange(1, 4096), default=64, show_default=True, help="Concurrent users."
-)
+@setting_options(CostOptions, "engine", "quant", "users")
 @section("APIs to compare")
-@click.option(
-    "--against",
-    multiple=True,
-    metavar="API",
-    help="API to compare, such as gpt-5-mini or groq:...; repeatable.",
-)
-@click.option("--batch", is_flag=True, help="Use the APIs' batch prices (answers within a day).")
+@setting_options(CostOptions, "against", "batch")
 @click.option(
     "--date",
     "day",
@@ -171,7 +136,7 @@ def command(
     today = date.today()
     keys = (*(one.key for one in known()), "price", "hourly")
     assumed = {key: options.pop(key) for key in keys}
-    figures = {key: options.pop(key) for key in FIGURES}
+    figures = {key: options.pop(key) for key in options_of(TrafficFigures)}
     comparison = cost(
         model,
         from_csv(Path(csv_file).expanduser(), prices.tiers()) if csv_file else from_figures(**figures),
@@ -181,7 +146,7 @@ def command(
         **{key: value for key, value in assumed.items() if value is not None},
     )
     if page:
-        from freehold.cli.report.cost_page import report
+        from freehold.cli.report.cost import report
 
         click.echo(f"wrote {write_beside(page, report(comparison, today))}", err=True)
     if as_json:

@@ -17,7 +17,7 @@ from freehold.cli.progress import reporter
 from freehold.cli.shared import json_option, offline_option, with_offline
 from freehold.run.store import Store
 from freehold.run.store.contract import OnEvent
-from freehold.run.store.modelfile import MAX_CHARS, Recipe, parse
+from freehold.run.store.create import MAX_CHARS, Recipe, parse
 from freehold.run.store.refs import parse_ref
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _read(file: Path) -> tuple[Recipe, Path]:
 
 # --- `freehold make-tiny FAMILY`: a tiny random model of a family, with tokenizer and chat template -
 
-FORMATS = ("gguf", "safetensors", "both")
+FORMATS = ("gguf", "safetensors", "both", "ctranslate2")
 
 
 @click.command("make-tiny")
@@ -138,8 +138,8 @@ def make_tiny_command(
     """Write a random model of FAMILY, with some 100,000 float32 weights, to test programs and engines.
 
     Its answers are nonsense, but the same on every machine. Writes OUT/FAMILY.gguf, the folder OUT/FAMILY of
-    safetensors, or both, and prints their paths. A model that sees pictures is larger and has a second GGUF,
-    OUT/mmproj-FAMILY.gguf.
+    safetensors, or both, and prints their paths. A model that sees or hears is larger and has a second GGUF,
+    OUT/mmproj-FAMILY.gguf. A Whisper has no GGUF: its second form is that of CTranslate2, OUT/FAMILY-ctranslate2.
     """
     from freehold.run.models.tiny import make
 
@@ -158,14 +158,18 @@ def make_tiny_command(
 
 
 def _write(tiny: TinyConfig, out: Path, form: str) -> dict[str, str]:
-    from freehold.run.models.tiny import make
+    from freehold.run.models.tiny import make, speech
 
     files: dict[str, str] = {}
     out.mkdir(parents=True, exist_ok=True)
+    if form == "ctranslate2" or (form == "both" and tiny.writes_speech):
+        files["ctranslate2"] = str(speech.write_ctranslate2(tiny, out / f"{tiny.name}-ctranslate2"))
+    if tiny.writes_speech and form in ("safetensors", "both"):
+        return files | {"safetensors": str(speech.write_safetensors(tiny, out / tiny.name))}
     if form == "gguf" or (form == "both" and tiny.gguf):
         files["gguf"] = str(make.write_gguf(tiny, out / f"{tiny.name}.gguf"))
-        if tiny.sees:
+        if tiny.sees or tiny.hears:
             files["mmproj"] = str(make.write_mmproj(tiny, out / f"mmproj-{tiny.name}.gguf"))
-    if form != "gguf":
+    if form in ("safetensors", "both"):
         files["safetensors"] = str(make.write_safetensors(tiny, out / tiny.name))
     return files

@@ -24,15 +24,16 @@ from freehold.cli.deploying.options import (
     refuse_without_model,
 )
 from freehold.cli.helping import section
+from freehold.cli.options import setting_options
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.logs import LEVELS
 from freehold.cli.serving.options import ServeRequest, door_options, read_options
 from freehold.cli.shared import drain_option, gateway_option, json_option, offline_option, with_offline
 from freehold.cli.verbs import UNDER_DEPLOY
+from freehold.outgrow.options import DeployOptions
 
 if TYPE_CHECKING:
     from freehold.outgrow.contract import DeployPlan
-    from freehold.outgrow.planning.options import DeployOptions
 
 EMITTED = ("systemd", "compose", "k8s", "skypilot", "ray")
 
@@ -93,17 +94,10 @@ def _verb(ctx: click.Context) -> str:
 @click.argument("model", required=False, default="")
 @plan_options
 @section("The plan")
-@click.option("--name", metavar="NAME", help="Name for requests; default: the model's.")
+@setting_options(DeployOptions, "name", unset=True)
 @click.option("--dry-run", is_flag=True, help="Print the command with a reason for each flag; start nothing.")
 @section("Plans for other machines")
-@click.option(
-    "--on",
-    metavar="HARDWARE",
-    help="Plan for this hardware instead: 8xh100, rtx-4090; or run on Ray Serve: ray, ray:PYTHON, ray://HOST:PORT.",
-)
-@click.option(
-    "--nodes", type=click.IntRange(1, 64), metavar="N", help="Number of machines like --on HARDWARE."
-)
+@setting_options(DeployOptions, "on", "nodes", unset=True)
 @click.option(
     "--emit",
     type=click.Choice(EMITTED),
@@ -154,7 +148,7 @@ def command(ctx: click.Context, model: str = "", **values: Any) -> None:
     if not model and not values["attach"]:
         refuse_without_model(ctx)
         ctx.exit(_again(settings, values))
-    from freehold.outgrow.planning.options import DeployOptions, planned
+    from freehold.outgrow.planning.options import planned
     from freehold.outgrow.ray.plan import is_ray
 
     refuse_idle(ctx, values["emit"] or "")
@@ -166,12 +160,12 @@ def command(ctx: click.Context, model: str = "", **values: Any) -> None:
     except ModelNotFound as e:
         raise ModelNotFound(e.message, _verb(ctx) or e.hint) from e
     if values["emit"]:
-        from freehold.cli.deploying.plans import emit_plan
+        from freehold.cli.deploying.verbs import emit_plan
 
         emit_plan(plan, values["emit"], values["out"], values)
         return
     if only:
-        from freehold.cli.deploying.plans import show_plan
+        from freehold.cli.deploying.verbs import show_plan
 
         show_plan(plan, as_json=values["as_json"])
         if not values["dry_run"]:

@@ -1,6 +1,6 @@
 """`freehold models`: searches, filters and sorts the catalogue; `models refresh` compares it with the hub.
 
-Knows options and columns; the facts are the catalogue's, store/refresh.py asks the hub.
+Knows options and columns; the facts are the catalogue's, store/hub.py asks the hub.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: boo
     to your own catalogue.toml. With --json, prints {"schema": 1, "changes": [...], "failed": [...], "file": ...,
     "added": n}.
     """
-    from freehold.run.store.refresh import Refresher
+    from freehold.run.store.hub import Refresher
 
     wanted = [catalog.model(m) for m in models] or [m for m in catalog.models() if m.name]
     refresher = Refresher(settings)

@@ -6,6 +6,7 @@ Knows how click writes a range, and how a format is given; knows no model. Range
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,25 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
+
+
+_BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+
+
+class FileSize(click.ParamType):
+    """A number of bytes: 400MB, 1.2GB, 900MiB or 1200000000."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", str(value).strip().upper())
+        size = int(float(match[1]) * _BYTES[match[2] or ""]) if match else 0
+        if not size:
+            self.fail(f"{value!r} is not a size; write 400MB, 1.2GB or 900MiB", param, ctx)
+        return size
 
 
 def setting_options(settings: type, *names: str, unset: bool = False) -> Callable[[Command], Command]:
@@ -110,8 +130,10 @@ _FORMS: dict[str, Callable[[str], click.ParamType]] = {
     "time": lambda kind: Seconds(),
     "never": lambda kind: Seconds(never=True),
     "bytes": lambda kind: MemorySize(),
+    "size": lambda kind: FileSize(),
     "billions": lambda kind: Billions(),
     "path": lambda kind: click.Path(path_type=Path),
+    "file": lambda kind: click.Path(path_type=Path, exists=True, dir_okay=False),
 }
 
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.adapt.settings import QuantizeSettings
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
-from freehold.cli.options import FiniteRange
+from freehold.cli.options import setting_options
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
 from freehold.run.store.space import human
@@ -25,24 +25,6 @@ if TYPE_CHECKING:
     from freehold.adapt.evals.divergence import DivergenceCounter
     from freehold.adapt.quantize.quantising import SpentSeconds
     from freehold.adapt.quantize.recipes import TensorChoice
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-
-
-class FileSize(click.ParamType):
-    """A number of bytes: 400MB, 1.2GB, 900MiB or 1200000000."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return bytes."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", str(value).strip().upper())
-        size = int(float(match[1]) * _UNITS[match[2] or ""]) if match else 0
-        if not size:
-            self.fail(f"{value!r} is not a size; write 400MB, 1.2GB or 900MiB", param, ctx)
-        return size
 
 
 @click.command("quantize")
@@ -54,38 +36,7 @@ class FileSize(click.ParamType):
     type=click.Path(path_type=Path, file_okay=False),
     help="The folder to create.",
 )
-@click.option(
-    "--bits",
-    type=click.IntRange(2, 4),
-    help="Bits per weight: 2 and 3 in Freehold's own types, 4 as Q4_K_M, the default.",
-)
-@click.option("--quant", metavar="TYPE", help="llama.cpp's name of a type: Q4_K_M, Q8_0, IQ4_XS, ...")
-@click.option(
-    "--target-bytes",
-    type=FileSize(),
-    help="Mix types for the least divergence in a file of at most this size, such as 1.2GB.",
-)
-@click.option("--portable", is_flag=True, help="With --target-bytes: only types that llama.cpp reads.")
-@click.option(
-    "--calibrate",
-    metavar="FILE",
-    help="Text of typical inputs, or `default`; without it, 2 and 3 bits use the default text.",
-)
-@click.option("--tokens", type=click.IntRange(512), help="Maximum tokens of the text to calibrate on.")
-@click.option(
-    "--report", is_flag=True, help="Measure how much the result differs from MODEL, and both speeds."
-)
-@click.option(
-    "--text",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Text that --report reads; default: the package's.",
-)
-@click.option(
-    "--until",
-    type=FiniteRange(0, 1),
-    help="Stop --report when the mean is known to within this share (default: 0.05); 0: read the whole text.",
-)
-@click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
+@setting_options(QuantizeSettings, unset=True)
 @click.option("--fresh", is_flag=True, help="Discard the files of an interrupted run and start again.")
 @json_option
 @click.pass_obj
@@ -114,7 +65,7 @@ def command(
 
     wishes = {name: value for name, value in options.items() if value is not None}
     for name in ("text", "until"):
-        if name in wishes and not wishes["report"]:
+        if name in wishes and not options["report"]:
             raise UsageError(f"--{name} is for a report", f"add --report, or leave out --{name}")
     if out.suffix == ".gguf":
         raise UsageError(

@@ -19,7 +19,7 @@ import click
 
 from freehold.base.config import Settings
 from freehold.base.machine import Crowd
-from freehold.base.types import MAX_SEED, Chunk, Image, Message, Usage
+from freehold.base.types import MAX_SEED, Audio, Chunk, Image, Message, Usage
 from freehold.cli.chat.answer import (
     AnswerSettings,
     LoopGuard,
@@ -33,7 +33,7 @@ from freehold.cli.chat.answer import (
 from freehold.cli.chat.chat import COMMANDS, Chat
 from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.opened import Opened, renderer, show, tell, tell_notes, write
-from freehold.cli.chat.pictures import check_sees, tool_pictures, with_images
+from freehold.cli.chat.pictures import UNSAVED, check_hears, check_sees, tool_pictures, with_images
 from freehold.cli.chat.request import (
     LOADING,
     RunRequest,
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 @click.argument("words", nargs=-1, metavar="[MODEL] [PROMPT]...")
 @section("The answer")
 @setting_options(RunRequest, "system")
-@setting_options(RunRequest, "image")
+@setting_options(RunRequest, "image", "sound")
 @setting_options(AnswerSettings, "max_tokens", "stop")
 @setting_options(RunRequest, "logprobs")
 @setting_options(AnswerSettings, "think", "overflow")
@@ -144,7 +144,10 @@ def _run(
     answers: AnswerSettings,
     sampling: dict[str, Any],
 ) -> int:
-    images = tuple(map(Image.open, request.image))  # a wrong file is refused before a model is loaded
+    images = (
+        *map(Image.open, request.image),
+        *map(Audio.open, request.sound),
+    )  # a wrong file is refused before a model is loaded
     session = _session(Sessions(settings.home), request)
     store = Store(settings)
     model, prompt = split_words(words, store, lambda: (session and session.model) or default_model(settings))
@@ -163,13 +166,17 @@ def _run(
         llm = opened.model
         answers.sampling = chosen(llm.info.default_sampling, sampling, bias)
         llm.check_think(answers.think)
-        if images:
+        if request.image:
             check_sees(llm.name, llm.info.can_see)
+        if request.sound:
+            check_hears(llm.name, llm.info.can_listen)
         notes, crowd = tell_notes(llm), Crowd()
         if talking:
             status, usages = _talk(opened, settings, request, answers, session, tools, images)
         else:
             message = with_images(images, prompt)
+            if request.sound and session is not None:
+                tell(UNSAVED)
             status, usages = _answer(llm, settings, request, answers, session, message, tools)
         _learn(opened.model, settings, request, usages, crowd)
     tell_notes(llm, notes)  # those that came up meanwhile
@@ -292,7 +299,7 @@ def _talk(
     answers: AnswerSettings,
     session: ChatSession | None,
     tools: TerminalTools | None,
-    images: Sequence[Image],
+    images: Sequence[Image | Audio],
 ) -> tuple[int, list[Usage]]:
     """Chat until the user leaves; return 0 and the usages of the last model's answers."""
     from freehold.cli.chat.terminal import LineReader, PlainReader
@@ -313,7 +320,7 @@ def _talk(
         keep=lambda name, system: _kept(opened, settings, answers, name, system),
         tools=tools,
     )
-    for path, image in zip(request.image, images, strict=True):
+    for path, image in zip((*request.image, *request.sound), images, strict=True):
         chat.attach(path, image)
     chat.resumed(lambda message: show(message, request))
     tell("/help lists the commands; Ctrl-D leaves")
@@ -331,8 +338,7 @@ def _talk(
 def _kept(opened: Opened, settings: Settings, answers: AnswerSettings, name: str, system: str) -> str:
     """Make a model of the present one, its system prompt and what differs from its own settings; return its name."""
     from freehold.cli.create import parameters_of
-    from freehold.run.store.create import make
-    from freehold.run.store.modelfile import Recipe
+    from freehold.run.store.create import Recipe, make
 
     own, now = opened.model.info.default_sampling, answers.sampling
     changed = {name: getattr(now, name) for name in SAMPLING if getattr(now, name) != getattr(own, name)}

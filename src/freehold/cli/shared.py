@@ -159,14 +159,20 @@ def with_offline(settings: Settings, offline: bool) -> Settings:
     return replace(settings, offline=True) if offline else settings
 
 
-def held_or_fetched(store: Store, model: str) -> ModelRef:
-    """Find MODEL, or fetch it; a model that cannot run is not fetched."""
+def held_or_fetched(store: Store, model: str, *, speech: bool | None = False) -> ModelRef:
+    """Find MODEL, or fetch it; a model that cannot run is not fetched.
+
+    `speech`: one that writes down recordings, rather than one that answers; None: either will do.
+    """
     from freehold.cli.progress import reporter
     from freehold.run.local.runnable import check_runs
+    from freehold.run.store.naming import answering_model, speech_model
     from freehold.run.store.refs import parse_ref
 
     try:
-        return store.resolve(model)
+        if speech is None:
+            return store.resolve(model)
+        return speech_model(store, model) if speech else answering_model(store, model)
     except (ModelNotFound, UsageError):
         if parted(store, model).path is not None:
             raise UsageError(
@@ -174,7 +180,7 @@ def held_or_fetched(store: Store, model: str) -> ModelRef:
             ) from None
         if parse_ref(model).kind == "path":
             raise
-        check_runs(model)
+        check_runs(model, speech=speech)
         with reporter() as on_event:
             return store.pull(model, on_event)
 

@@ -1,6 +1,6 @@
 """`freehold show|why MODEL`: the card of a model, in the store or in the catalogue; and all that is known about it.
 
-Knows columns and wording; the card is reports/card.py's, the facts reports/why.py's.
+Knows columns and wording; the card is reports/card.py's, the facts reports/card.py's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from freehold.adapt.evals.trial import Kept
     from freehold.choose.advisor.quality import Quality
     from freehold.choose.advisor.verdict import Verdict
-    from freehold.serve.reports.why import SpeedHere
+    from freehold.serve.reports.card import SpeedHere
 
 
 SCHEMA = 1
@@ -75,6 +75,7 @@ def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("context", f"{card['context']:,} tokens" if card.get("context") else ""),
         ("sees", _sight(card)),
+        ("hears", _hearing(card)),
         *(("", f"note: {note}") for note in card.get("notes", ())),
         ("licence", _licence(card["licence"])),
         ("owner", card.get("owner", "")),
@@ -121,6 +122,14 @@ def _sight(card: Mapping[str, Any]) -> str:
     return f"no: {card['blind']}" if card.get("blind") else ""
 
 
+def _hearing(card: Mapping[str, Any]) -> str:
+    """Say whether a model reads sounds in a chat; nothing of a model without a tower of them."""
+    if card.get("hears"):
+        span = f"{card['sound_tokens']:,} tokens a sound of {card['sound_seconds']:g} s, the longest"
+        return f"yes, tower {human(card['ears_bytes'])}, {span}"
+    return f"no: {card['deaf']}" if card.get("deaf") else ""
+
+
 def _licence(name: str) -> str:
     return {"": "not stated by the source", "NOASSERTION": "NOASSERTION: its source does not state one"}.get(
         name, name
@@ -146,7 +155,7 @@ def why_command(settings: Settings, model: str, as_json: bool, **options: Any) -
     With --json: {"schema": 1, "model", "licence", "quality", "own", "here", "unknown"}.
     """
     with Ticking(f"collecting what is known about {model}"):
-        from freehold.serve.reports.why import why_report
+        from freehold.serve.reports.card import why_report
 
         report = why_report(settings, model, options)
     if as_json:

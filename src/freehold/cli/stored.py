@@ -14,7 +14,7 @@ from freehold.base.terminal import Ticking
 from freehold.cli.progress import StatusLine, reporter
 from freehold.cli.shared import json_option, offline_option, table, with_offline
 from freehold.run.store import Listed, ModelRef, Removed, Store
-from freehold.run.store.eyes import has_tower
+from freehold.run.store.eyes import has_ears, has_tower
 from freehold.run.store.records import STATE_WORDS
 from freehold.run.store.renewing import Renewal, fetched, renewable, renewal, take
 from freehold.run.store.space import human
@@ -38,7 +38,8 @@ def list_command(settings: Settings, as_json: bool) -> None:
     """
     models = Store(settings).list()
     if as_json:
-        rows = [{**m.as_json(), "sees": _sees(m)} for m in models]
+        senses = map(_senses, models)
+        rows = [{**m.as_json(), "sees": s, "hears": h} for m, (s, h) in zip(models, senses, strict=True)]
         listing = {"schema": SCHEMA, "home": str(settings.home), "models": rows}
         click.echo(json.dumps(listing, indent=1))
         return
@@ -59,14 +60,17 @@ def _list_row(m: Listed) -> tuple[str, ...]:
         size, state = human(m.held), f"{state}, weights of {m.base}"
     used = m.last_used[:10] or "never"
     packed = human(m.pack_bytes) if m.pack_bytes else ""
-    return m.name, size, packed, "yes" if _sees(m) else "", m.owner, state, used
+    sees, hears = _senses(m)
+    senses = ("yes, hears" if hears else "yes") if sees else "hears" if hears else ""
+    return m.name, size, packed, senses, m.owner, state, used
 
 
-def _sees(m: Listed) -> bool:
-    """Return whether a model comes with a tower of pictures; `show` says whether Freehold runs it."""
+def _senses(m: Listed) -> tuple[bool, bool]:
+    """Return whether a model comes with a tower of pictures, and of sounds; `show` says whether Freehold runs them."""
     with suppress(FreeholdError, OSError):
-        return m.state in ("ready", "changed") and has_tower(m)
-    return False
+        if m.state in ("ready", "changed"):
+            return has_tower(m), has_ears(m)
+    return False, False
 
 
 # --- `freehold pull MODEL`: fetch a model, or reference one that is already on this machine ---------
@@ -211,9 +215,15 @@ def _exchange(store: Store, new: Renewal) -> None:
 
 
 def _try(ref: ModelRef) -> None:
-    """Load the files and make one token, or one vector."""
+    """Load the files and make one token, or one vector; of a speech model loading is all."""
     from freehold.run.local import open_model
+    from freehold.run.store.eyes import hears
 
+    if hears(ref):
+        from freehold.run.local.speech import load_speech
+
+        load_speech(ref).close()
+        return
     with open_model(ref, context=64) as llm:
         if llm.info.embeds_only:
             llm.embed("Hi")

@@ -16,11 +16,13 @@ from freehold.base.config import Settings
 from freehold.base.errors import UsageError
 from freehold.base.terminal import printable
 from freehold.base.types import Segment, Transcript
+from freehold.cli.chat.starter import speech_model
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline, write_beside
 from freehold.serve.reports.transcripts import FORMS, transcript_json
 
 if TYPE_CHECKING:
+    from freehold.run.local.resuming import TranscriptJournal
     from freehold.run.local.speech import Speech
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt"}
@@ -30,9 +32,9 @@ SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt"}
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--model",
-    required=True,
-    metavar="FOLDER",
-    help="A Whisper: a folder with its model.safetensors, or CTranslate2's model.bin.",
+    metavar="MODEL",
+    help="A Whisper: a name, org/repo, a folder, or whisper.cpp's file. Default: speech_model of config.toml, or "
+    "whisper:base.",
 )
 @click.option(
     "--format",
@@ -51,6 +53,9 @@ SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt"}
 @click.option("--prompt", default="", metavar="TEXT", help="Names and spellings to expect.")
 @click.option("--everything", is_flag=True, help="Hear pauses and music too, instead of speech alone.")
 @click.option("--beside", is_flag=True, help="Write FILE.txt, FILE.srt or FILE.vtt beside each FILE instead.")
+@click.option(
+    "--fresh", is_flag=True, help="Start anew where a recording was interrupted, not after what was heard."
+)
 @click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
 @offline_option
 @json_option
@@ -58,21 +63,26 @@ SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt"}
 def command(
     settings: Settings,
     files: Sequence[Path],
-    model: str,
+    model: str | None,
     form: str,
     beside: bool,
+    fresh: bool,
     threads: int | None,
     offline: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Print what is said in each FILE, a recording in WAV.
+    """Print what is said in each FILE: WAV, AIFF or FLAC; with freehold[audio] also MP3, M4A, MP4, Ogg and WebM.
 
-    Text is printed as it is heard; Ctrl-C keeps what was printed. Pauses, music and noise are left out, unless
-    --everything is given.
+    Text is printed as it is heard, and what was heard is printed at Ctrl-C. The same command then continues a long
+    recording, also after it was killed: until a recording is done, its text is in a private file of the data home.
+    Pauses, music and noise are left out, unless --everything is given. A model that is not installed is downloaded
+    first.
 
-    With --json: one object per FILE, {"file": ..., "text": ..., "language": ..., "segments": [...], ...}.
+    With --json: one object per FILE, {"file": ..., "text": ..., "language": ..., "segments": [...], ...}; after Ctrl-C
+    also "interrupted": true.
     """
+    from freehold.run.local.resuming import TranscriptJournal
     from freehold.run.local.speech import load_speech
     from freehold.run.store import Store
 
@@ -83,38 +93,77 @@ def command(
     for path in files:
         if not path.is_file():
             raise UsageError(f"{path} is not a file", "give the path of a recording")
-    folder = held_or_fetched(Store(with_offline(settings, offline)), model).path
-    with load_speech(folder, threads=threads) as speech:
+    store = Store(with_offline(settings, offline))
+    ref = held_or_fetched(store, model or speech_model(settings, store), speech=True)
+    with load_speech(ref, threads=threads) as speech:
         for path in files:
-            _one(speech, path, form, beside, as_json, options)
+            with TranscriptJournal(settings.home / "transcribe", fresh=fresh) as journal:
+                _one(speech, path, form, beside, as_json, options, journal)
 
 
-def _one(speech: Speech, path: Path, form: str, beside: bool, as_json: bool, options: dict[str, Any]) -> None:
+def _one(
+    speech: Speech,
+    path: Path,
+    form: str,
+    beside: bool,
+    as_json: bool,
+    options: dict[str, Any],
+    journal: TranscriptJournal,
+) -> None:
+    """Hear a recording and print it, or what was heard of it until Ctrl-C."""
     live = form == "text" and not beside and not as_json
-    with StatusLine("what was printed is kept" if live else "nothing was written") as line:
+    segments: list[Segment] = []
+
+    def kept() -> str:
+        printed = "nothing was written" if beside else "what was heard is printed"
+        return f"{printed}; the same command continues {path.name}" if journal.kept else printed
+
+    with StatusLine(kept) as line:
         line.begin(f"listening to {path.name}")
 
         def heard(segment: Segment, share: float) -> None:
+            if not segments and journal.taken:
+                line.note(f"{path.name} continues after what was heard of it before; --fresh starts anew")
+            segments.append(segment)
             if live:
                 line.blank()
                 click.echo(printable(segment.text))
             line.show(f"{path.name}: {share:.0%}")
 
-        transcript = speech.transcribe(
-            path,
-            language=options["language"],
-            task="translate" if options["translate"] else "transcribe",
-            prompt=options["prompt"],
-            words=options["words"],
-            detect=not options["everything"],
-            on_segment=heard,
-        )
+        try:
+            transcript = speech.transcribe(
+                path,
+                language=options["language"],
+                task="translate" if options["translate"] else "transcribe",
+                prompt=options["prompt"],
+                words=options["words"],
+                detect=not options["everything"],
+                on_segment=heard,
+                journal=journal,
+            )
+        except KeyboardInterrupt:
+            line.blank()
+            if segments and not beside:
+                heard_of = _partial(segments, options["language"])
+                _told(path, heard_of, form, beside, as_json, live, interrupted=True)
+            raise
     _told(path, transcript, form, beside, as_json, live)
+    journal.remove()
 
 
-def _told(path: Path, transcript: Transcript, form: str, beside: bool, as_json: bool, live: bool) -> None:
+def _partial(segments: Sequence[Segment], language: str) -> Transcript:
+    """Return a transcript up to the last segment that was heard."""
+    text = " ".join(segment.text for segment in segments)
+    return Transcript(
+        text, tuple(segments), language, segments[-1].end, sum(s.end - s.start for s in segments)
+    )
+
+
+def _told(
+    path: Path, transcript: Transcript, form: str, beside: bool, as_json: bool, live: bool, **more: Any
+) -> None:
     if as_json:
-        click.echo(json.dumps({"file": str(path), **transcript_json(transcript)}))
+        click.echo(json.dumps({"file": str(path), **transcript_json(transcript), **more}))
     elif beside:
         target = write_beside(str(path.with_suffix(SUFFIXES[form])), FORMS[form](transcript))
         click.echo(f"wrote {target}", err=True)

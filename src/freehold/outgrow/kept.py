@@ -25,7 +25,7 @@ import msgspec
 from freehold.base import private
 from freehold.base.errors import StoreError, UsageError
 from freehold.outgrow.contract import DeploymentRow, DeployPlan, named
-from freehold.outgrow.planning.options import DeployOptions
+from freehold.outgrow.options import DeployOptions
 
 SCHEMA = 1
 MOST_BYTES = 4 << 20  # of a file: a plan has some 10 kB

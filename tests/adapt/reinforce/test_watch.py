@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from freehold.adapt.evals.verifier import RewardScore
-from freehold.adapt.reinforce.account import failures, looks, parted, repetition
+from freehold.adapt.reinforce.course import failures, looks, parted, repetition
 
 
 def test_repetition_is_the_share_of_pieces_seen_before():

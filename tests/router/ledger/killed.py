@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from freehold.base.errors import BudgetSpent
-from freehold.route.router.budgets import Budgets
 from freehold.route.router.gateway import SpendLimit
 from freehold.route.router.ledger.rows import Reservation, row_id
 from freehold.route.router.ledger.store import Ledger
+from freehold.route.router.record import Budgets
 from tests.router.ledger.rows import NOON, row
 
 LIMIT = SpendLimit(3_000_000, "day")

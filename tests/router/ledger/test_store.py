@@ -14,7 +14,8 @@ import pytest
 from freehold.base.errors import BudgetSpent, LedgerUnavailable, StoreError
 from freehold.base.types import Usage
 from freehold.route.router.gateway import SpendLimit
-from freehold.route.router.ledger import schema, store
+from freehold.route.router.ledger import rows as schema
+from freehold.route.router.ledger import store
 from freehold.route.router.ledger.rows import LedgerRow, Reservation, row_id
 from freehold.route.router.ledger.store import Ledger
 from tests.router.ledger.rows import DAY, NOON, row

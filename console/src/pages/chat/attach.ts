@@ -1,10 +1,11 @@
-// Files for a message: what is taken as text, what as a picture, and when pasted text becomes a file. Knows no element.
+// Files for a message: what is taken as text, as a picture or as a recording, and when pasted text becomes a file. Knows no element.
 import { signal } from "@preact/signals";
 import { me } from "../../api/me";
 import type { AttachedFile } from "../../api/types";
 import { notify, notifyError } from "../../parts/notice";
 import { bytes } from "../../parts/numbers";
 import { texts } from "../../texts";
+import { hear, isRecording } from "./ears/hearing";
 import { spoken } from "./lives";
 import { opened } from "./opened";
 import { isPicture, sizeOf, takePicture } from "./picture";
@@ -77,6 +78,7 @@ export function attachFiles(files: Iterable<File>): void {
 async function takeFiles(files: Iterable<File>): Promise<void> {
   for (const file of files) {
     if (isPicture(file)) await attachPicture(file);
+    else if (isRecording(file)) hear(file);
     else if (file.size > MOST_BYTES) notify({ kind: "error", text: words.tooLarge(file.name, bytes(file.size), bytes(MOST_BYTES)) });
     else {
       const text = await readText(file);

@@ -1,34 +1,13 @@
 // The camera: one picture of what it shows. The browser asks whether it may; the camera is off once the dialog is closed.
-import { signal, useSignal } from "@preact/signals";
+import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { Button } from "../../parts/button";
 import { Dialog } from "../../parts/dialog";
 import { texts } from "../../texts";
+import { cameras, countDevices } from "./devices";
 
 const words = texts.chat.pictures;
 const QUALITY = 0.92;
-
-/** How many cameras there are, as far as the browser says; none where the page may not use them. */
-export const cameras = signal(0);
-
-async function count(): Promise<void> {
-  try {
-    const devices = await navigator.mediaDevices.enumerateDevices();
-    cameras.value = devices.filter((each) => each.kind === "videoinput").length;
-  } catch {
-    cameras.value = 0;
-  }
-}
-
-/** Look for cameras from now on. A page that came over plain http from another machine has none. */
-export function watchCameras(): () => void {
-  const devices = navigator.mediaDevices as MediaDevices | undefined;
-  if (!devices?.getUserMedia) return () => {};
-  const again = () => void count();
-  again();
-  devices.addEventListener("devicechange", again);
-  return () => devices.removeEventListener("devicechange", again);
-}
 
 export function Camera({ take, close }: { take: (file: File) => void; close: () => void }) {
   const video = useRef<HTMLVideoElement>(null);
@@ -47,7 +26,7 @@ export function Camera({ take, close }: { take: (file: File) => void; close: () 
         stream = opened;
         video.current!.srcObject = opened;
         void video.current!.play().catch(() => {}); // the dialog was closed meanwhile
-        void count(); // some browsers name the cameras only once one was allowed
+        void countDevices(); // some browsers name the cameras only once one was allowed
       },
       () => !gone && (state.value = "refused"),
     );

@@ -8,10 +8,16 @@ import { Icon } from "../../parts/icons";
 import { texts } from "../../texts";
 import { attachFiles, dropping, takePaste } from "./attach";
 import { isBlindTo, Sightless } from "./blind";
-import { Camera, cameras, watchCameras } from "./camera";
+import { Camera } from "./camera";
 import { Chips } from "./chips";
+import { cameras, watchDevices } from "./devices";
+import { caret } from "./ears/hearing";
+import { microphone } from "./ears/microphone";
+import { MicrophoneButton, Recorder } from "./ears/recorder";
+import { Recordings } from "./ears/rows";
 import { sends } from "./kept";
 import { Mention } from "./mention";
+import { hearing } from "./models";
 import { type Chat, messageOf, opened } from "./opened";
 import { type Live, lives } from "./lives";
 import { stop } from "./runs";
@@ -34,6 +40,8 @@ export function Composer({ chat }: { chat: Chat }) {
   );
 
   composer.focus = () => area.current?.focus();
+  caret.insert = insert;
+  const refocus = () => void (TOUCH.matches || area.current?.focus());
   useSignalEffect(() => {
     void box.value.count; // set from outside: the element follows
     const node = area.current;
@@ -55,6 +63,15 @@ export function Composer({ chat }: { chat: Chat }) {
     grow(node);
     const before = node.value.slice(Math.max(0, node.selectionStart - 80), node.selectionStart);
     mention.value = /(?:^|\s)@([\w.:/-]*)$/.exec(before)?.[1] ?? null;
+  }
+
+  /** Put a text in place of what is selected, apart from the word before it. */
+  function insert(text: string) {
+    const node = area.current;
+    if (!node) return;
+    const apart = /\S$/.test(node.value.slice(0, node.selectionStart)) ? " " : "";
+    node.setRangeText(apart + text, node.selectionStart, node.selectionEnd, "end");
+    input(node);
   }
 
   function key(e: KeyboardEvent) {
@@ -102,19 +119,24 @@ export function Composer({ chat }: { chat: Chat }) {
       {mention.value !== null && (
         <Mention typed={mention.value} area={area} choose={mentioned} close={() => (mention.value = null)} />
       )}
-      <Chips done={() => !TOUCH.matches && area.current!.focus()} />
+      <Chips done={refocus} />
+      <Recordings done={refocus} />
       {blind.value && <Sightless chat={chat} />}
       <textarea
         ref={area}
         rows={1}
         aria-label={texts.message}
-        placeholder={dropping.value ? words.dropHere : words.placeholder}
+        placeholder={dropping.value ? (hearing.value.length ? words.ears.dropHere : words.dropHere) : words.placeholder}
         onInput={(e) => input(e.currentTarget)}
         onKeyDown={key}
         onPaste={takePaste}
         onBlur={() => setTimeout(() => (mention.value = null), 150)}
       />
-      <Foot running={running.value} empty={empty.value} area={area} keeps={editing.value !== null && rewording(chat)} />
+      {microphone.value !== "off" ? (
+        <Recorder done={refocus} />
+      ) : (
+        <Foot running={running.value} empty={empty.value} area={area} keeps={editing.value !== null && rewording(chat)} />
+      )}
     </form>
   );
 }
@@ -159,6 +181,7 @@ function Foot({ running, empty, area, keeps }: FootProps) {
     <div class="composer-foot">
       <AttachButton />
       <CameraButton />
+      <MicrophoneButton />
       <span class="grow" />
       {running ? (
         <Button kind="primary" icon="stop" busy={running.value.stopping} onClick={stopNow}>
@@ -183,7 +206,7 @@ function grow(node: HTMLTextAreaElement): void {
 /** Where this browser has a camera that the page may use. */
 function CameraButton() {
   const open = useSignal(false);
-  useEffect(watchCameras, []);
+  useEffect(watchDevices, []);
   if (!cameras.value) return null;
   return (
     <>
@@ -197,7 +220,7 @@ function AttachButton() {
   const input = useRef<HTMLInputElement>(null);
   return (
     <>
-      <IconButton icon="attach" label={words.attach} onClick={() => input.current!.click()} />
+      <IconButton icon="attach" label={hearing.value.length ? words.ears.attach : words.attach} onClick={() => input.current!.click()} />
       <input
         ref={input}
         type="file"

@@ -20,12 +20,14 @@ interface Row {
 }
 
 export const models = signal<Model[] | null>(null);
+/** The models that turn speech into text; those in memory first. */
+export const hearing = signal<string[]>([]);
 
-/** Read the models; those that only embed can not be asked and are left out. */
+/** Read the models; those that only embed or transcribe can not be asked and are left out. */
 export async function readModels(): Promise<void> {
   const { data } = await reach(get<{ data: Row[] }>("/v1/models"));
   const tags = await abilities();
-  models.value = data
+  const all = data
     .map((row) => ({
       id: row.id,
       bytes: row.freehold?.bytes ?? null,
@@ -33,8 +35,9 @@ export async function readModels(): Promise<void> {
       context: row.max_model_len ?? null,
       capabilities: row.freehold?.capabilities ?? tags.get(row.id) ?? null,
     }))
-    .filter((model) => model.capabilities === null || model.capabilities.includes("completion"))
     .sort((a, b) => Number(b.loaded) - Number(a.loaded) || a.id.localeCompare(b.id));
+  hearing.value = all.filter((model) => model.capabilities?.includes("transcription")).map((model) => model.id);
+  models.value = all.filter((model) => model.capabilities === null || model.capabilities.includes("completion"));
 }
 
 /** What each model on this disk can do; a server behind a gateway has no such list. */

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from freehold.base.errors import UsageError
-from freehold.base.types import MAX_PICTURES, Image, Message
+from freehold.base.types import MAX_PICTURES, Audio, Image, Message
 
 MOST_BYTES = 256 << 20  # of all pictures of a file of cases
 
@@ -115,13 +115,15 @@ def identity(message: Message) -> list[Any]:
     own = [message.role, message.content]
     if not message.parts:
         return own
-    parts = [["text", p] if isinstance(p, str) else [digest_of(p), p.detail] for p in message.parts]
+    parts = [
+        ["text", p] if isinstance(p, str) else [digest_of(p), getattr(p, "detail", "")] for p in message.parts
+    ]
     return [*own, parts]
 
 
-def digest_of(image: Image) -> str:
-    """Return the SHA-256 of a picture's file."""
-    return hashlib.sha256(image.decoded()).hexdigest()
+def digest_of(part: Image | Audio) -> str:
+    """Return the SHA-256 of the file of a picture or a sound."""
+    return hashlib.sha256(part.decoded()).hexdigest()
 
 
 def without_data(value: Any) -> Any:

@@ -29,7 +29,7 @@ from freehold.adapt.quantize.encoding import DAMPING, Feedback, feedback
 from freehold.adapt.run import on_disk, write_whole
 from freehold.base.errors import UsageError
 from freehold.run.models.binding.bind import Source, assemble
-from freehold.run.models.binding.stored import Stored
+from freehold.run.models.binding.binder import Stored
 from freehold.run.models.family import NetworkWeights, Ops
 from freehold.run.models.oracle.arithmetic import visible
 from freehold.run.models.oracle.session import DenseMatrix, KvStore, NumpyOps

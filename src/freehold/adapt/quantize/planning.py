@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.adapt.evals.divergence import UNTIL, DivergenceCounter, LogitSource
+from freehold.adapt.evals.divergence import DivergenceCounter, LogitSource
 from freehold.adapt.quantize.encoding import encode, encode_rows, slabs
 from freehold.adapt.quantize.recipes import (
     FILE_TYPES,
@@ -31,8 +31,9 @@ from freehold.adapt.quantize.recipes import (
     layer_of,
     quantisable,
 )
-from freehold.adapt.quantize.texts import TOKENS, default_texts, file_texts, held_out
+from freehold.adapt.quantize.texts import default_texts, file_texts, held_out
 from freehold.adapt.run import RunFolder
+from freehold.adapt.settings import QuantizeSettings
 from freehold.base.errors import UsageError
 from freehold.base.version import __version__
 from freehold.choose.advisor.verdict import Facts
@@ -315,19 +316,9 @@ _BASE_TYPE_IDS = {kind.base: kind.id for kind in FILE_TYPES.values()} | {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeRequest:
-    """What to make of a model. One of `quant`, `bits` and `target_bytes`, or none for four bits."""
+class QuantizeRequest(QuantizeSettings):
+    """What to make of a model, for whom."""
 
-    quant: str = ""  # llama.cpp's name of a type
-    bits: int = 0
-    target_bytes: int = 0
-    portable: bool = False  # with target_bytes: only types that llama.cpp reads
-    calibrate: str = ""  # "default", or a file of text; empty: default for T2 and T3, nothing for others
-    tokens: int = TOKENS  # most of the texts that are calibrated on
-    report: bool = False
-    text: Path | None = None  # what a report reads; None: the held-out text of the package
-    until: float = UNTIL
-    threads: int = 0  # 0: as many as help
     fresh: bool = False
     facts: Facts = field(default_factory=Facts)  # the user's, for the licence
     base: str = ""  # the model's name, written into the file; empty: the source's own word stays

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from freehold.adapt.lines import messages_of, read_lines
+from freehold.adapt.settings import TOKENS
 from freehold.base.errors import UsageError
 from freehold.base.regular import read_bounded
 from freehold.base.types import Message
 from freehold.run.tokenizer import ChatTemplate, Tokenizer
 
 LENGTH = 512  # tokens of a text
-TOKENS = 49_152
 MOST_BYTES = 256 << 20  # of a user's text
 
 _QUESTIONS = (

@@ -2,13 +2,15 @@
 
 Each step samples a group of answers to some prompts from the policy as it is, has them scored, and moves the adapter
 by the advantages within each group. Before the first step the verifier is attacked; before and after the run the
-policy is measured on unseen prompts. Everything random follows from the seed and the step's number.
+policy is measured on unseen prompts. Everything random follows from the seed and the step's number. The account of a
+run is here too: each step's line in steps.jsonl, what unseen prompts earn before and after, the receipt.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,32 +18,269 @@ from typing import Any
 
 import numpy as np
 
+from freehold.adapt.evals.paired import compared
 from freehold.adapt.evals.verifier import RewardScore, Verifier
 from freehold.adapt.licences import base_licence, check_base
 from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
-from freehold.adapt.reinforce import account
-from freehold.adapt.reinforce.account import (
-    SHOWN,
-    UnseenScore,
-    change,
-    keep,
-    kept,
-    measured,
-    step_line,
-    summary,
-    text_of,
-)
-from freehold.adapt.reinforce.policy import Objective, Policy, PolicyRow, advantages, seeds_of
+from freehold.adapt.reinforce.policy import Objective, Policy, PolicyRow, PolicyUpdate, advantages, seeds_of
 from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, PromptSet, prompts_of
-from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, template_digest
-from freehold.adapt.sampling import open_sampling
+from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, on_disk, template_digest, write_whole
+from freehold.adapt.sampling import AS_IT_IS, GREEDY, SamplingModel, open_sampling
 from freehold.adapt.settings import ReinforceSettings
 from freehold.adapt.teaching import still_known
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import check_trainable
-from freehold.base.errors import UsageError
+from freehold.base.errors import StoreError, UsageError
+from freehold.base.types import SamplingParams
 from freehold.choose.advisor.verdict import Facts
+from freehold.run.models.lora import Adapter
 from freehold.run.store import ModelRef
+
+STAGES = ("sample", "score", "train")
+SHOWN = 3  # answers that two verifiers score apart: in a step's line, and of the latest in the receipt
+
+
+def step_line(
+    scores: Sequence[Sequence[RewardScore]],
+    passes_at: float,
+    looks: AnswerLooks,
+    update: PolicyUpdate,
+    dropped: int,
+    spent: Mapping[str, float],
+) -> dict[str, Any]:
+    """Return a step's line. `dropped`: groups whose scores were equal; `spent`: processor seconds by stage."""
+    every = [each for group in scores for each in group]
+    mismatch = update.mismatch
+    return {
+        "score": sum(each.value for each in every) / len(every),
+        "passed": sum(each.value >= passes_at for each in every) / len(every),
+        "groups": len(scores),
+        "dropped": dropped,
+        "failures": failures(every),
+        "tokens": looks.tokens,
+        "cut": looks.cut,
+        "repetition": looks.repetition,
+        "distinct": looks.distinct,
+        "mismatch": mismatch.mean_size if mismatch else None,
+        "mismatch_mean": mismatch.mean if mismatch else None,
+        "mismatch_p99": mismatch.p99_size if mismatch else None,
+        "trained_tokens": mismatch.tokens if mismatch else 0,
+        "capped": update.capped,
+        "gradient": update.norm,
+        "rate": update.rate,
+        "cpu": {stage: round(spent[stage], 3) for stage in STAGES},
+    }
+
+
+def summary(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the receipt's parts on a run's steps: mismatch, groups, failures, speed."""
+    spent = {stage: round(sum(line["cpu"][stage] for line in lines), 2) for stage in STAGES}
+    kinds: Counter[str] = Counter()
+    for line in lines:
+        kinds.update(line["failures"])
+    measured = [line for line in lines if line["trained_tokens"]]
+    parted = [line["parted"] for line in lines if "parted" in line]
+    shown = [each for line in lines for each in line.get("parted_shown", ())]
+    return {
+        "steps": {
+            "count": len(lines),
+            "groups": sum(line["groups"] for line in lines),
+            "dropped": sum(line["dropped"] for line in lines),
+            "failures": dict(kinds),
+            "score_first": lines[0]["score"] if lines else None,
+            "score_last": lines[-1]["score"] if lines else None,
+            "parted": sum(parted) / len(parted) if parted else None,
+            "parted_shown": shown[-SHOWN:],
+        },
+        "mismatch": {
+            "mean_size": _mean(measured, "mismatch"),
+            "mean": _mean(measured, "mismatch_mean"),
+            "p99_size": max((line["mismatch_p99"] for line in measured), default=None),
+            "most": max((line["mismatch"] for line in measured), default=None),
+            "capped": _mean(measured, "capped"),
+            "unit": "nats per token, trainer less sampler",
+        },
+        "speed": {
+            "cpu_seconds": spent,
+            "sampling_share": round(spent["sample"] / max(sum(spent.values()), 1e-9), 4),
+        },
+    }
+
+
+def _mean(lines: Iterable[Mapping[str, Any]], key: str) -> float | None:
+    """Return the mean over trained tokens; None without any."""
+    total, tokens = 0.0, 0
+    for line in lines:
+        total += line[key] * line["trained_tokens"]
+        tokens += line["trained_tokens"]
+    return total / tokens if tokens else None
+
+
+# --- what a step's answers look like beside their scores --------------------------------------------
+# Length, repetition, how many differ, where two verifiers part.
+# A policy that learns to please a verifier rather than to solve its items shows here first: answers grow,
+# repeat or become one and the same, or a second verifier disagrees.
+
+NGRAM = 4  # words of a piece whose repetition is counted
+APART = 0.5  # scores that differ by more part
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerLooks:
+    """Means over a step's answers. `repetition`: share of pieces of 4 words that occurred in their answer before."""
+
+    tokens: float
+    repetition: float
+    distinct: float  # share of different answers within a group, mean over groups
+    cut: float  # share that reached the limit of tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """An answer that two verifiers score apart."""
+
+    prompt: str
+    answer: str
+    score: float
+    check: float
+
+
+def looks(texts: Sequence[Sequence[str]], tokens: Sequence[int], cut: Sequence[bool]) -> AnswerLooks:
+    """Describe the answers of a step: texts by group, each answer's tokens, and whether it was cut at the limit."""
+    all_texts = [text for group in texts for text in group]
+    return AnswerLooks(
+        tokens=sum(tokens) / len(tokens),
+        repetition=sum(map(repetition, all_texts)) / len(all_texts),
+        distinct=sum(len(set(group)) / len(group) for group in texts) / len(texts),
+        cut=sum(cut) / len(cut),
+    )
+
+
+def repetition(text: str) -> float:
+    """Return the share of a text's pieces of NGRAM words that it had before."""
+    words = text.split()
+    pieces = [tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)]
+    return 1 - len(set(pieces)) / len(pieces) if pieces else 0.0
+
+
+def failures(scores: Sequence[RewardScore]) -> dict[str, int]:
+    """Count failures by kind, the most frequent first."""
+    return dict(Counter(each.failed for each in scores if each.failed).most_common())
+
+
+def parted(
+    prompts: Sequence[str], texts: Sequence[str], scores: Sequence[RewardScore], check: Sequence[RewardScore]
+) -> list[Parting]:
+    """Return the answers that two verifiers score apart, the widest first."""
+    partings = [
+        Parting(prompt, text, one.value, other.value)
+        for prompt, text, one, other in zip(prompts, texts, scores, check, strict=True)
+        if abs(one.value - other.value) > APART
+    ]
+    return sorted(partings, key=lambda each: -abs(each.score - each.check))
+
+
+# --- what a policy earns on prompts that it never trained on ----------------------------------------
+# Before and after: the same prompts and seeds, compared.
+# Greedy answers are what a user gets, sampled ones what training moves; both are scored by the run's
+# verifier. Answers and scores are kept in a file of the run, so an interrupted run measures its beginning
+# once.
+
+_STEP = 0  # whose seeds the sampled answers have: before the first
+
+
+@dataclass(frozen=True, slots=True)
+class UnseenScore:
+    """Answers to the unseen prompts, in their order, with their scores."""
+
+    greedy: tuple[str, ...]
+    greedy_scores: tuple[float, ...]
+    sampled: tuple[str, ...]
+    sampled_scores: tuple[float, ...]
+    tokens: float  # of a greedy answer, in the mean
+
+    def passed(self, at: float, *, sampled: bool = False) -> list[bool]:
+        """Return which answers score `at` or more."""
+        return [score >= at for score in (self.sampled_scores if sampled else self.greedy_scores)]
+
+
+def measured(
+    sampler: SamplingModel,
+    verifier: Verifier,
+    items: Sequence[PromptItem],
+    *,
+    seed: int,
+    max_tokens: int,
+    adapter: Adapter | None,
+) -> UnseenScore:
+    """Answer every item greedily and once sampled, and score both."""
+    prompts = [sampler.render(each.messages) for each in items]
+    seeds = seeds_of(seed, _STEP, len(items))
+
+    def answered(sampling: SamplingParams) -> tuple[tuple[str, ...], tuple[float, ...], float]:
+        samples = sampler.sample(
+            prompts, seeds=seeds, max_tokens=max_tokens, sampling=sampling, adapter=adapter
+        )
+        texts = [text_of(sampler, each[0].ids) for each in samples]
+        scores = verifier.score(
+            [(each.prompt, text, each.item) for each, text in zip(items, texts, strict=True)]
+        )
+        tokens = sum(len(each[0].ids) for each in samples) / len(items)
+        return tuple(texts), tuple(each.value for each in scores), tokens
+
+    greedy, greedy_scores, tokens = answered(GREEDY)
+    sampled, sampled_scores, _ = answered(AS_IT_IS)
+    return UnseenScore(greedy, greedy_scores, sampled, sampled_scores, tokens)
+
+
+def text_of(sampler: SamplingModel, ids: Sequence[int]) -> str:
+    """Return an answer's text as verifiers get it: without control tokens, and without blanks around it."""
+    return sampler.detokenize(ids).strip()
+
+
+def change(before: UnseenScore, after: UnseenScore, at: float) -> dict[str, Any]:
+    """Return the receipt's part: pass rates and mean scores before and after, and the chance of such a split."""
+    report: dict[str, Any] = {"prompts": len(before.greedy), "passes_at": at}
+    for name, sampled in (("greedy", False), ("sampled", True)):
+        old, new = (each.passed(at, sampled=sampled) for each in (before, after))
+        pairs = compared(new, old)
+        means = [
+            sum(scores) / len(scores)
+            for scores in (
+                (each.sampled_scores if sampled else each.greedy_scores) for each in (before, after)
+            )
+        ]
+        report[name] = {
+            "before": sum(old) / len(old),
+            "after": sum(new) / len(new),
+            "mean_before": means[0],
+            "mean_after": means[1],
+            "gained": pairs.wins,
+            "lost": pairs.losses,
+            "p": pairs.p,
+        }
+    report["tokens_before"], report["tokens_after"] = before.tokens, after.tokens
+    return report
+
+
+def kept(path: Path) -> UnseenScore | None:
+    """Return what `keep` wrote; None where it did not. Raises StoreError for a damaged file."""
+    if not path.exists():
+        return None
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        tokens = float(table.pop("tokens"))
+        return UnseenScore(**{name: tuple(values) for name, values in table.items()}, tokens=tokens)
+    except (ValueError, TypeError, KeyError) as e:
+        raise StoreError(f"{path} is damaged: {e}", "start anew with --fresh") from e
+
+
+def keep(path: Path, score: UnseenScore) -> None:
+    """Write a score; the file is there whole or not at all. Raises StoreError."""
+    text = json.dumps(asdict(score), indent=1) + "\n"
+    with on_disk(path):
+        write_whole(path, lambda file: file.write(text.encode()))
+
 
 BEFORE, AFTER = "before.json", "after.json"
 ADAPTER = "reinforced"  # its name in the engine that is asked what is still known
@@ -95,12 +334,12 @@ class Course:
             bound=settings.most_mismatch,
         )
         spent = {"sample": sampled - start, "score": scored - sampled, "train": cpu_seconds() - scored}
-        looks = account.looks(
+        look = looks(
             texts,
             [len(a.ids) for group in groups for a in group],
             [a.finish_reason == "length" for group in groups for a in group],
         )
-        line = step_line(scores, settings.passes_at, looks, update, gained.count(None), spent)
+        line = step_line(scores, settings.passes_at, look, update, gained.count(None), spent)
         return {**line, **parted, "seeds": seeds}
 
     def _scored(
@@ -112,7 +351,7 @@ class Course:
         groups = [scores[i : i + size] for i in range(0, len(scores), size)]
         if self.check is None:
             return groups, {}
-        apart = account.parted([t[0] for t in tasks], [t[1] for t in tasks], scores, self.check.score(tasks))
+        apart = parted([t[0] for t in tasks], [t[1] for t in tasks], scores, self.check.score(tasks))
         shown = [asdict(each) for each in apart[:SHOWN]]
         return groups, {"parted": len(apart) / len(tasks), "parted_shown": shown}
 
@@ -303,7 +542,7 @@ def attacked(verifier: Verifier, items: Sequence[PromptItem]) -> list[AttackResu
         share = sum(each.value > PAYS for each in scores) / n
         pays = share > (MOST_FREQUENT if attack == _FREQUENT else SHARE)
         first = answers[0] if answers else ""
-        findings.append(AttackResult(attack, mean, share, first, account.failures(scores), pays))
+        findings.append(AttackResult(attack, mean, share, first, failures(scores), pays))
     return sorted(findings, key=lambda each: (each.pays, each.share, each.mean), reverse=True)
 
 

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.run.formats import dequantize
 from freehold.run.models.binding.bind import Source
-from freehold.run.models.binding.binder import GGUF_LAYERS
-from freehold.run.models.binding.stored import RowCut, Stored, flat
+from freehold.run.models.binding.binder import GGUF_LAYERS, RowCut, Stored, flat
 from freehold.run.models.family import TensorSpec
 
 if TYPE_CHECKING:

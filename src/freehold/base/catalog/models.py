@@ -213,7 +213,9 @@ def _finish(stated_model: Model) -> Model:
     stated = languages_spelled(stated_model.languages)
     recipes = _recipes().get(stated_model.id, ())
     own = (Repo(stated_model.id, "safetensors"),) if stated_model.hub else ()
-    files = tuple(Repo(e.hub_repo, e.kind, (e.hub_quant,)) for e in recipes if e.hub_repo)
+    files = tuple(
+        Repo(e.hub_repo, e.kind, (e.hub_quant,) if e.hub_quant else ()) for e in recipes if e.hub_repo
+    )
     return replace(
         stated_model,
         name=next((e.name for e in recipes), ""),
@@ -266,7 +268,7 @@ class Query:
     )
     min_context: int = option(0, "Minimum context in tokens: 32k, 1m.", form="amount", shown=False)
     tools: bool = option(False, "Trained to call tools.")
-    role: str = option("", "Output: text, vectors, or scores of pairs.", choices=tuple(ROLES))
+    role: str = option("", "Output: text, vectors, scores of pairs, or transcripts.", choices=tuple(ROLES))
     language: str = option("", "Language named in its card; mul: ten or more.", metavar="de")  # ISO 639
 
     def given(self) -> list[str]:

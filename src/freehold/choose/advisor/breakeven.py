@@ -26,6 +26,7 @@ from freehold.base.catalog.model import Model
 from freehold.base.catalog.prices import Offer, PricedRequest
 from freehold.base.config import suggestion
 from freehold.base.errors import UsageError
+from freehold.base.options import check, option
 from freehold.base.regular import bounded_lines
 from freehold.choose.advisor.interval import Interval
 
@@ -102,11 +103,50 @@ class Traffic:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TrafficFigures:
+    """What `from_figures` takes, which are options of `freehold cost` too."""
+
+    tokens_per_day: float = option(
+        10e6, "Tokens of prompts and answers a day; default: 10M.", form="amount", shown=False
+    )
+    input_share: float = option(0.75, "Share of prompts in the tokens.")
+    cached_share: float = option(0.3, "Share of cached tokens in the prompts.", name="cached")
+    request_tokens: float = option(
+        2000.0, "Tokens per request; default: 2,000.", name="request", form="amount", shown=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CostOptions:
+    """Own hardware, and APIs to compare it with, which are options of `freehold cost` too."""
+
+    on: str | None = option(
+        None,
+        "Hardware, such as 2xh100; default: the smallest number of H100s that can hold the model.",
+        metavar="HARDWARE",
+    )
+    bought: bool = option(False, "Buy the hardware, or rent it by the hour.", name="buy", off="rent")
+    engine: str | None = option(None, "Engine to predict; default: vllm if it runs there.", metavar="NAME")
+    quant: str | None = option(None, "Quantisation to predict, such as FP8.", metavar="NAME")
+    users: int = option(64, "Concurrent users.", least=1, most=4096)
+    against: tuple[str, ...] = option(
+        (), "API to compare, such as gpt-5-mini or groq:...; repeatable.", metavar="API"
+    )
+    batch: bool = option(False, "Use the APIs' batch prices (answers within a day).")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+_USUAL = TrafficFigures()
+
+
 def from_figures(
-    tokens_per_day: float = 10e6,
-    input_share: float = 0.75,
-    cached_share: float = 0.3,
-    request_tokens: float = 2000.0,
+    tokens_per_day: float = _USUAL.tokens_per_day,
+    input_share: float = _USUAL.input_share,
+    cached_share: float = _USUAL.cached_share,
+    request_tokens: float = _USUAL.request_tokens,
 ) -> Traffic:
     """Return a day of equal requests; `cached_share` is of the input, `request_tokens` read and written.
 

@@ -20,6 +20,7 @@ from freehold.choose.advisor.anatomy import from_catalogue
 from freehold.choose.advisor.breakeven import (
     Assumption,
     Comparison,
+    CostOptions,
     Owned,
     Traffic,
     bill,
@@ -54,6 +55,7 @@ def cost(
     `speed`: tokens a second of answers of one machine, predicted where None. `growth`: a month, 0.05 is 5 %.
     `traffic`: 10 million tokens a day where None. Raises UsageError, ModelNotFound.
     """
+    CostOptions(users=users)  # refuses what the command line refuses, in the same words
     day = day or date.today()
     facts = catalog.model(model) if model else None
     traffic = traffic or from_figures()

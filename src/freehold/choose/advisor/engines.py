@@ -197,6 +197,11 @@ def line(
 
     `context` is each conversation's, 0: the engine's default. `users`: conversations at a time.
     """
+    if model.role == "transcriber":
+        ours = f"freehold transcribe FILE --model {held or model.name or model.id}"
+        return (
+            Line(ours) if engine == "freehold" else Line("", f"no line of {engine} is known here for speech")
+        )
     if model.role != "generator":
         known = engine in ("freehold", "vllm")
         none = Line("", f"no line of {engine} is known here for what finds texts")

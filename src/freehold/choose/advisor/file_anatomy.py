@@ -63,25 +63,39 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
     )
 
 
+_EMBEDDINGS = tuple(
+    f"{name}.weight" for name in ("embed_tokens", "word_embeddings", "backbone.embeddings", "embed_in", "wte")
+)
+# What GPT-2's config.json calls the sizes that others name as below.
+_GPT2 = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+}
+
+
 def _of_safetensors(opened: SafetensorsFile, rounding: str) -> Anatomy:
     config = opened.config
+    if config.get("model_type") == "whisper":
+        return _of_whisper(opened, rounding)
     text = config.get("text_config")
-    keys = SizeKeys(text if isinstance(text, Mapping) else config, "")
+    stated = text if isinstance(text, Mapping) else config
+    if stated.get("model_type") == "gpt2":
+        stated = {_GPT2.get(key, key): value for key, value in stated.items()}
+    keys = SizeKeys(stated, "")
     count = keys.number("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
     used = keys.number("num_experts_per_tok", "moe_k", "moe_topk") / max(count, 1)
     embed = next(
-        (
-            n
-            for n in opened.tensors
-            if n.endswith(("embed_tokens.weight", "word_embeddings.weight", "backbone.embeddings.weight"))
-        ),
+        (n for n in opened.tensors if n.endswith(_EMBEDDINGS)),
         "",
     )
+    head = "embed_out.weight" if "embed_out.weight" in opened.tensors else "lm_head.weight"
     return Anatomy(
         name=opened.path.name,
         quant=rounding or _main_type(opened),
         architecture=str(config.get("model_type", "")),
-        parts=_parts(opened, embed, "lm_head.weight", used, rounding),
+        parts=_parts(opened, embed, head, used, rounding),
         layers=config_layers(keys),
         context=config_context(keys),
         index_topk=keys.number("index_topk"),
@@ -93,18 +107,38 @@ def _of_safetensors(opened: SafetensorsFile, rounding: str) -> Anatomy:
     )
 
 
+def _of_whisper(opened: SafetensorsFile, rounding: str) -> Anatomy:
+    """Compute the sizes of a decoder of speech, whose sequences begin with sound; its encoder is a tower."""
+    config, embed = opened.config, "model.decoder.embed_tokens.weight"
+    width, heads = config.get_int("d_model"), max(config.get_int("decoder_attention_heads"), 1)
+    count = config.get_int("decoder_layers")
+    return Anatomy(
+        name=opened.path.name,
+        quant=rounding or _main_type(opened),
+        architecture="whisper",
+        parts=_parts(opened, embed, "lm_head.weight", 1.0, rounding, apart="model.encoder."),
+        layers=(LayerSpec("full", count, heads, width // heads),),
+        context=config.get_int("max_source_positions") + config.get_int("max_target_positions"),
+        hidden=width,
+        vocab=opened.tensors[embed].shape[0] if embed in opened.tensors else 0,
+        queries=width,
+        exact=True,
+        path=Path(opened.path),
+    )
+
+
 def of_expert(name: str) -> bool:
     """Say whether a tensor belongs to one of many experts, by its name in either format."""
     return _EXPERTS.search(name) is not None
 
 
 def _parts(
-    opened: ModelFile, embed: str, head: str, used: float, rounding: str = ""
+    opened: ModelFile, embed: str, head: str, used: float, rounding: str = "", apart: str = "\0"
 ) -> tuple[WeightGroup, ...]:
     sums: dict[tuple[str, str, float], list[float]] = {}
     own_head = head in opened.tensors
     for tensor in opened.tensors.values():
-        if tensor.name.startswith(_OUTSIDE):
+        if tensor.name.startswith((*_OUTSIDE, apart)):
             continue
         share = 1.0
         if tensor.name == embed and own_head:
@@ -151,6 +185,8 @@ _WINDOWED = dict.fromkeys(
 _CONFIG_WINDOWED: dict[str, int] = dict.fromkeys(("mistral", "mixtral", "phi3", "starcoder2"), _NONE) | {
     "gpt_oss": 2,
     "olmo3": 4,
+    "afmoe": 4,
+    "exaone_moe": 4,
 }
 _EVERY = _WINDOWED | {
     "gemma2": 2,
@@ -161,6 +197,8 @@ _EVERY = _WINDOWED | {
     "llama4": 4,
     "olmo2": 4,
     "exaone4": 4,
+    "exaone-moe": 4,
+    "afmoe": 4,
     "gemma4": 6,
     "phi3": _NONE,
 }
@@ -389,7 +427,7 @@ def stored_bytes(weights: float, type: str) -> float:
 # Windows of a config.json without the key, as its class in transformers has it.
 _UNSTATED_WINDOWS = dict.fromkeys(
     ("mistral", "ministral", "dots1", "gemma2", "gemma3_text", "cohere2", "exaone4", "olmo3"), 4096
-) | {"gpt_oss": 128, "gemma3n_text": 512, "gemma4_text": 512, "gemma4_unified_text": 1024}
+) | {"gpt_oss": 128, "gemma3n_text": 512, "gemma4_text": 512, "gemma4_unified_text": 1024, "afmoe": 1024}
 
 
 def gguf_context(meta: SizeKeys) -> int:

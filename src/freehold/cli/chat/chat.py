@@ -21,14 +21,16 @@ import click
 from freehold.base.config import nearest, suggestion
 from freehold.base.errors import FreeholdError, UsageError
 from freehold.base.options import FieldOption, options_of
-from freehold.base.types import ChatModel, Image, Message, SamplingParams, Usage
+from freehold.base.types import Audio, ChatModel, Image, Message, SamplingParams, Usage
 from freehold.cli.chat.answer import ADVICE, AnswerSettings, LoopGuard, StreamedAnswer, Waiting, stop
 from freehold.cli.chat.markdown import Renderer
 from freehold.cli.chat.pictures import (
+    UNSAVED,
+    attached_of,
+    check_hears,
     check_sees,
     described,
     dropped,
-    images_of,
     tool_pictures,
     with_images,
 )
@@ -48,6 +50,7 @@ class ModelFacts:
     quantization: str = ""
     context: int = 0
     can_see: bool = False
+    can_listen: bool = False
 
 
 class Conversation:
@@ -72,7 +75,7 @@ class Conversation:
     ) -> None:
         self._guard = guard
         self._files: list[tuple[str, str]] = []  # name and text, for the next message
-        self._images: list[tuple[str, Image]] = []  # the same of pictures
+        self._images: list[tuple[str, Image | Audio]] = []  # the same of pictures and sounds
         self.model, self._sessions, self._renderer, self._say = model, sessions, renderer, say
         self.answers, self.facts = answers or AnswerSettings(), facts or ModelFacts()
         self._system, self._turns = system, list[ChatTurn]()
@@ -112,16 +115,23 @@ class Conversation:
             parts.append(f"{self._speed:.1f} tok/s")
         return " " + "  ".join(p for p in parts if p) + " "
 
-    def attach(self, name: str, image: Image) -> None:
-        """Attach a picture to the next message. Raises UsageError where the model reads text alone."""
-        check_sees(self.model.name, self.facts.can_see)
+    def attach(self, name: str, image: Image | Audio) -> None:
+        """Attach a picture or a sound to the next message. Raises UsageError where the model does not take it."""
+        self._check(image)
         self._images.append((name, image))
-        self._say(f"{described(name, image)}, attached to the next message")
+        beside = f"; {UNSAVED}" if isinstance(image, Audio) else ""
+        self._say(f"{described(name, image)}, attached to the next message{beside}")
+
+    def _check(self, part: Image | Audio) -> None:
+        if isinstance(part, Audio):
+            check_hears(self.model.name, self.facts.can_listen)
+        else:
+            check_sees(self.model.name, self.facts.can_see)
 
     def ask(self, message: Message) -> None:
         """Answer a message; without an answer it is taken back, and stays in the file as a branch of its own."""
-        if message.parts:
-            check_sees(self.model.name, self.facts.can_see)
+        for part in attached_of(message):
+            self._check(part)
         roles = [turn.message.role for turn in self._turns]
         start = len(roles) - (roles[-1:] == ["user"])  # a question without an answer makes way
         self._ask_at(start, ChatTurn(message))
@@ -482,6 +492,13 @@ class Chat(Conversation):
         if not self._images:
             self._say("no picture; /image PATH attaches one to the next message")
 
+    def sound(self, path: str) -> None:
+        """Attach a sound to the next message; a saved chat keeps its text alone."""
+        if not path:
+            raise UsageError("/sound attaches a file", "/sound PATH, such as /sound question.wav")
+        each = Path(path).expanduser()
+        self.attach(str(each), Audio.open(each))
+
     def copy(self, _: str) -> None:
         """Copy the last answer to the clipboard."""
         answers = [m.content for m in self.messages if m.role == "assistant"]
@@ -499,7 +516,7 @@ class Chat(Conversation):
         if text is None or not text.strip() or text == before:
             self._say("nothing was changed")
         else:
-            self._ask_at(place, ChatTurn(with_images(images_of(old), text)))
+            self._ask_at(place, ChatTurn(with_images(attached_of(old), text)))
 
     def ctx(self, _: str) -> None:
         """Show how full the context is."""
@@ -544,6 +561,7 @@ COMMANDS = {
     "model": Command(Chat.switch, "[NAME]"),
     "file": Command(Chat.file, "[PATH]"),
     "image": Command(Chat.image, "[PATH]"),
+    "sound": Command(Chat.sound, "PATH"),
     "copy": Command(Chat.copy),
     "edit": Command(Chat.edit),
     "set": Command(Chat.set_option, "[NAME VALUE]"),

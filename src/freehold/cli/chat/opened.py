@@ -124,7 +124,7 @@ class Opened:
     def facts(self) -> ModelFacts:
         """What a chat's status line shows of it."""
         info = self.model.info
-        return ModelFacts(info.quantization, info.context, info.can_see)
+        return ModelFacts(info.quantization, info.context, info.can_see, info.can_listen)
 
     def _open(self, name: str, request: RunRequest) -> LLM | HttpModel:
         named = with_adapter(self._store, name, request.adapter)
@@ -244,7 +244,8 @@ def _started(settings: Settings, ref: ModelRef, choice: EngineChoice, context: i
     """Start another engine with a stored model; it ends with the model. Raises EngineLost with the way back to ours."""
     from freehold.cli.deploying.running import progress
     from freehold.cli.progress import StatusLine
-    from freehold.outgrow.planning.options import DeployOptions, planned
+    from freehold.outgrow.options import DeployOptions
+    from freehold.outgrow.planning.options import planned
     from freehold.serve.http.inside import DeployedLLM
 
     options = DeployOptions(str(ref.path), ref.name, choice.engine, context=context or 0)

@@ -1,4 +1,6 @@
-"""Pictures in a terminal: attached to a message, recognised where a file is dropped, refused where a model reads text.
+"""Pictures and sounds in a terminal: attached to a message, and refused where a model does not take them.
+
+A picture's file is recognised where it is dropped.
 
 Knows paths and messages; knows no model and no decoding: the model's side opens what is in a file.
 """
@@ -12,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from freehold.base.errors import FreeholdError, UsageError
-from freehold.base.types import Image, Message, media_type_of
+from freehold.base.types import Audio, Image, Message, media_type_of
 from freehold.run.store import Store
 from freehold.run.store.eyes import has_tower
 from freehold.serve.tools.pictures import shown_to
@@ -21,6 +23,7 @@ MAX_LINE = 8192  # characters of a line that may be paths
 # Of all pictures of a request: a server takes 16 MiB, in which base64 is a third longer and text has its place.
 MAX_SENT_BYTES = 11 << 20
 _NAMED = 5  # models of a sentence
+UNSAVED = "a saved chat keeps the text of its message, and no sound"
 
 
 def check_sees(name: str, can_see: bool) -> None:
@@ -29,6 +32,15 @@ def check_sees(name: str, can_see: bool) -> None:
         raise UsageError(
             f"{name} reads text alone and cannot be shown pictures",
             "freehold show NAME says whether a model sees; in a chat, /model NAME switches to one",
+        )
+
+
+def check_hears(name: str, can_listen: bool) -> None:
+    """Raise UsageError for sounds that a model cannot hear."""
+    if not can_listen:
+        raise UsageError(
+            f"{name} hears no sounds",
+            "freehold show NAME says whether a model hears; freehold transcribe makes a text of a recording",
         )
 
 
@@ -53,8 +65,8 @@ def installed_seeing(store: Store) -> tuple[str, ...]:
     return tuple(names)
 
 
-def with_images(images: Sequence[Image], text: str) -> Message:
-    """Return a message of the user's: its pictures, then its text."""
+def with_images(images: Sequence[Image | Audio], text: str) -> Message:
+    """Return a message of the user's: its pictures and sounds, then its text."""
     return Message("user", text, parts=(*images, *([text] if text else ())) if images else ())
 
 
@@ -63,8 +75,15 @@ def images_of(message: Message) -> tuple[Image, ...]:
     return tuple(part for part in message.parts if isinstance(part, Image))
 
 
-def described(name: str, image: Image) -> str:
-    """Return an attached picture in words."""
+def attached_of(message: Message) -> tuple[Image | Audio, ...]:
+    """Return a message's pictures and sounds."""
+    return tuple(part for part in message.parts if not isinstance(part, str))
+
+
+def described(name: str, image: Image | Audio) -> str:
+    """Return an attached picture or sound in words."""
+    if isinstance(image, Audio):
+        return f"{name}: a sound of {image.size / 1000:,.1f} kB"
     return f"{name}: {image.media_type.removeprefix('image/').upper()}, {image.size / 1000:,.1f} kB"
 
 

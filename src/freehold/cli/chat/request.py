@@ -79,6 +79,11 @@ class RunRequest:
         "Show the model this picture with the prompt, or with a chat's first message. Repeatable.",
         metavar="FILE",
     )
+    sound: tuple[str, ...] = option(
+        (),
+        "Let the model hear this sound with the prompt, or with a chat's first message. Repeatable.",
+        metavar="FILE",
+    )
     continued: bool = option(False, "Continue the latest session.", name="continue")
     session: str | None = option(None, "Continue the session NAME, or start it.", metavar="NAME")
     local: bool = option(False, "Load the model in this process, even if a server runs.")
@@ -105,6 +110,7 @@ def check(request: RunRequest, settings: AnswerSettings) -> None:
             "--session": request.session,
             "--mcp": request.mcp,
             "--image": request.image,
+            "--sound": request.sound,
         }
         used |= {"--continue": request.continued, "--overflow": settings.overflow != "error"}
         for name in (name for name, value in used.items() if value):

@@ -19,6 +19,7 @@ from freehold.run.store.space import human
 
 if TYPE_CHECKING:
     from freehold.choose.advisor.advice import Starter
+    from freehold.run.store import Store
 
 
 def default_model(settings: Settings) -> str:
@@ -41,6 +42,38 @@ def first_model(settings: Settings) -> str:
         _say(f"no model named: using {described(chosen)}; freehold run MODEL uses another")
     with suppress(FreeholdError, OSError):  # a home that cannot be written is asked about again
         set_key(settings.home / "config.toml", settings.home, "default_model", chosen.name)
+    return chosen.name
+
+
+def speech_model(settings: Settings, store: Store) -> str:
+    """Return the model of a `transcribe` that names none: the setting's, else the one chosen now and remembered.
+
+    In a terminal it is asked once, of the models that can be fetched here; elsewhere the catalogue's default is taken.
+    """
+    from freehold.base import catalog
+
+    if settings.speech_model:
+        return settings.speech_model
+    default = catalog.default_speech_model()
+    with suppress(FreeholdError):
+        return store.resolve(default.name).name
+    packaged = [e for e in catalog.entries() if e.packages and e.family == default.family]
+    candidates = sorted(packaged, key=lambda e: (e.name != default.name, e.name))
+    interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
+    chosen = default
+    if interactive:
+        _say(f"{len(candidates)} models for speech; freehold models --role transcriber lists larger ones:")
+        for i, entry in enumerate(candidates, 1):
+            languages = "English alone" if entry.name.endswith(".en") else "99 languages"
+            _say(f"  {i}  {entry.name} ({human(entry.bytes)} download; {languages})")
+        choice = click.IntRange(1, len(candidates))
+        wanted = click.prompt("Which one", type=choice, default=1, err=True, show_choices=False)
+        chosen = candidates[wanted - 1]
+        _say("saved as speech_model in config.toml; --model uses another")
+        with suppress(FreeholdError, OSError):  # a home that cannot be written is asked about again
+            set_key(settings.home / "config.toml", settings.home, "speech_model", chosen.name)
+    else:
+        _say(f"no model named: using {chosen.name} ({human(chosen.bytes)} download); --model uses another")
     return chosen.name
 
 

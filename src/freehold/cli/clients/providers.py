@@ -126,11 +126,11 @@ def _show(file: Gateway, probes: Sequence[Probe]) -> None:
 
 async def _ask(settings: Settings, file: Gateway, probes: Sequence[Probe]) -> list[ProbeResult]:
     """Make the calls, one after another, each by a route of its own without retries."""
-    from freehold.route.router.budgets import Budgets
     from freehold.route.router.directory import GatewayModels
     from freehold.route.router.gateway import GatewayRoute
     from freehold.route.router.ledger.store import Ledger
     from freehold.route.router.opening import ProviderModels, ledger_path
+    from freehold.route.router.record import Budgets
     from freehold.run.store import Store
     from freehold.serve.worker.models import EngineModels
 

@@ -18,7 +18,7 @@ from freehold.choose.advisor.interval import digits
 from freehold.cli.options import setting_options
 from freehold.cli.progress import StatusLine
 from freehold.cli.shared import json_option, table, write_beside
-from freehold.outgrow.capacity.options import CapacityOptions
+from freehold.outgrow.options import CapacityOptions
 
 if TYPE_CHECKING:
     from freehold.outgrow.capacity.steptime import EngineModel

@@ -1,24 +1,20 @@
 """The options of `freehold deploy` and `deploy upgrade` that say what to plan, once for both; those that say nothing.
 
-Knows names and help texts; what they mean is outgrow/planning/options.py's.
+Knows sections; names, ranges and helps are outgrow/options.py's, what they mean is outgrow/planning/options.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from freehold.base.errors import UsageError
 from freehold.cli.helping import section
-from freehold.cli.shared import Amount
-
-if TYPE_CHECKING:
-    from freehold.outgrow.planning.options import DeployOptions
-
-ENGINES = ("auto", "vllm", "sglang", "trtllm", "llamacpp", "ollama", "mlx", "freehold")
+from freehold.cli.options import setting_options
+from freehold.outgrow.options import DeployOptions
 
 # Options about files -> the kinds of --emit that have a use for them; empty: every kind.
 _OF_FILES: dict[str, tuple[str, ...]] = {
@@ -33,62 +29,19 @@ _OF_FILES: dict[str, tuple[str, ...]] = {
     "members": ("ray",),
 }
 
+# Options by the section of help that shows them; what each takes, its field says.
 _PLAN = (
-    section("The plan"),
-    click.option(
-        "--engine",
-        type=click.Choice(ENGINES),
-        help="Engine to start; auto: the available engine with the highest predicted speed. Default: auto.",
-    ),
-    click.option("--replicas", type=click.IntRange(1, 1000), metavar="N", help="Engines behind the name."),
-    click.option("--context", type=Amount(whole=True), metavar="TOKENS", help="Context of each request."),
-    click.option("--streams", type=click.IntRange(1), metavar="N", help="Requests at a time, per replica."),
-    click.option(
-        "--quant", metavar="Q", help="Published copy of a catalogue model to use: FP8, INT4, NVFP4, Q4_K_M."
-    ),
-    click.option(
-        "--cache-type",
-        metavar="TYPE",
-        help="Type of cached keys and values: fp8 stores twice as many as 16 bits, at a small loss.",
-    ),
-    click.option(
-        "--engine-flag",
-        "flags",
-        multiple=True,
-        metavar="--NAME=VALUE",
-        help="A flag of the engine's own, checked against its version; repeatable.",
-    ),
-    section("The engine's environment"),
-    click.option("--python", metavar="PATH", help="Start the engine of this Python's environment."),
-    click.option(
-        "--env",
-        metavar="DIR",
-        help="Environment of the engine, created by uv or pip if missing; NAME: one in the data folder.",
-    ),
-    click.option("--command", metavar="WORDS", help="Start the engine by these words."),
-    section("An engine that is already running"),
-    click.option(
-        "--attach",
-        metavar="URL",
-        help="Use an engine that is already running at URL or unix:PATH; MODEL is the engine's name "
-        "for the model.",
-    ),
-    click.option("--attach-key-env", metavar="NAME", help="Variable that has the attached engine's key."),
-    click.option(
-        "--attach-cleartext",
-        is_flag=True,
-        default=None,
-        help="Allow http:// to another machine, over a path that is private (a tunnel, a cable).",
-    ),
-    section("The plan"),
-    click.option("--fallback", metavar="MODEL", help="An installed model that answers while no replica can."),
+    ("The plan", ("engine", "replicas", "context", "streams", "quant", "cache_type", "flags")),
+    ("The engine's environment", ("python", "env", "command")),
+    ("An engine that is already running", ("attach", "attach_key_env", "attach_cleartext")),
+    ("The plan", ("fallback",)),
 )
 
 
 def plan_options(command: Callable) -> Callable:
     """Add the options to a click command."""
-    for option in reversed(_PLAN):
-        command = option(command)
+    for title, names in reversed(_PLAN):
+        command = section(title)(setting_options(DeployOptions, *names, unset=True)(command))
     return command
 
 
@@ -122,8 +75,6 @@ def refuse_idle(ctx: click.Context, kind: str) -> None:
 
 def _planning() -> set[str]:
     """Return the options that say what to plan or to write."""
-    from freehold.outgrow.planning.options import DeployOptions
-
     return {f.name for f in fields(DeployOptions)} | {"dry_run", "emit", *_OF_FILES}
 
 

@@ -20,7 +20,7 @@ from freehold.cli.progress import StatusLine
 from freehold.cli.serving.attach import RunningServer
 from freehold.outgrow import kept
 from freehold.outgrow.contract import DeploymentRow, DeployPlan, ReplicaRow
-from freehold.outgrow.planning.options import DeployOptions
+from freehold.outgrow.options import DeployOptions
 from freehold.outgrow.planning.printed import as_dict
 from freehold.run.store.space import human
 

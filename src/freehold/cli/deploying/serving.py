@@ -16,7 +16,7 @@ from freehold.cli.deploying.running import LOOKED_S, last_words, progress, ready
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.logs import tell
 from freehold.outgrow.contract import DeploymentRow, DeployPlan
-from freehold.outgrow.planning.options import DeployOptions
+from freehold.outgrow.options import DeployOptions
 
 if TYPE_CHECKING:
     from freehold.serve.http.system.deployments import DeploymentDesk

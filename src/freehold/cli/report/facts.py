@@ -84,9 +84,10 @@ def _counted(model: Model) -> list[tuple[str, str]]:
 
 
 def _makes(model: Model) -> str:
-    """Return the output of an embedder or a reranker; empty for a generator."""
+    """Return the output of a model that makes no answers; empty for a generator."""
     vectors = f"vectors of {model.dimensions:,} dimensions" if model.dimensions else "vectors"
-    return {"embedder": vectors, "reranker": "scores of pairs of texts"}.get(model.role, "")
+    others = {"reranker": "scores of pairs of texts", "transcriber": "transcripts of recordings"}
+    return (others | {"embedder": vectors}).get(model.role, "")
 
 
 def _languages(model: Model) -> str:

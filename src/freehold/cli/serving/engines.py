@@ -77,7 +77,8 @@ def deployments_of(
 ) -> tuple[list[str], StartedDeployments | None]:
     """Share the models that a server is started for: those of our engine, and those that another one computes."""
     from freehold.cli.deploying.serving import StartedDeployments
-    from freehold.outgrow.planning.options import DeployOptions, planned
+    from freehold.outgrow.options import DeployOptions
+    from freehold.outgrow.planning.options import planned
 
     ours, plans = [], []
     for name in names:

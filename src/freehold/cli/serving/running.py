@@ -181,7 +181,7 @@ def named(store: Store, model: str) -> str:
     """Fetch the model if necessary; return the name for requests."""
     if parse_ref(model).kind == "path":
         return store.pull(model).name  # nothing is copied: the store records its path
-    return held_or_fetched(store, model).name
+    return held_or_fetched(store, model, speech=None).name
 
 
 @contextmanager
@@ -364,10 +364,12 @@ class Announcer:
         routes = [] if self._hybrid is None else [*self._hybrid.live.current.routes]
         if names := routes or list(self._names) or held:
             chat = names[0] if routes else await asyncio.to_thread(self._first_chat, names)
-            tell(f"try: {_example(url, chat or names[0], keyed=bool(self._options.keys), embeds=not chat)}")
+            hears = not chat and names[0] in await asyncio.to_thread(self._speech_models)
+            example = _example(url, chat or names[0], bool(self._options.keys), embeds=not chat, hears=hears)
+            tell(f"try: {example}")
 
     def _first_chat(self, names: list[str]) -> str:
-        """Return the first model that was not made for vectors, or "" if all were."""
+        """Return the first model that answers chats, or "" if none does."""
         from freehold.serve.http.ollama.models import Cards
 
         cards = Cards()
@@ -376,9 +378,15 @@ class Announcer:
                 card = cards.of(self._store.show(name), self._settings.home, until=0.0)
             except FreeholdError:  # a name that tells nothing, such as a route's
                 return name
-            if "embedding" not in card.capabilities:
+            if not {"embedding", "transcription"} & {*card.capabilities}:
                 return name
         return ""
+
+    def _speech_models(self) -> set[str]:
+        """Return the models that transcribe recordings."""
+        from freehold.run.store.eyes import hears
+
+        return {listed.name for listed in self._store.list() if hears(listed)}
 
     def _held(self) -> tuple[list[str], dict[str, str]]:
         """Return the models that the engine runs, and why it refuses the others."""
@@ -441,7 +449,10 @@ def _kept(settings: Settings) -> list[str]:
     return [each.name for each in kept(settings.home)[0]]
 
 
-def _example(url: str, model: str, *, keyed: bool, embeds: bool = False) -> str:
+def _example(url: str, model: str, keyed: bool, *, embeds: bool = False, hears: bool = False) -> str:
+    if hears:
+        key = ' -H "Authorization: Bearer KEY"' if keyed else ""
+        return f"curl {url}/v1/audio/transcriptions{key} -F model={model} -F file=@talk.wav"
     fields = {"input": ["Hi"]} if embeds else {"messages": [{"role": "user", "content": "Hi"}]}
     route, body = "embeddings" if embeds else "chat/completions", json.dumps({"model": model} | fields)
     key = ' -H "Authorization: Bearer KEY"' if keyed else ""

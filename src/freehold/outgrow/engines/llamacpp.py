@@ -36,8 +36,7 @@ from freehold.outgrow.contract import (
 )
 from freehold.outgrow.engines.started import StartedEngine, series
 from freehold.outgrow.engines.wire import EngineWire
-from freehold.outgrow.flags.check import BY_OPTION
-from freehold.outgrow.flags.schema import schema_of_help
+from freehold.outgrow.flags.schema import BY_OPTION, schema_of_help
 from freehold.outgrow.planning.eyes import llamacpp_counts
 from freehold.outgrow.planning.one_machine import room
 from freehold.outgrow.planning.wording import Wording, opened, refuse_old

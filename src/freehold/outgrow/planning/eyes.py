@@ -59,7 +59,7 @@ def with_folder(model: DeployedModel, folder: Path) -> DeployedModel:
     with suppress(FreeholdError), open_model_file(folder) as opened:
         tensors = [t for name, t in opened.tensors.items() if name.removeprefix("model.").startswith(_VISION)]
         if tensors:
-            return seeing(model, _of_file(str(folder), ""), _weights(tensors))
+            return seeing(model, _of_file(str(folder), "", str(folder)), _weights(tensors))
     return model
 
 
@@ -74,7 +74,9 @@ def with_mmproj(model: DeployedModel, gguf: Path, mmproj: Path | None) -> Deploy
     if mmproj is None or misfit(gguf, mmproj):
         return model
     with open_model_file(mmproj) as opened:
-        return seeing(model, _of_file(str(mmproj), str(mmproj.resolve())), _weights(opened.tensors.values()))
+        return seeing(
+            model, _of_file(str(mmproj), str(mmproj.resolve()), str(gguf)), _weights(opened.tensors.values())
+        )
 
 
 def _weights(tensors: Iterable[Tensor]) -> list[WeightGroup]:
@@ -88,20 +90,20 @@ def _weights(tensors: Iterable[Tensor]) -> list[WeightGroup]:
     return [WeightGroup("towers", kind, weights, nbytes, 0.0) for kind, (weights, nbytes) in sums.items()]
 
 
-def _of_file(source: str, file: str) -> DeployedTower:
-    """Return what is known of a tower: of one that is none of ours, its file alone."""
-    facts = tower_counts(source)
+def _of_file(source: str, file: str, text: str) -> DeployedTower:
+    """Return what is known of a tower beside the text model `text`: of one that is none of ours, its file alone."""
+    facts = tower_counts(source, text=text)
     if not facts:
         return DeployedTower(file)
     return DeployedTower(file, facts["name"], facts["least"], facts["most"], facts["whole"])
 
 
-def tower_counts(file: str, sizes: Sequence[tuple[int, int]] = ()) -> dict[str, Any]:
+def tower_counts(file: str, sizes: Sequence[tuple[int, int]] = (), text: str = "") -> dict[str, Any]:
     """Return what models/counts.py answers of a file, {} where it answers nothing.
 
     In a process of its own, about half a second: the HTTP server, which plans too, has no engine.
     """
-    request = json.dumps({"file": file, "sizes": sizes}) + "\n"
+    request = json.dumps({"file": file, "text": text, "sizes": sizes}) + "\n"
     try:
         done = subprocess.run(
             COMMAND,
@@ -142,7 +144,7 @@ def llamacpp_counts(tower: DeployedTower) -> PictureCounts:
             return PictureCounts(
                 note="Freehold does not compute this tower: the engine alone counts its tokens, and its limits hold"
             )
-        case "qwen3vl" | "qwen25vl":
+        case "qwen3vl":
             return PictureCounts(tower.least, tower.most, _ROUNDS)
         case "gemma4" | "gemma4_unified":
             return PictureCounts(tower.most * 9 // 10, tower.most, _FILLS.format(most=tower.most))
@@ -161,8 +163,9 @@ _BARS = (
 )
 _ROUNDS = f"a side halfway between two counts of tokens is rounded up, in Freehold's engine to the even one; {_BARS}"
 _FILLS = (
-    "llama.cpp does not enlarge pictures up to the budget of {most} tokens, so the least is set near it; pictures "
-    f"that are small or narrow may count up to a tenth more than in Freehold's engine; {_BARS}"
+    "llama.cpp does not enlarge pictures up to the budget of {most} tokens, so the least is set near it; a small "
+    "picture may count a tenth more than in Freehold's engine, one with a side many times the other up to twice as "
+    f"much, also beyond the budget; {_BARS}"
 )
 _SHRINKS = (
     "llama.cpp shrinks pictures to 1,024 tokens where Freehold's engine makes up to {most:,}; small print may be lost, "

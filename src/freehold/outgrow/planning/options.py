@@ -11,12 +11,13 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freehold.base.config import Settings, check_names, load_settings
 from freehold.base.errors import ModelNotFound, UsageError
+from freehold.base.options import options_of
 from freehold.outgrow.contract import (
     DeployedModel,
     DeployPlan,
@@ -25,6 +26,7 @@ from freehold.outgrow.contract import (
     Nodes,
     PlanRequest,
 )
+from freehold.outgrow.options import OPTIONS, DeployOptions
 
 if TYPE_CHECKING:
     from freehold.choose.advisor.fit import Fit
@@ -32,33 +34,6 @@ if TYPE_CHECKING:
 _DESKTOP_GIB = 32  # of a GPU that people have in a machine of their own, at most
 _MOST = 1 << 30  # of what is counted: tokens of a context are the most
 SOCKET = Path("{folder}/s.sock")  # each replica's own: its folder is made at its start
-
-
-@dataclass(frozen=True, slots=True)
-class DeployOptions:
-    """What `freehold deploy` was asked for. 0 and "" are choices left to the plan."""
-
-    model: str  # a folder, a GGUF, a name of the store or of the catalogue
-    name: str = ""  # under which clients ask for it
-    engine: str = "auto"
-    on: str = ""  # hardware that is not here; or ray, ray:PYTHON, ray://HOST:PORT
-    nodes: int = 0
-    replicas: int = 0
-    context: int = 0
-    streams: int = 0
-    quant: str = ""  # of a model of the catalogue: which published copy
-    cache_type: str = ""  # of keys and values: fp8, or a type of llama.cpp's
-    flags: tuple[str, ...] = ()
-    python: str = ""  # an interpreter whose environment has the engine
-    env: str = ""  # an environment's folder; it is made where there is none
-    command: str = ""  # a program and its first words
-    attach: str = ""  # URL of an engine that runs already
-    attach_key_env: str = ""  # the variable of our environment that has its key
-    attach_cleartext: bool = False  # plain http to another machine is allowed
-    fallback: str = ""  # a model of our own engine that answers while no replica can
-
-
-OPTIONS = tuple(each.name for each in fields(DeployOptions) if each.name != "model")
 
 
 def plan_deployment(model: str, *, settings: Settings | None = None, **options: Any) -> DeployPlan:
@@ -199,10 +174,12 @@ def _attached(options: DeployOptions) -> DeployPlan:
 
 
 def check(options: DeployOptions) -> None:
-    """Raise UsageError for options that contradict each other, and for counts that cannot be."""
-    for option in ("nodes", "replicas", "context", "streams"):
-        value = getattr(options, option)
-        if type(value) is not int or not 0 <= value <= _MOST:
+    """Raise UsageError for a value that the command line refuses too, and for options that contradict each other."""
+    for field in options_of(DeployOptions).values():
+        if field.field != "engine":  # drivers.py takes other spellings too, and names the nearest
+            field.check(getattr(options, field.field))
+    for option in ("context", "streams"):
+        if not 0 <= (value := getattr(options, option)) <= _MOST:
             raise UsageError(f"{option} is {value!r}", f"give a whole number from 1 to {_MOST:,}")
     if isinstance(options.flags, str):
         raise UsageError(f"flags is the text {options.flags[:60]!r}", "give a list of flags: [...]")

@@ -23,7 +23,7 @@ from freehold.outgrow.contract import (
     PlannedFlag,
     PlanRequest,
 )
-from freehold.outgrow.flags import check, schema
+from freehold.outgrow.flags import schema
 from freehold.outgrow.planning.eyes import beyond_context
 from freehold.outgrow.planning.layout import Wanted, Wishes, attention, stretch_of
 from freehold.outgrow.planning.parsers import parser_names
@@ -264,7 +264,7 @@ def opened(
             f"{other} loads it; or take {kinds[files]} of the same model{_at_the_hub(model.name, files)}",
         )
     known = schema.nearest(engine, version)
-    return Wording(request, known, check.checked(known, request.flags))
+    return Wording(request, known, schema.checked(known, request.flags))
 
 
 def refuse_scores(model: DeployedModel) -> None:

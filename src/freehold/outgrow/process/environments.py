@@ -25,7 +25,7 @@ from freehold.base import private
 from freehold.base.errors import DownloadFailed, Offline, UsageError
 from freehold.outgrow.contract import EngineFacts, EngineName
 from freehold.outgrow.flags.schema import number
-from freehold.outgrow.process import causes
+from freehold.outgrow.process import process
 from freehold.outgrow.process.surroundings import PRIVATE
 
 OURS = "freehold-environment.json"  # in an environment that was made here
@@ -267,7 +267,7 @@ def verify(environment: EngineEnvironment) -> None:
     model = "--model" if environment.engine == "vllm" else "--model-path"
     run = _run_python(environment, program, [model, "none"])
     if run.returncode:
-        cause = causes.find(run.stderr.splitlines())
+        cause = process.find(run.stderr.splitlines())
         why = cause[1] if cause else _last(run.stderr)
         raise DownloadFailed(
             f"{package.title} {environment.version} was installed and does not load: {why}",

@@ -39,18 +39,21 @@ from freehold.base.serving import (
     ModelInfo,
     ModelManager,
     Origin,
+    SpeechJob,
+    SpeechSource,
+    SpeechStream,
     StoredModel,
     Stream,
     TokenizerFace,
     Vectors,
+    reads_text,
 )
 from freehold.base.types import Chunk, Message, SamplingParams, Turn
 from freehold.outgrow.contract import DeploymentRow, DeployPlan, EngineDriver, named
 from freehold.outgrow.drivers import driver_of
 from freehold.outgrow.process.supervisor import end_left, temporary_prefix
 from freehold.outgrow.replicas.calls import EngineCalls, abilities_of
-from freehold.outgrow.replicas.deployment import ReplicaSet
-from freehold.outgrow.replicas.pictures import pictures_of, without_pictures
+from freehold.outgrow.replicas.deployment import ReplicaSet, pictures_of, without_pictures
 from freehold.outgrow.replicas.replica import DEFAULTS, Replica, ReplicaLimits
 from freehold.route.providers.hop import Hop
 
@@ -347,6 +350,12 @@ class DeployedHandle:
         if computed is not None:
             computed(sum(vectors.tokens))
         return vectors
+
+    async def hear(
+        self, job: SpeechJob, recording: SpeechSource, keep_alive: float | None = None
+    ) -> SpeechStream:
+        """Refuse: recordings are heard by engines of ours alone."""
+        raise reads_text(self.name)
 
     def _answering(self) -> EngineCalls:
         answering = next((r.calls for r in self._replicas if r.ready and r.calls is not None), None)

@@ -13,7 +13,7 @@ import msgspec
 
 from freehold.base.errors import UnsupportedModel, UsageError
 from freehold.base.serving import EmbedJob, Job
-from freehold.base.types import Image, Message, SamplingParams, ToolCall
+from freehold.base.types import Audio, Image, Message, SamplingParams, ToolCall
 from freehold.route.providers.contract import RemoteModel
 
 # All of it asks for nothing but the temperature, whose default each model has by itself.
@@ -52,6 +52,11 @@ class Demands:
         self._check_format(formats)
         if not can.images and any(isinstance(part, Image) for m in job.messages for part in m.parts):
             self.lacks("sees no pictures")
+        if any(isinstance(part, Audio) for m in job.messages for part in m.parts):
+            self.lacks(
+                "is sent no sounds: freehold passes them to models on this machine alone",
+                "take a model here that hears, or make a text of the sound: POST /v1/audio/transcriptions",
+            )
         if job.overflow == "drop-oldest":
             self.warn(NEVER_DROPS)
         return job.messages

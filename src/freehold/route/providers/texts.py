@@ -114,10 +114,10 @@ def _message(message: Message) -> Iterator[Part]:
         yield message.tool_call_id
         yield message.name
     for part in message.parts:
-        if isinstance(part, str):
-            yield part
-        else:
+        if isinstance(part, Image):
             yield from _image(part)
+        else:
+            yield part if isinstance(part, str) else part.format
     for block in message.signed:
         yield from (block.text, block.signature, block.redacted)
 

@@ -15,7 +15,7 @@ from freehold.base.serving import Job, ModelDirectory, ModelInfo, Stream
 from freehold.route.providers.contract import Cause, Cleared, Piece, UpstreamFault
 from freehold.route.router.contract import RentedModels
 from freehold.route.router.gateway import GatewayModel
-from freehold.route.router.routing import has_addresses, has_images
+from freehold.route.router.routing import has_addresses, has_images, has_sounds
 
 
 class TargetCalls:
@@ -65,6 +65,8 @@ class TargetCalls:
         job = fitted(cleared.work, served.info, warnings)
         if has_images(job) and not served.info.can_see:
             raise UnsupportedModel(f"{target.local} sees no pictures")
+        if has_sounds(job) and not served.info.can_listen:
+            raise UnsupportedModel(f"{target.local} hears no sounds")
         if has_addresses(job):
             raise UnsupportedModel(f"{target.local} fetches no pictures from addresses")
         return await served.start(replace(job, timeout_s=timeout_s), keep_alive)

@@ -1,6 +1,6 @@
 """What the gateway's middle asks of its neighbours: rented models, books, bars.
 
-Protocols, so that a test can state a neighbour in ten lines. Implemented by rented.py, budgets.py and
+Protocols, so that a test can state a neighbour in ten lines. Implemented by rented.py, record.py and
 bar.py. Knows none of them.
 """
 

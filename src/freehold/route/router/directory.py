@@ -19,10 +19,10 @@ from freehold.route.router.gateway import Gateway
 from freehold.route.router.handle import RoutedHandle
 from freehold.route.router.labels import Asks
 from freehold.route.router.ledger.rows import LedgerRow, Reservation
+from freehold.route.router.parts import NAME as SHADOW
 from freehold.route.router.parts import GatewayParts
 from freehold.route.router.price import NANO
 from freehold.route.router.routing import GatewayPlan, PlannedRoute
-from freehold.route.router.shadow import NAME as SHADOW
 
 
 class OriginModels:

@@ -14,10 +14,9 @@ from freehold.base.serving import Job, Origin
 from freehold.base.types import Usage
 from freehold.route.providers.contract import SetLabel
 from freehold.route.router.attempts import ANSWER_TOKENS, most_cost
-from freehold.route.router.breaker import Breakers
 from freehold.route.router.contract import BarCheck
 from freehold.route.router.gateway import GatewayModel, SpendLimit
-from freehold.route.router.routing import GatewayPlan, choose
+from freehold.route.router.routing import Breakers, GatewayPlan, choose
 from freehold.route.router.tokens import TokenRatio
 
 

@@ -18,13 +18,13 @@ from freehold.route.providers.contract import Cleared, Provider, RemoteModel
 from freehold.route.providers.hop import Hop
 from freehold.route.router.answers import KeptTexts, texts_beside
 from freehold.route.router.bar import Bars, Identities
-from freehold.route.router.budgets import Budgets
 from freehold.route.router.contract import RentedStream
 from freehold.route.router.directory import GatewayModels
 from freehold.route.router.gateway import Gateway
 from freehold.route.router.labels import Classifier, prepare
 from freehold.route.router.ledger.store import Ledger
 from freehold.route.router.reading import read
+from freehold.route.router.record import Budgets
 from freehold.route.router.toml.outside import Outside
 from freehold.route.router.toml.table import BadGateway, Mistake
 from freehold.run.store import Store

@@ -22,12 +22,11 @@ from freehold.base.errors import ContextOverflow, FreeholdError, StepFailed
 from freehold.base.serving import EngineStats
 from freehold.base.stopping import check_stopped
 from freehold.base.types import Priority
-from freehold.run.engine.counts import Counts
-from freehold.run.engine.faults import Lifetime, named, traced
-from freehold.run.engine.pooling import Pool, Pooling, checked_pooling
+from freehold.run.engine.counts import Counts, Lifetime, named, traced
 from freehold.run.engine.requests import check_vocabulary
 from freehold.run.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.run.engine.schedule.shares import Shares
+from freehold.run.engine.scoring import Pool, Pooling, checked_pooling
 from freehold.run.models.load import LoadedModel
 
 F32 = NDArray[np.float32]

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from freehold.base.errors import BadModelFile, UnsupportedModel
-from freehold.run.formats.filemap import FETCH_AGAIN, map_file, read_head, shown
+from freehold.run.formats.filemap import FETCH_AGAIN, MappedReader, map_file, read_head, shown
 from freehold.run.formats.metadata import Metadata
 from freehold.run.formats.safetensors import SafetensorsFile
 from freehold.run.formats.tensor import Tensor
@@ -107,27 +105,8 @@ def open_ctranslate2(folder: str | Path) -> Ctranslate2File:
 # --- the container ---------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Reader:
-    """Walks a mapped file, and refuses to leave it."""
-
-    path: Path
-    data: NDArray[np.uint8]
-    at: int = 0
-
-    def take(self, size: int) -> NDArray[np.uint8]:
-        """Return the next `size` bytes as a view."""
-        if size > len(self.data) - self.at:
-            raise BadModelFile(
-                f"{self.path} ends at byte {len(self.data):,}; {size:,} bytes from {self.at:,} on are missing",
-                FETCH_AGAIN,
-            )
-        self.at += size
-        return self.data[self.at - size : self.at]
-
-    def number(self, size: int) -> int:
-        """Return the next unsigned number."""
-        return int.from_bytes(self.take(size).tobytes(), "little")
+class _Reader(MappedReader):
+    """Reads names too."""
 
     def name(self) -> str:
         """Return the next name."""

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
-from freehold.run.formats.ctranslate2 import ctranslate2_weights, open_ctranslate2
+from freehold.run.formats.ctranslate2 import ctranslate2_weights, is_ctranslate2, open_ctranslate2
 from freehold.run.formats.filemap import not_a_model, read_head
+from freehold.run.formats.ggml import is_ggml_whisper, open_ggml
 from freehold.run.formats.gguf import MAGIC, GGUFFile, open_gguf
 from freehold.run.formats.safetensors import SafetensorsFile, is_safetensors, open_safetensors
 from freehold.run.formats.weight_types import TABLE_TYPES
@@ -20,7 +21,7 @@ ModelFile: TypeAlias = GGUFFile | SafetensorsFile
 
 
 def open_model_file(path: str | Path) -> ModelFile:
-    """Open a GGUF file, a safetensors file, a directory of safetensors, or one of a Whisper of CTranslate2.
+    """Open a GGUF file, a safetensors file, a directory of safetensors, or a Whisper of CTranslate2 or whisper.cpp.
 
     Raises ModelNotFound when nothing is there, BadModelFile saying what the file is instead.
     """
@@ -32,13 +33,16 @@ def open_model_file(path: str | Path) -> ModelFile:
         return open_gguf(path)
     if is_safetensors(head):
         return open_safetensors(path)
+    if is_ggml_whisper(head):
+        return open_ggml(path)
     raise not_a_model(path, head)
 
 
 def check_model_file(path: str | Path) -> None:
     """Raise BadModelFile for a file that does not start as a model does, and for a device or pipe; reads its head."""
     head = read_head(path := Path(path))
-    if not (head.startswith(MAGIC) or is_safetensors(head)):
+    known = head.startswith(MAGIC) or is_safetensors(head) or is_ctranslate2(head) or is_ggml_whisper(head)
+    if not known:
         raise not_a_model(path, head)
 
 

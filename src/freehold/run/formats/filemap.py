@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,29 @@ def map_file(path: Path) -> npt.NDArray[np.uint8]:
         raise cannot_read(path, error) from error
     finally:
         os.close(fd)
+
+
+@dataclass(slots=True)
+class MappedReader:
+    """Walks a mapped file of little-endian numbers, and refuses to leave it."""
+
+    path: Path
+    data: npt.NDArray[np.uint8]
+    at: int = 0
+
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        """Return the next `size` bytes as a view. Raises BadModelFile where the file ends before them."""
+        if size > len(self.data) - self.at:
+            raise BadModelFile(
+                f"{self.path} ends at byte {len(self.data):,}; {size:,} bytes from {self.at:,} on are missing",
+                FETCH_AGAIN,
+            )
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def number(self, size: int) -> int:
+        """Return the next unsigned number."""
+        return int.from_bytes(self.take(size).tobytes(), "little")
 
 
 def read_small_file(path: Path, limit: int) -> bytes:

@@ -25,8 +25,8 @@ from freehold.run.engine.pictures import PromptPictures
 from freehold.run.engine.requests import Sharing
 from freehold.run.engine.sampler import log_sum_exp, top_logprobs
 from freehold.run.engine.scoring import prefill
-from freehold.run.local.encoding import Seeing
 from freehold.run.local.prompt import Prompt
+from freehold.run.local.senses import SeenTogether
 from freehold.run.models.lora import Adapter
 from freehold.run.tokenizer import Detokenizer, Tokenizer
 from freehold.run.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser
@@ -242,7 +242,7 @@ class LocalJob:
 class SeenLater:
     """The pictures of a prompt while they are computed, and how they get into it."""
 
-    seeing: Seeing
+    seeing: SeenTogether
     pictures: Callable[[], PromptPictures]
 
 

@@ -15,8 +15,7 @@ from freehold.base.serving import MAX_TEXTS, EmbedJob
 from freehold.base.stopping import check_stopped
 from freehold.base.types import Embeddings
 from freehold.run.engine import Encoder, Engine
-from freehold.run.engine.pooling import Pooling, checked_pooling
-from freehold.run.engine.scoring import embed
+from freehold.run.engine.scoring import Pooling, checked_pooling, embed
 from freehold.run.local.jobs import most_chars
 from freehold.run.models.lora import Adapter
 from freehold.run.tokenizer import Tokenizer

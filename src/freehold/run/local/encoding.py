@@ -25,12 +25,18 @@ from freehold.run.engine.schedule.shares import Shares
 from freehold.run.local.features import FeatureCache, FeatureKey
 from freehold.run.models.seeing import BATCH_ROWS, LIVE_ROWS, PIXEL_BYTES, SMALL_RUNS, Picture, TowerRun
 from freehold.run.models.tower import PicturePlan
+from freehold.run.pictures.decoders import in_turn_of
 from freehold.run.pictures.opening import open_picture
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
-OPENERS = 2  # threads; as many pictures are decoded at a time (pictures/decoders.py)
+OPENERS = (
+    2  # pictures of a client that are opened at a time, where no other waits; as many are decoded at a time
+)
+OPENER_THREADS = (
+    4  # so that a client's pictures, which may take long, do not hold them all (pictures/decoders.py)
+)
 # Bytes of files that may wait to be opened. A client within its part of it, by the clients that wait, is not refused
 # for what others sent; so n clients may exceed it by the factor 1 + ln n.
 WAITING_BYTES = 512 << 20
@@ -135,7 +141,8 @@ class EncodeTurns:
         return None
 
     def opened(self, work: EncodeWork) -> None:
-        """Note that a picture's pixels are there."""
+        """Note that a picture's pixels are there, or what is wrong with it: its seconds are of its client's service."""
+        self._shares.charge(work.client, work.opening_s)
         self._opening[work.client] -= 1
         self._opening += Counter()  # drops those at zero
         if work.state == "opening":
@@ -251,6 +258,11 @@ class Seeing:
     def done(self) -> bool:
         """Whether `features` returns without waiting."""
         return not self._left or self._error is not None
+
+    @property
+    def failed(self) -> bool:
+        """Whether `features` raises."""
+        return self._error is not None
 
     def wakes(self, wake: Callable[[], object]) -> None:
         """Call `wake` once it is done, from the thread that computed the last picture."""
@@ -409,7 +421,7 @@ class EncodeQueue:
 
     def _start(self) -> None:
         """Start threads for what is to do; the caller locks."""
-        jobs = {"encode": (1, self._encode_all), "open": (OPENERS, self._open_all)}
+        jobs = {"encode": (1, self._encode_all), "open": (OPENER_THREADS, self._open_all)}
         for name, (most, work) in jobs.items():
             if self._threads[name] < most and (self._turns.works or (self._unwritten and name == "open")):
                 self._threads[name] += 1
@@ -467,7 +479,8 @@ class EncodeQueue:
         try:
             features = self.cache.read(work.key, work.plan.tokens, work.columns)
             if features is None:
-                pixels = self._opens(work.data, work.plan)
+                with in_turn_of(work.client):
+                    pixels = self._opens(work.data, work.plan)
         except Exception as e:
             error = e
         with self._changed:

@@ -14,12 +14,14 @@ from typing import Any, TypedDict, TypeVar, cast, get_args
 
 from freehold.base.errors import BadPrompt, UsageError
 from freehold.base.types import (
+    Audio,
     FormatLike,
     Image,
     Message,
     ModelOptions,
     OnPrefill,
     Overflow,
+    Part,
     Role,
     SamplingParams,
     Tool,
@@ -184,7 +186,7 @@ def _as_message(raw: Mapping[str, Any]) -> Message:
         )
     role, calls = _role(raw.get("role")), raw.get("tool_calls") or ()
     content = "" if calls and raw.get("content") is None else raw.get("content")
-    parts: tuple[str | Image, ...] = ()
+    parts: tuple[Part, ...] = ()
     if isinstance(content, list | tuple):
         parts = tuple(map(_as_part, content))
         content = "".join(part for part in parts if isinstance(part, str))
@@ -197,13 +199,13 @@ def _as_message(raw: Mapping[str, Any]) -> Message:
             "tool_call_id and name",
         )
     content, thinking, id, name = texts
-    seen = parts if any(isinstance(part, Image) for part in parts) else ()
+    seen = parts if not all(isinstance(part, str) for part in parts) else ()
     return Message(role, content, thinking, tuple(map(_as_call, calls)), id, name, seen)
 
 
-def _as_part(raw: object) -> str | Image:
-    """Return a part of a message: text, a picture, or OpenAI's dictionary of either."""
-    if isinstance(raw, str | Image):
+def _as_part(raw: object) -> Part:
+    """Return a part of a message: text, a picture, a sound, or OpenAI's dictionary of one."""
+    if isinstance(raw, str | Image | Audio):
         return raw
     if isinstance(raw, Mapping) and raw.get("type") == "text" and isinstance(raw.get("text"), str):
         return raw["text"]
@@ -213,9 +215,13 @@ def _as_part(raw: object) -> str | Image:
         url, detail = address.get("url"), address.get("detail")
         if isinstance(url, str):
             return Image.at(url, str(detail or ""))
+    if isinstance(raw, Mapping) and raw.get("type") == "input_audio":
+        sound = raw.get("input_audio")
+        if isinstance(sound, Mapping) and isinstance(sound.get("data"), str):
+            return Audio.in_base64(sound["data"], str(sound.get("format") or ""))
     raise UsageError(
         f"a part of a message is a {type(raw).__name__}",
-        "give text or freehold.Image, or OpenAI's dictionary of type text or image_url",
+        "give text, freehold.Image or freehold.Audio, or OpenAI's dictionary of type text, image_url or input_audio",
     )
 
 

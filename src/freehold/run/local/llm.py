@@ -24,15 +24,15 @@ from freehold.base.serving import AdapterInfo, Begin, EmbedJob, EngineStats, Job
 from freehold.base.terminal import Ticking
 from freehold.base.types import Chunk, Completion, Embeddings, Message, SamplingParams, Turn
 from freehold.run.engine import Encoder, Engine, scoring
-from freehold.run.engine.pooling import Pooling
+from freehold.run.engine.scoring import Pooling
 from freehold.run.formats.adapter_names import MAX_ADAPTERS, check_adapter_name, unknown_adapter
 from freehold.run.local.answering import LocalJob, Prompts, SeenLater, complete, completion, is_batch
 from freehold.run.local.constraints import ConstraintBuilder
 from freehold.run.local.embedding import Embedder, Text
-from freehold.run.local.eyes import Eyes
 from freehold.run.local.jobs import chat_job, check_request, sampling_of, seeded, text_job
 from freehold.run.local.keywords import Chat, ChatOptions, GenerateOptions, as_messages, keywords
 from freehold.run.local.prompt import Prompt, Prompter
+from freehold.run.local.senses import Senses
 from freehold.run.models.load import LoadedModel
 from freehold.run.models.lora import Adapter, load_adapter
 from freehold.run.store.overlays import Overlay, overlaid, with_messages
@@ -63,11 +63,11 @@ class LLM:
         overlay: Overlay | None = None,
         pooling: Pooling = "last",
         weights: str = "",
-        eyes: Eyes | None = None,
+        eyes: Senses | None = None,
     ) -> None:
         """`engine` is an Encoder for a model that makes embeddings alone. `pooling`: the model's own.
 
-        `weights` names the files that were loaded. `eyes`: of a model that sees.
+        `weights` names the files that were loaded. `eyes`: of a model that sees or hears.
         """
         self._engine, self._tokenizer, self._weight_bytes = engine, tokenizer, weight_bytes
         self._constraints = ConstraintBuilder(tokenizer, name)
@@ -169,7 +169,12 @@ class LLM:
     @property
     def can_see(self) -> bool:
         """Whether its messages may have pictures."""
-        return self._eyes is not None
+        return self._eyes is not None and "picture" in self._eyes.kinds
+
+    @property
+    def can_listen(self) -> bool:
+        """Whether its messages may have sounds."""
+        return self._eyes is not None and "sound" in self._eyes.kinds
 
     def check_think(self, think: bool | None) -> None:
         """Raise UsageError if the model's template has no such switch."""
@@ -288,6 +293,7 @@ class LLM:
             can_fill=self._prompter.fill is not None,
             can_call=chats and self._prompter.template.can_call,
             can_see=self.can_see,
+            can_listen=self.can_listen,
             thinking=self._prompter.template.thinking if chats else "none",
             efforts=self._prompter.template.efforts if chats else (),
             default_sampling=self.default_sampling,
@@ -387,7 +393,8 @@ class LLM:
         if eyes is None or placed is None:
             return None
         if job.prompt_logprobs is not None:
-            raise UsageError("prompt_logprobs are of words, and the chat has a picture", "leave them out")
+            kinds = " and a ".join(sorted(placed.senses))
+            raise UsageError(f"prompt_logprobs are of words, and the chat has a {kinds}", "leave them out")
         seeing = eyes.begin(placed, job.client or job.tenant, job.tenant, bool(job.resume))
         if waits:
             seeing.wait()

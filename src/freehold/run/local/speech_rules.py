@@ -8,7 +8,6 @@ Source: arXiv 2212.04356, section 2.3 and its appendix; openai/whisper 20250625 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold import _native as native
 from freehold.base.errors import BadModelFile, UnsupportedModel
 from freehold.run.engine.constrain.grammar import Mask
+from freehold.run.engine.sampler import FORBIDDEN
 from freehold.run.formats import Metadata
 from freehold.run.tokenizer import Tokenizer
 
@@ -26,6 +27,7 @@ F32 = NDArray[np.float32]
 
 STEP_S = 0.02  # of two marks of time that follow each other
 FIRST_MARKS = 51  # marks that the first one is of: up to 1.00 s
+NEVER = np.float32(FORBIDDEN)  # a logit of what may not come
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,49 +75,48 @@ class TranscriptMatcher:
 
     def __init__(self, rules: TranscriptRules) -> None:
         self._rules = rules
+        self._never = np.array(rules.tokens.suppressed, np.int64)
         self._ids: list[int] = []
-        self._row: NDArray[np.float64] | None = None  # log-probabilities of what the latest mask left
+        self._row: F32 | None = None  # logits, NEVER where the latest mask is
         self.sum_logprob = 0.0  # of all tokens so far, and of the one that ends the answer
 
     def mask_of(self, logits: F32 | np.int64) -> Mask:
         """Return which tokens may come, bool [V], by the row of logits they are chosen from."""
         assert isinstance(logits, np.ndarray), "rules that are never free get rows"
-        tokens, ids = self._rules.tokens, self._ids
-        allowed = np.ones(len(logits), np.bool_)
-        allowed[list(tokens.suppressed)] = False
-        if not ids:
-            allowed[list(tokens.suppressed_first)] = False
+        tokens, row = self._rules.tokens, logits.copy()
+        row[self._never] = NEVER
+        if not self._ids:
+            row[list(tokens.suppressed_first)] = NEVER
         if self._rules.marks:
-            self._time(allowed)
-            self._prefer_marks(allowed, logits)
+            self._time(row)
+            self._prefer_marks(row)
         else:
-            allowed[tokens.first_mark :] = False
-        row = np.where(allowed, logits.astype(np.float64), -np.inf)
-        self._row = row - _log_sum(row)
-        return allowed
+            row[tokens.first_mark :] = NEVER
+        self._row = row
+        return ~(row <= NEVER)  # NaN is left for the sampler to find
 
-    def _time(self, allowed: Mask) -> None:
+    def _time(self, row: F32) -> None:
         """Keep marks of time in pairs, in order, and first."""
         tokens, ids, first = self._rules.tokens, self._ids, self._rules.tokens.first_mark
-        allowed[tokens.no_marks] = False
+        row[tokens.no_marks] = NEVER
         if not ids:
-            allowed[:first] = allowed[first + FIRST_MARKS :] = False
+            row[:first] = row[first + FIRST_MARKS :] = NEVER
             return
         marked = ids[-1] >= first
         pair = marked and (len(ids) < 2 or ids[-2] >= first)
         if pair:
-            allowed[first:] = False  # text follows two marks
+            row[first:] = NEVER  # text follows two marks
         elif marked:
-            allowed[: tokens.end] = False  # a second mark, or the end
+            row[: tokens.end] = NEVER  # a second mark, or the end
         latest = next((id for id in reversed(ids) if id >= first), None)
         if latest is not None:  # a segment is never empty, and the next may begin where the last one ended
-            allowed[first : latest + (0 if marked and not pair else 1)] = False
+            row[first : latest + (0 if marked and not pair else 1)] = NEVER
 
-    def _prefer_marks(self, allowed: Mask, logits: F32) -> None:
+    def _prefer_marks(self, row: F32) -> None:
+        """Leave marks alone where all of them together are likelier than the likeliest word."""
         first = self._rules.tokens.first_mark
-        row = np.where(allowed, logits.astype(np.float64), -np.inf)
-        if _log_sum(row[first:]) > row[:first].max():
-            allowed[:first] = False
+        if native.log_sum_exp(row[first:]) > row[:first].max():
+            row[:first] = NEVER
 
     def advance(self, id: int) -> None:
         """Take the token that was chosen."""
@@ -125,7 +126,7 @@ class TranscriptMatcher:
     def count(self, id: int) -> None:
         """Add a token's log-probability; the end of an answer is counted and not taken."""
         assert self._row is not None, "a token is chosen from a row"
-        self.sum_logprob += float(self._row[id])
+        self.sum_logprob += float(self._row[id]) - native.log_sum_exp(self._row)
 
     def forced(self) -> list[int]:
         """Return the tokens that must come: none is known."""
@@ -179,26 +180,70 @@ class RowKeeper:
         return 0.0
 
 
-def _log_sum(row: NDArray[np.float64]) -> float:
-    most = float(row.max())
-    return most if math.isinf(most) else most + math.log(float(np.exp(row - most).sum()))
-
-
 # --- ids by a model's vocabulary -----------------------------------------------------------------------
 
 FIRST_LANGUAGE = "<|en|>"
 CONTROL = ("<|startoftranscript|>", "<|startofprev|>", "<|startoflm|>", "<|transcribe|>", "<|translate|>")
 NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")  # by its newer name, and the one before
-SPACE = 220  # of GPT-2's vocabulary, which all have
-MULTILINGUAL = 51_865  # ids that a vocabulary with languages has, at least
+ENGLISH_END = (
+    50_256  # where GPT-2's vocabulary ends, as English models have it; the others have one token more
+)
+# What is never said: brackets, quotes, arrows, notes. Alone or after a space, where either is one token; of notes the
+# first of several. Source: openai/whisper 20250625.
+SIGNS = [
+    '"',
+    "#",
+    "(",
+    ")",
+    "*",
+    "+",
+    "/",
+    ":",
+    ";",
+    "<",
+    "=",
+    ">",
+    "@",
+    "[",
+    "\\",
+    "]",
+    "^",
+    "_",
+    "`",
+    "{",
+    "|",
+    "}",
+]
+SIGNS += [
+    "~",
+    "「",
+    "」",
+    "『",
+    "』",
+    "<<",
+    ">>",
+    "<<<",
+    ">>>",
+    "--",
+    "---",
+    "-(",
+    "-[",
+    "('",
+    '("',
+    "((",
+    "))",
+]
+SIGNS += ["(((", ")))", "[[", "]]", "{{", "}}", "♪♪", "♪♪♪"]
+NOTES = ("♩", "♪", "♫", "♬", "♭", "♮", "♯")
+HYPHENS = (" -", " '")  # as a word begins
 _LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 
 
 def speech_tokens(tokenizer: Tokenizer, stated: Metadata, vocab: int) -> SpeechTokens:
     """Derive a model's ids from its vocabulary of `vocab` rows.
 
-    `stated`: generation_config.json, or CTranslate2's config.json, which list what is never said. Raises
-    UnsupportedModel for a vocabulary that is not Whisper's.
+    `stated`: generation_config.json, or CTranslate2's config.json, which list what is never said; where none does, the
+    vocabulary tells it. Raises UnsupportedModel for a vocabulary that is not Whisper's.
     """
 
     def id_of(*names: str) -> int:
@@ -210,7 +255,6 @@ def speech_tokens(tokenizer: Tokenizer, stated: Metadata, vocab: int) -> SpeechT
             "take the model's own tokenizer.json",
         )
 
-    several = vocab >= MULTILINGUAL
     start, no_marks = id_of(CONTROL[0]), id_of("<|notimestamps|>")
     translate = id_of("<|translate|>")
     languages = {
@@ -218,10 +262,12 @@ def speech_tokens(tokenizer: Tokenizer, stated: Metadata, vocab: int) -> SpeechT
         for id in range(start + 1, translate)
         if (match := _LANGUAGE.fullmatch(tokenizer.token_text(id)))
     }
-    listed = _ids(stated, ("suppress_tokens", "suppress_ids"), vocab)
+    listed = _ids(stated, ("suppress_tokens", "suppress_ids"), vocab) or unspoken(tokenizer)
     control = (*(id_of(name) for name in CONTROL), id_of(*NO_SPEECH), *languages.values())
     end = id_of("<|endoftext|>")
-    begin = _ids(stated, ("begin_suppress_tokens", "suppress_ids_begin"), vocab) or (SPACE, end)
+    several = bool(languages) and end != ENGLISH_END
+    begin = _ids(stated, ("begin_suppress_tokens", "suppress_ids_begin"), vocab)
+    begin = begin or (*_first(tokenizer, (" ",)), end)
     return SpeechTokens(
         start=start,
         end=end,
@@ -235,6 +281,18 @@ def speech_tokens(tokenizer: Tokenizer, stated: Metadata, vocab: int) -> SpeechT
         suppressed=tuple(sorted({*listed, *control})),
         suppressed_first=begin,
     )
+
+
+def unspoken(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return the tokens of signs that are not said, by id."""
+    alone = [text for sign in (*SIGNS, *NOTES) for text in (sign, f" {sign}")]
+    encoded = {text: tokenizer.encode(text, bos=False) for text in alone}
+    one = {ids[0] for text, ids in encoded.items() if len(ids) == 1 or (ids and text.strip() in NOTES)}
+    return tuple(sorted(one | set(_first(tokenizer, HYPHENS))))
+
+
+def _first(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[int, ...]:
+    return tuple(ids[0] for text in texts if (ids := tokenizer.encode(text, bos=False)))
 
 
 def _ids(stated: Metadata, keys: Sequence[str], vocab: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import _native as native
-from freehold.base.types import Word
+from freehold.base.types import KvType, Word
 from freehold.run.models.families.whisper import HeardAttention
 from freehold.run.models.load import LoadedModel
 from freehold.run.tokenizer import Tokenizer
@@ -32,12 +32,12 @@ FRAME_S = 0.02
 class Aligner:
     """Replays texts over windows; one call at a time."""
 
-    def __init__(self, model: LoadedModel, heads: Sequence[tuple[int, int]]) -> None:
-        """`heads`: layer and number of each head that aligns."""
+    def __init__(self, model: LoadedModel, heads: Sequence[tuple[int, int]], kv_type: KvType = "f16") -> None:
+        """`heads`: layer and number of each head that aligns. `kv_type`: as of the engine that writes the texts."""
         self._model, self._heads = model, tuple(heads)
         cfg = model.cfg
         rows = cfg.heard + cfg.texts
-        self._cache = model.new_cache(-(-rows // native.BLOCK_TOKENS) + 1, "f16")
+        self._cache = model.new_cache(-(-rows // native.BLOCK_TOKENS) + 1, kv_type)
         self._sound = self._traced(cfg.heard, self._keys)
         self._text = self._traced(cfg.texts, self._queries)
 
@@ -182,17 +182,21 @@ def timed_words(
 def words_of(tokenizer: Tokenizer, ids: Sequence[int]) -> Iterator[tuple[str, int, int]]:
     """Yield each word with its first token and the one after its last: what a space or a whole character begins.
 
-    Signs of punctuation alone belong to the word before them.
+    Signs of punctuation alone belong to the word before them, which ends before they do: a full stop lasts as long as
+    the pause after it.
     """
-    begin, text = 0, ""
+    begin, end, text = 0, 0, ""
     for i, id in enumerate(ids):
         piece = tokenizer.decode(ids[begin : i + 1])
         if piece.endswith("\ufffd"):  # a character that continues in the next token
             continue
         new = tokenizer.decode([id])
         if text and new.startswith(" ") and any(c.isalnum() for c in new):
-            yield text.strip(), begin, i
-            begin, text = i, ""
-        text = tokenizer.decode(ids[begin : i + 1])
+            yield text.strip(), begin, end or i
+            begin, end, text = i, 0, ""
+        longer = tokenizer.decode(ids[begin : i + 1])
+        if any(c.isalnum() for c in longer[len(text) :]):
+            end = i + 1
+        text = longer
     if text.strip():
-        yield text.strip(), begin, len(ids)
+        yield text.strip(), begin, end or len(ids)

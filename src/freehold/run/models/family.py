@@ -300,6 +300,7 @@ class Family:
     # Composes what is kept of rows of features that stand before every text, and are no words: of sound
     prefix: Callable[[Any, Ops, NetworkWeights], None] | None = None
     hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
+    hf_outer: str = ""  # what some files put before every name, and others do not
     tied_note: str = ""  # what a GGUF without a head of its own has lost
     left_out: tuple[Rule, ...] = ()  # tensors of a safetensors that are not computed, and what to say
     left_out_of: Callable[[Any], tuple[Rule, ...]] = lambda cfg: ()  # of either format, by the config
@@ -327,7 +328,7 @@ class Family:
 
 _OTHER_HALVES = re.compile(
     r"(model\.)?(vision_tower|vision_model|vision_embedder|visual|multi_modal_projector|connector|audio_tower|embed_vision"
-    r"|embed_audio|projector|mm_projector|mlp_AR)"
+    r"|embed_audio|projector|mm_projector|mlp_AR|vision_adapter|vision_projection)"
     r"\..*"
 )
 _TEXT_HALF = re.compile(r"model\.(language|text)_model\.")

@@ -27,7 +27,15 @@ from freehold.run.models.binding.towers import TowerSource, read_tower
 from freehold.run.models.family import NetworkWeights, Ops
 from freehold.run.models.load import LoadedModel, native_rope
 from freehold.run.models.packing.packer import Packer, Rounding, packed_sizes, rounded_floats
-from freehold.run.models.tower import PicturePlan, TokenBudget, Tower, TowerNetwork, TowerRows, TowerSizes
+from freehold.run.models.tower import (
+    PicturePlan,
+    TokenBudget,
+    Tower,
+    TowerNetwork,
+    TowerRows,
+    TowerSizes,
+    check_tokens,
+)
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -155,6 +163,11 @@ class LoadedTower:
         """What takes the place of that, the mark in it."""
         return "" if self.cfg.mark else self.tower.spelled
 
+    @property
+    def row(self) -> str:
+        """What stands for each row of a picture in a prompt that is shown."""
+        return self.mark if self.cfg.mark else self.tower.row or self.mark
+
     def span_rows(self, budget: TokenBudget | None = None) -> int:
         """Return the rows that a picture becomes at most, of a tower whose text model computes them together."""
         return self.tower.span_rows(self.cfg, budget)
@@ -168,7 +181,9 @@ class LoadedTower:
 
         Raises UsageError naming value and limit.
         """
-        return self.tower.plan(self.cfg, width, height, budget)
+        planned = self.tower.plan(self.cfg, width, height, budget)
+        check_tokens(planned.tokens)
+        return planned
 
     def features(self, pictures: Sequence[Picture], pause: Callable[[], None] = no_pause) -> list[F32]:
         """Compute features of pictures, each given as its plan and the pixels after its resizes.
@@ -215,7 +230,7 @@ class LoadedTower:
             self._spare("merger", merger)
         if not np.isfinite(features).all():
             raise NonFiniteLogits(
-                f"the tower {self.name} computed NaN or infinity of a picture",
+                f"the tower {self.name} computed NaN or infinity of {self._what}",
                 "its weights may be damaged: freehold pull fetches them anew",
             )
         return [part.copy() for part in np.split(features, np.cumsum(counts)[:-1])]
@@ -268,10 +283,20 @@ class LoadedTower:
     def _check_memory(self, patches: int, room: int) -> None:
         need, have = self.working_bytes(room), available_bytes()
         if need > have:
-            raise CapacityExceeded(
-                f"a picture of {patches:,} patches needs {show_bytes(need)} of memory; {show_bytes(have)} are free",
-                "send it smaller, or let pictures become fewer tokens",
+            less = (
+                "send a shorter one"
+                if self.tower.hears
+                else "send it smaller, or let pictures become fewer tokens"
             )
+            raise CapacityExceeded(
+                f"{self._what} of {patches:,} {'rows' if self.tower.hears else 'patches'} needs {show_bytes(need)} of "
+                f"memory; {show_bytes(have)} are free",
+                less,
+            )
+
+    @property
+    def _what(self) -> str:
+        return "a sound" if self.tower.hears else "a picture"
 
     def _spare(self, half: _Half, built: _Plan) -> None:
         """Keep a plan for the next run, unless its buffers are too large to stay."""
@@ -383,8 +408,11 @@ def load_tower(
     threads: native.Threads | None = None,
     digest: str = "",
     lazy: bool = False,
+    hears: bool = False,
 ) -> LoadedTower | None:
     """Load the tower of a folder of safetensors, or a GGUF of a tower, for a text model; None: it has none.
+
+    `hears`: that of sounds, where the model has one of pictures too.
 
     `rounding`: what float matrices are rounded to, and attention with them (to bfloat16, where that is faster);
     None: as they are. `threads` None: the pool of the text model, whose steps run between sections of the tower's.
@@ -395,7 +423,7 @@ def load_tower(
     if not text.family.towers and not text.gguf:
         return None
     with closing(open_model_file(source)) as opened:
-        read = read_tower(opened)
+        read = read_tower(opened, hears)
         if read is None:
             return None
         check_pair(read, text)
@@ -407,7 +435,7 @@ def load_tower(
             sum(packed_sizes(read, rounded).values()),
         )
     pool = threads or text.threads
-    pack = partial(_packed, source, stamp, rounding, pool, need)
+    pack = partial(_packed, source, stamp, rounding, pool, need, hears)
     tower = LoadedTower(read, pack, need, pool, whole, rounding is not None)
     if not lazy:
         tower.load()
@@ -415,7 +443,7 @@ def load_tower(
 
 
 def _packed(
-    source: Path, stamp: Stamp, rounding: Rounding | None, pool: native.Threads, need: int
+    source: Path, stamp: Stamp, rounding: Rounding | None, pool: native.Threads, need: int, hears: bool
 ) -> PackedTower:
     """Read and pack a tower's weights, `need` bytes. Raises BadModelFile, also where the files are not as checked."""
     if need > (have := available_bytes()):
@@ -424,7 +452,7 @@ def _packed(
             "run the model without eyes (--eyes off), or choose a smaller one",
         )
     with closing(open_model_file(source)) as opened:
-        if _stamp(opened) != stamp or (read := read_tower(opened)) is None:
+        if _stamp(opened) != stamp or (read := read_tower(opened, hears)) is None:
             raise BadModelFile(
                 f"{source.name} is not the file it was when the model was loaded", "load the model again"
             )
@@ -442,7 +470,8 @@ def check_pair(source: TowerSource, text: LoadedModel) -> None:
     """Raise unless the text model reads features of this tower, and of this width."""
     if source.tower.name not in text.family.towers:
         raise UnsupportedModel(
-            f"{text.name} is of the architecture {text.architecture}, which reads no pictures of the tower "
+            f"{text.name} is of the architecture {text.architecture}, which reads no "
+            f"{'sounds' if source.tower.hears else 'pictures'} of the tower "
             f"{source.name} ({', '.join(source.tower.projectors)})",
             "take the tower that was published with the model",
         )

@@ -1,4 +1,6 @@
-"""A tower makes features of a picture, rows that a text model reads in place of words; declared as a family is.
+"""A tower makes features of a picture or a sound, rows that a text model reads in place of words.
+
+It is declared as a family is.
 
 Knows declarations, the order in which parts run, and what is said of a picture before it is opened; knows no tower's
 numbers, no file's bytes and no kernel. Two plans compute it: the layers over patches, and the merger over rows that
@@ -37,6 +39,9 @@ F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
 
+MAX_TOKENS = (
+    1 << 20
+)  # of a picture, whatever a model's files say: 64 times what the largest published one makes
 HEAD_WIDTH = 16  # the least that attention both ways computes
 NORM_STEP = 16  # inputs that a layer norm's kernel takes at once
 
@@ -100,8 +105,21 @@ def check_ratio(width: int, height: int, most: int) -> None:
         )
 
 
+def check_tokens(tokens: int) -> None:
+    """Raise UsageError for more tokens of a picture than any model makes."""
+    if tokens > MAX_TOKENS:
+        raise UsageError(
+            f"by the model's files the picture would become {tokens:,} tokens; the limit is {MAX_TOKENS:,}",
+            "the sizes in the model's files may be damaged: freehold pull fetches them anew",
+        )
+
+
 def raster_places(rows: int, columns: int) -> I32:
-    """Return time (0), row and column of each row of a grid: int32 [rows * columns, 3]."""
+    """Return time (0), row and column of each row of a grid: int32 [rows * columns, 3].
+
+    Raises UsageError for more rows than MAX_TOKENS.
+    """
+    check_tokens(rows * columns)
     places = np.zeros((rows, columns, 3), np.int32)
     places[..., 1] = np.arange(rows)[:, None]
     places[..., 2] = np.arange(columns)
@@ -386,6 +404,9 @@ class Tower:
     name: str  # as Family.towers has it
     projectors: tuple[str, ...]  # clip.projector_type of its GGUFs
     model_types: tuple[str, ...]  # config.json's names for the models that have it
+    # Of the sounds in a chat: the width that it plans is a sound's samples at 16 kHz, and its only array holds them.
+    hears: bool = False
+    most_seconds: float = 0.0  # of such a sound
     config_from_gguf: Callable[[Fields], Any]  # from keys under `clip.`
     config_from_hf: Callable[[Fields, Fields], Any]  # from config.json, and what is said of pixels beside it
     parts: tuple[type[LayerPart], ...]  # what its layers are made of
@@ -409,12 +430,18 @@ class Tower:
     # Of templates that write something else, and of marks with texts around them that join their neighbours in a token:
     written: str = ""  # what such a template writes,
     spelled: str = ""  # and what takes its place before the prompt is cut into tokens, the mark in it
+    row: str = ""  # what published prompts have for each row of a picture, where that is not the mark
     # Rows that a picture becomes at most within a budget, where the text model computes them together (Family.both).
     span_rows: Callable[[Any, TokenBudget | None], int] = lambda cfg, budget: 0
     hf_layers: str  # what layers' names begin with in a safetensors
     hf_name: Callable[[str], str]  # of a wrapper's tensor; "" for what is not the tower's
-    # Keys that a GGUF lacks, or states otherwise, and the matrices whose rows they count.
+    # Keys that a GGUF lacks, or states otherwise, and the tensors whose rows they count.
     rows_of: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def gguf_layers(self) -> str:
+        """What layers' names begin with in a GGUF."""
+        return "a.blk" if self.hears else "v.blk"
 
     def network(self, cfg: Any) -> TowerNetwork:
         """Build the parts of a tower with this config."""
@@ -443,5 +470,5 @@ class Tower:
         for specs in (network.ends.tensors(), network.merger.tensors()):
             yield from (("", "", key, spec) for key, spec in specs.items())
         for i, layer in enumerate(network.layers):
-            prefixes = f"{self.hf_layers}.{i}.", f"v.blk.{i}."
+            prefixes = f"{self.hf_layers}.{i}.", f"{self.gguf_layers}.{i}."
             yield from ((*prefixes, key, spec) for key, spec in layer.tensors().items())

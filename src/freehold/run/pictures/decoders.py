@@ -16,8 +16,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from freehold.base.errors import CapacityExceeded, FreeholdError, UsageError
@@ -28,7 +30,8 @@ from freehold.run.pictures.limits import HINT, NO_PILLOW, ONCE, OUT_OF_MEMORY, R
 
 COMMAND = (sys.executable, "-P", "-m", "freehold.run.pictures.child", STAYS)
 COMMAND_ONCE = (*COMMAND[:-1], ONCE)
-MOST = 2  # pictures at once: a hostile one holds up another one at most, and two may fill their memory
+REMEMBERED = 1024  # clients of which it is known when they had their latest turn
+MOST = 2  # pictures at once: two may fill their memory
 WALL_S = 60.0  # on the clock: a busy machine takes longer than limits.SECONDS
 GARBLED = "the picture's decoder answered with something else: the file may be an attack on it"
 _TRIES = 2
@@ -37,6 +40,17 @@ _END_S = 5.0  # for a process that was killed, or has closed its end, to be gone
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_CLIENT: ContextVar[str] = ContextVar("whose picture is decoded", default="")
+
+
+@contextmanager
+def in_turn_of(client: str) -> Iterator[None]:
+    """Have the pictures that are opened within take the turns of a client."""
+    token = _CLIENT.set(client)
+    try:
+        yield
+    finally:
+        _CLIENT.reset(token)
 
 
 class DecoderEnded(Exception):
@@ -84,6 +98,11 @@ class Talk:
                 raise DecoderEnded
             at += count
 
+    def interrupt(self) -> None:
+        """End what another thread waits for: it gets DecoderEnded."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
@@ -106,8 +125,104 @@ class Talk:
             raise DecoderEnded from None
 
 
+class Decoding:
+    """The turn of one picture to be decoded."""
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.given_up = False  # for another client's: it begins again in its next turn
+        self._talk: Talk | None = None
+        self._lock = threading.Lock()
+
+    def began(self, talk: Talk) -> None:
+        """Keep what `give_up` interrupts."""
+        with self._lock:
+            self._talk = talk
+            if self.given_up:
+                talk.interrupt()
+
+    def give_up(self) -> None:
+        """End it, to be begun again later."""
+        with self._lock:
+            self.given_up = True
+            if self._talk is not None:
+                self._talk.interrupt()
+
+
+class DecoderTurns:
+    """Whose picture is decoded: `most` at a time, and of a client one at most while another client waits.
+
+    A client that has two when another comes gives the later one up. So one client's pictures hold up no other's, and
+    those of `most` clients hold up one more for the limits of a picture at most: who had a turn last comes last.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._changed = threading.Condition()
+        self._running: list[Decoding] = []
+        self._waiting: dict[str, deque[Decoding]] = {}  # by client
+        self._last: dict[str, int] = {}  # number of a client's latest turn, the oldest first
+        self._count = 0
+
+    @contextmanager
+    def of(self, client: str) -> Iterator[Decoding]:
+        """Wait for a turn of a client's, and have it within."""
+        turn = Decoding(client)
+        with self._changed:
+            self._waiting.setdefault(client, deque()).append(turn)
+            self._make_room(client)
+            self._changed.notify_all()
+            try:
+                while self._next() is not turn:
+                    self._changed.wait()
+            except BaseException:
+                self._take(turn)
+                self._changed.notify_all()
+                raise
+            self._take(turn)
+            self._running.append(turn)
+            self._last.pop(client, None)
+            self._count += 1
+            self._last[client] = self._count
+            if len(self._last) > REMEMBERED:
+                del self._last[next(iter(self._last))]
+            self._changed.notify_all()
+        try:
+            yield turn
+        finally:
+            with self._changed:
+                self._running.remove(turn)
+                self._changed.notify_all()
+
+    def _running_of(self, client: str) -> int:
+        return sum(each.client == client for each in self._running)
+
+    def _rank(self, client: str) -> tuple[int, int]:
+        return self._running_of(client), self._last.get(client, 0)
+
+    def _next(self) -> Decoding | None:
+        """Return whose turn is next; None while all are taken."""
+        if len(self._running) >= self._most or not self._waiting:
+            return None
+        return self._waiting[min(self._waiting, key=self._rank)][0]
+
+    def _take(self, turn: Decoding) -> None:
+        """Remove one that waits."""
+        self._waiting[turn.client].remove(turn)
+        if not self._waiting[turn.client]:
+            del self._waiting[turn.client]
+
+    def _make_room(self, client: str) -> None:
+        """Have a client with several give up its latest, for one that has none."""
+        if len(self._running) < self._most or self._running_of(client):
+            return
+        several = [each for each in self._running if self._running_of(each.client) > 1]
+        if several and not any(each.given_up for each in self._running):
+            several[-1].give_up()
+
+
 class Decoders:
-    """The decoding processes of this one, for `most` pictures at a time; others wait."""
+    """The decoding processes of this one, for `most` pictures at a time; others wait for their turn."""
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
@@ -115,29 +230,33 @@ class Decoders:
 
     def _forget(self) -> None:
         self._pid = os.getpid()
-        self._slots = threading.BoundedSemaphore(self._most)
+        self._turns = DecoderTurns(self._most)
         self._lock = threading.Lock()
         self._staying: _StayingProcess | None = None
 
     def run(self, converse: Callable[[Talk], T]) -> T:
         """Return what `converse` does with a fresh process, which is ended then; it is called twice if both ended.
 
+        It takes its turn among clients, as `in_turn_of` names them, and is called again where it gave a turn up.
         Raises what it raises; UsageError where the picture took too much time or memory, or broke the decoder, and
         where Pillow is missing; CapacityExceeded where the machine lets no process live.
         """
         if self._pid != os.getpid():  # the parent's processes answer the parent
             self._forget()
-        with self._slots:
-            for _ in range(_TRIES):
+        tries = 0
+        while tries < _TRIES:
+            with self._turns.of(_CLIENT.get()) as turn:
                 decoder = self._decoder()
                 try:
+                    turn.began(decoder.talk)
                     return converse(decoder.talk)
                 except DecoderEnded as ended:
-                    reason = decoder.blame(ended.late)
+                    reason = None if turn.given_up else decoder.blame(ended.late)
                 finally:
                     decoder.close()
-                if reason is not None:
-                    raise reason from None
+            if reason is not None:
+                raise reason from None
+            tries += not turn.given_up
         raise CapacityExceeded(
             "the process that decodes pictures ended twice, by no limit of its own",
             "the kernel kills processes when memory runs out",

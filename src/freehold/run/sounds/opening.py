@@ -5,29 +5,56 @@ Knows forms and limits; knows no model.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold.base.errors import UsageError
-from freehold.run.sounds.resampling import resampled
-from freehold.run.sounds.wav import is_wav, read_wav
+from freehold.base.stopping import check_stopped
+from freehold.run.sounds.decoding import open_compressed
+from freehold.run.sounds.flac import flac_at, open_flac
+from freehold.run.sounds.pcm import MAX_RATE, MIN_RATE, Recording
+from freehold.run.sounds.resampling import resampled_pieces
+from freehold.run.sounds.wav import is_aiff, is_wav, open_aiff, open_wav
 
 F32 = NDArray[np.float32]
 
 RATE = 16_000
 MAX_BYTES = 2 << 30
 MAX_S = 4 * 3600.0
-_FORMS = (
-    (b"fLaC", 0, "FLAC"),
+# A form as opening.py and limits.DEMUXERS name it: how files begin, and from which byte on.
+_COMPRESSED = (
     (b"OggS", 0, "Ogg"),
     (b"ID3", 0, "MP3"),
-    (b"\xff\xfb", 0, "MP3"),
     (b"ftyp", 4, "MP4 or M4A"),
+    (b"moov", 4, "MP4 or M4A"),
     (b"\x1aE\xdf\xa3", 0, "WebM or Matroska"),
-    (b"FORM", 0, "AIFF"),
+    (b"caff", 0, "CAF"),
 )
+_REFUSED = (
+    (b"#EXTM3U", 0, "a playlist"),
+    (b"[playlist]", 0, "a playlist"),
+    (b"ffconcat", 0, "a playlist"),
+    (b"<?xml", 0, "XML"),
+    (b"<MPD", 0, "a playlist"),
+    (b"<", 0, "a text"),
+    (b"http", 0, "an address"),
+    (b"/", 0, "a path"),
+    (b"0&\xb2u\x8ef\xcf\x11", 0, "WMA"),
+    (b"#!AMR", 0, "AMR"),
+    (b"MThd", 0, "MIDI, which has notes and no sound"),
+    (b"%PDF", 0, "PDF"),
+    (b"PK\x03\x04", 0, "ZIP"),
+    (b"AVI ", 8, "AVI"),
+    (b"FLV", 0, "Flash video"),
+    (b"MAC ", 0, "Monkey's Audio"),
+    (b"wvpk", 0, "WavPack"),
+    (b".snd", 0, "AU"),
+)
+READ = "WAV, AIFF, FLAC, MP3, AAC, Ogg, M4A, MP4, WebM or CAF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,29 +71,77 @@ class Sound:
         return len(self.samples) / RATE
 
 
-def open_sound(data: bytes) -> Sound:
-    """Return a recording's samples, the mean of its channels.
+def open_sound(data: bytes, most_s: float = MAX_S) -> Sound:
+    """Return a recording's samples, the mean of its channels; `most_s`: seconds that are read at most.
 
-    Raises UsageError for what is not read, and for what is longer than the limits.
+    WAV, AIFF and FLAC are read here; other forms by PyAV in a process of their own (decoding.py). Seconds are counted
+    as they are decoded, so memory is that of the bytes and of `most_s`. Raises UsageError for what is not read, is
+    damaged or longer than the limits, and where PyAV is missing; CapacityExceeded where no process can be started.
     """
     if len(data) > MAX_BYTES:
         raise UsageError(
             f"the recording has {len(data):,} bytes; at most {MAX_BYTES:,} are read", "cut it into several"
         )
-    if not is_wav(data):
-        raise UsageError(f"the recording is {_name_of(data)}, which is not read", "convert it to WAV")
-    samples, rate = read_wav(data)
-    if len(samples) > MAX_S * rate:
+    recording = _opened(data)
+    if not MIN_RATE <= recording.rate <= MAX_RATE:
         raise UsageError(
-            f"the recording has {len(samples) / rate / 3600:.1f} hours; at most {MAX_S / 3600:g} are read",
-            "cut it into several",
+            f"the {recording.form} file has {recording.rate:,} Hz; read are {MIN_RATE:,} to {MAX_RATE:,} Hz",
+            "convert it to 16,000 Hz",
         )
-    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1, dtype=np.float32)
-    return Sound(resampled(np.ascontiguousarray(mono), rate, RATE), rate, samples.shape[1])
+    if recording.frames is not None and recording.frames > most_s * recording.rate:
+        raise _too_long(recording.frames / recording.rate, most_s)
+    with closing(recording.pieces):
+        counted = _counted(recording, most_s)
+        pieces = [np.zeros(0, np.float32), *resampled_pieces(counted, recording.rate, RATE)]
+    return Sound(np.concatenate(pieces), recording.rate, recording.channels)
 
 
-def _name_of(data: bytes) -> str:
-    for mark, at, name in _FORMS:
-        if data[at : at + len(mark)] == mark:
-            return name
-    return "empty" if not data else f"no known form of sound (it begins with {data[:8].hex(' ')})"
+def _opened(data: bytes) -> Recording:
+    """Return a recording of the form that its bytes begin with. Raises UsageError for any other."""
+    if is_wav(data):
+        return open_wav(data)
+    if is_aiff(data):
+        return open_aiff(data)
+    if (at := flac_at(data)) >= 0:
+        return open_flac(data[at:])
+    name = _begun(data, _COMPRESSED) or _mpeg(data)
+    if name:
+        return open_compressed(data, name)
+    if not data:
+        raise UsageError("the recording is empty", "send it whole")
+    what = _begun(data, _REFUSED) or f"no known form of sound (it begins with {data[:8].hex(' ')})"
+    raise UsageError(f"the recording is {what}; read are {READ}", "convert it to FLAC or WAV")
+
+
+def _begun(data: bytes, forms: tuple[tuple[bytes, int, str], ...]) -> str:
+    return next((name for mark, at, name in forms if data[at : at + len(mark)] == mark), "")
+
+
+def _mpeg(data: bytes) -> str:
+    """Return what begins with the header of an MPEG frame: 11 ones, then version and layer, as ADTS has them too."""
+    if len(data) < 4 or data[0] != 0xFF or data[1] & 0xE0 != 0xE0:
+        return ""
+    if data[1] & 0xF6 == 0xF0:
+        return "AAC"
+    is_frame = data[1] & 0x18 != 0x08 and data[1] & 0x06 and data[2] >> 4 != 15 and data[2] & 0x0C != 0x0C
+    return "MP3" if is_frame else ""
+
+
+def _counted(recording: Recording, most_s: float) -> Iterator[F32]:
+    """Yield a recording's pieces until they are longer than `most_s`; a header may lie. Stops with stopping.py."""
+    count = 0
+    for piece in recording.pieces:
+        check_stopped()
+        count += len(piece)
+        if count > most_s * recording.rate:
+            raise _too_long(count / recording.rate, most_s, "more than ")
+        yield piece
+
+
+def _too_long(seconds: float, most_s: float, more: str = "") -> UsageError:
+    hours = most_s >= 3600
+    lasts = f"{seconds / 3600:.1f} hours" if hours else f"{seconds:,.0f} seconds"
+    return UsageError(
+        f"the recording has {more}{lasts}; at most {most_s / 3600 if hours else most_s:g} are read",
+        "cut it into several",
+    )

@@ -1,4 +1,4 @@
-"""The tower beside a GGUF model: an mmproj file, which one it is and whether the two fit.
+"""The tower beside a GGUF model: an mmproj file, which one it is and whether the two fit. And which models hear.
 
 Knows names and what both headers say: widths, base models, whether a tower sees. Knows no arithmetic of a tower:
 whether Freehold computes it, and for which family, is decided where it is loaded (models/seeing.py).
@@ -14,13 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freehold.base.errors import BadModelFile, FreeholdError, UsageError
-from freehold.run.store.manifest import HeldFile, Manifest
+from freehold.base.errors import BadModelFile, FreeholdError, UnsupportedModel, UsageError
+from freehold.run.store.manifest import SPEECH_KINDS, HeldFile, Manifest
 from freehold.run.store.quants import is_mmproj, mmproj_of
 
 if TYPE_CHECKING:
     from freehold.run.formats import Metadata, Tensor
-    from freehold.run.store.records import Listed
+    from freehold.run.store.records import Listed, ModelRef
 
 ARCHITECTURE = "clip"  # what every mmproj says it is
 MAX_BESIDE = 64  # mmproj files of a user's folder whose headers are read
@@ -31,6 +31,10 @@ _STATED_OTHERWISE = ("", "mlp", "mlp_norm", "ldp", "ldpv2", "adapter", "resample
 _LAST_MATRICES = ("mm.model.mlp.3", "mm.model.mlp.2", "mm.model.fc", "mm.2", "mm.1", "mm.0", "resampler.proj")
 
 
+# Kinds of towers of sound that Freehold runs (models/towers); a file with another one alone is left out.
+_HEARD = ("gemma4a", "gemma4ua", "voxtral")
+
+
 @dataclass(frozen=True, slots=True)
 class _Header:
     """What a model or an mmproj says of itself. `width`: columns of a token's row, or of a feature; 0 if not stated."""
@@ -39,6 +43,7 @@ class _Header:
     names: frozenset[str]  # its own and its base models', as letters and digits alone
     bases: bool  # whether base models are among them
     sees: bool = False  # of an mmproj: it has a vision tower, and not one for sound alone
+    hears: bool = False  # the same: a tower of sound that Freehold runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,7 @@ def misfit(model: Path, mmproj: Path) -> str:
         tower = _tower(mmproj)
     except (FreeholdError, OSError) as e:
         return e.message if isinstance(e, FreeholdError) else f"{mmproj} cannot be read: {e.strerror}"
-    if not tower.sees:
+    if not tower.sees and not tower.hears:
         return _no_vision(mmproj)
     try:
         text = _text(model)
@@ -113,14 +118,57 @@ def has_tower(model: Listed) -> bool:
     from freehold.run.formats.safetensors import side_json
 
     if model.kind == "gguf":
-        return model.eyes is not None and not misfit(model.path, model.eyes)
+        return model.eyes is not None and not misfit(model.path, model.eyes) and _tower(model.eyes).sees
     folder = model.path if model.path.is_dir() else model.path.parent
     return isinstance(side_json(folder / "config.json").get("vision_config"), dict)
 
 
+def hears(model: ModelRef | Listed) -> bool:
+    """Return whether a model writes down recordings and does not chat, by its kind or its folder's config.json.
+
+    Raises what opening the file raises.
+    """
+    from freehold.run.formats.safetensors import side_json
+
+    if model.kind in SPEECH_KINDS:
+        return True
+    if model.kind != "safetensors" or not model.path.is_dir():
+        return False
+    return side_json(model.path / "config.json").get("model_type") == "whisper"
+
+
+def check_answers(model: ModelRef) -> None:
+    """Raise UnsupportedModel for a model that writes down recordings and does not chat."""
+    if hears(model):
+        raise speech_alone(model.name)
+
+
+def speech_alone(name: str) -> UnsupportedModel:
+    """Build the error for a speech model where one that answers is needed."""
+    return UnsupportedModel(
+        f"{name} is a speech model: it writes down recordings and does not chat",
+        f"freehold transcribe FILE --model {name}",
+    )
+
+
+def has_ears(model: Listed) -> bool:
+    """Return whether a tower of sounds comes with a model, as has_tower says of pictures."""
+    from freehold.run.formats import open_gguf
+    from freehold.run.formats.safetensors import side_json
+
+    if model.kind == "gguf":
+        if model.eyes is None or misfit(model.path, model.eyes):
+            return False
+        with open_gguf(model.eyes) as file:
+            return file.metadata.get_bool("clip.has_audio_encoder", False)
+    folder = model.path if model.path.is_dir() else model.path.parent
+    return isinstance(side_json(folder / "config.json").get("audio_config"), dict)
+
+
 def hears_only(mmproj: Path) -> bool:
-    """Return whether a file is a tower for sound alone. Raises what opening a GGUF file raises."""
-    return not _tower(mmproj).sees
+    """Return whether a file is a tower for sound alone, and none that runs. Raises what opening a GGUF file raises."""
+    tower = _tower(mmproj)
+    return not tower.sees and not tower.hears
 
 
 def beside(model: Path) -> TowerBeside:
@@ -208,7 +256,11 @@ def _tower_of(path: Path, size: int, mtime_ns: int) -> _Header:
         width = keys.get_int("clip.vision.projection_dim", 0)
         if projector in _STATED_OTHERWISE or width <= 0:
             width = _rows_of_last(file.tensors)
-        return _Header(width, *_names(keys), _sees(keys))
+        heard = keys.get_str("clip.audio.projector_type", "") or projector
+        hears = keys.get_bool("clip.has_audio_encoder", False) and heard in _HEARD
+        if not (sees := _sees(keys)) and hears:
+            width = keys.get_int("clip.audio.projection_dim", 0)
+        return _Header(width, *_names(keys), sees, hears)
 
 
 def _rows_of_last(tensors: Mapping[str, Tensor]) -> int:

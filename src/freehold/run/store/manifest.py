@@ -19,6 +19,11 @@ from freehold.base.errors import StoreError
 NAME = "manifest.json"
 SCHEMA = 1
 _MAX_BYTES = 16 << 20
+FILE_KINDS = ("gguf", "ggml")  # a model is a file, and not a folder
+SPEECH_KINDS = (
+    "ctranslate2",
+    "ggml",
+)  # of which a Whisper alone is read: a folder of faster-whisper's, whisper.cpp's file
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class Manifest:
     """What the store knows of a model it holds or references. Times are ISO 8601 in UTC."""
 
     name: str
-    kind: str  # gguf | safetensors
+    kind: str  # gguf | safetensors | ctranslate2 | ggml
     owner: str  # freehold | ollama | lm-studio | hub-cache | user
     source: str
     files: tuple[HeldFile, ...]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from freehold.base.errors import ModelNotFound, UsageError
+from freehold.base.errors import ModelNotFound, UnsupportedModel, UsageError
 
 if TYPE_CHECKING:
-    from freehold.run.store import Store
+    from freehold.run.store import ModelRef, Store
 
 
 _MISSING, _HINT = "there is no adapter at {}", "name a PEFT folder or a GGUF adapter"
@@ -70,6 +70,36 @@ def adapter_of(text: str) -> tuple[str, Path | None]:
     name = name or path.stem or path.resolve().name
     check_adapter_name(name)
     return name, path.absolute()
+
+
+def speech_model(store: Store, text: str) -> ModelRef:
+    """Find a model that writes down recordings: by name, or as a folder or file of the working directory.
+
+    Raises what Store.resolve raises, UnsupportedModel for a model that hears nothing.
+    """
+    from freehold.run.store.eyes import hears
+
+    try:
+        ref = store.resolve(text)
+    except (ModelNotFound, UsageError):
+        if not text or not Path(text).exists():
+            raise
+        ref = store.resolve(f"./{text}")  # faster-whisper's users name folders so, whisper.cpp's files
+    if not hears(ref):
+        raise UnsupportedModel(
+            f"{ref.name} does not write down recordings",
+            "freehold models --role transcriber lists models that do",
+        )
+    return ref
+
+
+def answering_model(store: Store, text: str) -> ModelRef:
+    """Find a model that is not for recordings. Raises what Store.resolve raises, UnsupportedModel for one that is."""
+    from freehold.run.store.eyes import check_answers
+
+    ref = store.resolve(text)
+    check_answers(ref)
+    return ref
 
 
 def _pluses(model: str) -> Iterator[tuple[str, str]]:

@@ -40,6 +40,11 @@ _BESIDE = {
     "video_preprocessor_config.json",
 }  # fmt: skip
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# `model.fp32-00001-of-00002.safetensors` is a second copy of the weights in another type
+_PLAIN_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
+# A Whisper of CTranslate2, as faster-whisper fetches it: its model.bin is not a pickle.
+_CTRANSLATE2 = ("model.bin", "config.json", "tokenizer.json")
+_CT2_VOCABULARY = ("vocabulary.txt", "vocabulary.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +160,13 @@ def _tower_rank(path: str) -> int:
 def safetensors_files(paths: Iterable[str], repo: str) -> tuple[str, ...]:
     """Return the weights and what they need, from the top folder; raise UnsupportedModel without any.
 
-    `consolidated*` (a second copy in another layout) is left out when the usual one is there.
+    `consolidated*` (a second copy in another layout) is left out when the usual one is there, and so is a second copy
+    in another type.
     """
     paths = sorted(paths)
     weights = [p for p in paths if p.endswith(".safetensors") and "/" not in p]
     usual = [p for p in weights if p.startswith("model")]
+    usual = [p for p in usual if _PLAIN_WEIGHTS.fullmatch(p)] or usual
     weights = usual or [p for p in weights if not p.startswith(("consolidated", "adapter_"))] or weights
     if not weights:
         if any(p.endswith(_PICKLES) for p in paths):
@@ -169,6 +176,15 @@ def safetensors_files(paths: Iterable[str], repo: str) -> tuple[str, ...]:
             )
         raise UnsupportedModel(f"{repo} holds neither GGUF nor safetensors files")
     return tuple([p for p in paths if p in _BESIDE] + weights)
+
+
+def ctranslate2_files(paths: Iterable[str]) -> tuple[str, ...]:
+    """Return the files of a repository that holds a Whisper of CTranslate2 alone; none of another repository."""
+    names = set(paths)
+    vocabulary = [name for name in _CT2_VOCABULARY if name in names]
+    if not vocabulary or not names.issuperset(_CTRANSLATE2) or any(n.endswith(".safetensors") for n in names):
+        return ()
+    return (*_CTRANSLATE2, *vocabulary)
 
 
 def _rank(v: Variant) -> tuple[int, str]:

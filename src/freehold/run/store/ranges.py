@@ -2,6 +2,9 @@
 
 Connections x range size is at most 16 MB (config.py), and only finished ranges are recorded: what is asked
 for and not yet recorded is never more. Bytes are hashed in order as the finished prefix grows.
+
+The shortest source is here too, a plain http(s) address of a GGUF file: one ranged request of four bytes tells size,
+version, range support and whether it is a GGUF file at all.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 
@@ -23,10 +27,20 @@ from freehold.base import private
 from freehold.base.config import Settings
 from freehold.base.errors import CapacityExceeded, DownloadFailed
 from freehold.run.store import space
-from freehold.run.store.contract import Note, OnEvent, Plan, PlannedFile, Progress, held_bytes
+from freehold.run.store.contract import (
+    Note,
+    OnEvent,
+    Part,
+    Plan,
+    PlannedFile,
+    Progress,
+    discard,
+    held_bytes,
+    part_path,
+    state_path,
+)
 from freehold.run.store.http import Backoff, Http, Transient, check
 from freehold.run.store.manifest import HeldFile, sync_folder
-from freehold.run.store.part import Part, discard, part_path, state_path
 
 _POLL_S = 0.1
 _LEAVE_S = 0.15  # how long Ctrl-C waits for the workers; they touch the file no more after it
@@ -371,3 +385,65 @@ def _counter(
 
 def _speaker(name: str, on_event: OnEvent) -> Callable[[str], None]:
     return lambda text: on_event(Note(name, text))
+
+
+# --- an address as a source ------------------------------------------------------------------------
+
+_MAGIC = b"GGUF"
+_TOTAL = re.compile(r"bytes \d+-\d+/(\d+)")
+
+
+class UrlSource:
+    """One address."""
+
+    def __init__(self, url: str, settings: Settings) -> None:
+        self._url, self._settings = url, settings
+        self._http = Http()
+
+    def plan(self) -> Plan:
+        """Look at the first four bytes and the headers they come with."""
+        backoff = Backoff(self._http.retry_s)
+        while True:
+            try:
+                file = self._look()
+                break
+            except Transient as e:
+                backoff.wait(e, self._url)
+        detail = "sha256 is recorded; the address gives none to compare with"
+        return Plan(self._url, "gguf", f"url: {self._url}", (file,), detail=detail)
+
+    def fetch(self, plan: Plan, folder: Path, on_event: OnEvent) -> tuple[HeldFile, ...]:
+        """Fetch the file by parallel ranges."""
+        return fetch_files(self._http, plan, folder, self._settings, on_event)
+
+    def close(self) -> None:
+        """Give back connections."""
+        self._http.close()
+
+    def _look(self) -> PlannedFile:
+        with self._http.stream(self._url, {"Range": "bytes=0-3"}) as response:
+            check(response, self._url)
+            start = b""
+            for block in response.iter_raw(4):
+                start += block
+                if len(start) >= 4:
+                    break
+            if start[:4] != _MAGIC:
+                raise DownloadFailed(
+                    f"{self._url} is not a GGUF file: it starts with {start[:4]!r}", "check the address"
+                )
+            etag = response.headers.get("etag") or response.headers.get("last-modified", "")
+            return PlannedFile(_file_name(self._url), _size(response), None, self._url, etag)
+
+
+def _size(response: httpx2.Response) -> int | None:
+    if response.status_code == 206:
+        match = _TOTAL.fullmatch(response.headers.get("content-range", ""))
+        return int(match[1]) if match else None
+    length = response.headers.get("content-length", "")
+    return int(length) if length.isdigit() and "content-encoding" not in response.headers else None
+
+
+def _file_name(url: str) -> str:
+    name = re.sub(r"[^\w.-]", "_", PurePosixPath(unquote(urlsplit(url).path)).name)[-120:].lstrip(".")
+    return name if name.endswith(".gguf") else f"{name or 'model'}.gguf"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from freehold.base.errors import ModelNotFound
-from freehold.run.store.manifest import HeldFile, Manifest
+from freehold.base.regular import open_regular
+from freehold.run.store.manifest import FILE_KINDS, HeldFile, Manifest
 from freehold.run.store.overlays import Overlay
 from freehold.run.store.quants import is_mmproj
 
@@ -21,12 +22,13 @@ from freehold.run.store.quants import is_mmproj
 # off or replaced, and is not used.
 State = Literal["ready", "incomplete", "vanished", "resized", "changed"]
 LOST: frozenset[State] = frozenset(("vanished", "resized"))  # cannot be used
+HEAD_BYTES = 64  # of a file, that tell a Whisper of whisper.cpp
 STATE_WORDS: Mapping[State, str] = {"vanished": "file vanished", "resized": "file has another size"}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model that can be loaded. `path`: a GGUF file (the first of its shards), or a folder of safetensors.
+    """A model that can be loaded. `path`: a GGUF (the first of its shards) or ggml file, or a folder of other kinds.
 
     `digest` is the sha256 of the file (of the list of digests, when there are several files), or empty for
     a file that was never hashed. `owner`: freehold, ollama, lm-studio, hub-cache or user. `extras`: Ollama's
@@ -37,7 +39,7 @@ class ModelRef:
 
     name: str
     path: Path
-    kind: str  # gguf | safetensors
+    kind: str  # gguf | safetensors | ctranslate2 | ggml
     digest: str
     bytes: int
     owner: str
@@ -126,8 +128,11 @@ def from_path(path: Path) -> Manifest:
     name = path.name.removesuffix(".gguf").lower()
     if not path.is_dir():
         held = HeldFile(str(path), stat.st_size, "", stat.st_mtime_ns)
-        return Manifest(name, "gguf", "user", f"file: {path}", (held,), created)
-    weights = sorted(path.glob("*.safetensors")) or _of_ctranslate2(path)
+        kind = "ggml" if _is_ggml(path) else "gguf"
+        return Manifest(name.removesuffix(".bin"), kind, "user", f"file: {path}", (held,), created)
+    weights, kind = sorted(path.glob("*.safetensors")), "safetensors"
+    if not weights:
+        weights, kind = of_ctranslate2(path), "ctranslate2"
     single = [] if weights else [p for p in path.glob("*.gguf") if not is_mmproj(p.name)]
     if len(single) == 1:  # as `freehold quantize` makes them
         return replace(from_path(single[0]), name=name)
@@ -136,10 +141,23 @@ def from_path(path: Path) -> Manifest:
             f"{path} is a folder without *.safetensors", "give a GGUF file or a folder of safetensors"
         )
     files = tuple(HeldFile(str(p), p.stat().st_size, "", p.stat().st_mtime_ns) for p in weights)
-    return Manifest(path.name.lower(), "safetensors", "user", f"file: {path}", files, created, root=str(path))
+    return Manifest(path.name.lower(), kind, "user", f"file: {path}", files, created, root=str(path))
 
 
-def _of_ctranslate2(folder: Path) -> list[Path]:
+def _is_ggml(path: Path) -> bool:
+    """Return whether a file of the user's own is a Whisper of whisper.cpp; what cannot be read is not."""
+    if path.suffix.lower() == ".gguf":
+        return False
+    from freehold.run.formats.ggml import is_ggml_whisper
+
+    try:
+        with open_regular(path) as file:
+            return is_ggml_whisper(file.read(HEAD_BYTES))
+    except OSError:
+        return False
+
+
+def of_ctranslate2(folder: Path) -> list[Path]:
     """Return the file of weights of a folder that holds a Whisper of CTranslate2; none of another folder."""
     if not (folder / "model.bin").is_file():
         return []
@@ -167,8 +185,8 @@ def model_ref(manifest: Manifest, folder: Path) -> ModelRef:
 
 
 def root_of(manifest: Manifest, folder: Path) -> Path:
-    """Return what a loader opens: the first file, or the folder of a set of safetensors."""
-    if manifest.kind == "gguf":
+    """Return what a loader opens: the first file, or the folder of a set of files."""
+    if manifest.kind in FILE_KINDS:
         return folder / manifest.files[0].path
     return Path(manifest.root) if manifest.root else folder
 

@@ -25,7 +25,6 @@ from freehold.base import catalog, private
 from freehold.base.config import Settings, nearest
 from freehold.base.errors import BadModelFile, FileVanished, FreeholdError, ModelNotFound, Offline, UsageError
 from freehold.run.store import space
-from freehold.run.store.changed_files import dated, notes_of, verified
 from freehold.run.store.contract import (
     Finished,
     Note,
@@ -37,8 +36,8 @@ from freehold.run.store.contract import (
     ignore,
 )
 from freehold.run.store.eyes import beside, foreign_eyes, hears_only, misfit
-from freehold.run.store.home_files import HomeFiles, delete_folder, readable
-from freehold.run.store.manifest import HeldFile, Manifest, write_json, write_manifest
+from freehold.run.store.home_files import HomeFiles, dated, delete_folder, notes_of, readable, verified
+from freehold.run.store.manifest import SPEECH_KINDS, HeldFile, Manifest, write_json, write_manifest
 from freehold.run.store.overlays import Overlay, Overlays
 from freehold.run.store.quants import is_mmproj
 from freehold.run.store.records import (
@@ -124,7 +123,7 @@ def unfinished(folder: Path) -> Listed:
 
 def _recorded_in(folder: Path) -> int:
     """Count the bytes an unfinished pull keeps: finished files, and the bytes that the parts' records count."""
-    from freehold.run.store.part import recorded_bytes
+    from freehold.run.store.contract import recorded_bytes
 
     total = 0
     for path in folder.rglob("*"):
@@ -582,10 +581,15 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _rounded(manifest: Manifest, rounding: str) -> Manifest:
-    if rounding and manifest.kind != "safetensors":
+    if rounding and manifest.kind == "gguf":
         raise UsageError(
             f"{manifest.name} is a GGUF file, whose weights are quantised as they are",
             "--quant is for repositories of safetensors; name another file of this one as org/repo:QUANT",
+        )
+    if rounding and manifest.kind in SPEECH_KINDS:
+        raise UsageError(
+            f"{manifest.name} is a speech model, whose weights are rounded to int8 whenever it is loaded",
+            "leave --quant out",
         )
     return replace(manifest, rounding=rounding)
 
@@ -597,7 +601,8 @@ def _spellings(parsed: Ref) -> set[str]:
         names.add(parsed.text + LATEST)  # Ollama's own models have it in their names
         with suppress(ModelNotFound):
             entry = catalog.find(parsed.text)
-            names |= {entry.name, f"{entry.hub_repo}:{entry.hub_quant}" if entry.hub_repo else entry.name}
+            hub = f"{entry.hub_repo}:{entry.hub_quant}".removesuffix(":") if entry.hub_repo else entry.name
+            names |= {entry.name, hub}
     return names
 
 

@@ -9,7 +9,7 @@ from freehold.run.tokenizer.template import (
     templates_from_dir,
     templates_from_gguf,
 )
-from freehold.run.tokenizer.vocab import tokenizer_from_gguf
+from freehold.run.tokenizer.vocab import tokenizer_from_gguf, tokenizer_from_words
 
 __all__ = [
     "AddedToken",
@@ -24,4 +24,5 @@ __all__ = [
     "templates_from_gguf",
     "tokenizer_from_dir",
     "tokenizer_from_gguf",
+    "tokenizer_from_words",
 ]

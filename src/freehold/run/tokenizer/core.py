@@ -11,7 +11,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import lru_cache
 
@@ -187,6 +187,19 @@ class Tokenizer:
         """Texts of the tokens that only a template may write."""
         return frozenset(token.text for token in self._vocabulary.added if token.control)
 
+    def guarding(self, texts: Iterable[str]) -> Tokenizer:
+        """Return a tokenizer for which `texts`, where they are tokens, are control tokens: no message writes them."""
+        ids = {text: self.token_id(text) for text in texts if text not in self.control_tokens}
+        own = {text: id for text, id in ids.items() if id is not None}
+        if not own:
+            return self
+        kinds = list(self._vocabulary.kinds)
+        for id in own.values():
+            kinds[id] = TokenKind.CONTROL
+        others = (token for token in self._vocabulary.added if token.text not in own)
+        added = (*others, *(AddedToken(id, text, control=True) for text, id in own.items()))
+        return Tokenizer(self._encode_stretches, replace(self._vocabulary, kinds=kinds, added=added))
+
     def longest(self) -> int:
         """Return how many characters the longest token has. The first call looks at all of them: 30 ms."""
         if self._longest is None:
@@ -239,15 +252,33 @@ class Tokenizer:
         """Turn a rendered chat into ids: control tokens only where the template wrote them."""
         return self._encode(rendered.text, rendered.guarded, bos)
 
+    def encode_marked(self, rendered: Rendered, mark: int) -> tuple[list[int], list[int]]:
+        """Turn a rendered chat into ids, and say where among them the template wrote the control token `mark`.
+
+        An equal id at another place is a word: a vocabulary may spell a control token by its merges too.
+        """
+        ids, places = self._joined(rendered.text, rendered.guarded, mark)
+        framed = self._framed(ids, None, explicit=True)
+        before = len(framed) - len(ids)  # of a template's text nothing comes after the ids
+        return framed, [before + place for place in places]
+
     def _encode(self, text: str, guarded: str | None, bos: bool | None) -> list[int]:
+        ids, _ = self._joined(text, guarded)
+        return self._framed(ids, bos, explicit=guarded is not None)
+
+    def _joined(self, text: str, guarded: str | None, mark: int = -1) -> tuple[list[int], list[int]]:
+        """Return a text's ids, and at which of them `mark` was cut out of it as an added token."""
         _refuse_surrogates(text)
         pieces = self._pieces(text, guarded)
         stretches = [piece for piece in pieces if isinstance(piece, str)]
         encoded = iter(self._encode_stretches(stretches))
         ids: list[int] = []
+        places: list[int] = []
         for piece in pieces:
+            if piece == mark:
+                places.append(len(ids))
             ids += next(encoded) if isinstance(piece, str) else [piece]
-        return self._framed(ids, bos, explicit=guarded is not None)
+        return ids, places
 
     def _framed(self, ids: list[int], bos: bool | None, *, explicit: bool) -> list[int]:
         prefix = list(self._vocabulary.prefix_ids) if bos is None else []

@@ -11,7 +11,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +23,20 @@ from freehold.base.regular import read_regular
 from freehold.base.sandbox.limits import MAX_SECONDS, MAX_SOURCE, MAX_TEXT
 from freehold.base.sandbox.rendering import Renderers, RenderJob, shared
 from freehold.base.types import Message, Tool
-from freehold.run.tokenizer import traits
 from freehold.run.tokenizer.core import AddedToken, Cutter, Rendered, Tokenizer
 from freehold.run.tokenizer.dialects import Dialect, dialect_of
 from freehold.run.tokenizer.directory import read_json
-from freehold.run.tokenizer.history import Spelling, tool_dict, with_preamble, with_tools
-from freehold.run.tokenizer.traits import Traits, traits_of
+from freehold.run.tokenizer.history import (
+    EFFORT,
+    MOST_PROBED,
+    PLAIN,
+    Spelling,
+    Traits,
+    tool_dict,
+    traits_of,
+    with_preamble,
+    with_tools,
+)
 
 Thinking = Literal["none", "switch", "always"]
 
@@ -119,7 +127,7 @@ class ChatTemplate:
         last = _left_open(inputs["messages"]) if continue_final else None
         preamble = self._preamble(tools or ())
         text = self._run(_prefaced(inputs, preamble))
-        guarded = self._guard(text, inputs, preamble)
+        guarded = self._guard(text, inputs, tools or ())
         if last is None:
             return Rendered(text, guarded, in_thinking=self._ends_in_thinking(text))
         end = _end_of_last(text, last)
@@ -143,7 +151,7 @@ class ChatTemplate:
         with suppress(BadTemplate):
             return traits_of(self.source, self.dialect, self._probed)
         try:  # a chat of one word: perhaps only other probes fail
-            self._probed([traits.PLAIN])
+            self._probed([PLAIN])
         except BadTemplate as e:
             return Traits(dead=e)
         return Traits()
@@ -156,6 +164,16 @@ class ChatTemplate:
                 _ = self.traits
 
         Thread(target=probe, name="freehold-template", daemon=True).start()
+
+    def turns(self, messages: Sequence[Message]) -> list[Message]:
+        """Return `messages` as they are rendered: in what order, and which are joined or divided for the template."""
+        return [turn for turn in self._spelling.turns(messages) if isinstance(turn, Message)]
+
+    def guarding(self, texts: frozenset[str]) -> ChatTemplate:
+        """Return a template that keeps these texts from messages too, as it does control tokens."""
+        if texts <= self.control_tokens:
+            return self
+        return replace(self, control_tokens=self.control_tokens | texts)
 
     @property
     def _spelling(self) -> Spelling:
@@ -209,7 +227,7 @@ class ChatTemplate:
             known = ", ".join(self.efforts)
             hint = f"it knows {known}" if known else "leave it out; think switches thinking where it can be"
             raise UsageError(f"the model's chat template knows no effort {effort!r}", hint)
-        return {traits.EFFORT: effort}
+        return {EFFORT: effort}
 
     def _think_variables(self, think: bool | None) -> dict[str, Any]:
         if think is None:
@@ -253,7 +271,7 @@ class ChatTemplate:
         return result
 
     def _probed(self, probes: Sequence[Mapping[str, Any]]) -> Sequence[str | BadTemplate]:
-        return self._results(probes, traits.MAX_TEXT)
+        return self._results(probes, MOST_PROBED)
 
     def _results(self, inputs: Sequence[Mapping[str, Any]], text: int) -> Sequence[str | BadTemplate]:
         """Render each of `inputs` within one limit of time, and no string beyond `text` characters.
@@ -270,16 +288,23 @@ class ChatTemplate:
 
         return render(work.source, work.renders, work.seconds, work.text, work.now)
 
-    def _guard(self, text: str, inputs: dict[str, Any], preamble: str) -> str:
+    def _guard(self, text: str, inputs: dict[str, Any], tools: Sequence[Tool | Mapping[str, Any]]) -> str:
         spelled = Spelled()
         defused = self._defuser.defused(inputs, spelled)
         if not spelled:
             return text
         try:
-            second = self._run(_prefaced(defused, preamble))
+            second = self._run(_prefaced(defused, self._preamble([self._defused(tool) for tool in tools])))
         except BadTemplate:
             second = ""
         return twin(text, second, spelled, self._defuser)
+
+    def _defused(self, tool: Tool | Mapping[str, Any]) -> Tool | Mapping[str, Any]:
+        """Return a tool whose texts have no control token; what they spell is noted where the inputs are defused."""
+        if not isinstance(tool, Tool):
+            return tool
+        texts = {"name": tool.name, "description": tool.description, "parameters": _plain(tool.parameters)}
+        return replace(tool, **self._defuser.defused(texts, Spelled()))
 
     @classmethod
     def for_tokenizer(cls, source: str, tokenizer: Tokenizer, *, origin: str = "given") -> ChatTemplate:

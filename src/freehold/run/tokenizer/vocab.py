@@ -308,6 +308,44 @@ def end_ids(added: Iterable[AddedToken], named: Iterable[int]) -> frozenset[int]
     return frozenset(named) | {id for text, id in control.items() if text in texts}
 
 
+# --- a list of tokens alone, as whisper.cpp's files hold it -----------------------------------------
+
+
+def tokenizer_from_words(words: Sequence[bytes], control: Sequence[str]) -> Tokenizer:
+    """Build the tokenizer of GPT-2's kind whose tokens are `words` by id and rank, and then the `control` tokens.
+
+    Two neighbours merge where their union is a token, the lowest rank first, and a word that is a token needs no merge
+    (tiktoken's rule). Tokens without text stay in their places. Raise BadModelFile for a list that is too long.
+    """
+    size = len(words) + len(control)
+    if not 0 < size <= MAX_TOKENS:
+        raise BadModelFile(f"the file lists {size:,} tokens; between 1 and {MAX_TOKENS:,} can be")
+    letters = {byte: letter for letter, byte in byte_alphabet().items()}
+    spelled = ["".join(letters[byte] for byte in word) for word in words]
+    texts = Strings([*spelled, *control])
+    kinds = [TokenKind.NORMAL if word else TokenKind.UNUSED for word in words]
+    kinds += [TokenKind.CONTROL] * len(control)
+    bpe = Bpe(texts, _reachable(np.array(kinds)), byte_level=True, ignore_merges=True)
+    bpe.merge_by_rank(np.arange(size, dtype=np.int32))
+    added = tuple(AddedToken(len(words) + i, text, control=True) for i, text in enumerate(control))
+    end = len(words) if control else None
+    vocabulary = Vocabulary(
+        texts=texts,
+        kinds=[int(kind) for kind in kinds],
+        byte_level=True,
+        added=added,
+        prefix_ids=(),
+        suffix_ids=(),
+        bos_id=end,
+        eos_id=end,
+        eos_ids=frozenset(() if end is None else (end,)),
+        marks_are_spaces=False,
+        strips_leading_space=False,
+    )
+    cutter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    return Tokenizer(merging_encoder(bpe, byte_alphabet(), None, cutter), vocabulary)
+
+
 # --- named pre-tokenizers: how `tokenizer.ggml.pre` splits text into words before byte-level BPE ----
 # A GGUF file names its word splitter instead of spelling it out, so the patterns live here, as the models'
 # own tokenizer.json files state them. A name that is not here is refused: a near miss (digit groups, marks,

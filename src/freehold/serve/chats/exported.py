@@ -16,9 +16,16 @@ import msgspec
 from msgspec import Struct
 
 from freehold.base.errors import StoreError, UsageError
-from freehold.serve.chats.lines import MESSAGE_ID, ChatLine
 from freehold.serve.chats.pictures import ChatPictures, decoded_url, is_reference, reference_of
-from freehold.serve.chats.types import ChatChange, ChatSettings, Role, SavedChat, SavedMessage
+from freehold.serve.chats.types import (
+    MESSAGE_ID,
+    ChatChange,
+    ChatLine,
+    ChatSettings,
+    Role,
+    SavedChat,
+    SavedMessage,
+)
 from freehold.serve.chats.writer import MAX_CHAT_BYTES, line_of
 
 FORMAT = "freehold-chat"

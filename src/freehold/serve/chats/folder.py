@@ -29,10 +29,19 @@ from msgspec import Struct
 from freehold.base import private
 from freehold.base.errors import CapacityExceeded, FreeholdError, StoreError, UsageError
 from freehold.base.regular import open_regular
-from freehold.serve.chats.lines import VERSION, ChatLine, encoded, replay
 from freehold.serve.chats.pictures import FOLDER as PICTURES
 from freehold.serve.chats.pictures import ChatPictures, abandoned, bytes_of, decoded_url, filled, folder_of
-from freehold.serve.chats.types import ChatCard, ChatChange, ChatMatch, ChatSettings, SavedChat
+from freehold.serve.chats.types import (
+    VERSION,
+    ChatCard,
+    ChatChange,
+    ChatLine,
+    ChatMatch,
+    ChatSettings,
+    SavedChat,
+    encoded,
+    replay,
+)
 from freehold.serve.chats.writer import FOR_ENDS, MAX_CHAT_BYTES, ChatWriter, failures, is_held, live, no_chat
 
 if TYPE_CHECKING:

@@ -24,16 +24,17 @@ from msgspec import UNSET
 
 from freehold.base import private
 from freehold.base.errors import CapacityExceeded, ChatNotFound, StoreError
-from freehold.serve.chats.lines import ChatLine, encoded
 from freehold.serve.chats.pictures import ChatPictures, decoded_url, is_reference
 from freehold.serve.chats.types import (
     AskedTool,
     AttachedFile,
     ChatChange,
     ChatFinish,
+    ChatLine,
     Role,
     SavedMessage,
     ToolState,
+    encoded,
 )
 
 # Locks of a chat: one for the moment of an append, one for as long as an answer is written.

@@ -34,7 +34,7 @@ from freehold.serve.http.core.gate import Gate
 from freehold.serve.http.core.problems import Refused, Wording, openai_error
 from freehold.serve.http.ollama import routes as ollama
 from freehold.serve.http.ollama.shape import greeting, is_ours, ollama_error
-from freehold.serve.http.openai import embeddings, files
+from freehold.serve.http.openai import audio, embeddings, files
 from freehold.serve.http.openai import models as openai_models
 from freehold.serve.http.openai.chat import chat
 from freehold.serve.http.openai.completions import CompletionRequest, InfillRequest, completions, infill
@@ -53,6 +53,7 @@ from freehold.serve.http.system.deployments import deployment_routes
 
 _ASSETS = ("text/javascript", "text/css", "text/plain")
 _STREAMED = ("application/json", "text/event-stream")
+_HEARD = ("application/json", "text/plain", "text/event-stream")
 _PAGE = ("limit", "after", "order")  # of OpenAI's lists
 
 
@@ -125,6 +126,22 @@ def _routes(*, store: bool, page: bool) -> list[Route]:
         ),
         route("POST", "/v1/messages", messages, MessagesRequest, answer=_STREAMED),
         route("POST", "/v1/messages/count_tokens", count_tokens, CountRequest),
+        route(
+            "POST",
+            "/v1/audio/transcriptions",
+            audio.transcriptions,
+            audio.TranscriptionRequest,
+            form=["file"],
+            answer=_HEARD,
+        ),
+        route(
+            "POST",
+            "/v1/audio/translations",
+            audio.translations,
+            audio.TranslationRequest,
+            form=["file"],
+            answer=_HEARD,
+        ),
         route("POST", "/v1/embeddings", embeddings.embed, embeddings.EmbeddingRequest, reply=EmbeddingList),
         *(
             route("POST", f"{at}/rerank", embeddings.rerank, embeddings.RerankRequest)
@@ -281,14 +298,14 @@ def _operation(method: str, route: Route, endpoint: Endpoint, refs: dict[Any, An
     parameters += [_parameter(q, "query") for q in endpoint.query]
     if parameters:
         operation["parameters"] = parameters
-    if endpoint.request is not None:
+    if endpoint.request is not None and not endpoint.form:
         content = {"application/json": {"schema": refs[endpoint.request]}}
         operation["requestBody"] = {"required": True, "content": content}
     if endpoint.form:
-        operation["requestBody"] = {
-            "required": True,
-            "content": {"multipart/form-data": {"schema": _form(endpoint)}},
-        }
+        schema = _form(endpoint)
+        if endpoint.request is not None:
+            schema = {"allOf": [schema, refs[endpoint.request]]}
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
     return operation
 
 

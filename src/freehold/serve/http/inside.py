@@ -26,7 +26,8 @@ from freehold.base.errors import EngineClosed, UsageError
 from freehold.base.serving import MAX_TEXTS, EmbedJob, LoadedInfo, ModelInfo, Vectors
 from freehold.base.types import Embeddings
 from freehold.outgrow.contract import DeploymentRow, DeployPlan
-from freehold.outgrow.planning.options import OPTIONS, DeployOptions, planned
+from freehold.outgrow.options import OPTIONS, DeployOptions
+from freehold.outgrow.planning.options import planned
 from freehold.outgrow.replicas.models import DeployedModels
 from freehold.run.store import Store
 from freehold.serve.remote.http import Api

@@ -14,13 +14,14 @@ import msgspec
 from freehold.base.errors import UpstreamFailed, UsageError
 from freehold.base.serving import ModelInfo
 from freehold.base.types import (
+    Audio,
     Chunk,
     FinishReason,
     FormatLike,
-    Image,
     Message,
     OnPrefill,
     Overflow,
+    Part,
     SamplingParams,
     TokenLogprob,
     Tool,
@@ -168,7 +169,7 @@ class HttpModel:
 
 def _message(m: Message) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": m.role, "content": m.content}
-    if any(isinstance(part, Image) for part in m.parts):
+    if not all(isinstance(part, str) for part in m.parts):
         turn["content"] = [_part(part) for part in m.parts if part]
     if m.thinking:
         turn["reasoning_content"] = m.thinking
@@ -179,9 +180,11 @@ def _message(m: Message) -> dict[str, Any]:
     return turn | {key: value for key, value in named.items() if value}
 
 
-def _part(part: str | Image) -> dict[str, Any]:
+def _part(part: Part) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
+    if isinstance(part, Audio):
+        return {"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}}
     detail = {"detail": part.detail} if part.detail else {}
     return {"type": "image_url", "image_url": {"url": part.as_url, **detail}}
 

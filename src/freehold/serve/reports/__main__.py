@@ -124,7 +124,7 @@ def _license(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _why(settings: Settings, options: dict[str, Any]) -> dict[str, Any]:
-    from freehold.serve.reports.why import why_report
+    from freehold.serve.reports.card import why_report
 
     return why_report(settings, _needed(options, "model"), {}, disk=False).as_json()
 

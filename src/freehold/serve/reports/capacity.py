@@ -21,7 +21,6 @@ from freehold.base.config import Settings, check_names, load_settings
 from freehold.base.errors import UsageError
 from freehold.choose.advisor.interval import Interval
 from freehold.outgrow.capacity import trace as traces
-from freehold.outgrow.capacity.options import CapacityOptions
 from freehold.outgrow.capacity.simulation import (
     FIGURES,
     POLICIES,
@@ -36,7 +35,8 @@ from freehold.outgrow.capacity.simulation import (
 from freehold.outgrow.capacity.steptime import EngineModel, of_plan
 from freehold.outgrow.capacity.trace import RequestTrace
 from freehold.outgrow.contract import DeployPlan
-from freehold.outgrow.planning.options import DeployOptions, planned
+from freehold.outgrow.options import CapacityOptions, DeployOptions
+from freehold.outgrow.planning.options import planned
 from freehold.outgrow.planning.printed import as_dict
 from freehold.serve.reports.gateway_file import ledger_file
 

@@ -28,6 +28,7 @@ from freehold.choose.choosing import with_published_tower, with_tower
 SCHEMA = 1
 # Default quantisations: here and for llama.cpp, and for engines on GPUs.
 USUAL = ("Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0", "F16")
+_SPEECH = "whisper"
 USUAL_ON = ("Q4_K_M", "Q8_0", "INT4", "NVFP4", "MXFP4", "FP8", "BF16")
 
 
@@ -98,13 +99,15 @@ def _by_size(rows: list[Fit | Misfit]) -> list[Fit | Misfit]:
 def _find(settings: Settings, text: str, disk: bool) -> tuple[Anatomy | None, Model | None, bool]:
     """Return the stored file's sizes, the catalogue's facts, and whether its weights are packed."""
     from freehold.run.store import Store
+    from freehold.run.store.eyes import hears
 
     store = Store(settings)
     try:
         ref = store.resolve(text, disk=disk)
     except ModelNotFound:
         return None, catalog.model(text), False  # raises with the nearest names
-    held, known = with_tower(from_file(ref.path, ref.rounding), ref), None
+    rounding = ref.rounding or ("q8" if hears(ref) else "")  # as speech models are loaded
+    held, known = with_tower(from_file(ref.path, rounding), ref), None
     for name in (text, ref.name):
         with suppress(ModelNotFound):
             known = known or catalog.model(name)
@@ -131,6 +134,8 @@ def _place(settings: Settings, hardware: str, engine: str, *, measure: bool) -> 
 def _anatomies(held: Anatomy | None, known: Model | None, quant: str, place: Place) -> list[Anatomy]:
     """Return the quantisations to show, the stored file's own first; the others are computed from it."""
     names = _names(quant, place, known.native if known else "")
+    if _SPEECH in (held and held.architecture, known and known.architecture) and not quant and not place.rig:
+        names = () if held else ("Q8_0",)  # it runs in int8 alone
     if held is not None:
         own = [held] if quant.upper() in ("", "ALL", held.quant.upper()) else []
         return [*own, *(_in_quant(held, name) for name in names if name != held.quant)]
@@ -165,6 +170,8 @@ def run_command(row: Fit, known: Model | None, held: Anatomy | None = None) -> s
     own = held is not None and row.anatomy is held
     if known is None:
         here = held is not None and own and row.engine == fits.OURS
+        if held and here and held.architecture == _SPEECH:
+            return f"freehold transcribe FILE --model {held.path}"
         return f"freehold run {held.path} --context {row.context}" if held and here else ""
     name = (known.name or str(held.path)) if held is not None and own else ""
     count = row.place.rig.count if row.place.rig else 1
@@ -246,12 +253,25 @@ def _pictures_json(row: Fit | Misfit) -> dict[str, Any] | None:
 
 
 def pictures_lines(row: Fit | Misfit) -> Iterable[str]:
-    """Say what a model's tower takes, and what a screenshot costs."""
+    """Say what a model's towers take, and what a screenshot costs."""
     tower = row.anatomy.tower
     if tower is None or row.place.rig is not None:
         return
+    if row.anatomy.architecture == _SPEECH:
+        kept = show_bytes(tower.kept)
+        yield f"sound: {show_bytes(tower.weights)} for the encoder and up to {kept} of windows, within the memory above"
+        return
+    sounds = tower.sounds
+    if sounds is not None:
+        yield (
+            f"sounds: {show_bytes(sounds.weights)} for the tower, within the memory above; {sounds.tokens:,} tokens a "
+            f"sound of {sounds.seconds:g} s, the longest"
+        )
+        if sounds.name == tower.name:
+            return
     kept = f"{show_bytes(tower.kept)} of their features"
-    yield f"pictures: {show_bytes(tower.weights)} for the tower and up to {kept}, within the memory above"
+    weights = tower.weights - (sounds.weights if sounds else 0)
+    yield f"pictures: {show_bytes(weights)} for the tower and up to {kept}, within the memory above"
     if isinstance(row, Fit) and (times := row.screen) is not None:
         picture = times.picture
         size = f"{picture.width} x {picture.height} pixels: {picture.tokens:,} tokens"

@@ -21,9 +21,9 @@ from freehold.choose.advisor.verdict import verdict
 from freehold.choose.choosing import company_facts, here, refusal, starters
 from freehold.run.models.families import naming
 from freehold.run.store import Listed, Store
+from freehold.serve.reports.card import quality_by_task
 from freehold.serve.reports.fit import needs, place_json
 from freehold.serve.reports.plain import quality_json
-from freehold.serve.reports.why import quality_by_task
 
 if TYPE_CHECKING:
     from freehold.choose.advisor.verdict import Facts

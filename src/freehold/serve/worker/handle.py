@@ -14,15 +14,27 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from itertools import zip_longest
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from freehold.base.errors import CapacityExceeded, EngineClosed, EngineLost, FreeholdError, UsageError
-from freehold.base.serving import EmbedJob, EngineStats, Job, ModelInfo, PastDeath, Vectors
+from freehold.base.serving import (
+    EmbedJob,
+    EngineStats,
+    Job,
+    ModelInfo,
+    PastDeath,
+    SpeechJob,
+    SpeechSource,
+    Vectors,
+    reads_text,
+)
 from freehold.base.types import Message, Turn
 from freehold.serve.worker.client import MAX_WAITING, STOP_S, EngineDied, EngineProcess
+from freehold.serve.worker.hearing import EngineHearing, RecordingTurn, RecordingTurns
 from freehold.serve.worker.options import HUNG_S, KEEP_ALIVE_S, KeepAlive
 from freehold.serve.worker.stream import (
     EngineStream,
@@ -174,6 +186,10 @@ class EngineHandle:
         self._loads = LoadWaiters()
         self._streams: dict[int, EngineStream] = {}
         self._calls: dict[int, PendingCall] = {}
+        self._hearings: dict[
+            int, RecordingTurn | None
+        ] = {}  # recordings that have begun, or wait for their turn
+        self._turns = RecordingTurns(name)
         self._ids = self._packing = 0
         self._quarantine = Quarantine[Request](self._submit, self._is_live)
         self._submitting: set[asyncio.Task[None]] = set()  # long jobs that are being encoded for a new engine
@@ -230,13 +246,18 @@ class EngineHandle:
 
     @property
     def idle(self) -> bool:
-        """Whether no request is packed, waits or runs."""
-        return not (self._streams or self._calls or self._loads or self._packing)
+        """Whether no request is packed, waits or runs, and no recording is open."""
+        return not (self._owes or self._hearings)
+
+    @property
+    def _owes(self) -> bool:
+        """Whether a request waits for the engine; an open recording whose reader is slow does not."""
+        return bool(self._streams or self._calls or self._loads or self._packing)
 
     @property
     def in_flight(self) -> int:
-        """Jobs that are not over."""
-        return len(self._streams)
+        """Jobs that are not over, and recordings that are being opened or transcribed now."""
+        return len(self._streams) + sum(call.group == "hear_next" for call in self._calls.values())
 
     @property
     def pid(self) -> int:
@@ -294,6 +315,39 @@ class EngineHandle:
             if computed is not None:
                 computed(sum(part.tokens))
         return joined(parts)
+
+    async def hear(
+        self, job: SpeechJob, recording: SpeechSource, keep_alive: float | None = None
+    ) -> EngineHearing:
+        """Have a recording opened, once it is its turn; the engine transcribes as far as the result is read.
+
+        Raises what it was refused with, and Overloaded.
+        """
+        await self.load(keep_alive)
+        if not self.info.can_hear:
+            raise reads_text(self.name)
+        self._ids += 1
+        number = self._ids
+        self._hearings[number] = None
+        call = partial(self.call, keep_alive=keep_alive)
+        hearing = EngineHearing(number, job, recording, call, self._heard)
+        try:
+            self._hearings[number] = await self._turns.mine(job.client or job.tenant)
+            await hearing.started()
+        except BaseException:
+            await hearing.aclose()
+            raise
+        return hearing
+
+    def _heard(self, number: int) -> None:
+        """Have the engine forget a recording, and let the next one begin."""
+        turn = self._hearings.pop(number, None)
+        if turn is not None:
+            turn.end()
+            if self._up and self._engine is not None:
+                self._ids += 1
+                self._engine.send(ModelCall(self._ids, "hear_end", [number]))
+        self._rest()
 
     async def call(self, method: str, *args: Any, keep_alive: float | None = None, client: str = "") -> Any:
         """Call a method of the model in the engine process and return its value; cancelled, it stops there too.
@@ -492,7 +546,7 @@ class EngineHandle:
         while True:
             await asyncio.sleep(self._hung_s / 8)
             quiet = self._loop.time() - max(engine.heard, self._busy_at)
-            if quiet > self._hung_s and not (self._up and self.idle):
+            if quiet > self._hung_s and not (self._up and not self._owes):
                 engine.kill(f"it made no step for {quiet:.0f} s while work waited, and was killed")
 
     # --- idle, unloading ---------------------------------------------------------------------------
@@ -500,7 +554,7 @@ class EngineHandle:
     def _used(self, keep_alive: float | None) -> None:
         if self._closed:
             raise EngineClosed("the server is shutting down", "ask again when it is back")
-        if self.idle:
+        if not self._owes:
             self._busy_at = self._loop.time()
         self.keep_alive.used(keep_alive)
 

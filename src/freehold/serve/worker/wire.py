@@ -19,16 +19,16 @@ import msgspec
 
 from freehold.base import errors
 from freehold.base.errors import FreeholdError, Overloaded, UsageError
-from freehold.base.serving import Begin, EngineStats, Job, ModelInfo
-from freehold.base.types import Chunk, Image, Message
+from freehold.base.serving import Begin, EngineStats, Job, ModelInfo, SpeechFacts, SpeechJob, SpeechPart
+from freehold.base.types import Audio, Chunk, Image, Message, Part
 from freehold.run.store import ModelRef
 
-PROTOCOL = 6  # raise it when a message changes; both ends must name the same
+PROTOCOL = 7  # raise it when a message changes; both ends must name the same
 HEAD = 4  # bytes of length before a message
 # A prompt of a million tokens takes 5 MB, the log-probabilities of one that local.jobs allows 30 MB, a job's pictures
 # 56 MB, which are base64 here too.
 MAX_FRAME = 64 << 20
-MAX_PICTURES_BYTES = 40 << 20  # of all pictures of a job; one has at most types.MAX_PICTURE_BYTES
+MAX_PICTURES_BYTES = 40 << 20  # of all pictures and sounds of a job; one has at most types.MAX_PICTURE_BYTES
 
 
 class WireMessage(msgspec.Struct, array_like=True, tag=True, gc=False):
@@ -42,6 +42,7 @@ class Script(msgspec.Struct, frozen=True):
     """An engine that computes nothing (scripted.py): `words` a reply, a step of `step_s` for each word.
 
     A job whose prompt is `poison` ends the process at word `poison_at`. `sees`: a picture is a token of its prompt.
+    `hears`: it transcribes instead, a chunk for every 1,000 bytes of a recording.
     """
 
     words: int = 16
@@ -51,6 +52,7 @@ class Script(msgspec.Struct, frozen=True):
     poison: str = ""
     poison_at: int = 0
     sees: bool = False
+    hears: bool = False
 
 
 class Open(WireMessage):
@@ -80,12 +82,50 @@ class Cancel(WireMessage):
 
 
 class ModelCall(WireMessage):
-    """Call a method with one reply: tokenize, detokenize, token_texts, render, count, template, embed; and adapters."""
+    """Call a method with one reply.
+
+    tokenize, detokenize, token_texts, render, count, template, embed; add_adapter, remove_adapter; and of a recording
+    hear_begin, hear_bytes, hear_next, hear_end (below).
+    """
 
     id: int
     method: str
     args: list[Any]
     client: str = ""  # whose share of the threads it uses
+
+
+# --- a recording: begun, sent piece by piece, pulled part by part, ended; each call has one reply -----
+# A reply of None: the process has no such recording. It took the place of one that had, and is sent all again.
+
+MAX_RECORDING_BYTES = 1 << 30  # of a recording on the wire; a server has a limit of its own
+SOUND_PIECE = 256 << 10  # bytes of it in a message: copied in a tenth of a millisecond
+
+
+class HearBegin(msgspec.Struct, frozen=True):
+    """hear_begin: a recording of `size` bytes will come. `skip`: chunks whose texts are there already. Reply: 0."""
+
+    recording: int
+    size: int
+    job: SpeechJob
+    skip: int = 0
+
+
+class HearBytes(msgspec.Struct, frozen=True):
+    """hear_bytes: the bytes from `at` on, in order. Reply: how many are there now."""
+
+    recording: int
+    at: int
+    data: bytes
+
+
+class HearReply(msgspec.Struct, frozen=True):
+    """Answers hear_next, whose argument is the recording's number: `facts` the first time, then a `part` each time.
+
+    Neither: all parts were sent.
+    """
+
+    facts: SpeechFacts | None = None
+    part: SpeechPart | None = None
 
 
 # --- from the engine ---------------------------------------------------------------------------------
@@ -320,18 +360,20 @@ def is_long(job: Job) -> bool:
     if len(messages) > SHORT_CHAT or text > SHORT_TEXT or len(job.tools) > SHORT_CHAT:
         return True
     parts = sum(1 + len(m.tool_calls) + len(m.parts) + len(m.signed) for m in messages)
-    chars = sum(len(m.content) for m in messages) + sum(image.size for image in _images(messages))
+    chars = sum(len(m.content) for m in messages) + sum(file.size for file in _files(messages))
     return parts > SHORT_CHAT or chars > SHORT_TEXT
 
 
 def _packed(job: Job) -> msgspec.Raw:
     messages = job.messages or ()
-    sizes = [image.size for image in _images(messages)]
+    sizes = [file.size for file in _files(messages)]
     if (total := sum(sizes)) <= SHORT_TEXT:
         return _encoded(job)
     if total > MAX_PICTURES_BYTES:
+        heard = any(isinstance(file, Audio) for file in _files(messages))
+        what = "pictures and sounds" if heard else "pictures"
         raise UsageError(
-            f"the {len(sizes)} pictures of the chat have {total:,} bytes; the limit of a request is "
+            f"the {len(sizes)} {what} of the chat have {total:,} bytes; the limit of a request is "
             f"{MAX_PICTURES_BYTES:,}",
             "leave earlier ones out, or send them smaller",
             "messages",
@@ -347,7 +389,8 @@ def _packed(job: Job) -> msgspec.Raw:
             pieces += (text[at : at + _PIECE].encode("ascii") for at in range(0, len(text), _PIECE))
             pieces.append(part)
     except UnicodeEncodeError as e:
-        raise UsageError("a picture of the chat is not base64", "encode its bytes again", "messages") from e
+        why = "a picture or a sound of the chat is not base64"
+        raise UsageError(why, "encode its bytes again", "messages") from e
     return msgspec.Raw(b"".join(pieces))  # which lets other threads run, as a join of a megabyte does
 
 
@@ -372,19 +415,20 @@ _TEXT = b"\xdb"  # msgpack's name for a text with four bytes of length
 _PIECE = 256 << 10  # bytes that are copied by one call; a longer encoded value is sent as it is
 
 
-def _images(messages: Sequence[Message]) -> Iterator[Image]:
-    return (part for message in messages for part in message.parts if isinstance(part, Image))
+def _files(messages: Sequence[Message]) -> Iterator[Image | Audio]:
+    return (part for message in messages for part in message.parts if not isinstance(part, str))
 
 
 def _without_data(message: Message, data: list[str]) -> Message:
-    """Return a message with a stand-in for the data of each of its pictures, which are added to `data`."""
+    """Return a message with a stand-in for the data of each picture and sound, which are added to `data`."""
     if not message.parts:
         return message
-    parts: list[str | Image] = []
+    parts: list[Part] = []
+    stand_in: Any = msgspec.Raw(_STAND_IN)
     for part in message.parts:
-        if isinstance(part, Image):
+        if not isinstance(part, str):
             data.append(part.data)
-            part = replace(part, data=msgspec.Raw(_STAND_IN))  # type: ignore[arg-type]
+            part = replace(part, data=stand_in) if isinstance(part, Image) else part._replace(data=stand_in)
         parts.append(part)
     return replace(message, parts=tuple(parts))
 

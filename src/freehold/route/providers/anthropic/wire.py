@@ -437,7 +437,7 @@ class MessagesWriter:
 
     def _parts(self, message: Message) -> list[Item]:
         parts = message.parts or (message.content,)
-        parts = [part for part in parts if isinstance(part, Image) or part.strip()]
+        parts = [part for part in parts if not isinstance(part, str) or part.strip()]
         return [self._image(p) if isinstance(p, Image) else {"type": "text", "text": p} for p in parts]
 
     def _image(self, image: Image) -> Item:

@@ -17,7 +17,7 @@ import msgspec
 
 from freehold.base.errors import LedgerUnavailable, ModelNotFound, StoreError, UsageError
 from freehold.route.providers.contract import HOUSE
-from freehold.route.router.ledger import schema
+from freehold.route.router.ledger import rows as schema
 from freehold.route.router.ledger.rows import DAY_S, LedgerRow, first_id
 
 # What rows can be grouped by, and the column or expression of each.

@@ -27,7 +27,7 @@ from freehold.base import private
 from freehold.base.errors import BudgetSpent, LedgerUnavailable, StoreError
 from freehold.route.providers.contract import HOUSE
 from freehold.route.router.gateway import SpendLimit
-from freehold.route.router.ledger import schema
+from freehold.route.router.ledger import rows as schema
 from freehold.route.router.ledger.rows import (
     DAY_S,
     Intent,

@@ -24,8 +24,15 @@ from freehold.run.engine.schedule.budget import (
     Budget,
     Prefill,
 )
-from freehold.run.engine.schedule.live import LiveSequences, own_tokens
-from freehold.run.engine.schedule.shares import GRAMMAR_S, DecodeTurns, Newcomers, Shares, grammar_s
+from freehold.run.engine.schedule.shares import (
+    GRAMMAR_S,
+    DecodeTurns,
+    LiveSequences,
+    Newcomers,
+    Shares,
+    grammar_s,
+    own_tokens,
+)
 from freehold.run.engine.sequence import Request, ScheduledChunk, Sequence
 
 OLDEST_SHARE = 0.25  # of a step's room for prefill: the oldest prompt has a quarter of the speed at least

@@ -20,9 +20,18 @@ from freehold.base.errors import BadModelFile, UnsupportedModel
 from freehold.run.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile, Tensor
 from freehold.run.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.run.formats.metadata import Metadata
-from freehold.run.models.binding.binder import FLOATS, GGUF_LAYERS, Binder, Bound
+from freehold.run.models.binding.binder import (
+    FLOATS,
+    GGUF_LAYERS,
+    Binder,
+    Bound,
+    Held,
+    ScaledBlocks,
+    Stored,
+    is_microscaled,
+    join_blocks,
+)
 from freehold.run.models.binding.mistral_names import from_mistral, is_mistral
-from freehold.run.models.binding.stored import Held, ScaledBlocks, Stored, is_microscaled, join_blocks
 from freehold.run.models.config.mixtures import MAX_EXPERTS
 from freehold.run.models.config.rope import Divisors, RopeSpec, RopeTable
 from freehold.run.models.families import naming, registered
@@ -145,6 +154,8 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
     tensors, notes = join(config, tensors)
     if wrapped:
         tensors, notes = text_half(tensors, notes)
+    if family.hf_outer:
+        tensors = {name.removeprefix(family.hf_outer): tensor for name, tensor in tensors.items()}
     cfg = family.config_from_hf(config)
     drafts = config.integer("num_nextn_predict_layers", 0, MAX_LAYERS, 0)
     tensors, notes = _without_drafts(tensors, notes, family.hf_layers, cfg.layers, drafts)
@@ -166,10 +177,7 @@ def _without_drafts(
 
 def gguf_family(meta: Mapping[str, Any]) -> tuple[Family, Fields]:
     """Return the family of a GGUF with this metadata, and the keys under its architecture's prefix."""
-    stated = Fields(meta).text("general.architecture")
-    architecture = true_architecture(stated, meta.get("tokenizer.ggml.pre"))
-    if architecture != stated:
-        raise _unknown_architecture(architecture)
+    architecture = Fields(meta).text("general.architecture")
     keys = Fields(meta, f"{architecture}.")
     mixture = keys.integer("expert_count", 0, MAX_EXPERTS, 0) > 0
     named = [f for f in naming(architecture) if f.gguf_architecture == architecture]
@@ -487,10 +495,6 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("mimo2", "mimo_v2", "mimo_v2_flash", "MiMoV2FlashForCausalLM"),
     ),
     (
-        "attention with an output gate on normalised embeddings",
-        ("muse-glimmer", "muse_glimmer", "MuseGlimmerForCausalLM", "afmoe", "AfmoeForCausalLM"),
-    ),
-    (
         "experts whose number and width differ from block to block",
         ("nemotron_h_puzzle", "NemotronHPuzzleForCausalLM"),
     ),
@@ -505,18 +509,9 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("attention to images in some layers", ("mllama", "MllamaForConditionalGeneration")),
     ("layers of their own shapes each (a searched architecture)", ("deci", "DeciLMForCausalLM")),
     ("zero-computation experts and two attentions a layer", ("longcat_flash", "LongcatFlashForCausalLM")),
-    ("experts in every layer, judged by a reference", ("solar_open", "SolarOpenForCausalLM")),
     (f"{_KDA} beside attention without positions", ("solar_open2", "SolarOpen2ForCausalLM")),
 )
-# Families whose GGUFs have another one's architecture and other keys, by the tokenizer that they name (its `pre`):
-# llama.cpp writes SolarOpen as glm4moe, without a width for dense layers.
-_BORROWED = {"solar-open": "solar_open"}
 _BY_NAME = {name: lack for lack, names in LACKS for name in names}
-
-
-def true_architecture(stated: str, tokenizer: object) -> str:
-    """Return the architecture of a GGUF that states one and names a tokenizer, where the stated is another family's."""
-    return _BORROWED.get(tokenizer, stated) if isinstance(tokenizer, str) else stated
 
 
 def missing_part(architecture: str) -> str:

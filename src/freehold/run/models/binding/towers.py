@@ -17,7 +17,7 @@ from freehold.run.formats import GGUFFile, ModelFile, SafetensorsFile, Tensor
 from freehold.run.formats.fields import Fields
 from freehold.run.formats.safetensors import side_json
 from freehold.run.models.binding.bind import BoundFile
-from freehold.run.models.binding.binder import GGUF_TOWER_LAYERS, Binder
+from freehold.run.models.binding.binder import Binder
 from freehold.run.models.tower import Tower, TowerNetwork
 from freehold.run.models.towers import of_model_type, of_projector, registered
 
@@ -33,53 +33,82 @@ class TowerSource(BoundFile):
     network: TowerNetwork
 
 
-def read_tower(opened: ModelFile) -> TowerSource | None:
+def read_tower(opened: ModelFile, hears: bool = False) -> TowerSource | None:
     """Find the tower of an open file, read its config and bind its tensors; no weight is read yet.
 
-    None for a file without a tower: a GGUF of text, or a folder of a model of text alone, or of text's weights alone.
+    `hears`: the tower of sounds, where there are two. None for a file without one: a GGUF of text, or a folder of a
+    model of text alone, or of text's weights alone.
     Raises UnsupportedModel for a tower that is not known, BadModelFile for one that is damaged.
     """
-    return _read_gguf(opened) if isinstance(opened, GGUFFile) else _read_hf(opened)
+    return _read_gguf(opened, hears) if isinstance(opened, GGUFFile) else _read_hf(opened, hears)
 
 
-def _read_gguf(opened: GGUFFile) -> TowerSource | None:
+SOUND = ("a.", "mm.a.")  # what tensors of a tower of sound begin with
+
+
+def _read_gguf(opened: GGUFFile, hears: bool) -> TowerSource | None:
     meta = opened.metadata
     if meta.get("general.architecture") != ARCHITECTURE:
         return None
     keys = Fields(meta, f"{ARCHITECTURE}.")
-    projector = keys.text("projector_type", "") or keys.text("vision.projector_type")
+    projector = _projector(keys, hears)
+    if not projector:
+        return None
     tower = of_projector(projector)
-    if tower is None:
-        known = ", ".join(sorted(name for each in registered() for name in each.projectors))
+    if tower is None or tower.hears is not hears:
+        known = ", ".join(sorted(n for each in registered() if each.hears is hears for n in each.projectors))
         raise UnsupportedModel(
             f"{opened.path} is a tower of the kind {projector[:60]!r}, which Freehold does not run yet",
             f"known are {known}",
         )
     tensors = {
-        name: tensor for name, tensor in opened.tensors.items() if not name.startswith(("a.", "mm.a."))
+        name: tensor for name, tensor in opened.tensors.items() if name.startswith(SOUND) is tower.hears
     }
-    notes = ("the audio parts of this file are left out",) if len(tensors) < len(opened.tensors) else ()
     counted = {
         keys.name(key): tensors[name].shape[0]
         for key, name in tower.rows_of.items()
-        if name in tensors and len(tensors[name].shape) == 2
+        if name in tensors and len(tensors[name].shape) in (1, 2)
     }
     cfg = tower.config_from_gguf(Fields({**meta, **counted}, f"{ARCHITECTURE}."))
-    return _bound(opened.path, tower, cfg, Binder(tensors, GGUF_TOWER_LAYERS), notes)
+    return _bound(opened.path, tower, cfg, Binder(tensors, tower.gguf_layers), ())
 
 
-def _read_hf(opened: SafetensorsFile) -> TowerSource | None:
+def _projector(keys: Fields, hears: bool) -> str:
+    """Return the kind of tower that a GGUF names; "" for a file without one of that sense."""
+    both = keys.text("projector_type", "")
+    alone = keys.flag("has_audio_encoder", False) and not keys.flag("has_vision_encoder", False)
+    if hears:
+        return keys.text("audio.projector_type", "") or (both if alone else "")
+    if alone:
+        return ""
+    return both or keys.text("vision.projector_type")
+
+
+def _read_hf(opened: SafetensorsFile, hears: bool) -> TowerSource | None:
     config = Fields(opened.config)
-    tower = of_model_type(config.text("model_type", ""))
+    tower = of_model_type(config.text("model_type", ""), hears)
     tensors = {} if tower is None else _own(tower, opened.tensors)
     if tower is None or not tensors:
         return None
-    cfg = tower.config_from_hf(config, pixel_settings(opened.path))
-    return _bound(Path(opened.path), tower, cfg, Binder(tensors, tower.hf_layers), ())
+    settings = sound_settings(opened.path) if hears else pixel_settings(opened.path)
+    return _bound(
+        Path(opened.path), tower, tower.config_from_hf(config, settings), Binder(tensors, tower.hf_layers), ()
+    )
 
 
 def _own(tower: Tower, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {own: tensor for name, tensor in tensors.items() if (own := tower.hf_name(name))}
+
+
+def sound_settings(path: Path) -> Fields:
+    """Return what the folder of a model says of sound: processor_config.json's section, or preprocessor_config.json.
+
+    A preprocessor_config.json of pictures says nothing of it.
+    """
+    folder = path if os.path.isdir(path) else path.parent
+    section = Fields(side_json(folder / "processor_config.json")).section("feature_extractor")
+    beside = Fields(side_json(folder / "preprocessor_config.json"))
+    return section or (beside if beside.text("feature_extractor_type", "") else Fields({}))
 
 
 def pixel_settings(path: Path) -> Fields:

@@ -85,11 +85,12 @@ def gguf_sizes(
     base: float = 10000.0,
     eps: str = "layer_norm_rms_epsilon",
     least_heads: int = 1,
+    intermediate: int | None = None,
 ) -> dict[str, Any]:
     """Read the sizes of a GGUF as arguments for a config; `vocab` is the embedding's row count.
 
     A window, which few writers of these architectures state, holds on every layer. `eps` is its key under `attention.`;
-    `least_heads` is 0 where a layer may have no attention.
+    `least_heads` is 0 where a layer may have no attention; `intermediate` is the width of an MLP of a file without it.
     """
     hidden = meta.integer("embedding_length", 1, MAX_WIDTH)
     layers = gguf_layers(meta)
@@ -104,7 +105,7 @@ def gguf_sizes(
     return checked_sizes(
         vocab=vocab,
         hidden=hidden,
-        intermediate=meta.each("feed_forward_length", layers, 1, MAX_WIDTH),
+        intermediate=meta.each("feed_forward_length", layers, 1, MAX_WIDTH, intermediate),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -258,14 +259,19 @@ def gguf_windows(meta: Fields, layers: int, slides: Callable[[int], bool]) -> tu
     if isinstance(pattern, int | np.integer) and not isinstance(pattern, bool):
         every = meta.integer("attention.sliding_window_pattern", 1, MAX_LAYERS)
         return tuple(window if (i + 1) % every else 0 for i in range(layers))
-    if pattern is None:
-        return tuple(window if slides(i) else 0 for i in range(layers))
-    which = pattern.tolist() if isinstance(pattern, np.ndarray) else pattern
-    if not isinstance(which, list) or len(which) != layers or any(slide not in (0, 1) for slide in which):
-        raise BadModelFile(
-            f"{meta.name('attention.sliding_window_pattern')} is {str(which)[:60]}; expected {layers} flags"
-        )
+    which = gguf_flags(meta, "attention.sliding_window_pattern", layers) or tuple(map(slides, range(layers)))
     return tuple(window if slide else 0 for slide in which)
+
+
+def gguf_flags(meta: Fields, key: str, layers: int) -> tuple[bool, ...]:
+    """Read a list of one flag a layer; empty: the file has none."""
+    value = meta.get(key)
+    flags = value.tolist() if isinstance(value, np.ndarray) else value
+    if flags is None:
+        return ()
+    if not isinstance(flags, list) or len(flags) != layers or any(flag not in (0, 1) for flag in flags):
+        raise BadModelFile(f"{meta.name(key)} is {str(flags)[:60]}; expected {layers} flags")
+    return tuple(map(bool, flags))
 
 
 def qwen_windows(config: Fields, layers: int) -> tuple[int, ...]:

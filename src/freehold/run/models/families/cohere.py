@@ -16,7 +16,7 @@ from freehold.run.formats.fields import Fields
 from freehold.run.models.config.rope import RopeSpec
 from freehold.run.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.run.models.family import Buffer, Family, LayerPart, Ops, TensorSpec, Values
-from freehold.run.models.parts import NO_NORM, Attention, DecoderEnds, GatedMlp, NormForm
+from freehold.run.models.parts import NO_NORM, Attention, DecoderEnds, GatedMlp, NormForm, PlainMlp
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class ParallelBlock(LayerPart):
     kinds = Attention.kinds
 
     attention: Attention
-    mlp: GatedMlp
+    mlp: GatedMlp | PlainMlp
 
     def __post_init__(self) -> None:
         # An RMS norm is fused into products, and the MLP's would read x after attention was added.

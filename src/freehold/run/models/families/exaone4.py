@@ -1,6 +1,7 @@
-"""EXAONE 4: norms follow each half, and normalise every query and key head; three sliding layers to a full one.
+"""EXAONE 4, and the text half of 4.5: norms follow each half, and normalise every query and key head.
 
-Where layers slide, only those turn by position. The 1.2B has full attention and a rope everywhere.
+Three sliding layers alternate with a full one. Where layers slide, only those turn by position. The 1.2B has full
+attention and a rope everywhere.
 Source: arXiv 2507.11407.
 """
 
@@ -17,11 +18,16 @@ PATTERN = 4  # every fourth layer has full attention
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
     sizes = gguf_sizes(meta, vocab, adjacent=False)
-    sizes["windows"] = gguf_windows(meta, len(sizes["heads"]), lambda i: (i + 1) % PATTERN != 0)
+    sizes["windows"] = gguf_windows(meta, len(sizes["heads"]), slides)
     return Sizes(**sizes)
 
 
-def _windows(config: Fields, layers: int) -> tuple[int, ...]:
+def slides(layer: int) -> bool:
+    """Say whether a layer slides where a file does not list them."""
+    return (layer + 1) % PATTERN != 0
+
+
+def stated_windows(config: Fields, layers: int) -> tuple[int, ...]:
     """A null window is none; the pattern is a number, or a text of L (sliding) and G (full) that repeats."""
     if "sliding_window" in config.values and config.get("sliding_window") is None:
         return (0,) * layers
@@ -53,9 +59,12 @@ def layer(cfg: Sizes, i: int) -> tuple[LayerPart, ...]:
 FAMILY = Family(
     gguf_architecture="exaone4",
     hf_classes=("Exaone4ForCausalLM",),
+    wrappers=("Exaone4_5_ForConditionalGeneration",),
+    model_types=("exaone4_5_text",),
     config_from_gguf=config_from_gguf,
-    config_from_hf=lambda config: Sizes(**hf_decoder(config, _windows, eps=1e-5)),
+    config_from_hf=lambda config: Sizes(**hf_decoder(config, stated_windows, eps=1e-5)),
     parts=(Attention, GatedMlp),
     layer=layer,
     ends=DecoderEnds.of,
+    left_out=(("mtp.", "the layers that predict further tokens are left out"),),
 )

@@ -440,6 +440,6 @@ DENSE = Family(
     ends=ends,
     left_out_of=left_out,
     both=lambda cfg: cfg.both,
-    towers=("gemma4", "gemma4_unified"),
+    towers=("gemma4", "gemma4_unified", "gemma4_audio", "gemma4_unified_audio"),
 )
 FAMILIES = (DENSE, replace(DENSE, hf_when=_mixes, parts=(SharingAttention, ExpertsBeside, LayerInput)))

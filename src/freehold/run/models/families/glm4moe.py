@@ -3,7 +3,8 @@
 A correction joins scores where experts are compared; weights are divided by their sum and multiplied by a factor; a
 shared expert has no gate. Rope turns half of a head. Queries and keys are normalised in the larger models alone, which
 a GGUF tells by its tensors. Layers that predict further tokens are left out. In those that see, rows of pictures turn
-by time, row and column, whose sections of pairs lie one after another. Tower: towers/glm4v.py.
+by time, row and column, whose sections of pairs lie one after another. Solar Open is the same without dense layers,
+biases and norms of queries and keys, and turns whole heads. Tower: towers/glm4v.py.
 Sources: arXiv 2508.06471 (GLM-4.5), 2507.01006 (GLM-4.5V).
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from freehold.run.formats.fields import Fields
+from freehold.run.formats.fields import MAX_WIDTH, Fields
 from freehold.run.models.config.mixtures import (
     MAX_EXPERTS,
     dense_first,
@@ -29,6 +30,7 @@ from freehold.run.models.parts.moe import Moe, MoeNames, mlp_or_experts
 ROUTING = Routing(scoring="sigmoid", correction=True, group_score="top2", epsilon=1e-20)
 SECTIONS: Sections = (8, 12, 12)  # of a model that sees, where its config does not state them
 SEEING = ("glm4v_moe", "glm4v_moe_text")
+SOLAR = "solar_open"
 NAMES = MoeNames(shared="mlp.shared_experts", gguf_norm="post_attention_norm")
 
 
@@ -41,7 +43,10 @@ class Glm4MoeSizes(Sizes):
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Glm4MoeSizes:
-    sizes = gguf_sizes(meta, vocab, adjacent=False)
+    width = meta.integer(
+        "expert_feed_forward_length", 1, MAX_WIDTH
+    )  # where no layer is dense, none other is stated
+    sizes = gguf_sizes(meta, vocab, adjacent=False, intermediate=width)
     mixture = gguf_shared_mixture(meta, sizes, ROUTING)
     if meta.get("rope.dimension_sections") is not None:
         sizes["rope"] = gguf_sections(meta, sizes["rope"], SECTIONS, interleaved=False)
@@ -49,7 +54,8 @@ def config_from_gguf(meta: Fields, vocab: int) -> Glm4MoeSizes:
 
 
 def config_from_hf(config: Fields) -> Glm4MoeSizes:
-    sizes = hf_decoder(config, partial=0.5, eps=1e-5)
+    solar = config.text("model_type", "") == SOLAR
+    sizes = _solar_sizes(config) if solar else hf_decoder(config, partial=0.5, eps=1e-5)
     layers = len(sizes["heads"])
     mixture = hf_mixture(
         config,
@@ -57,13 +63,18 @@ def config_from_hf(config: Fields) -> Glm4MoeSizes:
         layers,
         shared_experts=config.integer("n_shared_experts", 0, MAX_EXPERTS, 1),
         routing=hf_groups(config, ROUTING),
-        sparse=dense_first(config, layers, default=1),
+        sparse=dense_first(config, layers, default=0 if solar else 1),
     )
     sees = config.text("model_type", "") in SEEING
     if sees:
         sizes["rope"] = hf_sections(config, sizes["rope"], SECTIONS, interleaved=False)
     bias = "qkv" if config.flag("attention_bias", sees) else "none"
     return Glm4MoeSizes(**sizes, mixture=mixture, qk_norm=config.flag("use_qk_norm", False), bias=bias)
+
+
+def _solar_sizes(config: Fields) -> dict[str, Any]:
+    width = config.integer("moe_intermediate_size", 1, MAX_WIDTH)
+    return hf_decoder(config, base=1e6, eps=1e-5, head_dim=128, intermediate_size=width)
 
 
 def layer(cfg: Glm4MoeSizes, i: int) -> tuple[LayerPart, ...]:
@@ -74,9 +85,9 @@ def layer(cfg: Glm4MoeSizes, i: int) -> tuple[LayerPart, ...]:
 
 FAMILY = Family(
     gguf_architecture="glm4moe",
-    hf_classes=("Glm4MoeForCausalLM",),
+    hf_classes=("Glm4MoeForCausalLM", "SolarOpenForCausalLM"),
     wrappers=("Glm4vMoeForConditionalGeneration", "Glm46VForConditionalGeneration"),
-    model_types=("glm4_moe", *SEEING),
+    model_types=("glm4_moe", SOLAR, *SEEING),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp, Moe),

@@ -43,11 +43,12 @@ FAMILY = Family(
         "LlavaForConditionalGeneration",
         "SmolVLMForConditionalGeneration",
         "Idefics3ForConditionalGeneration",
+        "VoxtralForConditionalGeneration",
     ),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
     layer=lambda cfg, i: (Attention.of(cfg, i, bias="any", gguf_pairs=True), GatedMlp.of(cfg, i)),
     ends=DecoderEnds.of,
-    towers=("smolvlm", "pixtral"),
+    towers=("smolvlm", "pixtral", "voxtral"),
 )

@@ -172,6 +172,40 @@ class RecurrentVerbs:
         return y if gate_out is None else gate_out * y
 
 
+class NearVerbs:
+    """Ops over a row and those just before it in its sequence; rows of a step are one unless its groups say so."""
+
+    _pictures: Any
+
+    def _begins(self, rows: int) -> NDArray[np.integer]:
+        """Return the first row of each row's sequence: int [rows]."""
+        groups = self._pictures.groups
+        return np.zeros(rows, np.int64) if groups is None else np.searchsorted(groups, groups)
+
+    def attend_near(
+        self, q: F32, k: F32, v: F32, heads: int, back: F32, scale: F32, softcap: float = 0.0
+    ) -> F32:
+        queries, keys, values = (a.reshape(len(a), heads, -1).astype(np.float64) for a in (q, k, v))
+        far = back.reshape(-1, *keys.shape[1:])
+        out = np.empty_like(queries)
+        for t, begin in enumerate(self._begins(len(q))):
+            first = max(int(begin), t - len(far) + 1)
+            near = keys[first : t + 1] + far[t - first :: -1]
+            scores = np.einsum("hd,rhd->hr", queries[t] * scale, near)
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
+            out[t] = np.einsum("hr,rhd->hd", softmax(scores), values[first : t + 1])
+        return out.reshape(len(q), -1).astype(np.float32)
+
+    def conv_near(self, x: F32, weight: F32) -> F32:
+        taps = weight.reshape(x.shape[1], -1).T
+        out = np.zeros_like(x)
+        for t, begin in enumerate(self._begins(len(x))):
+            first = max(int(begin), t - len(taps) + 1)
+            out[t] = np.sum(x[first : t + 1] * taps[len(taps) - (t + 1 - first) :], axis=0)
+        return out
+
+
 def _scanned(x: F32, b: F32, c: F32, step: F64, a: F32, state: F64) -> F32:
     """h = exp(step * a) h + step x b', y = h c; x is [rows, heads, width], b and c [rows, heads, states].
 

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from freehold.base.layers import LayerSpec
 from freehold.run.formats import ModelFile, dequantize, open_model_file
 from freehold.run.models.binding.bind import Source, assemble, read_source
-from freehold.run.models.binding.stored import Stored
+from freehold.run.models.binding.binder import Stored
 from freehold.run.models.config.rope import RopeTable
 from freehold.run.models.family import Network, NetworkWeights, Ops
 from freehold.run.models.oracle.arithmetic import (
     ACTIVATIONS,
     DeltaVerbs,
+    NearVerbs,
     RecurrentVerbs,
     activated,
     gelu_erf,
@@ -152,7 +153,7 @@ class PictureRows(NamedTuple):
     ends: NDArray[np.integer] | None = None  # [rows]
 
 
-class NumpyOps(DeltaVerbs, LatentVerbs, RecurrentVerbs, StreamVerbs):
+class NumpyOps(DeltaVerbs, LatentVerbs, NearVerbs, RecurrentVerbs, StreamVerbs):
     """family.Ops executed at once: buffers are float32 arrays [rows, width]."""
 
     def __init__(

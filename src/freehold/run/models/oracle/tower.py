@@ -27,9 +27,9 @@ U8 = NDArray[np.uint8]
 class TowerOracle:
     """A tower in NumPy. Raises UnsupportedModel for a file without one."""
 
-    def __init__(self, source: str | Path | ModelFile) -> None:
+    def __init__(self, source: str | Path | ModelFile, hears: bool = False) -> None:
         opened = open_model_file(source) if isinstance(source, str | Path) else source
-        read = read_tower(opened)
+        read = read_tower(opened, hears)
         if read is None:
             raise UnsupportedModel(f"{opened.path} has no tower")
         self.source: TowerSource = read

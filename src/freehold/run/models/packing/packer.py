@@ -25,8 +25,7 @@ from freehold.base.machine import show_bytes
 from freehold.base.platforms import forget_cached
 from freehold.run.formats import QuantType, dequantize, has_codes, split_codes
 from freehold.run.models.binding.bind import BoundFile, Source
-from freehold.run.models.binding.binder import FLOATS
-from freehold.run.models.binding.stored import Stored, Taken
+from freehold.run.models.binding.binder import FLOATS, Stored, Taken
 
 Progress = Callable[[int, int], None]  # bytes packed so far, bytes in all
 

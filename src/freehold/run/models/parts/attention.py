@@ -60,7 +60,9 @@ class Attention(LayerPart):
     residual: float = 1.0  # of what is added to x
     fused: bool = False  # files hold q, k and v as one matrix
     both: bool = False  # rows of a picture see each other
+    post_eps: float = 0.0  # of that norm; 0: eps
     gated: bool = False  # what it gives passes a sigmoid of its own; files hold a head's query, then its gate
+    gate: str = ""  # safetensors' name of that gate where it is a matrix of its own
     gguf_pairs: bool = False  # a GGUF lays rows of q and k in adjacent rotary pairs, safetensors in halves
 
     @classmethod
@@ -114,6 +116,8 @@ class Attention(LayerPart):
             names, whole = ("attn_qkv.weight", "self_attn.qkv_proj.weight"), (q + 2 * kv, hidden)
             return {key: TensorSpec.of_rows(*names, whole, rows) for key, rows in parts.items()} | {"o": o}
         queries = {"q": matrix("attn_q.weight", "self_attn.q_proj.weight", q, hidden, **turns)}
+        if self.gate:
+            queries["q_gate"] = matrix("attn_gate.weight", f"self_attn.{self.gate}.weight", q, hidden)
         return (self._gated() if self.gated else queries) | {
             "k": matrix("attn_k.weight", "self_attn.k_proj.weight", kv, hidden, **turns),
             "v": matrix("attn_v.weight", "self_attn.v_proj.weight", kv, hidden),
@@ -162,7 +166,7 @@ class Attention(LayerPart):
         """Compose all after the norm: a parallel block's MLP reads the same rows."""
         rows, norm = read
         biases = (w.get("q_bias"), w.get("k_bias"), w.get("v_bias"))
-        gate = (w["q_gate"],) if self.gated else ()
+        gate = (w["q_gate"],) if self.gated or self.gate else ()
         q, k, v, *gate = ops.linear(
             rows, (w["q"], w["k"], w["v"], *gate), (*biases, *(None for _ in gate)), norm, self.eps
         )
@@ -174,11 +178,11 @@ class Attention(LayerPart):
             ops.temper(q, self.beta, self.original, self.shift)
         scale, seen = self.scale or self.head_dim**-0.5, (self.window, self.softcap)
         a = ops.attention(layer, q, scale, *seen, w.get("sinks"), self.chunk, self.both)
-        if self.gated:
+        if gate:
             ops.norm_gate(a, gate[0], None, act="sigmoid")
         if self.post_norm:
             (a,) = ops.linear(a, (w["o"],), (w.get("o_bias"),))
-            ops.add_norm(x, a, w["attn_post_norm"], self.eps)
+            ops.add_norm(x, a, w["attn_post_norm"], self.post_eps or self.eps)
         else:
             ops.linear_add(a, w["o"], x, w.get("o_bias"), scale=self.residual)
 

@@ -29,6 +29,7 @@ class GatedMlp(LayerPart):
     gguf_norm: str = "ffn_norm"
     hf: str = "mlp"  # prefix of the matrices' names in safetensors
     post_norm: str = ""  # safetensors' name of a norm after the output; empty: there is none
+    post_eps: float = 0.0  # of that norm; 0: eps
     residual: float = 1.0  # of what is added to x
     fused: bool = False  # files hold gate and up as one matrix, gate first
     above: float | None = None  # deviations above their mean that count as a gate of 0; None: no gate is cut
@@ -73,7 +74,7 @@ class GatedMlp(LayerPart):
             ops.gaussian_gate(h, up, self.above)
         if self.post_norm:
             (h,) = ops.linear(h, (w["down"],), (None,))
-            ops.add_norm(x, h, w["ffn_post_norm"], self.eps)
+            ops.add_norm(x, h, w["ffn_post_norm"], self.post_eps or self.eps)
         else:
             ops.linear_add(h, w["down"], x, scale=self.residual)
 
@@ -112,6 +113,10 @@ class PlainMlp(LayerPart):
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, up, activation, down and residual."""
-        rows, norm = self.norm.before(ops, x, w, "ffn_norm", self.eps)
+        self.add(ops, self.norm.before(ops, x, w, "ffn_norm", self.eps), x, w)
+
+    def add(self, ops: Ops, read: Read, x: Buffer, w: Values) -> None:
+        """Compose all after the norm."""
+        rows, norm = read
         h = ops.linear_act(rows, w["up"], self.act, w.get("up_bias"), norm, self.eps)
         ops.linear_add(h, w["down"], x, w.get("down_bias"))

@@ -165,6 +165,7 @@ class Moe(LayerPart):
     latent: int = 0  # width that experts read and give; 0: the hidden one
     norm: NormForm = RMS
     residual: float = 1.0  # of what is added to x
+    post_norm: str = ""  # safetensors' name of a norm of the sum; empty: there is none
     names: MoeNames = QWEN
 
     @classmethod
@@ -189,6 +190,9 @@ class Moe(LayerPart):
             down, up = names.latent
             specs["latent_down"] = matrix("ffn_latent_down.weight", down, self.latent, hidden)
             specs["latent_up"] = matrix("ffn_latent_up.weight", up, hidden, self.latent)
+        if self.post_norm:
+            own = self.norm.tensors("ffn_post_norm", "post_ffw_norm", self.post_norm, hidden)
+            specs["ffn_post_norm"] = own["ffn_post_norm"]
         return specs | (self._shared() if self.mixture.shared else {})
 
     def _router(self) -> dict[str, TensorSpec]:
@@ -237,9 +241,11 @@ class Moe(LayerPart):
         """Compose norm, router, chosen experts and shared expert; all of them see x as it was before."""
         read = self.norm.before(ops, x, w, "ffn_norm", self.eps)
         h, gate = self._shared_half(ops, read, w)
-        self._chosen(ops, read, self._route(ops, read, w), x, w)
+        total = self._chosen(ops, read, self._route(ops, read, w), None if self.post_norm else x, w)
         if h is not None:
-            ops.linear_add(h, w["shared_down"], x, gate=gate, scale=self.residual)
+            ops.linear_add(h, w["shared_down"], total, gate=gate, scale=self.residual)
+        if self.post_norm:
+            ops.add_norm(x, total, w["ffn_post_norm"], self.eps)
 
     def _route(self, ops: Ops, read: Read, w: Values) -> Buffer:
         m, (rows, norm) = self.mixture, read
@@ -249,7 +255,8 @@ class Moe(LayerPart):
         rule |= {"bias": w.get("router_bias"), "correction": w.get("correction")}
         return ops.route(rows, w["router"], m.chosen, norm=norm, eps=self.eps, **rule)
 
-    def _chosen(self, ops: Ops, read: Read, routes: Buffer, x: Buffer, w: Values) -> None:
+    def _chosen(self, ops: Ops, read: Read, routes: Buffer, x: Buffer, w: Values) -> Buffer:
+        """Add the chosen experts' sum to x and return it; the sum alone without an x."""
         (rows, norm), (gate, up, down) = read, (w.get("gate"), w["up"], w["down"])
         options: dict[str, Any] = {"act": self.act, "weigh_input": self.mixture.routing.weigh_input}
         if self.act == "clamped":
@@ -257,11 +264,12 @@ class Moe(LayerPart):
         if self.biased:
             options |= {f"{key}_bias": w[f"{key}_bias"] for key in self._keys}
         if not self.latent:
-            ops.experts(rows, routes, gate, up, down, x, norm=norm, eps=self.eps, **options)
-            return
+            total = ops.experts(rows, routes, gate, up, down, x, norm=norm, eps=self.eps, **options)
+            return total if x is None else x
         (z,) = ops.linear(rows, (w["latent_down"],), (None,), norm, self.eps)
         y = ops.experts(z, routes, gate, up, down, None, **options)
         ops.linear_add(y, w["latent_up"], x, scale=self.residual)
+        return x
 
     def _shared_half(self, ops: Ops, read: Read, w: Values) -> tuple[Buffer, Buffer]:
         if not self.mixture.shared:

@@ -42,6 +42,7 @@ class PictureMarks:
 
     tokens: tuple[str, ...] = ()
     picture: str = ""
+    sound: str = ""  # its template's for a sound
 
 
 NO_MARKS = PictureMarks()
@@ -65,9 +66,13 @@ class TinyConfig:
     shapes: dict[str, list[int]] = field(default_factory=dict)  # of stored vectors with more dimensions
     beside: dict[str, list[int]] = field(default_factory=dict)  # shapes of tensors that no part declares
     preprocessor: dict[str, Any] = field(default_factory=dict)  # its preprocessor_config.json, if it sees
+    extractor: dict[str, Any] = field(
+        default_factory=dict
+    )  # what its processor_config.json says of sound, if it hears
     mmproj: dict[str, Any] = field(default_factory=dict)  # keys of the GGUF of its tower
     marks: tuple[str, ...] = ()  # tokens that its config.json names, if it sees; else Qwen's
     picture: str = ""  # what its chat template writes for a picture; else as Qwen's
+    sound: str = ""  # the same for a sound
     text_half: str = "language_model"  # what a wrapper of text and pictures calls it
 
     @property
@@ -76,11 +81,21 @@ class TinyConfig:
         return bool(self.preprocessor)
 
     @property
+    def hears(self) -> bool:
+        """Whether it has a tower, for sounds."""
+        return bool(self.extractor)
+
+    @property
+    def writes_speech(self) -> bool:
+        """Whether it writes down recordings: tiny/speech.py adds its vocabulary."""
+        return self.family.prefix is not None
+
+    @property
     def picture_marks(self) -> PictureMarks:
         """What it has beside words."""
-        if not self.sees:
+        if not self.sees and not self.hears:
             return NO_MARKS
-        return PictureMarks(self.marks, self.picture) if self.marks else QWEN_MARKS
+        return PictureMarks(self.marks, self.picture, self.sound) if self.marks else QWEN_MARKS
 
     @property
     def architecture(self) -> str:
@@ -124,6 +139,8 @@ def write_safetensors(tiny: TinyConfig, folder: Path, *, dtype: str = "F32") -> 
     _write_json(folder / "tokenizer_config.json", tokenizer_config(tiny.picture_marks))
     if tiny.sees:
         _write_json(folder / "preprocessor_config.json", tiny.preprocessor)
+    if tiny.hears:
+        _write_json(folder / "processor_config.json", {"feature_extractor": tiny.extractor})
     (folder / "model.safetensors").write_bytes(safetensors_bytes(hf_tensors(tiny), dtype))
     return folder
 
@@ -148,7 +165,8 @@ def hf_tensors(tiny: TinyConfig) -> dict[str, F32]:
 def _of_text(tiny: TinyConfig, name: str) -> str:
     """Return what a wrapper of text and pictures calls a tensor of its text half; plain_name is the way back."""
     inner = name.removeprefix("model.")
-    return f"model.{tiny.text_half}.{inner}" if tiny.sees and inner != name else name
+    wrapped = "text_config" in tiny.hf
+    return f"model.{tiny.text_half}.{inner}" if wrapped and inner != name else name
 
 
 def declared(tiny: TinyConfig) -> Iterator[tuple[str, str, TensorSpec]]:
@@ -196,16 +214,17 @@ def tower_tensors(tiny: TinyConfig) -> dict[str, F32]:
 
 def _of_tower(tiny: TinyConfig) -> Iterator[tuple[str, Shape, tuple[str, ...], Shape, TensorSpec]]:
     """Yield name and shape of what safetensors store of each declared weight, what a GGUF stores, and the weight."""
-    tower = of_model_type(tiny.hf["model_type"]) if tiny.sees else None
-    if tower is None:
-        return
-    cfg = tower.config_from_hf(Fields(tiny.hf), Fields(tiny.preprocessor))
-    for hf_prefix, gguf_prefix, _, spec in tower.declared(cfg):
-        (name, shape), *others = _stored(spec.hf[0], spec.shape)
-        assert not others, f"{name}: a tower's weights are not stored in pieces"
-        pieces = list(_stored(spec.gguf[0], spec.shape))
-        names = tuple(gguf_prefix + piece for piece, _ in pieces)
-        yield f"model.{hf_prefix}{name}", shape, names, pieces[0][1], spec
+    for settings, hears in ((tiny.preprocessor, False), (tiny.extractor, True)):
+        tower = of_model_type(tiny.hf["model_type"], hears) if settings else None
+        if tower is None:
+            continue
+        cfg = tower.config_from_hf(Fields(tiny.hf), Fields(settings))
+        for hf_prefix, gguf_prefix, _, spec in tower.declared(cfg):
+            (name, shape), *others = _stored(spec.hf[0], spec.shape)
+            assert not others, f"{name}: a tower's weights are not stored in pieces"
+            pieces = list(_stored(spec.gguf[0], spec.shape))
+            names = tuple(gguf_prefix + piece for piece, _ in pieces)
+            yield f"model.{hf_prefix}{name}", shape, names, pieces[0][1], spec
 
 
 def write_mmproj(tiny: TinyConfig, path: Path, *, encode: Encode | None = None) -> Path:
@@ -443,17 +462,21 @@ SEEING_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}"
-    "PICTURE{% elif 'text' in part %}{{ part['text'] }}{% endif %}"
+    "PICTURE{% elif part['type'] == 'audio' %}SOUND{% elif 'text' in part %}{{ part['text'] }}{% endif %}"
     "{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_HEARING = "{% elif part['type'] == 'audio' %}SOUND"  # in the template of a model that hears
 VOCAB = 256
 _NORMAL, _CONTROL = 1, 3  # token types of a GGUF
 
 
 def chat_template(marks: PictureMarks = NO_MARKS) -> str:
     """Give the chat template, which writes texts, and marks of pictures where a model has some."""
-    return SEEING_TEMPLATE.replace("PICTURE", marks.picture) if marks.tokens else CHAT_TEMPLATE
+    if not marks.tokens:
+        return CHAT_TEMPLATE
+    hearing = SEEING_TEMPLATE if marks.sound else SEEING_TEMPLATE.replace(_HEARING, "")
+    return hearing.replace("PICTURE", marks.picture).replace("SOUND", marks.sound)
 
 
 def vocabulary(marks: PictureMarks = NO_MARKS) -> list[str]:

@@ -25,6 +25,6 @@ def of_projector(name: str) -> Tower | None:
     return next((tower for tower in registered() if name in tower.projectors), None)
 
 
-def of_model_type(name: str) -> Tower | None:
-    """Return the tower of the models that a config.json's model_type names, if there is one."""
-    return next((tower for tower in registered() if name in tower.model_types), None)
+def of_model_type(name: str, hears: bool = False) -> Tower | None:
+    """Return the tower of the models that a config.json's model_type names, if there is one; `hears`: of sounds."""
+    return next((tower for tower in registered() if name in tower.model_types and tower.hears is hears), None)

@@ -340,11 +340,11 @@ class Gemma4Merger(Merger):
 _SIDES = ("input_min", "input_max", "output_min", "output_max")
 
 
-def _bounds(cfg: Gemma4TowerSizes, key: str, gguf: str, hf: str) -> dict[str, TensorSpec]:
-    """Declare what bounds a matrix, where the tower clips; a GGUF does not say whether it does."""
-    if cfg.clipped is False:
+def bounds(clipped: bool | None, key: str, gguf: str, hf: str) -> dict[str, TensorSpec]:
+    """Declare what bounds a matrix, where the tower clips; None: the file may have it, as a GGUF does not say."""
+    if clipped is False:
         return {}
-    maybe = cfg.clipped is None
+    maybe = clipped is None
     specs = {}
     for i, side in enumerate(_SIDES):
         beside = f"{key}_{_SIDES[i - 1]}" if maybe else ""  # all four are there, or none
@@ -365,18 +365,18 @@ def _bounds_of(w: Values, key: str, side: str) -> _Bounds:
     """Return the bounds of a matrix's inputs or outputs. Raises BadModelFile for a least above the greatest."""
     if f"{key}_{side}_min" not in w:
         return _OPEN
-    bounds = _Bounds(*(float(w[f"{key}_{side}_{end}"][0]) for end in ("min", "max")))
-    if not bounds.least <= bounds.greatest:
-        raise BadModelFile(f"{side}s of a tower's matrix are bounded by {bounds.least} and {bounds.greatest}")
-    return bounds
+    both = _Bounds(*(float(w[f"{key}_{side}_{end}"][0]) for end in ("min", "max")))
+    if not both.least <= both.greatest:
+        raise BadModelFile(f"{side}s of a tower's matrix are bounded by {both.least} and {both.greatest}")
+    return both
 
 
-def _clip(ops: Ops, x: Buffer, bounds: _Bounds) -> None:
-    if bounds != _OPEN:
-        ops.clamp(x, bounds.greatest, bounds.least)
+def _clip(ops: Ops, x: Buffer, limits: _Bounds) -> None:
+    if limits != _OPEN:
+        ops.clamp(x, limits.greatest, limits.least)
 
 
-def _clipped_linear(
+def clipped_linear(
     ops: Ops, x: Buffer, w: Values, keys: tuple[str, ...], norm: F32 | None = None, eps: float = 0.0
 ) -> list[Buffer]:
     """Compose products of the normed rows, or of the rows; what enters and leaves each matrix within its bounds.
@@ -388,11 +388,11 @@ def _clipped_linear(
         groups.setdefault(_bounds_of(w, key, "input"), []).append(key)
     assert norm is not None or len(groups) == 1, "rows are clipped in place"
     products: dict[str, Buffer] = {}
-    for bounds, group in groups.items():
+    for limits, group in groups.items():
         rows, before = x, norm
-        if norm is not None and bounds != _OPEN:
+        if norm is not None and limits != _OPEN:
             rows, before = ops.norm(x, norm, eps), None
-        _clip(ops, rows, bounds)
+        _clip(ops, rows, limits)
         out = ops.linear(rows, tuple(w[key] for key in group), (None,) * len(group), before, eps)
         products |= zip(group, out, strict=True)
     for key in keys:
@@ -427,13 +427,13 @@ class Gemma4Attention(LayerPart):
             specs[key] = matrix(rows[0], rows[1], n, n)
             specs[f"{key}_norm"] = vector(norms[0], norms[1], head)
         for key, name in (("q", "attn_q"), ("k", "attn_k"), ("v", "attn_v"), ("o", "attn_out")):
-            specs |= _bounds(self.cfg, key, name, f"self_attn.{key}_proj")
+            specs |= bounds(self.cfg.clipped, key, name, f"self_attn.{key}_proj")
         return specs
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose projections of the normed rows, their norms and turns, attention, norm and residual."""
         cfg = self.cfg
-        q, k, v = _clipped_linear(ops, x, w, ("q", "k", "v"), w["attn_norm"], cfg.eps)
+        q, k, v = clipped_linear(ops, x, w, ("q", "k", "v"), w["attn_norm"], cfg.eps)
         q, k = (ops.norm(each, w[f"{key}_norm"], cfg.eps) for key, each in (("q", q), ("k", k)))
         for each in (q, k):
             ops.rotate(each, w["rope"], cfg.head)
@@ -442,7 +442,7 @@ class Gemma4Attention(LayerPart):
         for first in range(0, cfg.heads, HEADS_AT_ONCE):
             ops.section()
             out = ops.attend_both(q, k, v, cfg.heads, 1.0, first, min(HEADS_AT_ONCE, cfg.heads - first), out)
-        (out,) = _clipped_linear(ops, out, w, ("o",))
+        (out,) = clipped_linear(ops, out, w, ("o",))
         ops.add_norm(x, out, w["attn_post_norm"], cfg.eps)
 
 
@@ -463,7 +463,7 @@ class Gemma4Mlp(LayerPart):
             "down": self._padded("down", n, inner),
         }
         for key in ("gate", "up", "down"):
-            specs |= _bounds(self.cfg, key, f"ffn_{key}", f"mlp.{key}_proj")
+            specs |= bounds(self.cfg.clipped, key, f"ffn_{key}", f"mlp.{key}_proj")
         return specs
 
     def _padded(self, key: str, rows: int, columns: int) -> TensorSpec:
@@ -479,11 +479,11 @@ class Gemma4Mlp(LayerPart):
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose gate and up, down, norm and residual."""
         if "gate_input_min" in w or "up_input_min" in w:
-            gate, h = _clipped_linear(ops, x, w, ("gate", "up"), w["mlp_norm"], self.cfg.eps)
+            gate, h = clipped_linear(ops, x, w, ("gate", "up"), w["mlp_norm"], self.cfg.eps)
             ops.norm_gate(h, gate, None, act="gelu")
         else:
             h = ops.gated(x, w["gate"], w["up"], "gelu", w["mlp_norm"], self.cfg.eps)
-        (h,) = _clipped_linear(ops, h, w, ("down",))
+        (h,) = clipped_linear(ops, h, w, ("down",))
         ops.add_norm(x, h, w["mlp_post_norm"], self.cfg.eps)
 
 

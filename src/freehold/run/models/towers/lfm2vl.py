@@ -86,7 +86,7 @@ class LfmTowerSizes(TowerSizes):
             (self.least, self.most, "tokens"),
             (self.least_tiles, self.most_tiles, "tiles"),
         ):
-            if least > most > 1:
+            if least > most and (name == "tokens" or most > 1):  # one tile: no picture is cut
                 raise BadModelFile(
                     f"pictures have {least} {name} at least and {most} at most, by the model's files"
                 )
@@ -178,8 +178,8 @@ def config_from_gguf(meta: Fields) -> LfmTowerSizes:
         between=meta.integer("projector.width", 1, MAX_WIDTH),  # Tower.rows_of
         normed=None,
         biased=True,
-        least=vision.integer("image_min_pixels", 1, MAX_TOKENS * area, LEAST * area) // area,
-        most=vision.integer("image_max_pixels", 1, MAX_TOKENS * area, MOST * area) // area,
+        least=max(vision.integer("image_min_pixels", 1, MAX_TOKENS * area, LEAST * area) // area, 1),
+        most=max(vision.integer("image_max_pixels", 1, MAX_TOKENS * area, MOST * area) // area, 1),
         tile=vision.integer("preproc_image_size", 1, MAX_SIDE, TILE),
         least_tiles=vision.integer("preproc_min_tiles", 1, MAX_TILES, LEAST_TILES),
         most_tiles=vision.integer("preproc_max_tiles", 1, MAX_TILES, MOST_TILES),

@@ -54,7 +54,7 @@ MAX_PATCH, MAX_SIDE, MAX_TILES = 256, 4096, 64
 TILES = 16  # where a file does not say
 BASE = 10_000.0  # of the rope
 EPS = 1e-5  # of all norms, whatever a file says
-MARK = "<|image|>"
+MARK, ROW = "<|image|>", "<|patch|>"
 BEFORE, AFTER, BESIDE, BELOW = (
     "<|image_start|>",
     "<|image_end|>",
@@ -413,6 +413,7 @@ TOWER = Tower(
     positions=positions,
     join=join,
     mark=MARK,
+    row=ROW,
     hf_layers="vision_model.model.layers",
     hf_name=names_under("vision_model.", "multi_modal_projector."),
     rows_of={"projector.width": _UP},

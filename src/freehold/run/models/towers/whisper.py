@@ -113,24 +113,26 @@ class WhisperTowerEnds(TowerEnds):
     """Two convolutions and positions before the first layer."""
 
     cfg: WhisperTowerSizes
+    module: str = MODULE  # in safetensors
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the convolutions as matrices over frames one beside another, and the positions."""
         cfg, n = self.cfg, self.cfg.hidden
-        first = Cut(f"{MODULE}.conv1.weight", (n, cfg.bands, TAPS), take=_in_frames(cfg.group))
+        names = [("a.conv1d.1", f"{self.module}.conv1"), ("a.conv1d.2", f"{self.module}.conv2")]
+        first = [Cut(f"{name}.weight", (n, cfg.bands, TAPS), take=_in_frames(cfg.group)) for name in names[0]]
+        table = [
+            Cut(f"{name}.weight", (cfg.positions, n), take=np.ravel)
+            for name in ("a.position_embd", f"{self.module}.embed_positions")
+        ]
         specs = {
-            "first": matrix(None, first, n, cfg.group, floats=True),
-            "first_bias": vector(None, f"{MODULE}.conv1.bias", n),
-            "second_bias": vector(None, f"{MODULE}.conv2.bias", n),
-            "positions": vector(
-                None,
-                Cut(f"{MODULE}.embed_positions.weight", (cfg.positions, n), take=np.ravel),
-                cfg.positions * n,
-            ),
+            "first": matrix(first[0], first[1], n, cfg.group, floats=True),
+            "first_bias": vector(f"{names[0][0]}.bias", f"{names[0][1]}.bias", n),
+            "second_bias": vector(f"{names[1][0]}.bias", f"{names[1][1]}.bias", n),
+            "positions": vector(table[0], table[1], cfg.positions * n),
         }
         for tap in range(TAPS):
-            stored = Cut(f"{MODULE}.conv2.weight", (n, n, TAPS), take=_tap(tap))
-            specs[f"second_{tap}"] = matrix(None, stored, n, n)
+            stored = [Cut(f"{name}.weight", (n, n, TAPS), take=_tap(tap)) for name in names[1]]
+            specs[f"second_{tap}"] = matrix(stored[0], stored[1], n, n)
         return specs
 
     def begin(self, ops: Ops, w: Values) -> Buffer:

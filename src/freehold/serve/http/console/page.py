@@ -18,10 +18,10 @@ STATIC = Path(__file__).parent / "static"
 LICENCES = "THIRD_PARTY.txt"  # of what is built into the page
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "media-src blob:; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-# What a page may ask of a browser, as Chromium lists it: nothing but the clipboard, and the camera on a click.
+# What a page may ask of a browser, as Chromium lists it: the clipboard alone, and camera and microphone on a click.
 REFUSED_FEATURES = (
     *("accelerometer", "autoplay", "display-capture", "encrypted-media", "fullscreen"),
     *(
@@ -32,7 +32,6 @@ REFUSED_FEATURES = (
         "idle-detection",
         "local-fonts",
         "magnetometer",
-        "microphone",
     ),
     *("midi", "payment", "picture-in-picture", "publickey-credentials-get", "screen-wake-lock", "serial"),
     *("storage-access", "sync-xhr", "usb", "window-management", "xr-spatial-tracking"),
@@ -43,6 +42,7 @@ FEATURES = ", ".join(
         "camera=(self)",
         "clipboard-read=(self)",
         "clipboard-write=(self)",
+        "microphone=(self)",
     ]
 )
 HEADERS = (

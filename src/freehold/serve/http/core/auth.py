@@ -29,6 +29,7 @@ Audience = Literal["page", "all", "any", "client", "operator", "admin"]
 # Liveness, the page's files, and what turns a key into a session: public information only.
 OPEN = ("/health", "/", "/console/api/me", "/console/login", "/console/owner", "/console/logout")
 ASSETS, CONSOLE = "/assets/", "/console/"
+FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")  # which our page sends a recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class Guard:
             self._check_page(headers, method)
         if path in OPEN or path.startswith(ASSETS):
             return None, False
-        if (holder := self._session(headers)) is not None:
+        if (holder := self._session(headers)) is not None and path not in FORMS:
             _check_json(headers, method)
         if not self.keys:
             self._local(headers)

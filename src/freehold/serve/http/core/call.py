@@ -157,6 +157,11 @@ class ServerCall:
         return f"address {one_address(self.address)}" if self.address and not self.owner else "owner"
 
     @property
+    def passed_s(self) -> float:
+        """Seconds since the request came."""
+        return time.monotonic() - self.started
+
+    @property
     def labels(self) -> tuple[str, ...]:
         """The labels that the request asks for, unchecked."""
         return ()
@@ -425,7 +430,7 @@ class Endpoint:
     audience: Audience = "client"
     answer: tuple[str, ...] = ("application/json",)  # media types
     query: tuple[str, ...] = ()  # parameters after the `?`
-    form: tuple[str, ...] = ()  # fields of a multipart body, the first one a file
+    form: tuple[str, ...] = ()  # fields of a multipart body, the first one a file; `request` has the others
     reply: type[msgspec.Struct] | None = None  # what a whole answer in JSON looks like
     status: tuple[int, ...] = (200,)  # of successful answers
 
@@ -490,6 +495,7 @@ class RequestWork:
     last_s: float = 0.0
     # Of a request whose pictures were computed: seconds of decoding them, of the tower, and of the prompt.
     picture_s: tuple[float, float, float] | None = None
+    sound_s: tuple[float, float] | None = None  # of a recording: its seconds, and those of speech among them
 
     def came(self, tokens: int, at_s: float) -> None:
         """Note tokens of an answer."""

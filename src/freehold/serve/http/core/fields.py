@@ -20,7 +20,17 @@ from msgspec import Meta, Struct
 from freehold.base.config import nearest
 from freehold.base.errors import UsageError
 from freehold.base.serving import MAX_TEXTS, ModelInfo, Vectors
-from freehold.base.types import MAX_FORMAT_CHARS, MAX_PICTURES, Format, Image, Priority, SamplingParams
+from freehold.base.types import (
+    MAX_FORMAT_CHARS,
+    MAX_PICTURES,
+    MAX_SOUNDS,
+    Audio,
+    Format,
+    Image,
+    Part,
+    Priority,
+    SamplingParams,
+)
 from freehold.serve.http.core.problems import Refused
 
 if TYPE_CHECKING:
@@ -185,15 +195,17 @@ class WireReply(Struct, kw_only=True, forbid_unknown_fields=True):
 
 # --- pictures in requests ---------------------------------------------------------------------------
 # Counted and bounded here, whatever a protocol calls them; an address is fetched by media.py or not at all.
-# A request with pictures is refused once its model is known, and only where that reads text alone.
+# A request with pictures is refused once its model is known, and only where that reads text alone. So is
+# one with sounds.
 
 
 class Pictures:
-    """The pictures of one request, as far as it was read."""
+    """The pictures and sounds of one request, as far as it was read."""
 
     def __init__(self) -> None:
         self._places: list[str] = []
         self._first = ""  # place of the first one, and what it is called there
+        self._sounds: list[str] = []  # places
         self.addresses: list[str] = []  # places of those that are addresses and were not fetched
 
     def at_url(self, url: str, where: str, kind: str, detail: str = "") -> Image:
@@ -211,12 +223,22 @@ class Pictures:
         with _refused_at(where):
             return Image.in_base64(data, media_type, place=where)
 
+    def sound(self, data: str, format: str, where: str) -> Audio:
+        """Read a sound in base64; what form it has is seen where it is opened. Raises Refused."""
+        self._sounds.append(where)
+        if (count := len(self._sounds)) > MAX_SOUNDS:
+            raise _unsupported(f"{where} is sound {count}; expected at most {MAX_SOUNDS}", where)
+        with _refused_at(where):
+            return Audio.in_base64(data, format, where)
+
     def check(self, call: ServerCall, info: ModelInfo, hosts: Iterable[str] = ()) -> None:
-        """Raise Refused where the model reads text alone, or takes no address and there is one.
+        """Raise Refused where the model does not see or hear what there is, or takes no address and there is one.
 
         `hosts`: those from which addresses are fetched (media.py). What is found wrong with a picture later has its
         place too.
         """
+        if self._sounds:
+            self._check_sounds(call, info)
         if not self._places:
             return
         if not info.can_see:
@@ -230,6 +252,17 @@ class Pictures:
             message = f"{place} is an address, {where}: send the picture itself, in base64; {how}"
             raise _unsupported(message, place)
         call.fields = {**call.fields, **dict(zip(self._places, self._places, strict=True))}
+
+    def _check_sounds(self, call: ServerCall, info: ModelInfo) -> None:
+        if not info.can_listen:
+            names = sorted(each.name for each in call.models.loaded() if each.info.can_listen)[:_NAMED]
+            able = f"of the models in memory {', '.join(names)} can hear" if names else LISTENING
+            raise _unsupported(
+                f"{self._sounds[0]} is of type 'input_audio'; {info.name} hears no sounds; {able}; "
+                "POST /v1/audio/transcriptions makes a text of a recording",
+                self._sounds[0],
+            )
+        call.fields = {**call.fields, **dict(zip(self._sounds, self._sounds, strict=True))}
 
     def _count(self, where: str, kind: str) -> None:
         self._first = self._first or f"{where} is of type {kind!r}"
@@ -249,6 +282,12 @@ def seeing(call: ServerCall) -> list[str]:
     return sorted(each.name for each in call.models.loaded() if each.info.can_see)[:_NAMED]
 
 
+def hearing(call: ServerCall) -> list[str]:
+    """Return the models in memory that transcribe, as many of them as a sentence takes."""
+    return sorted(each.name for each in call.models.loaded() if each.info.can_hear)[:_NAMED]
+
+
+LISTENING = "a model hears that has the capability audio in GET /api/tags, such as Gemma 4 E2B or Voxtral"
 SEEING = "; a model sees that has the capability vision in GET /api/tags"
 _NAMED = 5  # models of an error
 
@@ -261,9 +300,9 @@ def _refused_at(where: str) -> Iterator[None]:
         raise _unsupported(e.message, where) from None
 
 
-def parts_of(pieces: Sequence[str | Image]) -> tuple[str | Image, ...]:
-    """Return a message's parts; none where there is no picture among them."""
-    return tuple(pieces) if any(isinstance(piece, Image) for piece in pieces) else ()
+def parts_of(pieces: Sequence[Part]) -> tuple[Part, ...]:
+    """Return a message's parts; none where there is no picture and no sound among them."""
+    return () if all(isinstance(piece, str) for piece in pieces) else tuple(pieces)
 
 
 def _unsupported(message: str, where: str) -> Refused:

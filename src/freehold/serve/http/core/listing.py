@@ -20,11 +20,14 @@ def capabilities(info: ModelInfo) -> list[str]:
     """Return what a loaded model can do, in the words of Ollama's protocol, which other clients read too."""
     if info.embeds_only:
         return ["embedding"]
+    if info.can_hear:
+        return ["transcription"]
     able = {
         "completion": True,
         "tools": info.can_call,
         "insert": info.can_fill,
         "vision": info.can_see,
+        "audio": info.can_listen,
         "thinking": info.thinking != "none" or bool(info.efforts),
     }
     return [name for name, has in able.items() if has]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from freehold.base.errors import UsageError
 from freehold.base.serving import Job, ModelInfo
-from freehold.base.types import MAX_PICTURE_BYTES, Image, Message
+from freehold.base.types import MAX_PICTURE_BYTES, Image, Message, Part
 from freehold.base.version import __version__
 from freehold.serve.http.core.bodies import CallerTurns
 from freehold.serve.http.core.call import HttpCall, ServerCall
@@ -225,8 +225,8 @@ def _with(job: Job, pictures: dict[str, bytes]) -> Job:
     return replace(job, messages=tuple(messages)) if messages else job
 
 
-def _picture(part: str | Image, pictures: dict[str, bytes]) -> str | Image:
-    if isinstance(part, str) or part.url not in pictures:
+def _picture(part: Part, pictures: dict[str, bytes]) -> Part:
+    if not isinstance(part, Image) or part.url not in pictures:
         return part
     try:
         image = Image.of(pictures[part.url], part.detail)

@@ -120,6 +120,8 @@ _COUNTERS = (
     ("images_encoded", "freehold_images_encoded", "Pictures that the tower computed."),
     ("image_hits", "freehold_image_cache_hits", "Pictures whose features were in memory."),
     ("image_disk_hits", "freehold_image_disk_hits", "Pictures whose features were on the disk."),
+    ("sounds_encoded", "freehold_sounds_encoded", "Sounds that the tower computed."),
+    ("sound_hits", "freehold_sound_cache_hits", "Sounds whose features were in memory."),
     ("generated_tokens", "vllm:generation_tokens", "Tokens generated."),
     ("preemptions", "vllm:num_preemptions", "Sequences that lost their blocks and were computed again."),
     ("drafts", "vllm:spec_decode_num_drafts", "Drafts that were verified, of one token or more."),
@@ -153,6 +155,14 @@ class Series:
         return histogram
 
 
+# (field of PerModel.heard, exported name, help)
+_HEARD = (
+    ("recordings", "freehold_recordings", "Recordings opened to be transcribed."),
+    ("sound_s", "freehold_sound_seconds", "Seconds of those recordings."),
+    ("speech_s", "freehold_speech_seconds", "Seconds of speech in them, which are what is transcribed."),
+)
+
+
 class PerModel:
     """What the HTTP side saw of one model's answers."""
 
@@ -183,11 +193,16 @@ class PerModel:
     def __init__(self) -> None:
         self.reasons: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
+        self.heard = Counter[str]()  # by the names of _HEARD
 
     def began(self, n: int, most: int) -> None:
         """Count a job that an engine took in."""
         self.n.observe(n)
         self.most.observe(most)
+
+    def opened(self, duration_s: float, speech_s: float) -> None:
+        """Count a recording whose length is known."""
+        self.heard.update({"recordings": 1, "sound_s": duration_s, "speech_s": speech_s})
 
     def ended(self, reason: str, usage: Usage, first_s: float, whole_s: float) -> None:
         """Count a finished answer."""
@@ -278,6 +293,12 @@ class Metrics(Collector):
                 rejected.add_metric([model, ENGINE, reason], count)
         yield success
         yield rejected
+        for name, exported, help in _HEARD:
+            family = CounterMetricFamily(exported, help, labels=OF)
+            for model, record in self._per_model.items():
+                if record.heard:
+                    family.add_metric([model, ENGINE], record.heard[name])
+            yield family
 
 
 def _engines(loaded: Sequence[LoadedInfo]) -> Iterator[Metric]:

@@ -45,6 +45,8 @@ class RequestLine:
         if "picture_decode_s" in f:
             names = ("decode", "picture_decode_s"), ("encode", "picture_encode_s"), ("prefill", "prefill_s")
             parts += [f"{name} {f[field]:.3f} s" for name, field in names]
+        if "sound_s" in f:
+            parts.append(f"sound {f['sound_s']:.1f} s (speech {f['speech_s']:.1f} s)")
         if f["tok_s"] is not None:
             parts.append(f"{f['tok_s']:.1f} tok/s")
         parts.append(f"{f['duration_s']:.3f} s")
@@ -72,6 +74,7 @@ def _fields(call: ServerCall) -> dict[str, Any]:
     work, first = call.work, call.work.first_s
     names = ("picture_decode_s", "picture_encode_s", "prefill_s")
     pictures = dict(zip(names, (round(s, 4) for s in work.picture_s or ()), strict=False))
+    sound = dict(zip(("sound_s", "speech_s"), (round(s, 3) for s in work.sound_s or ()), strict=False))
     return {
         "request_id": call.request_id.decode(),
         "key": call.key.name if call.key else "owner" if call.owner else "",
@@ -83,6 +86,7 @@ def _fields(call: ServerCall) -> dict[str, Any]:
         "cached_tokens": work.cached_tokens,
         "answer_tokens": work.answer_tokens,
         **pictures,
+        **sound,
         "ttft_s": None if first is None else round(first, 4),
         "tok_s": None if work.tok_s is None else round(work.tok_s, 2),
         "status": call.status,

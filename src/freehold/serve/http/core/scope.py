@@ -8,6 +8,7 @@ Knows keys, accounts and the contract of serving.py; knows no protocol.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -18,11 +19,18 @@ from freehold.base.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.base.errors import ModelNotFound
 from freehold.base.prompts import PromptSize, prompt_size
 from freehold.base.serving import (
+    CHUNK_TOKENS,
+    SPEECH_TOKENS,
     EmbedJob,
     Job,
     LoadedInfo,
     ModelDirectory,
     ModelHandle,
+    SpeechFacts,
+    SpeechJob,
+    SpeechPart,
+    SpeechSource,
+    SpeechStream,
     StoredModel,
     Stream,
     TokenizerFace,
@@ -195,9 +203,68 @@ class MeteredHandle(DelegatingHandle):
             )
         return job, most
 
+    async def hear(
+        self, job: SpeechJob, recording: SpeechSource, keep_alive: float | None = None
+    ) -> SpeechStream:
+        if self._key.tokens:
+            self._accounts.left(self._key)  # before the work of opening, after which its length is known
+        stream = await self.handle.hear(job, recording, keep_alive)
+        if not self._key.tokens:
+            return MeteredSpeech(stream, Reserved(self._accounts, self._key.name, 0))
+        try:
+            return MeteredSpeech(stream, await self._reserve_speech(stream.facts))
+        except BaseException:
+            await stream.aclose()
+            raise
+
+    async def _reserve_speech(self, facts: SpeechFacts) -> Reserved:
+        """Reserve what a recording costs at most, waiting a while for requests in flight."""
+        accounts, key = self._accounts, self._key
+        tokens = speech_tokens_of(facts.speech_s) + CHUNK_TOKENS * facts.chunks
+        try:
+            async with asyncio.timeout(ROOM_WAIT_S):
+                while (left := accounts.left(key)) >= tokens:
+                    if (reserved := accounts.reserve(key, tokens)) is not None:
+                        return reserved
+                    await accounts.given_back(key)
+        except TimeoutError:
+            raise accounts.in_use(key, tokens) from None
+        raise accounts.too_little(
+            key,
+            f"has {left:,} tokens left today, and this recording may cost {tokens:,}: {SPEECH_TOKENS} for each second "
+            f"of speech, and its text",
+        )
+
     async def count(self, job: Job) -> int:
         with self._accounts.counting(self._key, chars_of(job.messages or ())):
             return await self.handle.count(job)
+
+
+def speech_tokens_of(seconds: float) -> int:
+    """Return what seconds of speech count for on a key's account."""
+    return math.ceil(SPEECH_TOKENS * seconds)
+
+
+class MeteredSpeech:
+    """A transcript that books each part when it comes."""
+
+    def __init__(self, stream: SpeechStream, reserved: Reserved) -> None:
+        self._stream, self._reserved = stream, reserved
+        self.facts = stream.facts
+
+    def __aiter__(self) -> MeteredSpeech:
+        return self
+
+    async def __anext__(self) -> SpeechPart:
+        part = await self._stream.__anext__()
+        self._reserved.spend(speech_tokens_of(part.speech_s) + part.tokens)
+        return part
+
+    async def aclose(self) -> None:
+        try:
+            await self._stream.aclose()
+        finally:
+            self._reserved.close()
 
 
 class MeteredTokenizer(DelegatingTokenizer):

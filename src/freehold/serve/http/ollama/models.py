@@ -33,12 +33,11 @@ from freehold.base.version import __version__
 from freehold.run.formats import GGUFFile, ModelFile, open_model_file
 from freehold.run.formats.detect import quantization_of
 from freehold.run.store import Listed, Store
-from freehold.run.store.eyes import has_tower
+from freehold.run.store.eyes import has_ears, has_tower
 from freehold.run.store.manifest import write_json
 from freehold.run.store.overlays import Overlay
-from freehold.run.store.parameters import as_lines
+from freehold.run.store.parameters import as_lines, sampling_defaults
 from freehold.run.store.refs import LATEST, parse_ref
-from freehold.run.store.sampling import sampling_defaults
 from freehold.run.tokenizer.directory import read_json
 from freehold.run.tokenizer.fill import SPELLINGS
 from freehold.run.tokenizer.template import ChatTemplate, templates_from_dir, templates_from_gguf
@@ -90,7 +89,9 @@ class Cards:
                 if len(self._known) >= MAX_CARDS:
                     self._known.clear()
                 with open_model_file(listed.path) as file:
-                    card = read_card(file, listed.path, home, until, sees=has_tower(listed))
+                    senses = {"vision": has_tower(listed), "audio": has_ears(listed)}
+                    own = tuple(name for name, has in senses.items() if has)
+                    card = read_card(file, listed.path, home, until, senses=own)
                 if not card.is_whole:
                     return card
                 self._known[key] = card
@@ -100,7 +101,7 @@ class Cards:
 
 
 def read_card(
-    file: ModelFile, path: Path, home: Path, until: float = math.inf, *, sees: bool = False
+    file: ModelFile, path: Path, home: Path, until: float = math.inf, *, senses: Sequence[str] = ()
 ) -> Card:
     """Read what a file tells, and what its template makes possible, unless it is too late to render."""
     tensors = list(file.tensors.values())
@@ -123,7 +124,7 @@ def read_card(
         embedding=file_card.embedding,
         template=file_card.template,
         licence=str(info.get("general.license", "")) if gguf else "",
-        capabilities=(*capabilities, *(("vision",) if sees else ())),
+        capabilities=(*capabilities, *senses),
         info=info,
         sampling={name: value for name, (value, _) in sampling.items()},
         tensors=tuple((t.name, t.type.name, tuple(t.shape)) for t in tensors),
@@ -197,6 +198,8 @@ def _file_capabilities(file_card: _FileCard, home: Path, until: float) -> tuple[
     """
     if file_card.architecture in _ENCODERS:
         return ("embedding",), True
+    if file_card.architecture == "whisper":
+        return ("transcription",), True
     abilities = of_template(file_card.template, home, until)
     able = {
         "completion": True,
@@ -409,19 +412,24 @@ def _once(path: Path, check: Callable[[], object]) -> None:
         _checking.pop(path, None)
 
 
-def _sights(call: HttpCall) -> dict[str, bool]:
-    """Return of each model in memory whether it sees."""
-    return {each.name: each.info.can_see for each in call.models.loaded()}
+def _sights(call: HttpCall) -> dict[str, Sequence[str]]:
+    """Return of each model in memory whether it sees and hears, as capabilities."""
+    return {
+        each.name: [
+            name for name, has in (("vision", each.info.can_see), ("audio", each.info.can_listen)) if has
+        ]
+        for each in call.models.loaded()
+    }
 
 
-def _with_sight(capabilities: Sequence[str], sees: bool | None) -> list[str]:
-    """Return what a model can do. `sees`: as its engine says, who knows it best; None: it is not in memory."""
-    if sees is None:
+def _with_sight(capabilities: Sequence[str], senses: Sequence[str] | None) -> list[str]:
+    """Return what a model can do. `senses`: as its engine says, who knows it best; None: it is not in memory."""
+    if senses is None:
         return list(capabilities)
-    return [*(name for name in capabilities if name != "vision"), *(("vision",) if sees else ())]
+    return [*(name for name in capabilities if name not in ("vision", "audio")), *senses]
 
 
-def _tag(held: StoredModel, card: Card, base: str, sees: bool | None) -> dict[str, Any]:
+def _tag(held: StoredModel, card: Card, base: str, sees: Sequence[str] | None) -> dict[str, Any]:
     name = shown_name(held.name)
     return {
         "name": name,

@@ -29,11 +29,10 @@ from freehold.run.formats import open_lora, open_model_file
 from freehold.run.formats.lora import CONFIG, WEIGHTS
 from freehold.run.store import ModelRef, Store, parameters, space
 from freehold.run.store.contract import Event, Finished, Note, Planned, Progress
+from freehold.run.store.create import Recipe, make, parse
 from freehold.run.store.create import copy as make_copy
-from freehold.run.store.create import make
 from freehold.run.store.eyes import is_tower, model_and_tower
 from freehold.run.store.judging import check_fetch
-from freehold.run.store.modelfile import Recipe, parse
 from freehold.run.store.overlays import MAX_MESSAGES
 from freehold.run.store.refs import parse_ref
 from freehold.run.store.store import uploaded_name

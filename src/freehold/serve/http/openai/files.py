@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -18,6 +17,7 @@ from freehold.serve.http.batches.filestore import FileRecord, Files
 from freehold.serve.http.batches.record import Batch
 from freehold.serve.http.core.call import HttpCall
 from freehold.serve.http.core.fields import doc, seconds
+from freehold.serve.http.core.forms import UploadForm, read_form
 from freehold.serve.http.core.problems import Refused
 from freehold.serve.http.openai.responses.fields import Key, Value
 from freehold.serve.http.openai.shape import page, query
@@ -124,133 +124,6 @@ def _files(call: HttpCall) -> Files:
 
 def _id(call: HttpCall) -> str:
     return call.scope["path_params"]["id"]
-
-
-# --- an upload: the fields of a multipart form, and its file, which goes to the disk as it comes ----
-# Every bound is checked as the bytes come.
-
-MAX_PARTS = 16
-MAX_FIELD = 4096  # bytes of a field without a file
-MAX_NAME = 255  # characters of the file's name
-
-
-class UploadForm:
-    """A form as far as it has come. `bytes`: of its file, which was written to `sink`."""
-
-    def __init__(self, boundary: bytes, sink: BinaryIO) -> None:
-        from python_multipart.multipart import MultipartParser
-
-        self.fields: dict[str, str] = {}
-        self.filename: str | None = None
-        self.bytes = 0
-        self.whole = False
-        self._sink, self._parts = sink, 0
-        self._parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._part_begins,
-                "on_header_field": self._header_named,
-                "on_header_value": self._header_said,
-                "on_header_end": self._header_ended,
-                "on_headers_finished": self._headers_ended,
-                "on_part_data": self._data,
-                "on_part_end": self._part_ends,
-                "on_end": self._ended,
-            },
-        )
-
-    def write(self, data: bytes) -> None:
-        """Take in the next bytes of the body."""
-        from python_multipart.exceptions import FormParserError
-
-        try:
-            self._parser.write(data)
-        except FormParserError as e:
-            raise _malformed(str(e)) from None
-
-    def _part_begins(self) -> None:
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise _malformed(f"it has more than {MAX_PARTS} parts")
-        self._headers: dict[bytes, bytes] = {}
-        self._header, self._value, self._content = b"", b"", b""
-
-    def _header_named(self, data: bytes, start: int, end: int) -> None:
-        self._header += data[start:end]
-
-    def _header_said(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-
-    def _header_ended(self) -> None:
-        self._headers[self._header.lower()] = self._value
-        self._header, self._value = b"", b""
-
-    def _headers_ended(self) -> None:
-        from python_multipart.multipart import parse_options_header
-
-        _, options = parse_options_header(self._headers.get(b"content-disposition"))
-        self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        self._is_file = self._name == "file"
-        if self._is_file:
-            if self.filename is not None:
-                raise _malformed("it has two files")
-            self.filename = _plain(options.get(b"filename", b"").decode("utf-8", "replace"))
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._is_file:
-            self.bytes += end - start
-            self._sink.write(memoryview(data)[start:end])
-            return
-        self._content += data[start:end]
-        if len(self._content) > MAX_FIELD:
-            raise _malformed(f"the field {self._name[:60]!r} is longer than {MAX_FIELD:,} bytes")
-
-    def _part_ends(self) -> None:
-        if not self._is_file:
-            self.fields[self._name] = self._content.decode("utf-8", "replace")
-
-    def _ended(self) -> None:
-        self.whole = True
-
-
-async def read_form(
-    content_type: bytes,
-    pieces: AsyncIterator[bytes],
-    sink: BinaryIO,
-    came: Callable[[int], None] = lambda _: None,
-) -> UploadForm:
-    """Read a whole form; 400 for one that is malformed or ends early.
-
-    `came` is called with each count of bytes before they are written.
-    """
-    from python_multipart.exceptions import FormParserError
-    from python_multipart.multipart import parse_options_header
-
-    kind, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not boundary:
-        message = "the body is not a form; send multipart/form-data with a file"
-        raise Refused(400, message, code="invalid_form")
-    try:
-        form = UploadForm(boundary, sink)
-    except FormParserError as e:
-        raise _malformed(str(e)) from None
-    async for data in pieces:
-        came(len(data))
-        form.write(data)
-    if not form.whole:
-        raise _malformed("it ends before its last boundary")
-    return form
-
-
-def _plain(name: str) -> str:
-    """Return a name that is only shown: no folders, nothing a terminal would obey."""
-    last = name.replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(c for c in last if c.isprintable())[:MAX_NAME] or "unnamed"
-
-
-def _malformed(why: str) -> Refused:
-    return Refused(400, f"the form is malformed: {why[:200]}", code="invalid_form")
 
 
 # --- batches ----------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from freehold.base.errors import AccessDenied, FreeholdError, ModelNotFound, UsageError
 from freehold.outgrow import kept
 from freehold.outgrow.contract import DeploymentRow, Deployments, DeployPlan
-from freehold.outgrow.planning.options import DeployOptions
+from freehold.outgrow.options import DeployOptions
 from freehold.serve.http.core.call import HttpCall, Server, route
 from freehold.serve.http.core.fields import Name
 from freehold.serve.http.core.problems import without_paths

@@ -151,9 +151,14 @@ def load(request: Open, report: Callable[[int, int], None]) -> HostedModel:
 
         return ScriptedModel(request.script)
     from freehold.run.local import open_served
+    from freehold.run.store.eyes import hears
 
     if request.model is None:
         raise UsageError("there is nothing to load")
+    if hears(request.model):
+        from freehold.run.local.served_speech import open_served_speech
+
+        return open_served_speech(request.model, request.options.get("threads"))
     options = request.options if request.disk is None else {**request.options, "disk": request.disk}
     return open_served(request.model, draft=request.draft, packs=request.packs, progress=report, **options)
 

@@ -2,7 +2,7 @@
 
 Knows messages, threads and which work takes long; knows no step. Jobs are prepared by the reader thread, long ones and
 formats to be compiled in others, so that a short one need not wait; calls that only count tokens in two of their own,
-one for long texts; embeddings in threads of their own, where they wait for their steps.
+one for long texts; embeddings in threads of their own, where they wait for their steps; and so recordings.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from freehold.base.platforms import run_thread_below
 from freehold.base.serving import EmbedJob, Job, Vectors
 from freehold.base.stopping import Stopped, stops_when
 from freehold.serve.worker.process.jobs import Channel, HostedJob, HostedModel, LiveJobs
+from freehold.serve.worker.process.recordings import Recordings
 from freehold.serve.worker.wire import (
     CallReply,
     Cancel,
@@ -38,6 +39,8 @@ from freehold.serve.worker.wire import (
 
 TOGETHER_S = 0.002  # jobs that came at once enter at once, if it takes no longer to prepare them
 EMBEDDING = 4  # requests for embeddings, of each priority, that wait for steps together and share them
+HEARING = 2  # recordings of one client at work: one is opened while another is transcribed
+QUICK = ("hear_begin", "hear_bytes", "hear_end")  # answered by the reader thread, in order
 LONG_JOB = 16 << 10  # bytes; rendering and tokenizing more than this would keep the next job waiting,
 MANY_ANSWERS = 8  # and so would making more than this: 128 take 6 ms
 
@@ -54,6 +57,8 @@ class Intake:
         self._calls, self._long_calls = (IntakeQueue("tokens", 1, self._answer) for _ in range(2))
         # One for each priority: a batch that holds all threads of a shared one would delay every request.
         self._embedding, self._batch = (IntakeQueue("embed", EMBEDDING, self._answer) for _ in range(2))
+        self._recordings = Recordings(model, lambda: channel.send_events([], model.stats))
+        self._hearing = IntakeQueue[ModelCall]("hear", HEARING, self._answer)
 
     def take(self, messages: list[FromServer]) -> None:
         """Handle messages in order; the short jobs among them enter together."""
@@ -61,7 +66,9 @@ class Intake:
         self._jobs.expect([m.id for m in jobs])
         short: list[Submit] = []
         for message in messages:
-            if isinstance(message, ModelCall):
+            if isinstance(message, ModelCall) and message.method in QUICK:
+                self._answer(message)
+            elif isinstance(message, ModelCall):
                 self._threads_for(message).put(message.id, message, message.client)
             elif isinstance(message, Submit) and (peek := _peek_long(message)) is not None:
                 work = self._templated if peek.template else self._long_jobs
@@ -83,6 +90,7 @@ class Intake:
             self._long_calls,
             self._embedding,
             self._batch,
+            self._hearing,
         ):
             work.cancel(id)
 
@@ -92,6 +100,8 @@ class Intake:
                 return self._batch
             case ModelCall(method="embed"):
                 return self._embedding
+            case ModelCall(method="hear_next"):
+                return self._hearing
         return self._long_calls if size(call.args) > LONG_JOB else self._calls
 
     def _start(self, jobs: list[Submit]) -> None:
@@ -143,6 +153,10 @@ class Intake:
                 return model.remove_adapter(*args)
             case "embed":
                 return self._embedded(*args)
+            case "hear_begin" | "hear_bytes" | "hear_end":
+                return self._recordings.call(call.method, args)
+            case "hear_next":
+                return self._recordings.next(read(args[0], int))
         raise UsageError(f"no call is named {call.method!r}")
 
     def _embedded(self, job: Any) -> Vectors:

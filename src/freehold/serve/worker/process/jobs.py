@@ -9,16 +9,25 @@ import os
 import socket
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from freehold.base.errors import DamagedPack, UsageError
 from freehold.base.machine import CROWDED, Crowd
-from freehold.base.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
+from freehold.base.serving import (
+    Begin,
+    EmbedJob,
+    EngineStats,
+    Job,
+    ModelInfo,
+    SpeechFacts,
+    SpeechJob,
+    SpeechPart,
+)
 from freehold.base.types import Chunk, Message, Turn, Usage
 from freehold.serve.worker.wire import Began, Event, Failed, Frame, Piece, Prefilled, WireMessage, Writer
 
@@ -77,6 +86,28 @@ class HostedModel(Protocol):
     def add_adapter(self, name: str, path: str) -> ModelInfo: ...
     def remove_adapter(self, name: str) -> ModelInfo: ...
     def embed_job(self, job: EmbedJob) -> HostedVectors: ...
+
+
+class HostedHearing(Protocol):
+    """A recording that is open in a model."""
+
+    @property
+    def facts(self) -> SpeechFacts: ...
+    def part(self, pause: Callable[[], None]) -> SpeechPart | None:
+        """Return the texts of the next chunks, None after the last; `pause` is called between pieces of the work."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Listener(Protocol):
+    """What a model that hears has besides."""
+
+    def listen(self, data: bytes, job: SpeechJob, skip: int) -> HostedHearing: ...
+    def beat(self) -> None:
+        """Count a sign of work between steps."""
+        ...
 
 
 # The engine process's sending end of the socket, shared by its threads.

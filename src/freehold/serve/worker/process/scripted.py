@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -18,11 +18,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.base.errors import EngineClosed, UsageError
-from freehold.base.serving import Begin, EmbedJob, EngineStats, Job, ModelInfo
-from freehold.base.types import Chunk, Image, Message, SamplingParams, Turn, Usage, media_type_of
+from freehold.base.serving import (
+    Begin,
+    EmbedJob,
+    EngineStats,
+    Job,
+    ModelInfo,
+    SpeechFacts,
+    SpeechJob,
+    SpeechPart,
+    hears_alone,
+    reads_text,
+)
+from freehold.base.types import (
+    Audio,
+    Chunk,
+    Image,
+    Message,
+    SamplingParams,
+    Segment,
+    Turn,
+    Usage,
+    media_type_of,
+)
 from freehold.serve.worker.wire import Script
 
 VOCAB = 50_000
+CHUNK = 1000  # bytes of a recording that a script hears as one chunk of a second
 
 
 def scripted_tokens(seed: int, index: int, count: int) -> list[int]:
@@ -60,10 +82,11 @@ class ScriptedModel:
             load_s=self._script.load_s,
             memory_bytes=0,
             vocab=VOCAB,
-            can_chat=True,
+            can_chat=not self._script.hears,
             can_fill=False,
             default_sampling=SamplingParams(),
             can_see=self._script.sees,
+            can_hear=self._script.hears,
         )
 
     @property
@@ -79,6 +102,8 @@ class ScriptedModel:
 
     def start(self, job: Job) -> ScriptedJob:
         """Prepare a job; its prompt has a token for each word."""
+        if self._script.hears:
+            raise hears_alone("scripted")
         if (job.messages is None) == (job.prompt is None):
             raise UsageError("a job is a chat or a prompt")
         words = min(job.max_tokens or self._script.words, self._script.words)
@@ -148,11 +173,11 @@ class ScriptedModel:
             id
             for message in messages
             for part in message.parts or (message.content,)
-            for id in ([self._seen(part)] if isinstance(part, Image) else self.tokenize(part))
+            for id in (self.tokenize(part) if isinstance(part, str) else [self._seen(part)])
         ]
 
-    def _seen(self, image: Image) -> int:
-        if not self._script.sees:
+    def _seen(self, image: Image | Audio) -> int:
+        if not self._script.sees or isinstance(image, Audio):
             raise UsageError("scripted reads text alone")
         data = image.decoded()
         if not media_type_of(data):
@@ -175,6 +200,18 @@ class ScriptedModel:
         """Refuse: a script has no adapters."""
         raise UsageError("a script has no adapters")
 
+    def listen(self, data: bytes, job: SpeechJob, skip: int) -> ScriptedHearing:
+        """Open a recording; `skip`: chunks that were heard before."""
+        if not self._script.hears:
+            raise reads_text("scripted")
+        if b"broken" in data:
+            raise UsageError("the recording is broken", "send a WAV", "file")
+        return ScriptedHearing(self._script, data, job, skip, self.beat)
+
+    def beat(self) -> None:
+        """Count a step."""
+        self._steps += 1
+
     def embed_job(self, job: EmbedJob) -> ScriptedVectors:
         """Return a direction that follows from a text's first id."""
         ids = [self.tokenize(text) if isinstance(text, str) else list(text) for text in job.texts]
@@ -190,6 +227,36 @@ class ScriptedVectors:
     vectors: NDArray[np.float32]
     tokens: tuple[int, ...]
     cut: tuple[int, ...] = ()
+
+
+class ScriptedHearing:
+    """A recording whose chunks are a second each; a chunk's text is the sum of its bytes, and takes `step_s`."""
+
+    def __init__(
+        self, script: Script, data: bytes, job: SpeechJob, skip: int, beat: Callable[[], None]
+    ) -> None:
+        self._script, self._job, self._next, self._beat = script, job, skip, beat
+        self._chunks = [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
+        self.facts = SpeechFacts(len(data) / CHUNK, float(len(self._chunks)), len(self._chunks))
+
+    def part(self, pause: Callable[[], None]) -> SpeechPart | None:
+        """Hear a chunk. One that holds the script's poison ends the process."""
+        if self._next >= len(self._chunks):
+            return None
+        chunk, at = self._chunks[self._next], float(self._next)
+        if self._script.poison and self._script.poison.encode() in chunk:
+            os._exit(9)
+        for _ in range(10):
+            time.sleep(self._script.step_s / 10)
+            self._beat()
+            pause()
+        self._next += 1
+        segment = Segment(at, at + 1, f"w{sum(chunk)}", (sum(chunk) % VOCAB,))
+        return SpeechPart((segment,), (at,), 1.0, self._job.language or "en")
+
+    def close(self) -> None:
+        """Forget it."""
+        self._chunks.clear()
 
 
 class ScriptedJob:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from freehold.base.serving import MAX_LOGPROBS, MAX_MESSAGES, Job
-from freehold.base.types import Image, Message, Overflow, Turn
+from freehold.base.types import Message, Overflow, Part, Turn
 from freehold.serve.http.core.fields import (
     EFFORTS,
     MAX_WARNINGS,
@@ -37,7 +37,7 @@ class ChatRequest(Generating, kw_only=True):
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(
             description="The chat: text, or parts of type text and, for models that see, image_url: a data: URL, "
-            "or for hosted models alone an address."
+            "or for hosted models alone an address; for models that hear, input_audio: data in base64 and format."
         ),
     ]
     max_completion_tokens: Annotated[
@@ -151,13 +151,21 @@ class ImageAddress(Struct, kw_only=True):
     detail: Annotated[str, Meta(max_length=16)] | None = None
 
 
+class InputAudio(Struct, kw_only=True):
+    """A sound: the bytes of its file in base64. `format` is only shown: what the bytes begin with decides."""
+
+    data: str
+    format: Annotated[str, Meta(max_length=32)] | None = None
+
+
 class ContentPart(Struct, kw_only=True):
-    """A piece of a message's content: text, a picture, or an assistant's refusal."""
+    """A piece of a message's content: text, a picture, a sound, or an assistant's refusal."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
     image_url: str | ImageAddress | None = None
+    input_audio: InputAudio | None = None
     detail: Annotated[str, Meta(max_length=16)] | None = None
 
 
@@ -242,7 +250,7 @@ def _check_answered(due: Sequence[str], i: int) -> None:
 
 
 def read_message(m: ChatMessage, i: int, pictures: Pictures) -> Message:
-    """Return message number `i`; refuse parts that are neither text nor a picture, and what says nothing."""
+    """Return message number `i`; refuse parts that are no text, picture or sound, and what says nothing."""
     if m.content is None and m.role in _SPEAKERS:
         where = f"messages[{i}].content"
         message = f"{where} is missing or null; expected the text of the {m.role} message"
@@ -259,19 +267,21 @@ def read_message(m: ChatMessage, i: int, pictures: Pictures) -> Message:
     )
 
 
-def pieces_of(content: Content, at: str, pictures: Pictures) -> list[str | Image]:
-    """Return the texts and pictures of a message; refuse parts that are neither."""
+def pieces_of(content: Content, at: str, pictures: Pictures) -> list[Part]:
+    """Return the texts, pictures and sounds of a message; refuse parts that are none of these."""
     if isinstance(content, str):
         return [content]
     return [_piece(part, f"{at}[{i}]", pictures) for i, part in enumerate(content)]
 
 
-def text_of(pieces: Sequence[str | Image]) -> str:
+def text_of(pieces: Sequence[Part]) -> str:
     """Return the texts among them, joined."""
     return "".join(piece for piece in pieces if isinstance(piece, str))
 
 
-def _piece(part: ContentPart, where: str, pictures: Pictures) -> str | Image:
+def _piece(part: ContentPart, where: str, pictures: Pictures) -> Part:
+    if part.type == "input_audio" and part.input_audio is not None:
+        return pictures.sound(part.input_audio.data, part.input_audio.format or "", where)
     if part.type in ("image_url", "input_image") and part.image_url is not None:
         address = part.image_url
         if isinstance(address, str):
@@ -281,7 +291,7 @@ def _piece(part: ContentPart, where: str, pictures: Pictures) -> str | Image:
     if part.type not in ("text", "input_text", "output_text", "refusal") or text is None:
         raise Refused(
             400,
-            f"{where} is of type {part.type[:40]!r}; this server reads text and pictures with an image_url",
+            f"{where} is of type {part.type[:40]!r}; this server reads text, image_url and input_audio",
             param=where,
             code="unsupported_content",
         )

@@ -352,7 +352,7 @@ class Reading:
         content = text_of(pieces)
         if role == "system" and not self.messages:
             if parts_of(pieces):
-                why = f"{at}.content has a picture among instructions; expected it in a user's message"
+                why = f"{at}.content has a picture or a sound among instructions; expected it in a user's message"
                 raise Refused(400, why, param=f"{at}.content", code="unsupported_content")
             self._rules.append(content)
             return

@@ -1,0 +1,192 @@
+"""OpenAI's audio routes with a real engine process and a tiny Whisper: over HTTP, the socket, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+
+from freehold.base.config import Settings
+from freehold.base.errors import UsageError
+from freehold.base.serving import SpeechJob
+from freehold.run.local.served_speech import OpenSamples, open_served_speech
+from freehold.run.local.spans import RATE
+from freehold.run.local.speech import load_speech
+from freehold.run.store import ModelRef, Store
+from freehold.serve.http.core.sockets import bind_tcp
+from freehold.serve.http.serve import Doors, ServerSettings
+from freehold.serve.worker.models import EngineModels
+from tests.http.conftest import TOKEN
+from tests.http.test_streams import eventually
+from tests.vectors.whisper import write_listener
+
+CLIP = (Path(__file__).parents[1] / "sounds" / "austen-0880.wav").read_bytes()
+PAUSE_S = 12.0
+
+
+def minute() -> bytes:
+    """A minute of the clip with pauses between, as a WAV: several chunks, which become several parts."""
+    samples = np.frombuffer(CLIP[44:], "<i2")
+    pause = np.zeros(int(PAUSE_S * RATE), np.int16)
+    whole = np.concatenate([np.concatenate([samples] * 6 + [pause])] * 4).tobytes()
+    return (
+        CLIP[:4]
+        + (36 + len(whole)).to_bytes(4, "little")
+        + CLIP[8:40]
+        + len(whole).to_bytes(4, "little")
+        + whole
+    )
+
+
+class Real:
+    """A server with the tiny Whisper, and how to reach it."""
+
+    def __init__(self, folder: Path) -> None:
+        up, started = threading.Event(), list[Any]()
+        whisper = write_listener(folder / "whisper")
+        files = tuple(whisper.glob("*.safetensors"))
+        self.ref = ModelRef("ear", whisper, "safetensors", "", files[0].stat().st_size, "user", "", "", files)
+
+        async def main() -> None:
+            models = EngineModels(Store(Settings(folder / "home", offline=True)), paths={"ear": self.ref})
+            doors = Doors(models, ServerSettings(drain_s=0.5, owner=TOKEN, home=folder))
+            started.extend((doors, models, asyncio.get_running_loop()))
+            await doors.open(bind_tcp("127.0.0.1", 0), opened=up.set)
+
+        self.thread = threading.Thread(target=asyncio.run, args=(main(),))
+        self.thread.start()
+        assert up.wait(60)
+        self.doors, self.models, self.loop = started
+        self.client = openai.OpenAI(base_url=f"{self.doors.url}/v1", api_key="none", max_retries=0)
+
+    def text(self, sound: bytes = CLIP, **more: Any) -> Any:
+        return self.client.audio.transcriptions.create(file=sound, model="ear", **more)
+
+    @property
+    def row(self) -> Any:
+        return next(each for each in self.models.loaded() if each.name == "ear")
+
+    def end(self) -> None:
+        self.client.close()
+        self.loop.call_soon_threadsafe(lambda: self.doors.stop(now=True))
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    running = Real(tmp_path_factory.mktemp("ears"))
+    yield running
+    running.end()
+
+
+pytestmark = pytest.mark.heavy
+
+
+def test_the_server_s_text_is_the_library_s(real: Real):
+    with load_speech(real.ref, threads=1) as speech:
+        expected = speech.transcribe(CLIP, words=True)
+    got = real.text(response_format="verbose_json", timestamp_granularities=["word", "segment"])
+    assert got.text == expected.text and got.duration == round(expected.duration_s, 3)
+    assert [(s.text.strip(), s.tokens) for s in got.segments] == [
+        (each.text, list(each.tokens)) for each in expected.segments
+    ]
+    words = [word for each in expected.segments for word in each.words]
+    assert [w.word for w in got.words or []] == [word.text for word in words]
+
+
+def test_an_engine_that_is_killed_is_begun_again_with_the_chunks_that_are_left(real: Real):
+    sound = minute()
+    whole = real.text(sound)
+    assert whole.to_dict()["freehold"]["chunks"] >= 3
+    restarts, texts, killed = real.row.restarts, list[str](), False
+    for event in real.text(sound, stream=True):
+        texts.append(event.text if event.type == "transcript.text.done" else event.delta)
+        if not killed:
+            os.kill(real.row.pid, signal.SIGKILL)
+            killed = True
+    assert real.row.restarts == restarts + 1
+    assert "".join(texts[:-1]) == texts[-1] == whole.text
+
+
+def test_a_client_that_leaves_lets_the_engine_rest(real: Real):
+    stream = real.text(minute(), stream=True)
+    next(iter(stream))
+    stream.close()
+    assert eventually(lambda: real.models._handles["ear"].idle)
+    assert real.text().text
+
+
+def test_chats_with_it_are_refused_by_name(real: Real):
+    with pytest.raises(openai.BadRequestError, match="ear transcribes recordings"):
+        real.client.chat.completions.create(model="ear", messages=[{"role": "user", "content": "hi"}])
+    with pytest.raises(openai.BadRequestError, match="ear transcribes recordings"):
+        real.client.embeddings.create(model="ear", input="hi")
+
+
+@pytest.mark.parametrize(
+    "sound, more, words",
+    [
+        (b"nonsense", {}, "no known form"),
+        (CLIP, {"language": "de"}, "'de' is not one of the model's: en"),
+    ],
+)
+def test_what_it_cannot_hear_is_400(real: Real, sound: bytes, more: dict[str, Any], words: str):
+    with pytest.raises(openai.BadRequestError, match=words):
+        real.text(sound, **more)
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+def test_an_english_model_refuses_to_translate(real: Real):
+    with pytest.raises(openai.BadRequestError, match="does not translate"):
+        real.client.audio.translations.create(file=CLIP, model="ear")
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.05, 2.0])
+def test_silence_is_an_empty_text(real: Real, seconds: float):
+    zeros = bytes(2 * int(seconds * RATE))
+    silent = CLIP[:40] + len(zeros).to_bytes(4, "little") + zeros
+    verbose = real.text(silent, response_format="verbose_json")
+    assert (verbose.text, verbose.segments, verbose.duration) == ("", [], seconds)
+    assert [e.type for e in real.text(silent, stream=True)] == ["transcript.text.done"]
+
+
+def test_it_is_listed_with_its_capability(real: Real):
+    card = real.client.models.retrieve("ear").to_dict()
+    assert card["freehold"]["capabilities"] == ["transcription"]  # type: ignore[index]
+
+
+def test_a_job_s_bounds_are_checked_in_the_engine_too(real: Real):
+    served = open_served_speech(real.ref, threads=1)
+    try:
+        for job, words in (
+            (SpeechJob(most_s=1.0), "has 3 seconds; at most 1 are read"),
+            (SpeechJob(prompt="x" * 20_000), "20,000 characters"),
+            (SpeechJob(temperature=2.0), "temperature is 2.0"),
+            (SpeechJob(language="x" * 100), "100 characters"),
+        ):
+            with pytest.raises(UsageError, match=words):
+                served.listen(CLIP, job, 0)
+    finally:
+        served.close()
+
+
+def test_recordings_hold_samples_up_to_a_limit():
+    from freehold.base.errors import Overloaded
+
+    samples = OpenSamples(100)
+    first = samples.take(500)  # alone it may be any length
+    with pytest.raises(Overloaded, match="are open at a time"):
+        samples.take(1)
+    first.close()
+    first.close()
+    samples.take(60)
+    samples.take(40)
