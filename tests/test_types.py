@@ -114,3 +114,8 @@ def test_a_pdf_is_refused_with_the_way_to_pictures_of_its_pages(read):
     with pytest.raises(UsageError) as refused:
         read()
     assert "pdftoppm -r 144 -png" in refused.value.hint
+
+
+def test_a_jpeg_that_a_client_calls_jpg_is_a_jpeg():
+    data = base64.b64encode(HEADS["image/jpeg"] + bytes(40)).decode()
+    assert Image.at(f"data:image/jpg;base64,{data}").media_type == "image/jpeg"

@@ -140,6 +140,7 @@ def _stated_schema(model_class: type[SchemaClass]) -> Mapping[str, object]:
 
 
 CacheTime = Literal["", "5m", "1h"]
+_MISSPELT = {"image/jpg": "image/jpeg"}  # what many clients write
 MEDIA_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/avif")  # of pictures
 MAX_PICTURE_BYTES = 10 << 20  # of one picture
 MAX_PICTURES = 100  # of one request, as providers take
@@ -250,7 +251,7 @@ class Image:
                 head = head or piece[:_MAX_MAGIC]
         except ValueError:
             raise UsageError(f"{called} is not base64") from None
-        media_type = media_type or media_type_of(head)
+        media_type = _MISSPELT.get(media_type, media_type) or media_type_of(head)
         if media_type not in MEDIA_TYPES:
             kind = f"of media type {media_type[:40]!r}" if media_type else "of an unknown format"
             pdf = head.startswith(_PDF) or media_type == "application/pdf"
