@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
-from freehold.route.providers.contract import HOUSE
+from freehold.route.providers.contract import HOUSE, KINDS
 from freehold.route.router.reading import read, read_text
+from freehold.route.router.toml.models import SELLERS
 from freehold.route.router.toml.outside import Outside
 from freehold.route.router.toml.table import BadGateway, Mistake, line_numbers
 from tests.router.mistaken import KEY, SOUND, WRONG
@@ -222,3 +224,9 @@ def test_offline_mode_forbids_providers_beyond_private_addresses():
     found = mistakes_of(SOUND, replace(OUTSIDE, offline=True))
     assert [(m.line, m.key) for m in found] == [(1, "providers.openai.url"), (4, "providers.mistral.url")]
     assert "offline mode forbids calls of api.openai.com" in found[0].message
+
+
+def test_no_host_that_a_kind_of_provider_has_can_be_called_owned():
+    """A private request may go to what is owned, so each kind's own host must be known as a seller's."""
+    hosts = {name: urlsplit(facts.url).hostname for name, facts in KINDS.items() if facts.url}
+    assert len(hosts) > 4 and not [name for name, host in hosts.items() if not SELLERS.fullmatch(host or "")]

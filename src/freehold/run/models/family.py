@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from freehold._native import Plan
 
 # The verbs that a part's `forward` may call are native.Plan's op methods, each declared once in csrc/ops: native.Plan
-# records them, oracle.NumpyOps runs them at once, and tests/models/test_ops.py compares the two.
+# records them, oracle.NumpyOps runs them at once; tests/models/test_ops.py compares names and parameters.
 Ops: TypeAlias = "Plan"
 Buffer: TypeAlias = Any  # activations [rows of the step, width], opaque to a part
 # A layer's weights by key: matrices (native.Matrix, or the oracle's), float32 vectors, its rope as "rope".
