@@ -57,9 +57,10 @@ def test_our_own_lines_name_what_the_store_finds():
     found = lines("freehold")
     assert found
     for model, _, command in found:
-        words, _ = split_flags(shlex.split(command), {"--context": True})
-        assert words[:2] == ["freehold", "run" if model.role == "generator" else "embed"]
-        name = words[2]
+        words, flags = split_flags(shlex.split(command), {"--context": True, "--model": True})
+        verbs = {"generator": "run", "transcriber": "transcribe"}
+        assert words[:2] == ["freehold", verbs.get(model.role, "embed")]
+        name = flags["--model"] if model.role == "transcriber" else words[2]
         if "/" not in name:
             assert catalog.find(name).model == model.id
         else:

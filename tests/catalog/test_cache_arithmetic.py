@@ -64,6 +64,7 @@ GQA = {
     # attention on 49 blocks of 80, by its block_configs
     "nvidia/Llama-3_3-Nemotron-Super-49B-v1": 49 * 8 * 256 * 2,
     "sentence-transformers/all-MiniLM-L6-v2": 0,
+    "openai/whisper-base": 6 * 8 * (64 + 64) * 2,
 }
 # full layers, window layers; both keep the first token, only the full ones a late one
 SLIDING = {

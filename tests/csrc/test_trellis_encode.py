@@ -95,7 +95,7 @@ def test_a_row_of_zeros_and_a_huge_row_are_finite():
         ({"block": 0}, "block"),
         ({"ahead": 33}, "ahead"),
         ({"spread": 16}, "scales"),
-        ({"bits": 4}, "bits per weight"),
+        ({"bits": 4}, "bits a weight"),
     ],
 )
 def test_a_setting_out_of_range_is_named(change, text):

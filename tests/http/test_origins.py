@@ -43,6 +43,8 @@ ASKED: list[tuple[str, dict[str, Any], str]] = [
 ]
 # Routes that take a body and ask no model: of the store, of what is kept, and the owner's.
 WITHOUT_A_PROMPT = {
+    # a recording, which your own models alone hear
+    *("/v1/audio/transcriptions", "/v1/audio/translations"),
     *("/v1/files", "/v1/batches", "/v1/batches/{id}/cancel", "/v1/responses/{id}/cancel"),
     *("/api/show", "/api/pull", "/api/push", "/api/create", "/api/copy", "/api/blobs/{digest}"),
 }

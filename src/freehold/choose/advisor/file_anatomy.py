@@ -426,8 +426,17 @@ def stored_bytes(weights: float, type: str) -> float:
 
 # Windows of a config.json without the key, as its class in transformers has it.
 _UNSTATED_WINDOWS = dict.fromkeys(
-    ("mistral", "ministral", "dots1", "gemma2", "gemma3_text", "cohere2", "exaone4", "olmo3"), 4096
-) | {"gpt_oss": 128, "gemma3n_text": 512, "gemma4_text": 512, "gemma4_unified_text": 1024, "afmoe": 1024}
+    ("mistral", "ministral", "dots1", "gemma2", "gemma3_text", "cohere2", "exaone4", "exaone_moe", "olmo3"),
+    4096,
+) | {
+    "gpt_oss": 128,
+    "granite_swa": 128,
+    "gemma3n_text": 512,
+    "gemma4_text": 512,
+    "gemma4_unified_text": 1024,
+    "afmoe": 1024,
+    "mellum": 1024,
+}
 
 
 def gguf_context(meta: SizeKeys) -> int:
