@@ -292,3 +292,14 @@ def _decoders() -> list[psutil.Process]:
         for each in psutil.Process().children()
         if each.status() != psutil.STATUS_ZOMBIE and "freehold.run.sounds.child" in " ".join(each.cmdline())
     ]
+
+
+def test_values_of_all_channels_have_a_limit_and_so_do_chunks(monkeypatch: pytest.MonkeyPatch):
+    """A frame of 50 bytes may stand for half a million values: seconds alone do not bound the work."""
+    wide = wav(bytes(2 * 8 * 1000), channels=8, rate=8000)
+    assert len(open_sound(wide).samples)
+    monkeypatch.setattr(opening, "MOST_VALUES", 7999)
+    with pytest.raises(UsageError, match="more than 7,999 samples in 8 channels"):
+        open_sound(wide)
+    with pytest.raises(UsageError, match="more than 10,000 chunks"):
+        open_sound(b"RIFF\xff\xff\xff\xffWAVE" + b"none\0\0\0\0" * 10_001)

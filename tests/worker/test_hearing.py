@@ -223,7 +223,7 @@ def test_more_recordings_than_are_open_wait_for_their_turn(serve):
 
 def test_turns_go_to_the_client_with_fewest_open_and_then_to_the_oldest():
     async def body() -> None:
-        turns, order = RecordingTurns("m", most=2), list[str]()
+        turns, order = RecordingTurns("m", most=3), list[str]()
 
         async def one(name: str, client: str) -> None:
             turn = await turns.mine(client)
@@ -232,13 +232,27 @@ def test_turns_go_to_the_client_with_fewest_open_and_then_to_the_oldest():
             turn.end()
             turn.end()  # twice does nothing
 
-        first = [await turns.mine("a"), await turns.mine("a")]
+        first = [await turns.mine(client) for client in ("a", "a", "c")]
         waiting = [asyncio.ensure_future(one(n, c)) for n, c in (("a1", "a"), ("a2", "a"), ("b1", "b"))]
         await asyncio.sleep(0)
         for turn in first:
             turn.end()
         await asyncio.gather(*waiting)
         assert order == ["b1", "a1", "a2"]
+
+    asyncio.run(body())
+
+
+def test_a_client_with_long_recordings_leaves_one_turn_to_others():
+    async def body() -> None:
+        turns = RecordingTurns("m", most=4)
+        long = [await turns.mine("a") for _ in range(3)]
+        fourth = asyncio.ensure_future(turns.mine("a"))
+        await asyncio.sleep(0)
+        (await asyncio.wait_for(turns.mine("b"), 5)).end()  # at once, though one of a waits
+        assert not fourth.done()
+        long[0].end()
+        (await asyncio.wait_for(fourth, 5)).end()
 
     asyncio.run(body())
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.base.stopping import check_stopped
 from freehold.run.formats.filemap import FETCH_AGAIN, read_small_file
 
 F32 = NDArray[np.float32]
@@ -67,6 +68,7 @@ class SpeechDetector:
         cell: F32 = np.zeros(128, np.float32)
         out = np.empty(count, np.float32)
         for first in range(0, count, BATCH):
+            check_stopped()
             gates = self._gates(views[first : first + BATCH])
             for i, row in enumerate(gates, first):
                 hidden, cell = self._recurrent(row, hidden, cell)

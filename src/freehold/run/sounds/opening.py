@@ -25,6 +25,8 @@ F32 = NDArray[np.float32]
 RATE = 16_000
 MAX_BYTES = 2 << 30
 MAX_S = 4 * 3600.0
+# Of all channels: four hours of stereo at 96,000 Hz are 2.8e9. A frame of FLAC may be 50 bytes for half a million.
+MOST_VALUES = 4 << 30
 # A form as opening.py and limits.DEMUXERS name it: how files begin, and from which byte on.
 _COMPRESSED = (
     (b"OggS", 0, "Ogg"),
@@ -133,6 +135,11 @@ def _counted(recording: Recording, most_s: float) -> Iterator[F32]:
     for piece in recording.pieces:
         check_stopped()
         count += len(piece)
+        if count * recording.channels > MOST_VALUES:
+            raise UsageError(
+                f"the recording has more than {MOST_VALUES:,} samples in {recording.channels} channels",
+                f"convert it to one channel of {RATE:,} Hz",
+            )
         if count > most_s * recording.rate:
             raise _too_long(count / recording.rate, most_s, "more than ")
         yield piece

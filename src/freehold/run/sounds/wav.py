@@ -32,6 +32,7 @@ F32 = NDArray[np.float32]
 
 EXTENSIBLE = 0xFFFE
 _NAMES = {2: "ADPCM", 17: "IMA ADPCM", 80: "MPEG", 85: "MP3", 255: "AAC"}
+MOST_CHUNKS = 10_000  # of a file, before its samples
 OPEN_ENDED = 0xFFFFFFFF  # a length that a program wrote which could not go back
 # AIFF-C's kinds: a code, the order of bytes, bits where the header's do not count.
 _AIFF = {
@@ -100,8 +101,10 @@ def _incomplete(name: str, is_form: bool) -> UsageError:
 
 
 def _chunks(data: bytes, order: str) -> Iterator[tuple[bytes, memoryview]]:
-    at, view = 12, memoryview(data)
+    at, view, count = 12, memoryview(data), 0
     while at + 8 <= len(data):
+        if (count := count + 1) > MOST_CHUNKS:
+            raise UsageError(f"the file has more than {MOST_CHUNKS:,} chunks", "convert it to FLAC")
         name, size = struct.unpack_from(f"{order}4sI", data, at)
         at += 8
         is_open = name == b"data" and size in (0, OPEN_ENDED)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import lzma
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -275,7 +277,7 @@ def _append(wheel: Path, pattern: str, out, digest, room: int) -> int:
                         digest.update(block)
                         out.write(block)
             return copied
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as e:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, EOFError) as e:
         raise DownloadFailed(f"{wheel.name} is not a sound wheel: {e}") from e
 
 

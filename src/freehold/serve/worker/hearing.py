@@ -118,7 +118,10 @@ class EngineHearing:
 
 
 class RecordingTurns:
-    """Lets `most` recordings of a model be open. The next one is of the client with the fewest, then the oldest."""
+    """Lets `most` recordings of a model be open. The next one is of the client with the fewest, then the oldest.
+
+    One client has all but one at most: else the short recordings of others would wait for its long ones.
+    """
 
     def __init__(self, model: str, most: int = OPEN, waiting: int = WAITING) -> None:
         self._model, self._most, self._most_waiting = model, most, waiting
@@ -130,7 +133,7 @@ class RecordingTurns:
 
     async def mine(self, client: str) -> RecordingTurn:
         """Wait for a turn. Raises Overloaded where as many wait as may, a client's part of them its own."""
-        if self._open.total() < self._most and not self._waiting:
+        if self._may(client) and not any(map(self._may, self._waiting)):
             return self._begun(client)
         self._check(client)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -156,6 +159,10 @@ class RecordingTurns:
                 self._mean_s * (total + 1) / self._most,
             )
 
+    def _may(self, client: str) -> bool:
+        """Tell whether one more recording of a client may be open."""
+        return self._open.total() < self._most and self._open[client] < max(self._most - 1, 1)
+
     def _begun(self, client: str) -> RecordingTurn:
         self._open[client] += 1
         return RecordingTurn(self, client)
@@ -168,8 +175,8 @@ class RecordingTurns:
     def _ended(self, client: str) -> None:
         self._open[client] -= 1
         self._open += Counter()  # drops those at zero
-        while self._waiting and self._open.total() < self._most:
-            chosen = min(self._waiting, key=self._open.__getitem__)
+        while ready := [each for each in self._waiting if self._may(each)]:
+            chosen = min(ready, key=self._open.__getitem__)
             waiters = self._waiting.pop(chosen)
             waiter = waiters.popleft()
             if waiters:

@@ -12,6 +12,7 @@ from freehold.serve.http.core.problems import Refused
 
 MAX_PARTS = 16
 MAX_FIELD = 4096  # bytes of a field without a file
+MOST_HEADERS, MOST_HEADER = 8, 4224  # of a part: how many, and bytes of one with its name
 MAX_NAME = 255  # characters of the file's name
 TOGETHER = 256 << 10  # bytes that are read and written at a time
 Apart = Callable[..., Awaitable[Any]]  # runs work, and its arguments, elsewhere
@@ -61,10 +62,17 @@ class UploadForm:
         self._header, self._value, self._content = b"", b"", b""
 
     def _header_named(self, data: bytes, start: int, end: int) -> None:
+        self._check_header(end - start)
         self._header += data[start:end]
 
     def _header_said(self, data: bytes, start: int, end: int) -> None:
+        self._check_header(end - start)
         self._value += data[start:end]
+
+    def _check_header(self, more: int) -> None:
+        """Raise beyond what any client sends; older parsers have no bound of their own."""
+        if len(self._header) + len(self._value) + more > MOST_HEADER or len(self._headers) >= MOST_HEADERS:
+            raise _malformed(f"a part has over {MOST_HEADERS} headers, or one of over {MOST_HEADER:,} bytes")
 
     def _header_ended(self) -> None:
         self._headers[self._header.lower()] = self._value

@@ -103,10 +103,10 @@ class Recordings:
         held.pieces.clear()
         with self._living(self._model):
             hearing = self._model.listen(data, held.begin.job, held.begin.skip)
+        held.hearing = hearing  # before the look: who ends it afterwards closes it
         if self._held.get(recording) is not held:  # it ended meanwhile
             hearing.close()
             return None
-        held.hearing = hearing
         return HearReply(facts=hearing.facts)
 
     def _pause(self) -> None:
