@@ -4,55 +4,18 @@
 
 Command R+ normalises queries and keys too, each head with weights of its own. Adjacent elements turn together in both
 file formats.
-Source: Cohere's files of 2024; the parallel block is GPT-J's.
+Source: Cohere's files of 2024.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from freehold.base.layers import LayerSpec
 from freehold.run.formats.fields import Fields
-from freehold.run.models.config.rope import RopeSpec
 from freehold.run.models.config.sizes import Sizes, gguf_sizes, hf_decoder
-from freehold.run.models.family import Buffer, Family, LayerPart, Ops, TensorSpec, Values
-from freehold.run.models.parts import NO_NORM, Attention, DecoderEnds, GatedMlp, NormForm, PlainMlp
-
-
-@dataclass(frozen=True, slots=True)
-class ParallelBlock(LayerPart):
-    """Attention with the block's layer norm, and an MLP without one that reads the same rows."""
-
-    kinds = Attention.kinds
-
-    attention: Attention
-    mlp: GatedMlp | PlainMlp
-
-    def __post_init__(self) -> None:
-        # An RMS norm is fused into products, and the MLP's would read x after attention was added.
-        assert self.attention.norm.kind == "layer", "a parallel block's norm has rows of its own"
-        assert self.mlp.norm.kind == "none", "a parallel block has one norm"
-
-    @property
-    def rope(self) -> RopeSpec | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Attention's."""
-        return self.attention.rope
-
-    @property
-    def keeps(self) -> LayerSpec:
-        """What attention keeps."""
-        return self.attention.keeps
-
-    def tensors(self) -> dict[str, TensorSpec]:
-        """Declare the weights of both."""
-        return self.attention.tensors() | self.mlp.tensors()
-
-    def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
-        """Normalise once, then add both."""
-        read = self.attention.norm.before(ops, x, w, "attn_norm", self.attention.eps)
-        self.attention.add(ops, layer, read, x, w)
-        self.mlp.add(ops, read, x, w)
-
+from freehold.run.models.family import Family, LayerPart
+from freehold.run.models.parts import NO_NORM, Attention, DecoderEnds, GatedMlp, NormForm
+from freehold.run.models.parts.parallel import ParallelBlock
 
 NORM = NormForm(kind="layer")
 LOGIT_SCALE = 0.0625

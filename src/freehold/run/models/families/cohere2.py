@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from freehold.run.formats.fields import MAX_CONTEXT, MAX_LAYERS, Fields
 from freehold.run.models.config.sizes import gguf_sizes, gguf_windows, hf_decoder, sliding_windows
-from freehold.run.models.families.cohere import LOGIT_SCALE, CohereSizes, ParallelBlock, block, ends
+from freehold.run.models.families.cohere import LOGIT_SCALE, CohereSizes, block, ends
 from freehold.run.models.family import Family, LayerPart
+from freehold.run.models.parts.parallel import ParallelBlock
 
 PATTERN = 4  # every fourth layer has full attention
 

@@ -7,13 +7,12 @@ Source: arXiv 2406.12793.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from freehold.run.formats.fields import Fields
 from freehold.run.models.config.sizes import Sizes, gguf_sizes, hf_decoder
 from freehold.run.models.families.glm4 import EPS
-from freehold.run.models.family import Cut, Family, TensorSpec
+from freehold.run.models.family import Family
 from freehold.run.models.parts import Attention, DecoderEnds, GatedMlp
+from freehold.run.models.parts.attention import ApartOrFused
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
@@ -23,23 +22,6 @@ def config_from_gguf(meta: Fields, vocab: int) -> Sizes:
 
 def config_from_hf(config: Fields) -> Sizes:
     return Sizes(**hf_decoder(config, partial=0.5, adjacent=True, head_dim=128, eps=EPS))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ApartOrFused(Attention):
-    """Attention whose q, k and v are three matrices in some GGUFs, and rows of one in others."""
-
-    def tensors(self) -> dict[str, TensorSpec]:
-        """Declare both places of each weight and bias."""
-        specs = super(ApartOrFused, self).tensors()
-        q, kv = self.q_width, self.kv_width
-        rows = {"q": range(q), "k": range(q, q + kv), "v": range(q + kv, q + 2 * kv)}
-        for key, own in rows.items():
-            weight = Cut("attn_qkv.weight", (q + 2 * kv, self.hidden), rows=own)
-            bias = Cut("attn_qkv.bias", (q + 2 * kv,), rows=own)
-            for name, stored in ((key, weight), (f"{key}_bias", bias)):
-                specs[name] = replace(specs[name], gguf=(*specs[name].gguf, stored))
-        return specs
 
 
 FAMILY = Family(

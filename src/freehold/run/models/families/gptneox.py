@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from freehold.base.layers import LayerSpec
 from freehold.run.formats.fields import Fields
-from freehold.run.models.config.rope import RopeSpec
 from freehold.run.models.config.sizes import Sizes, gguf_sizes, hf_decoder
-from freehold.run.models.family import Buffer, Cut, Family, LayerPart, Ops, TensorSpec, Values, matrix, vector
+from freehold.run.models.family import Cut, Family, LayerPart, TensorSpec, matrix, vector
 from freehold.run.models.parts import Attention, DecoderEnds, NormForm, PlainMlp
+from freehold.run.models.parts.parallel import ParallelBlock
 
 NORM = NormForm(kind="layer", bias=True)
 
@@ -76,37 +75,6 @@ class NeoxAttention(Attention):
         return specs
 
 
-@dataclass(frozen=True, slots=True)
-class TwoNormBlock(LayerPart):
-    """Attention and an MLP that read the same rows, each through a layer norm of its own."""
-
-    kinds = Attention.kinds
-
-    attention: Attention
-    mlp: PlainMlp
-
-    @property
-    def rope(self) -> RopeSpec | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Attention's."""
-        return self.attention.rope
-
-    @property
-    def keeps(self) -> LayerSpec:
-        """What attention keeps."""
-        return self.attention.keeps
-
-    def tensors(self) -> dict[str, TensorSpec]:
-        """Declare the weights of both."""
-        return self.attention.tensors() | self.mlp.tensors()
-
-    def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
-        """Normalise twice, then add both."""
-        eps = self.attention.eps
-        reads = [NORM.before(ops, x, w, key, eps) for key in ("attn_norm", "ffn_norm")]
-        self.attention.add(ops, layer, reads[0], x, w)
-        self.mlp.add(ops, reads[1], x, w)
-
-
 def layer(cfg: NeoxSizes, i: int) -> tuple[LayerPart, ...]:
     attention = NeoxAttention.of(cfg, i, norm=NORM)
     mlp = PlainMlp.of(
@@ -118,7 +86,7 @@ def layer(cfg: NeoxSizes, i: int) -> tuple[LayerPart, ...]:
         up_name="mlp.dense_h_to_4h",
         down_name="mlp.dense_4h_to_h",
     )
-    return (TwoNormBlock(attention, mlp),) if cfg.parallel else (attention, mlp)
+    return (ParallelBlock(attention, mlp),) if cfg.parallel else (attention, mlp)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from freehold.base.errors import UnsupportedModel
 from freehold.run.formats.fields import MAX_CONTEXT, Fields
-from freehold.run.models.config.mixtures import gguf_mixture, hf_mixture
+from freehold.run.models.config.mixtures import gguf_mixture, hf_mixture, listed_sparse
 from freehold.run.models.config.rope import RopeSpec, hf_layer_ropes
 from freehold.run.models.config.sizes import (
     Routing,
@@ -57,17 +56,9 @@ def config_from_hf(config: Fields) -> MellumSizes:
         rope_local=ropes[1],
         windows=sliding_windows(config, layers, window, lambda i: False),
         mixture=hf_mixture(
-            config, "moe_intermediate_size", layers, routing=routing, sparse=_sparse(config, layers)
+            config, "moe_intermediate_size", layers, routing=routing, sparse=listed_sparse(config, layers, 0)
         ),
     )
-
-
-def _sparse(config: Fields, layers: int) -> tuple[bool, ...]:
-    kinds = config.texts("mlp_layer_types", layers) or ("sparse",) * layers
-    for kind in kinds:
-        if kind not in ("dense", "sparse"):
-            raise UnsupportedModel(f"mlp_layer_types names {kind!r}; supported: dense, sparse")
-    return tuple(kind == "sparse" for kind in kinds)
 
 
 def layer(cfg: MellumSizes, i: int) -> tuple[LayerPart, ...]:

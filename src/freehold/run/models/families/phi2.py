@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 from freehold.run.formats.fields import Fields
 from freehold.run.models.config.sizes import Sizes, gguf_sizes, hf_decoder
-from freehold.run.models.families.cohere import ParallelBlock
-from freehold.run.models.families.glm import ApartOrFused
 from freehold.run.models.family import Family, LayerPart, TensorSpec
 from freehold.run.models.parts import NO_NORM, Attention, DecoderEnds, NormForm, PlainMlp
+from freehold.run.models.parts.attention import ApartOrFused
+from freehold.run.models.parts.parallel import ParallelBlock
 
 NORM = NormForm(kind="layer", bias=True)
 

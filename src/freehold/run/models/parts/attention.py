@@ -9,7 +9,7 @@ Sources: arXiv 2305.13245 (grouped queries), 2104.09864 (rotary positions).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -207,3 +207,20 @@ class Attention(LayerPart):
             ops.rotate(k, rope, self.head_dim)
             rope = None
         ops.rope_store(layer, q, k, v, rope, *norms, self.eps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApartOrFused(Attention):
+    """Attention whose q, k and v are three matrices in some GGUFs, and rows of one in others."""
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare both places of each weight and bias."""
+        specs = super(ApartOrFused, self).tensors()
+        q, kv = self.q_width, self.kv_width
+        rows = {"q": range(q), "k": range(q, q + kv), "v": range(q + kv, q + 2 * kv)}
+        for key, own in rows.items():
+            weight = Cut("attn_qkv.weight", (q + 2 * kv, self.hidden), rows=own)
+            bias = Cut("attn_qkv.bias", (q + 2 * kv,), rows=own)
+            for name, stored in ((key, weight), (f"{key}_bias", bias)):
+                specs[name] = replace(specs[name], gguf=(*specs[name].gguf, stored))
+        return specs
