@@ -264,3 +264,21 @@ def test_a_norm_of_queries_or_of_keys_alone_is_refused_when_tensors_are_bound(
     opened.tensors = MappingProxyType({n: t for n, t in opened.tensors.items() if n != name})
     with pytest.raises(BadModelFile, match=f"tensor {re.escape(name)} is missing"):
         read_source(opened)
+
+
+@pytest.mark.parametrize("name", ["granite_swa", "muse_glimmer"])
+@pytest.mark.parametrize(
+    "listed", [5, "0", [1e4], [1e4, 1e4, 1e4, "0"], [1e4, 1e4, 1e4, True], [0.5, 1, 1, 0]]
+)
+def test_bases_of_layers_that_are_no_bases_are_refused(name: str, listed: object):
+    config = make.config(name).hf
+    text = config.get("text_config")
+    changes = {"text_config": {**text, "layer_rope_theta": listed}} if text else {"layer_rope_theta": listed}
+    with pytest.raises(BadModelFile, match="layer_rope_theta is"):
+        read(name, **changes)
+
+
+def test_muse_glimmer_turns_in_sliding_layers_alone():
+    text = make.config("muse_glimmer").hf["text_config"]
+    with pytest.raises(UnsupportedModel, match="a rope on full layers"):
+        read("muse_glimmer", text_config={**text, "layer_rope_theta": [5e5] * 4})

@@ -258,6 +258,21 @@ def hf_layer_ropes(
     )
 
 
+def hf_ropes_by_base(config: Fields, rope: RopeSpec, layers: int) -> tuple[RopeSpec | None, ...]:
+    """Give each layer its rope: by the base that `layer_rope_theta` lists, 0 for none, else the one of all."""
+    listed = config.get("layer_rope_theta")
+    if listed is None:
+        return (rope,) * layers
+    if not isinstance(listed, list) or len(listed) != layers or not all(map(_is_base_or_none, listed)):
+        raise BadModelFile(f"layer_rope_theta is {str(listed)[:60]}; expected {layers} bases from 1 on, or 0")
+    return tuple(replace(rope, base=float(base)) if base else None for base in listed)
+
+
+def _is_base_or_none(value: object) -> bool:
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and (value == 0 or 1.001 <= value <= MAX_BASE)  # pyright: ignore[reportOperatorIssue]
+
+
 def hf_rope_section(
     section: Fields | None, *, head_dim: int, context: int, base: float, partial: float = 1.0
 ) -> RopeSpec:

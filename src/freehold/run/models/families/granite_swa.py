@@ -7,11 +7,10 @@ Source: transformers 5.24, models/granite_swa.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from freehold.base.errors import BadModelFile
 from freehold.run.formats.fields import MAX_CONTEXT, Fields
-from freehold.run.models.config.rope import RopeSpec
+from freehold.run.models.config.rope import RopeSpec, hf_ropes_by_base
 from freehold.run.models.config.sizes import gguf_flags, gguf_sizes, gguf_windows, hf_decoder, sliding_windows
 from freehold.run.models.families.granite import GraniteSizes, ends, gguf_factors, hf_factors
 from freehold.run.models.family import Family, LayerPart
@@ -41,7 +40,9 @@ def config_from_hf(config: Fields) -> SwashSizes:
     config.refuse("attention_bias", "a bias on attention")
     config.refuse("mlp_bias", "a bias on the MLP")
     sizes = hf_decoder(config, _windows, tied=True, eps=1e-5)
-    return SwashSizes(**sizes, **hf_factors(config), ropes=_ropes(config, sizes["rope"], len(sizes["heads"])))
+    return SwashSizes(
+        **sizes, **hf_factors(config), ropes=hf_ropes_by_base(config, sizes["rope"], len(sizes["heads"]))
+    )
 
 
 def _slides(layer: int) -> bool:
@@ -50,21 +51,6 @@ def _slides(layer: int) -> bool:
 
 def _windows(config: Fields, layers: int) -> tuple[int, ...]:
     return sliding_windows(config, layers, config.integer("sliding_window", 1, MAX_CONTEXT, WINDOW), _slides)
-
-
-def _ropes(config: Fields, rope: RopeSpec, layers: int) -> tuple[RopeSpec | None, ...]:
-    """Give each layer its rope: as listed by its base, 0 for none, else the one of all."""
-    listed = config.get("layer_rope_theta")
-    if listed is None:
-        return (rope,) * layers
-    if not isinstance(listed, list) or len(listed) != layers or not all(map(_is_base, listed)):
-        raise BadModelFile(f"layer_rope_theta is {str(listed)[:60]}; expected {layers} bases from 1 on, or 0")
-    return tuple(replace(rope, base=float(base)) if base else None for base in listed)
-
-
-def _is_base(value: object) -> bool:
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return plain and (value == 0 or 1.001 <= value <= 1e12)  # pyright: ignore[reportOperatorIssue]
 
 
 def layer(cfg: SwashSizes, i: int) -> tuple[LayerPart, ...]:

@@ -10,11 +10,14 @@ Source: transformers 5.24, models/muse_glimmer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from freehold.run.formats.fields import MAX_CONTEXT, Fields
+from freehold.run.models.config.rope import hf_ropes_by_base
 from freehold.run.models.config.sizes import (
     MAX_EPS,
     MIN_EPS,
@@ -59,7 +62,7 @@ def config_from_hf(config: Fields) -> GlimmerSizes:
     config.require("hidden_activation", ("silu",), "silu")
     config.refuse("attention_bias", "a bias on attention")
     sizes = hf_decoder(config, _windows, eps=1e-5, head_dim=128)
-    _check_ropes(config, sizes["windows"])
+    _check_ropes(config, sizes)
     return GlimmerSizes(
         **sizes,
         post_eps=config.number("post_norm_eps", MIN_EPS, MAX_EPS, POST_EPS),
@@ -69,7 +72,7 @@ def config_from_hf(config: Fields) -> GlimmerSizes:
     )
 
 
-def _slides(layers: int):
+def _slides(layers: int) -> Callable[[int], bool]:
     return lambda i: (layers - 1 - i) % PATTERN != 0
 
 
@@ -78,10 +81,12 @@ def _windows(config: Fields, layers: int) -> tuple[int, ...]:
     return sliding_windows(config, layers, window, _slides(layers))
 
 
-def _check_ropes(config: Fields, windows: tuple[int, ...]) -> None:
+def _check_ropes(config: Fields, sizes: dict[str, Any]) -> None:
     """Raise unless the layers that turn by position, where a file lists them, are those that slide."""
-    listed = config.get("layer_rope_theta")
-    if listed is not None and [bool(base) for base in listed] != [bool(window) for window in windows]:
+    windows = sizes["windows"]
+    ropes = hf_ropes_by_base(config, sizes["rope"], len(windows))
+    listed = config.get("layer_rope_theta") is not None
+    if listed and [rope is not None for rope in ropes] != [bool(window) for window in windows]:
         config.refuse("layer_rope_theta", "a rope on full layers, or sliding layers without one")
 
 
