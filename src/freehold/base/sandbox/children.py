@@ -19,10 +19,10 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from freehold.base import platforms
 from freehold.base.platforms import LIMITS_MEMORY
@@ -30,6 +30,8 @@ from freehold.base.platforms import LIMITS_MEMORY
 START_S = 60.0  # for an interpreter to start, on a machine that is short of everything
 KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # ends by no limit of the child's own
 _LOOK_S = 1.0
+P = ParamSpec("P")
+T = TypeVar("T")
 _PASSED_ON = ("PYTHON", "LD_", "DYLD_", "LC_", "LANG", "COV_")
 
 
@@ -229,3 +231,70 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
             return b""
         data += piece
     return bytes(data)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it: a process that is closed in may not call what a socket has for that."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
+
+
+class ChildEnded(Exception):
+    """The child closed its end before it had answered, or is `late`."""
+
+    def __init__(self, late: bool = False) -> None:
+        super().__init__()
+        self.late = late
+
+
+class TimedTalk:
+    """A socket to a child, and the seconds that it has on the clock. Every method raises ChildEnded."""
+
+    def __init__(self, sock: socket.socket, seconds: float) -> None:
+        self._sock = sock
+        self._until = time.monotonic() + seconds
+
+    def send(self, message: bytes) -> None:
+        """Send its length, then the message."""
+        self._in_time(send, self._sock, message)
+
+    def send_bytes(self, data: bytes) -> None:
+        """Send bytes whose number the child knows."""
+        self._in_time(self._sock.sendall, data)
+
+    def fill(self, into: memoryview) -> None:
+        """Read as many bytes as `into` has."""
+        at = 0
+        while at < len(into):
+            count = self._in_time(self._sock.recv_into, into[at:])
+            if not count:
+                raise ChildEnded
+            at += count
+
+    def read(self, size: int) -> bytearray:
+        """Return the next `size` bytes."""
+        data = bytearray(size)
+        self.fill(memoryview(data))
+        return data
+
+    def interrupt(self) -> None:
+        """End what another thread waits for: it gets ChildEnded."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sock.close()
+
+    def _in_time(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        left = self._until - time.monotonic()
+        if left <= 0:
+            raise ChildEnded(late=True)
+        self._sock.settimeout(left)
+        try:
+            return act(*args, **kwargs)
+        except TimeoutError:
+            raise ChildEnded(late=True) from None
+        except OSError:
+            raise ChildEnded from None

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from freehold.base import platforms
 from freehold.base.errors import UsageError
-from freehold.base.sandbox.children import LENGTH, follow_parent, may_be_limited
+from freehold.base.sandbox.children import LENGTH, follow_parent, may_be_limited, write_all
 from freehold.base.sandbox.closing_in import close_in, runtime_files
 from freehold.run.pictures.limits import NO_PILLOW, ONCE, OUT_OF_MEMORY, READY
 
@@ -185,7 +185,7 @@ def _send_pixels(fd: int, image: Image) -> None:
     width, height = image.size
     rows = max(1, _STRIP // (3 * width))
     for top in range(0, height, rows):
-        _send(fd, image.crop((0, top, width, min(top + rows, height))).tobytes())
+        write_all(fd, image.crop((0, top, width, min(top + rows, height))).tobytes())
 
 
 def _message(sent: IO[bytes]) -> bytes:
@@ -195,14 +195,7 @@ def _message(sent: IO[bytes]) -> bytes:
 
 def _say(fd: int, message: dict[str, Any]) -> None:
     data = json.dumps(message).encode()
-    _send(fd, len(data).to_bytes(LENGTH, "little") + data)
-
-
-def _send(fd: int, data: bytes) -> None:
-    """Write all of it: a process that is closed in may not call what a socket has for that."""
-    left = memoryview(data)
-    while left:
-        left = left[os.write(fd, left) :]
+    write_all(fd, len(data).to_bytes(LENGTH, "little") + data)
 
 
 if __name__ == "__main__":

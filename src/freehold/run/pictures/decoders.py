@@ -15,16 +15,15 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from freehold.base.errors import CapacityExceeded, FreeholdError, UsageError
 from freehold.base.platforms import can_confine
-from freehold.base.sandbox.children import LENGTH, START_S, send, spawn_on_socket, watched
+from freehold.base.sandbox.children import LENGTH, START_S, ChildEnded, TimedTalk, spawn_on_socket, watched
 from freehold.run.pictures import limits
 from freehold.run.pictures.limits import HINT, NO_PILLOW, ONCE, OUT_OF_MEMORY, READY, STAYS
 
@@ -38,7 +37,6 @@ _TRIES = 2
 _MOST_REPLY = 1 << 16  # bytes
 _END_S = 5.0  # for a process that was killed, or has closed its end, to be gone
 
-P = ParamSpec("P")
 T = TypeVar("T")
 _CLIENT: ContextVar[str] = ContextVar("whose picture is decoded", default="")
 
@@ -53,76 +51,24 @@ def in_turn_of(client: str) -> Iterator[None]:
         _CLIENT.reset(token)
 
 
-class DecoderEnded(Exception):
-    """The process closed its end before it had answered, or is `late`."""
-
-    def __init__(self, late: bool = False) -> None:
-        super().__init__()
-        self.late = late
-
-
-class Talk:
-    """A socket to a process that decodes one picture, and the time that it has. Every method raises DecoderEnded."""
+class Talk(TimedTalk):
+    """What is said with a process that decodes one picture. Every method raises ChildEnded."""
 
     def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._until = time.monotonic() + WALL_S
-
-    def send(self, message: bytes) -> None:
-        """Send its length, then the message."""
-        self._in_time(send, self._sock, message)
-
-    def send_bytes(self, data: bytes) -> None:
-        """Send bytes whose number the process knows."""
-        self._in_time(self._sock.sendall, data)
+        super().__init__(sock, WALL_S)
 
     def receive(self) -> dict[str, Any]:
         """Return the next message. Raises UsageError for anything but an object in JSON."""
-        size = int.from_bytes(self._bytes(LENGTH), "little")
+        size = int.from_bytes(self.read(LENGTH), "little")
         if size > _MOST_REPLY:
             raise UsageError(GARBLED)
         try:
-            reply = json.loads(self._bytes(size))
+            reply = json.loads(self.read(size))
         except (ValueError, RecursionError):
             raise UsageError(GARBLED) from None
         if not isinstance(reply, dict):
             raise UsageError(GARBLED)
         return reply
-
-    def fill(self, into: memoryview) -> None:
-        """Read as many bytes as `into` has."""
-        at = 0
-        while at < len(into):
-            count = self._in_time(self._sock.recv_into, into[at:])
-            if not count:
-                raise DecoderEnded
-            at += count
-
-    def interrupt(self) -> None:
-        """End what another thread waits for: it gets DecoderEnded."""
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Close the socket."""
-        self._sock.close()
-
-    def _bytes(self, size: int) -> bytearray:
-        data = bytearray(size)
-        self.fill(memoryview(data))
-        return data
-
-    def _in_time(self, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise DecoderEnded(late=True)
-        self._sock.settimeout(left)
-        try:
-            return act(*args, **kwargs)
-        except TimeoutError:
-            raise DecoderEnded(late=True) from None
-        except OSError:
-            raise DecoderEnded from None
 
 
 class Decoding:
@@ -250,7 +196,7 @@ class Decoders:
                 try:
                     turn.began(decoder.talk)
                     return converse(decoder.talk)
-                except DecoderEnded as ended:
+                except ChildEnded as ended:
                     reason = None if turn.given_up else decoder.blame(ended.late)
                 finally:
                     decoder.close()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from freehold.base import platforms
 from freehold.base.errors import UsageError
-from freehold.base.sandbox.children import LENGTH, follow_parent, may_be_limited
+from freehold.base.sandbox.children import LENGTH, follow_parent, may_be_limited, write_all
 from freehold.base.sandbox.closing_in import close_in, runtime_files
 from freehold.run.sounds.limits import (
     CODECS,
@@ -180,11 +180,9 @@ def _say(fd: int, message: dict[str, Any]) -> None:
 
 
 def _send(fd: int, message: bytes) -> None:
-    """Write its length and all of it: a process that is closed in may not call what a socket has for that."""
+    """Write its length and all of it."""
     assert len(message) <= 4 * MAX_PIECE + 1
-    left = memoryview(len(message).to_bytes(LENGTH, "little") + message)
-    while left:
-        left = left[os.write(fd, left) :]
+    write_all(fd, len(message).to_bytes(LENGTH, "little") + message)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.base.errors import CapacityExceeded, FreeholdError, UsageError
-from freehold.base.sandbox.children import LENGTH, send, spawn_on_socket, watched
+from freehold.base.sandbox.children import LENGTH, ChildEnded, TimedTalk, spawn_on_socket, watched
 from freehold.run.sounds import limits
 from freehold.run.sounds.limits import MAX_PIECE, NO_DECODER, OUT_OF_MEMORY, SAMPLES, WORDS
 from freehold.run.sounds.pcm import MAX_CHANNELS, MAX_RATE, MIN_RATE, Recording
@@ -35,14 +34,6 @@ GARBLED = "the recording's decoder answered with something else: the file may be
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _END_S = 5.0  # for a process that has closed its end to be gone
 _MOST_WORDS, _MOST_CHARS = 1 << 16, 300  # of a message, of a text in one
-
-
-class _DecodingEnded(Exception):
-    """The process closed its end before it had answered; `late`: or had not answered in time."""
-
-    def __init__(self, late: bool = False) -> None:
-        super().__init__()
-        self.late = late
 
 
 def open_compressed(data: bytes, form: str) -> Recording:
@@ -84,7 +75,8 @@ def _answers(data: bytes, form: str) -> Generator[dict[str, Any] | F32, None, No
         talk = _Talk(sock, limits.START_S + limits.WALL * seconds)
         try:
             request = {"form": form, "bytes": len(data), "seconds": seconds, "memory": memory}
-            talk.send(json.dumps(request).encode(), data)
+            talk.send(json.dumps(request).encode())
+            talk.send_bytes(data)
             header = talk.receive()
             while isinstance(header, dict) and "error" not in header:
                 yield header
@@ -92,7 +84,7 @@ def _answers(data: bytes, form: str) -> Generator[dict[str, Any] | F32, None, No
                     return
                 while not isinstance(header := talk.receive(), dict):
                     yield header
-        except _DecodingEnded as ended:
+        except ChildEnded as ended:
             raise _reason(form, process, ended.late, has_exceeded(), seconds, memory) from None
         if not isinstance(header, dict):
             raise UsageError(GARBLED)
@@ -118,62 +110,27 @@ def _started(memory: int) -> Iterator[tuple[socket.socket, subprocess.Popen[byte
             process.wait()
 
 
-class _Talk:
-    """A socket to the process, and the time that it has. Every method raises _DecodingEnded."""
-
-    def __init__(self, sock: socket.socket, seconds: float) -> None:
-        self._sock = sock
-        self._until = time.monotonic() + seconds
-
-    def send(self, request: bytes, data: bytes) -> None:
-        """Send a request, then bytes whose number it states."""
-        with self._in_time():
-            send(self._sock, request)
-        with self._in_time():
-            self._sock.sendall(data)
+class _Talk(TimedTalk):
+    """What is said with the process. Every method raises ChildEnded."""
 
     def receive(self) -> dict[str, Any] | F32:
         """Return the next message. Raises UsageError for anything but an object in JSON, or samples."""
-        size = int.from_bytes(self._exactly(LENGTH), "little")
-        kind = bytes(self._exactly(1))
+        size = int.from_bytes(self.read(LENGTH), "little")
+        kind = bytes(self.read(1))
         if kind == SAMPLES and (size - 1) % 4 == 0 and size - 1 <= 4 * MAX_PIECE:
-            samples = np.frombuffer(self._exactly(size - 1), np.float32)
+            samples = np.frombuffer(self.read(size - 1), np.float32)
             if not np.isfinite(samples).all():
                 raise UsageError(GARBLED)
             return samples
         if kind != WORDS or not 1 < size <= _MOST_WORDS:
             raise UsageError(GARBLED)
         try:
-            message = json.loads(self._exactly(size - 1))
+            message = json.loads(self.read(size - 1))
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise UsageError(GARBLED)
         return message
-
-    def _exactly(self, size: int) -> bytearray:
-        data = bytearray(size)
-        left = memoryview(data)
-        while left:
-            with self._in_time():
-                count = self._sock.recv_into(left)
-            if not count:
-                raise _DecodingEnded
-            left = left[count:]
-        return data
-
-    @contextmanager
-    def _in_time(self) -> Iterator[None]:
-        left = self._until - time.monotonic()
-        if left <= 0:
-            raise _DecodingEnded(late=True)
-        self._sock.settimeout(left)
-        try:
-            yield
-        except TimeoutError:
-            raise _DecodingEnded(late=True) from None
-        except OSError:
-            raise _DecodingEnded from None
 
 
 def _reason(
