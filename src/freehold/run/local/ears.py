@@ -8,7 +8,6 @@ sounds/.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from freehold.base.types import Audio, Image
 from freehold.run import sounds
-from freehold.run.local.senses import PLANS, PlacedPicture, Sense, named
+from freehold.run.local.senses import PLANS, PlacedPicture, Sense, named, version_of
 from freehold.run.models.seeing import LoadedTower
 from freehold.run.models.tower import PicturePlan
 from freehold.run.sounds import open_sound
@@ -44,7 +43,7 @@ class Ears(Sense):
         Raises UnsupportedModel where the vocabulary has no token that marks a sound.
         """
         folder = None if disk is None else disk / "sounds"
-        super().__init__(tower, tokenizer, folder, self._samples, sounds, _decoder())
+        super().__init__(tower, tokenizer, folder, self._samples, sounds, version_of("av"))
         self._plans: OrderedDict[bytes, PicturePlan] = OrderedDict()
         self._open: OrderedDict[bytes, F32] = OrderedDict()
         self._lock = Lock()  # of the tables
@@ -83,11 +82,3 @@ class Ears(Sense):
     def _opened(self, data: bytes) -> F32:
         """Return a sound's samples: of some seconds more than the tower takes, which then says so."""
         return open_sound(data, BEYOND * self.tower.tower.most_seconds).samples
-
-
-def _decoder() -> str:
-    """Return the version of what opens forms that are not our own code; "" where nothing does."""
-    try:
-        return importlib.metadata.version("av")
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -6,7 +6,6 @@ Knows a tower and a picture's size; knows no prompt (senses.py), and no file of 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
@@ -14,7 +13,7 @@ from threading import Lock
 from freehold.base.types import Audio, Image
 from freehold.run import pictures
 from freehold.run.local.encoding import opened_pixels
-from freehold.run.local.senses import PLANS, PlacedPicture, Sense, named
+from freehold.run.local.senses import PLANS, PlacedPicture, Sense, named, version_of
 from freehold.run.models.seeing import LoadedTower
 from freehold.run.models.tower import PicturePlan, TokenBudget
 from freehold.run.pictures.decoders import in_turn_of
@@ -46,7 +45,12 @@ class Eyes(Sense):
         budget that the tower does not take.
         """
         super().__init__(
-            tower, tokenizer, None if disk is None else disk / "pictures", opened_pixels, pictures, _decoder()
+            tower,
+            tokenizer,
+            None if disk is None else disk / "pictures",
+            opened_pixels,
+            pictures,
+            version_of("pillow"),
         )
         if budget is not None:
             with named("image_tokens"):
@@ -108,11 +112,3 @@ def _seen_smaller(size: PictureSize, plan: PicturePlan) -> tuple[str, ...]:
         f"its {size.width:,} x {size.height:,} pixels are seen as {largest.width:,} x {largest.height:,}, "
         f"{plan.tokens:,} tokens",
     )
-
-
-def _decoder() -> str:
-    """Return the version of what opens pictures; "" where nothing does."""
-    try:
-        return importlib.metadata.version("pillow")
-    except importlib.metadata.PackageNotFoundError:
-        return ""

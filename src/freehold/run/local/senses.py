@@ -8,6 +8,7 @@ Computing is encoding.py's: a picture or a sound is opened and computed once as 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import secrets
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -496,3 +497,11 @@ def _probe(role: Role, part: Image | Audio) -> list[Message]:
             return [Message("system", parts=parts), Message("user", "x")]
         case "user":
             return [Message("user", parts=parts)]
+
+
+def version_of(package: str) -> str:
+    """Return the version of a package that opens files for a sense; "" where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

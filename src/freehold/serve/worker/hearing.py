@@ -133,7 +133,7 @@ class RecordingTurns:
 
     async def mine(self, client: str) -> RecordingTurn:
         """Wait for a turn. Raises Overloaded where as many wait as may, a client's part of them its own."""
-        if self._may(client) and not any(map(self._may, self._waiting)):
+        if self._may(client):  # none that waits may: each end lets all begin that may
             return self._begun(client)
         self._check(client)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
