@@ -305,14 +305,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", nargs="?", default="", help="default: a tiny one")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each case")
-    parser.add_argument("--only", default="", help="cases whose route or way has this text")
+    parser.add_argument("--only", action="append", help="cases whose route or way has one of these texts")
     parser.add_argument("--routes", action="store_true", help="list the cases")
     parser.add_argument("--against", type=Path, metavar="PATH", help="another checkout")
     parser.add_argument("--attack", type=int, metavar="PORT", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.attack:
         return attack(args.attack, "model")
-    chosen = [case for case in cases() if args.only in case.name]
+    chosen = [case for case in cases() if any(text in case.name for text in args.only or [""])]
     if args.routes:
         print("\n".join(case.name for case in chosen))
         return 0

@@ -157,6 +157,11 @@ class EngineProcess(asyncio.Protocol):
 
     def _next_bytes(self) -> bytes:
         """Take the next bytes to write: small parts together, a large one in pieces."""
+        if self._out_bytes <= PIECE:
+            whole = b"".join(self._out)
+            self._out.clear()
+            self._out_bytes = 0
+            return whole
         taken: list[bytes | memoryview] = []
         room = PIECE
         while self._out and room:

@@ -9,6 +9,7 @@ Knows bytes, seconds and callers; knows no field of any protocol.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -58,38 +59,40 @@ class CallerTurns:
 
 
 class LoopTurns:
-    """Lets `most` pieces of work of about a millisecond run in one turn of the loop; the others wait, in order.
+    """Lets pieces of work run in one turn of the loop for `seconds`; the others wait, in order, `most` a turn.
 
     A hundred requests that come at once took 50 to 100 ms of one turn, and what came then, /health too, waited for all.
+    How long those that wait will take is not known, so a turn wakes few of them.
     """
 
-    def __init__(self, most: int = 4) -> None:
-        self._most, self._taken, self._counting = most, 0, False
+    def __init__(self, most: int = 4, seconds: float = 0.003) -> None:
+        self._most, self._seconds, self._counting, self._until = most, seconds, False, 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def mine(self) -> None:
         """Return in a turn of the loop that has time for more work."""
-        loop = asyncio.get_running_loop()
+        now = time.perf_counter()
         if not self._counting:
-            self._counting = True
-            loop.call_soon(self._next)
-        if self._taken < self._most and not self._waiting:
-            self._taken += 1
+            self._counting, self._until = True, now + self._seconds
+            asyncio.get_running_loop().call_soon(self._next)
             return
-        waiter = loop.create_future()
+        if now < self._until and not self._waiting:
+            return
+        waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         await waiter
 
     def _next(self) -> None:
-        """Begin to count another turn."""
-        self._taken = 0
-        while self._waiting and self._taken < self._most:
+        """Begin another turn with those that wait."""
+        woken = 0
+        while self._waiting and woken < self._most:
             waiter = self._waiting.popleft()
             if not waiter.done():  # it is where its request was cancelled
                 waiter.set_result(None)
-                self._taken += 1
-        self._counting = bool(self._taken)
-        if self._counting:
+                woken += 1
+        self._counting = bool(woken)
+        if woken:  # they have this turn; who comes meanwhile waits for the next
+            self._until = 0.0
             asyncio.get_running_loop().call_soon(self._next)
 
 

@@ -132,6 +132,8 @@ class Computing:
 
     def _left(self, job: Job) -> Job:
         """Return the job with the rest of its time, which counts from the request's arrival, and its client."""
+        if job.timeout_s is None and job.client == self.call.caller:
+            return job
         left = None if job.timeout_s is None else max(job.timeout_s - self.tally.passed_s, 0.001)
         return replace(job, timeout_s=left, client=self.call.caller)
 

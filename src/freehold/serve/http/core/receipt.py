@@ -120,11 +120,12 @@ class Tally:
     @property
     def picture_s(self) -> tuple[float, float, float] | None:
         """Seconds of decoding pictures, of computing them, and of prefill; None where none was decoded or computed."""
+        if not any(u.opening_s or u.encoding_s for u in self.usages):
+            return None
         opening, encoding, prefill = (
-            max((getattr(u, name) for u in self.usages), default=0.0)
-            for name in ("opening_s", "encoding_s", "prefill_s")
+            max(getattr(u, name) for u in self.usages) for name in ("opening_s", "encoding_s", "prefill_s")
         )
-        return (opening, encoding, prefill) if opening or encoding else None
+        return opening, encoding, prefill
 
     def _timings(self) -> dict[str, Any]:
         usages, seen = self.usages, self.picture_s

@@ -72,9 +72,12 @@ def _level(call: ServerCall) -> int:
 
 def _fields(call: ServerCall) -> dict[str, Any]:
     work, first = call.work, call.work.first_s
-    names = ("picture_decode_s", "picture_encode_s", "prefill_s")
-    pictures = dict(zip(names, (round(s, 4) for s in work.picture_s or ()), strict=False))
-    sound = dict(zip(("sound_s", "speech_s"), (round(s, 3) for s in work.sound_s or ()), strict=False))
+    media: dict[str, float] = {}
+    if work.picture_s:
+        names = ("picture_decode_s", "picture_encode_s", "prefill_s")
+        media |= zip(names, (round(s, 4) for s in work.picture_s), strict=True)
+    if work.sound_s:
+        media |= zip(("sound_s", "speech_s"), (round(s, 3) for s in work.sound_s), strict=True)
     return {
         "request_id": call.request_id.decode(),
         "key": call.key.name if call.key else "owner" if call.owner else "",
@@ -85,8 +88,7 @@ def _fields(call: ServerCall) -> dict[str, Any]:
         "prompt_tokens": work.prompt_tokens,
         "cached_tokens": work.cached_tokens,
         "answer_tokens": work.answer_tokens,
-        **pictures,
-        **sound,
+        **media,
         "ttft_s": None if first is None else round(first, 4),
         "tok_s": None if work.tok_s is None else round(work.tok_s, 2),
         "status": call.status,

@@ -35,7 +35,7 @@ async def chat(call: HttpCall) -> None:
         warnings.extend(unknown_fields(raw, ChatRequest))
         warnings.extend(unknown_message_fields(raw["messages"]))
         warnings.extend(unknown_tool_fields(raw.get("tools") or ()))
-        return chat_job(request, call.tenant, warnings, pictures)
+        return chat_job(request, call.tenant, call.caller, warnings, pictures)
 
     job, offered = await call.apart(read)
     options = request.stream_options

@@ -193,9 +193,9 @@ def completion_jobs(r: CompletionRequest, tenant: str) -> list[Job]:
     if len(prompts) * n > MAX_CHOICES:
         message = f"{len(prompts):,} prompts x n {n} are more than {MAX_CHOICES:,} answers"
         raise Refused(400, message, param="prompt")
-    job = shared_job(r, tenant)
-    job = replace(job, suffix=r.suffix or None, max_tokens=limit, logprobs=r.logprobs, prompt_logprobs=scored)
-    return [replace(job, prompt=p) for p in prompts]
+    its = {"suffix": r.suffix or None, "max_tokens": limit, "logprobs": r.logprobs, "prompt_logprobs": scored}
+    job = shared_job(r, tenant, prompt=prompts[0], **its)
+    return [job, *(replace(job, prompt=p) for p in prompts[1:])]
 
 
 def _prompts(prompt: str | list[Any] | None) -> list[str | tuple[int, ...]]:

@@ -6,7 +6,6 @@ Knows the wire's fields and Job's; knows no route and no model. docs/reference/h
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache
 from heapq import nsmallest
 from typing import Annotated, Any, Literal
@@ -101,7 +100,9 @@ class ChatRequest(Generating, kw_only=True):
     ] = None
 
 
-def chat_job(r: ChatRequest, tenant: str, warnings: list[str], pictures: Pictures) -> tuple[Job, Offered]:
+def chat_job(
+    r: ChatRequest, tenant: str, client: str, warnings: list[str], pictures: Pictures
+) -> tuple[Job, Offered]:
     """Return the job of a chat request, and what it offers."""
     tools = offered(r.tools or (), r.tool_choice, warnings)
     top = None
@@ -114,8 +115,10 @@ def chat_job(r: ChatRequest, tenant: str, warnings: list[str], pictures: Picture
     if limit == 0:
         raise Refused(400, f"{limited} is 0; expected 1 or more", param=limited)
     messages = read_messages(r.messages, pictures)
-    job = replace(
-        shared_job(r, tenant),
+    job = shared_job(
+        r,
+        tenant,
+        client=client,
         messages=messages,
         max_tokens=limit,
         logprobs=top,

@@ -246,20 +246,24 @@ class Generating(Structured, kw_only=True):
     prompt_cache_retention: Annotated[Label | None, doc("Accepted and not used.")] = None
 
 
-def shared_job(r: Generating, tenant: str) -> Job:
-    """Return what chats, completions and responses say of a job in the same words; its prompt is yet to be put in."""
-    return Job(
-        n=r.n or 1,
-        max_tokens=r.max_tokens,
-        sampling=sampling(r),
-        stop=stops(r),
-        format=format_of(r),
-        ignore_eos=bool(r.ignore_eos),
-        priority=priority(r.priority),
-        tenant=tenant_of(r, tenant),
-        timeout_s=r.timeout,
-        whole=not r.stream,
-    )
+def shared_job(r: Generating, tenant: str, **its: Any) -> Job:
+    """Return a job of what chats, completions and responses say in the same words, and of `its` own fields.
+
+    At once: a copy of a job's thirty fields for each change takes 10 us.
+    """
+    shared = {
+        "n": r.n or 1,
+        "max_tokens": r.max_tokens,
+        "sampling": sampling(r),
+        "stop": stops(r),
+        "format": format_of(r),
+        "ignore_eos": bool(r.ignore_eos),
+        "priority": priority(r.priority),
+        "tenant": tenant_of(r, tenant),
+        "timeout_s": r.timeout,
+        "whole": not r.stream,
+    }
+    return Job(**shared | its)
 
 
 def sampling(r: Generating) -> dict[str, object]:

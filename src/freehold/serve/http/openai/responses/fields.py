@@ -167,8 +167,9 @@ def response_job(
         warnings.append("return_token_ids was ignored: responses have no place for them")
     think, effort = _thinking(r)
     messages = read_items(items, r.instructions, known, warnings, pictures)
-    job = replace(
-        shared_job(r, tenant),
+    job = shared_job(
+        r,
+        tenant,
         messages=messages,
         max_tokens=limit,
         logprobs=_logprobs(r, warnings),
