@@ -6,15 +6,20 @@ import asyncio
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 
 from freehold.base.errors import EngineLost, UsageError
 from freehold.serve.http.core.keys import Ring
 from freehold.serve.http.core.limits import ServerLimits
+from freehold.serve.http.core.spools import Spools
+from freehold.serve.http.openai.languages import LANGUAGES, language_name
 from tests.http.conftest import Running
 from tests.http.fakes import Script
 from tests.http.test_door import bearer, key
@@ -65,7 +70,7 @@ def test_the_openai_client_transcribes_in_every_form(serving):
         vtt = text(response_format="vtt")
         assert vtt.startswith("WEBVTT\n") and "00:00:02.000 --> 00:00:03.500\nIt is late.\n" in vtt
         verbose: Any = text(response_format="verbose_json")
-        assert (verbose.language, verbose.duration, verbose.text) == ("en", 4.25, SAID)
+        assert (verbose.language, verbose.duration, verbose.text) == ("english", 4.25, SAID)
         assert verbose.words is None and verbose.to_dict()["task"] == "transcribe"
         first, second = verbose.segments
         assert "".join(s.text for s in verbose.segments).strip() == SAID
@@ -108,7 +113,7 @@ def test_the_openai_client_translates(serving):
         verbose: Any = c.audio.translations.create(
             file=SOUND, model="fake:1b", response_format="verbose_json"
         )
-    assert heard(server).job.task == "translate" and verbose.language == "en"
+    assert heard(server).job.task == "translate" and verbose.language == "english"
     assert verbose.to_dict()["task"] == "translate" and len(verbose.segments) == 2
 
 
@@ -216,6 +221,49 @@ def test_a_recording_too_long_is_refused_with_the_numbers(serving, stated):
     small = ask(server, sound=b"x" * 10_001)
     assert small.status_code == 413 and "10,001" in small.json()["error"]["message"]
     assert ask(server, sound=b"x" * 10_000).status_code == 200
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_recordings_that_lie_on_the_disk_are_bounded_by_caller_and_together(serving, stated):
+    """Four of 5,000 bytes wait for the model; one more of ann is beyond hers, one of bob beyond all."""
+    limits = ServerLimits(sound_bytes=20_000, caller_sounds_bytes=21_500, sounds_bytes=22_500)
+    keys = Ring([key("ann"), key("bob"), key("eve")])
+    server = serving(Script(text="Word. " * 500, hears=True, delay=0.05), keys=keys, limits=limits)
+    spools: Any = lambda: server.doors.server.parts.get(Spools)  # noqa: E731
+
+    def post(name: str, client: Any) -> Any:
+        head = b'--b\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
+        fields = ((b"model", b"", b"fake:1b"), (b"file", b'; filename="x"', b"x" * 5000))
+        body = b"".join(head % each for each in fields) + b"--b--\r\n"
+        more = bearer(name) | {"content-type": "multipart/form-data; boundary=b"}
+        return client.post(URL, content=body if stated else iter([body]), headers=more)
+
+    def waits(_: int) -> None:
+        with httpx2.Client(base_url=server.url, timeout=60) as client, suppress(httpx2.HTTPError):
+            post("ann", client)
+
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(waits, i) for i in range(4)]
+        assert eventually(lambda: spools() is not None and spools().counts.total() > 4 * 5000)
+        for name, whose in (("ann", "your recordings in progress"), ("bob", "of all clients")):
+            refused = post(name, server.client)
+            error = refused.json()["error"]
+            assert refused.status_code == 429 and error["code"] == "too_many_recordings", refused.text
+            assert whose in error["message"] and refused.headers["retry-after"] == "30"
+        server.stop(now=True)
+        for each in waiting:
+            each.result()
+    assert not spools().counts
+
+
+def test_a_language_has_the_name_that_openai_sends():
+    assert (language_name("de"), language_name("yue"), language_name("EN")) == (
+        "german",
+        "cantonese",
+        "english",
+    )
+    assert language_name("english") == "english" and language_name("") == "", "a name stays one"
+    assert len(LANGUAGES) == 100 and all(name == name.lower().strip() for name in LANGUAGES.values())
 
 
 def test_a_model_that_reads_text_is_refused_by_name(serving):

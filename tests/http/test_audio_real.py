@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import openai
 import pytest
 
 from freehold.base.config import Settings
-from freehold.base.errors import UsageError
+from freehold.base.errors import Overloaded, UsageError
 from freehold.base.serving import SpeechJob
-from freehold.run.local.served_speech import OpenSamples, open_served_speech
+from freehold.run.local.served_speech import OpenSamples, PartTurns, TakenSamples, open_served_speech
 from freehold.run.local.spans import RATE
 from freehold.run.local.speech import load_speech
+from freehold.run.sounds import opening
 from freehold.run.store import ModelRef, Store
 from freehold.serve.http.core.sockets import bind_tcp
 from freehold.serve.http.serve import Doors, ServerSettings
@@ -179,14 +181,73 @@ def test_a_job_s_bounds_are_checked_in_the_engine_too(real: Real):
         served.close()
 
 
-def test_recordings_hold_samples_up_to_a_limit():
-    from freehold.base.errors import Overloaded
-
+def test_samples_count_up_to_a_limit():
     samples = OpenSamples(100)
-    first = samples.take(500)  # alone it may be any length
+    first, second, third = (TakenSamples(samples) for _ in range(3))
+    first.take(500)  # alone it may be any length
     with pytest.raises(Overloaded, match="are open at a time"):
-        samples.take(1)
+        second.take(1)
     first.close()
     first.close()
-    samples.take(60)
-    samples.take(40)
+    second.take(60)
+    third.take(40)
+    with pytest.raises(Overloaded):
+        second.take(61)
+    second.take(50)  # fewer are always right
+    third.take(50)
+
+
+def test_a_recording_beyond_what_may_be_open_is_refused_before_it_is_decoded(real: Real, monkeypatch):
+    """Three of four hours were decoded, 5.5 GB, before the third was refused."""
+    served = open_served_speech(real.ref, threads=1)
+    served._samples = OpenSamples(5 * RATE)
+    try:
+        first = served.listen(CLIP, SpeechJob(), 0)
+        monkeypatch.setattr(opening, "resampled_pieces", lambda *_: pytest.fail("it was decoded"))
+        with pytest.raises(Overloaded, match="are open at a time"):
+            served.listen(CLIP, SpeechJob(), 0)
+        monkeypatch.undo()
+        first.close()
+        served.listen(minute(), SpeechJob(), 0).close()
+        with pytest.raises(UsageError):
+            served.listen(b"nonsense", SpeechJob(), 0)
+        assert served._samples._open == 0
+    finally:
+        served.close()
+
+
+def test_ten_recordings_at_once_have_the_texts_that_each_has_alone(real: Real):
+    samples, sounds = CLIP[44:], list[bytes]()
+    for i in range(10):
+        part = samples[3200 * i :] * (1 + i % 3)
+        sounds.append(CLIP[:40] + len(part).to_bytes(4, "little") + part)
+    alone = [real.text(sound).text for sound in sounds]
+    assert len({*alone}) > 5, "they differ"
+    with ThreadPoolExecutor(10) as pool:
+        assert list(pool.map(lambda sound: real.text(sound).text, sounds)) == alone
+
+
+def test_parts_go_to_the_client_whose_last_one_was_longest_ago():
+    turns, order = PartTurns(), list[str]()
+
+    def one(client: str) -> None:
+        with turns.mine(client, lambda: None):
+            order.append(client)
+
+    with ThreadPoolExecutor(8) as pool, turns.mine("a", lambda: None):
+        for count, client in enumerate(("a", "a", "a", "b", "b", "c"), 1):
+            pool.submit(one, client)
+            assert eventually(lambda count=count: len(turns._waiting) == count)
+    assert order == ["b", "c", "a", "b", "a", "a"]
+
+
+def test_who_waits_for_a_part_no_longer_leaves_it_to_others():
+    turns = PartTurns()
+
+    def leaves() -> None:
+        raise KeyboardInterrupt
+
+    with turns.mine("a", lambda: None), pytest.raises(KeyboardInterrupt), turns.mine("b", leaves):
+        pytest.fail("it had a turn")
+    with turns.mine("a", leaves):
+        assert turns._waiting == []

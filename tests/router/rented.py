@@ -7,9 +7,17 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from freehold.base.errors import FreeholdError
-from freehold.base.serving import Begin, EmbedJob, Job, Vectors
-from freehold.base.types import Chunk, SamplingParams, TokenLogprob, Usage
-from freehold.route.providers.contract import Cause, Cleared, Provider, RemoteModel, UpstreamFault
+from freehold.base.serving import Begin, EmbedJob, Job, SpeechJob, SpeechPart, SpeechSource, Vectors
+from freehold.base.types import Chunk, SamplingParams, Segment, TokenLogprob, Usage
+from freehold.route.providers.contract import (
+    Cause,
+    Cleared,
+    Provider,
+    RemoteModel,
+    RentedTranscript,
+    UpstreamFault,
+)
+from freehold.run.sounds.opening import MeasuredSound
 
 
 @dataclass
@@ -44,6 +52,7 @@ class FakeRented:
         self.answers = answers
         self.asked: list[tuple[str, Cleared[Job]]] = []
         self.embedded: list[tuple[str, Cleared[EmbedJob]]] = []
+        self.heard: list[tuple[str, Cleared[SpeechJob]]] = []
         self.counted: list[tuple[str, Cleared[Job]]] = []
         self.closed: list[str] = []
         self.open = 0
@@ -91,6 +100,24 @@ class FakeRented:
         if does.counts is not None:
             self.counted.append((model.model, cleared))
         return does.counts
+
+    async def hear(
+        self,
+        cleared: Cleared[SpeechJob],
+        model: RemoteModel,
+        recording: SpeechSource,
+        sound: MeasuredSound,
+        *,
+        timeout_s: float,
+    ) -> RentedTranscript:
+        cleared.check(model.provider.name)
+        self.heard.append((model.model, cleared))
+        does = self.answers.setdefault(model.model, Answers())
+        does.fail()
+        if does.delay:
+            await asyncio.sleep(does.delay)
+        segment = Segment(0.0, sound.seconds, does.text)
+        return RentedTranscript(SpeechPart((segment,), (0.0,), sound.seconds, "en"), None)
 
     def _ended(self, model: str) -> None:
         self.open -= 1

@@ -240,6 +240,7 @@ export interface LedgerSum {
   thought: number;
   first_s: number;
   whole_s: number;
+  sound_ms: number;
 }
 
 /** What `freehold ledger --by model --json` (key, day) prints. */

@@ -155,6 +155,7 @@ class SpeechJob:
     temperature: float | None = None  # None: 0, and hotter where a text fails
     most_s: float = 4 * 3600.0  # seconds that the recording may have
     soon: bool = False  # the first texts as soon as they are there, rather than many together
+    times: bool = False  # its segments' times are sent on: a model that has none cannot answer
     tenant: str = ""
     client: str = ""  # as a Job's
 
@@ -176,6 +177,7 @@ class SpeechPart:
     starts: tuple[float, ...]  # seconds at which its chunks begin
     speech_s: float  # of its chunks
     language: str  # of the recording
+    model: str = ""  # which model answers, where that is not the one of the request
 
     @property
     def tokens(self) -> int:

@@ -37,6 +37,7 @@ HEAD = (
     "CACHED",
     "WRITTEN",
     "ANSWERS",
+    "SOUND",
     "FIRST",
     "WHOLE IN",
 )
@@ -123,6 +124,7 @@ def _cells(one: LedgerSum) -> tuple[str, ...]:
     return (
         *(f"{one.rows:,}", f"{one.whole:,}", *money),
         *(f"{count:,}" for count in tokens),
+        f"{one.sound_ms / 1000:,.1f} s" if one.sound_ms else "-",
         *(f"{seconds:.2f} s" for seconds in (one.first_s, one.whole_s)),
     )
 
@@ -163,6 +165,7 @@ def _words(row: LedgerRow) -> list[tuple[str, str]]:
             "tokens",
             f"{used.prompt_tokens:,}{f' ({of})' if of else ''} in, {used.completion_tokens:,}{thought} out",
         ),
+        *([("sound", f"{row.sound_ms / 1000:,.3f} s")] if row.sound_ms else []),
         ("cost", f"{usd(row.nano)}{f' ({about})' if about else ''}"),
         ("seconds", f"{row.first_s:.3f} to the first token, {row.whole_s:.3f} in all"),
     ]

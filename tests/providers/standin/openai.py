@@ -28,6 +28,8 @@ class OpenAIStandIn:
     def check(self, path: str, headers: dict[str, str], body: bytes) -> str:
         if not headers.get("authorization", "").startswith("Bearer ") and self.dialect != "compatible":
             return "You didn't provide an API key."
+        if path.endswith(SOUNDS):
+            return _wrong_form(headers, body)
         try:
             asked = json.loads(body)
         except ValueError:
@@ -57,6 +59,9 @@ class OpenAIStandIn:
         return ""
 
     def read(self, path: str, body: bytes) -> Asked:
+        if path.endswith(SOUNDS):
+            form = form_of(body)
+            return Asked("sound", form["model"].decode(), False, "", form.get("prompt", b"").decode(), form)
         asked = json.loads(body)
         model, stream = asked.get("model", ""), bool(asked.get("stream"))
         if path.endswith("/embeddings"):
@@ -71,6 +76,8 @@ class OpenAIStandIn:
         return Asked("chat", model, stream, "".join(texts), users[-1] if users else "", asked, (), said)
 
     def whole(self, asked: Asked, answer: Answer, tokens: Tokens, answer_id: str) -> bytes:
+        if asked.kind == "sound":
+            return _transcript(asked, answer, tokens)
         text = "messages" not in asked.body
         message: dict[str, Any] = {"role": "assistant", "content": self._content(answer)}
         if answer.refusal:
@@ -213,6 +220,61 @@ class OpenAIStandIn:
 
     def count(self, asked: Asked, tokens: Tokens) -> bytes:
         return json.dumps({"count": tokens.prompt}).encode()
+
+
+# --- recordings: a form with a file, by platform.openai.com/docs/api-reference/audio --------------------
+
+SOUNDS = ("/audio/transcriptions", "/audio/translations")
+ENDS = ("flac", "m4a", "mp3", "mp4", "mpeg", "mpga", "oga", "ogg", "wav", "webm")
+
+
+def form_of(body: bytes) -> dict[str, Any]:
+    """Return a multipart form's fields; `file` is the recording, `filename` its name."""
+    boundary = body.partition(b"\r\n")[0]
+    fields: dict[str, Any] = {}
+    for part in body.split(boundary)[1:-1]:
+        head, _, value = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        name = head.split(b'name="')[1].partition(b'"')[0].decode()
+        fields[name] = value.removesuffix(b"\r\n")
+        if b'filename="' in head:
+            fields["filename"] = head.split(b'filename="')[1].partition(b'"')[0].decode()
+    return fields
+
+
+def _wrong_form(headers: dict[str, str], body: bytes) -> str:
+    if not headers.get("content-type", "").startswith("multipart/form-data; boundary="):
+        return "expected multipart/form-data"
+    form = form_of(body)
+    if missing := {"model", "file"} - form.keys():
+        return f"missing: {', '.join(sorted(missing))}"
+    if form["filename"].rpartition(".")[2] not in ENDS:
+        return f"Unrecognized file format: {form['filename']}"
+    timeless = form["model"].startswith(b"gpt-")
+    if timeless and form.get("response_format") not in (b"json", b"text"):
+        return "response_format is not compatible with this model"
+    return ""
+
+
+def _transcript(asked: Asked, answer: Answer, tokens: Tokens) -> bytes:
+    sent: dict[str, Any] = {"text": answer.text}
+    if asked.model.startswith("gpt-"):
+        kinds = {"text_tokens": tokens.written, "audio_tokens": tokens.prompt - tokens.written}
+        usage = {"type": "tokens", "input_tokens": tokens.prompt, "input_token_details": kinds}
+        return json.dumps({**sent, "usage": {**usage, "output_tokens": tokens.output}}).encode()
+    segments = [
+        {
+            "id": i,
+            "start": float(i),
+            "end": i + 0.9,
+            "text": f" {piece}",
+            "tokens": [1, 2],
+            "avg_logprob": -0.2,
+        }
+        for i, piece in enumerate(answer.pieces)
+    ]
+    more = {"task": "transcribe", "language": "english", "duration": "2.0", "segments": segments}
+    usage = {"usage": {"type": "duration", "seconds": 2}} if answer.sends_usage else {}
+    return json.dumps({**sent, **more, **usage}).encode()
 
 
 def _text(content: Any) -> str:

@@ -292,7 +292,7 @@ def _discount(provider: str, model: str) -> _Discount | None:
 @cache
 def _extra() -> dict[str, Any]:
     data = data_table("prices", "extra.toml")
-    for raw in (*data.get("model", ()), *data.get("batch", ())):
+    for raw in (*data.get("model", ()), *data.get("batch", ()), *data.get("sound", ())):
         if raw["source"] not in data["sources"] or not isinstance(raw["checked"], date):
             raise StoreError(f"extra.toml: {raw} has no known source or no date")
     return data
@@ -404,6 +404,30 @@ def rates_at(offer: Offer, prompt_tokens: int, when: datetime, *, batch: bool = 
         plain.written_hour * share,
         None if plain.thought is None else plain.thought * share,
         plain.fee * share,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SoundRates:
+    """Dollars for sound that goes in: an hour of it, or a million tokens of it."""
+
+    hour: Decimal | None
+    audio: Decimal | None
+    least_s: int  # seconds that a shorter recording is billed as
+
+
+def sound_rates(offer: Offer, when: datetime) -> SoundRates | None:
+    """Return what a model asks for recordings; None: nothing of its own."""
+    prices = offer._model.get_prices(when)
+    hour = getattr(prices, "input_audio_hours", None) or getattr(prices, "audio_hours", None)
+    audio = getattr(prices, "input_audio_mtok", None)
+    if hour is None and audio is None:
+        return None
+    least = next(
+        (raw["least_s"] for raw in _extra().get("sound", ()) if raw["provider"] == offer.provider), 0
+    )
+    return SoundRates(
+        None if hour is None else _in_tier(hour, 0), None if audio is None else _in_tier(audio, 0), least
     )
 
 

@@ -95,7 +95,7 @@ def _probes(file: Gateway) -> list[Probe]:
     """Return a call for each provider, of its cheapest model in the file."""
     probes: dict[str, Probe] = {}
     for model in file.models.values():
-        if model.remote is None:
+        if model.remote is None or model.remote.abilities.transcription:
             continue
         probe = Probe(model.place, model.name, model.remote.model, _most(model))
         best = probes.get(model.place)

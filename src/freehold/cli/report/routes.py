@@ -12,7 +12,7 @@ import click
 from freehold.cli.shared import table
 from freehold.route.router.gateway import Gateway, GatewayModel, GatewayRoute, SpendLimit
 from freehold.route.router.labels import Labeller
-from freehold.route.router.price import NANO, TokenRates
+from freehold.route.router.price import NANO, PICO_DOLLAR, TokenRates
 
 _HEAD = ("  TARGET", "PLACE", "OWNED", "MODEL", "$/M IN", "CACHED", "OUT", "LABELS ALLOWED")
 _PICO = 1_000_000  # pico-dollars a token of a dollar for a million
@@ -85,6 +85,7 @@ def _row(gateway: Gateway, name: str) -> dict[str, Any]:
         "place": model.place,
         "owned": model.owned,
         "model": _model(model),
+        "usd_per_minute": _minute(model) or None,
         "usd_per_million": _dollars(rates) if rates is not None else None,
         "longer_prompts": [{"over": over, "usd_per_million": _dollars(longer)} for over, longer in tiers],
         "labels": _labels(gateway, model),
@@ -104,20 +105,31 @@ def _target(gateway: Gateway, name: str) -> tuple[str, ...]:
         model.place,
         "yes" if model.owned else "no",
         _model(model),
-        *(f"{prices[word]:g}" if prices else "-" for word in ("input", "cached", "output")),
+        *(
+            f"{prices[word]:g}" if prices and not _minute(model) else "-"
+            for word in ("input", "cached", "output")
+        ),
         ("all" if every else ", ".join(labels) or "none") if gateway.labels else "-",
     )
 
 
 def _longer(gateway: Gateway, route: GatewayRoute) -> list[str]:
-    """Return a line for each price of longer prompts, which the table has no room for."""
+    """Return a line for each price of longer prompts and of sound, which the table has no room for."""
     lines = []
     for name in route.targets:
         price = gateway.models[name].price
+        if minute := _minute(gateway.models[name]):
+            lines.append(f"{name}: ${minute:g} a minute of sound")
         for over, rates in price.tiers if price is not None else ():
             dollars = ", ".join(f"{usd:g} {word}" for word, usd in _dollars(rates).items())
             lines.append(f"{name}: for prompts of more than {over:,} tokens $/M {dollars}")
     return lines
+
+
+def _minute(model: GatewayModel) -> float:
+    """Return dollars for a minute of sound; 0 where a model is not sold by it."""
+    sound = model.price.sound if model.price is not None else None
+    return sound.hour / 60 / PICO_DOLLAR if sound is not None else 0.0
 
 
 def _model(model: GatewayModel) -> str:
@@ -138,7 +150,10 @@ def _limits(gateway: Gateway, route: GatewayRoute) -> str:
     task = gateway.tasks.get(route.task)
     parts = [f"task {task.name} with a bar of {task.bar:g}"] if task is not None else []
     parts += [f"always labelled {', '.join(route.labels)}"] if route.labels else []
-    parts += [f"first token within {route.first_token_s:g} s", f"answer within {route.timeout_s:g} s"]
+    if route.hears:
+        parts += ["takes recordings", f"a provider's answer within {route.timeout_s:g} s"]
+    else:
+        parts += [f"first token within {route.first_token_s:g} s", f"answer within {route.timeout_s:g} s"]
     parts += [f"at most {_counted(route.retries + 1, 'attempts')} per target"]
     parts += ["the least busy first"] if route.spread == "least-busy" else []
     return ", ".join(parts)

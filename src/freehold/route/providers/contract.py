@@ -7,7 +7,7 @@ recordings; hop.py sends what it makes. Knows no route, no label's meaning and n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Annotated, Generic, Literal, Protocol, TypeVar
 from msgspec import Meta
 
 from freehold.base.errors import PolicyRefused, UpstreamFailed
-from freehold.base.serving import EmbedJob, Job, Vectors
+from freehold.base.serving import EmbedJob, Job, SpeechPart, Vectors
 from freehold.base.types import Chunk, Usage
 
 Kind = Literal["openai", "anthropic", "gemini", "mistral", "deepseek", "openai-compatible"]
@@ -80,6 +80,7 @@ class Abilities:
     several: bool = False  # n > 1
     seed: bool = False
     embeddings: bool = True
+    transcription: bool = False  # it transcribes recordings, and answers no text
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,33 @@ class Outgoing:
     body: bytes = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()  # what was asked for and this provider cannot do
+    upload: SpeechUpload | None = field(default=None, repr=False)  # in the place of `body`
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechUpload:
+    """A body that is read while it is sent: a recording is never whole in memory."""
+
+    size: int  # bytes
+    pieces: Callable[[], AsyncIterator[bytes]]  # from the beginning, each time it is called
+
+
+@dataclass(frozen=True, slots=True)
+class SoundUsage:
+    """What a provider counted of a recording. Seconds where it bills by them, tokens where it bills by those."""
+
+    seconds: float = 0.0
+    audio: int = 0  # tokens of the sound,
+    text: int = 0  # of the prompt,
+    output: int = 0  # and of the text that it wrote
+
+
+@dataclass(frozen=True, slots=True)
+class RentedTranscript:
+    """A recording's text as a provider sent it. `used` None: it counted nothing."""
+
+    part: SpeechPart
+    used: SoundUsage | None
 
 
 class UpstreamFault(UpstreamFailed):

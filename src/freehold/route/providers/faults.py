@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
-from freehold.base.serving import EmbedJob, Job
+from freehold.base.serving import EmbedJob, Job, SpeechJob
 from freehold.route.providers.contract import Cause, Secret, UpstreamFault
 from freehold.route.providers.texts import texts_of
 
@@ -123,6 +123,8 @@ def quotes(text: str, sources: Iterable[str]) -> bool:
     return any(window in source for source in (" ".join(s.split()) for s in sources) for window in windows)
 
 
-def said_in(work: Job | EmbedJob) -> Iterable[str]:
+def said_in(work: Job | EmbedJob | SpeechJob) -> Iterable[str]:
     """Return what a request says: what an error must not repeat. A schema's own words are no quote."""
+    if isinstance(work, SpeechJob):
+        return [work.prompt]
     return [text for text in texts_of(work) if text not in _SCHEMA_WORDS]

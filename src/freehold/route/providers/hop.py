@@ -90,12 +90,15 @@ class Hop:
             channel = self._channels[provider] = _Channel(provider)
         channel.busy += 1
         body = sent.body if len(sent.body) <= LARGE else io.BytesIO(sent.body)
+        data, headers = body, {**sent.headers, **key}
+        if sent.upload is not None:
+            data, headers = sent.upload.pieces(), {**headers, "Content-Length": str(sent.upload.size)}
         try:
             response = await channel.session.request(
                 method,
                 channel.url(sent.path),
-                data=None if method == "GET" else body,
-                headers={**sent.headers, **key},
+                data=None if method == "GET" else data,
+                headers=headers,
                 allow_redirects=False,
                 proxy=provider.proxy or None,
             )

@@ -15,7 +15,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from freehold.base.serving import Begin, EmbedJob, Job, Vectors
+from freehold.base.serving import Begin, EmbedJob, Job, SpeechJob, SpeechSource, Vectors
 from freehold.base.types import SamplingParams, Usage
 from freehold.route.providers.contract import (
     KINDS,
@@ -26,13 +26,16 @@ from freehold.route.providers.contract import (
     Piece,
     Provider,
     RemoteModel,
+    RentedTranscript,
     UpstreamFault,
     WholeAnswer,
     Wire,
 )
 from freehold.route.providers.faults import check_counts, cleaned, quotes, said_in
 from freehold.route.providers.hop import Hop, HopReply
+from freehold.route.providers.openai import speech
 from freehold.route.providers.signatures import carried
+from freehold.run.sounds.opening import MeasuredSound
 
 EVENTS = "text/event-stream"
 MOST_ODD = 256  # oddities that are logged
@@ -135,6 +138,25 @@ async def count(
         counted = wire.counted(body)
         check_counts(counted)
         return counted
+    except UpstreamFault as e:
+        raise request.shown(e) from None
+
+
+async def hear(
+    hop: Hop,
+    cleared: Cleared[SpeechJob],
+    remote: RemoteModel,
+    recording: SpeechSource,
+    sound: MeasuredSound,
+    *,
+    timeout_s: float,
+) -> RentedTranscript:
+    """Send a recording and return its transcript. Raises as `start` does."""
+    sent = speech.transcription(remote, cleared.work, recording, sound.form)
+    request = _Request(hop, wire_of(remote.provider.kind), remote.provider, cleared)
+    body = await request.within(timeout_s, sent)
+    try:
+        return speech.transcript(body, cleared.work, sound.seconds)
     except UpstreamFault as e:
         raise request.shown(e) from None
 

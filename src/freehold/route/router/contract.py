@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-from freehold.base.serving import EmbedJob, Job, Stream, Vectors
-from freehold.route.providers.contract import Cleared, Provider, RemoteModel
+from freehold.base.serving import EmbedJob, Job, SpeechJob, SpeechSource, Stream, Vectors
+from freehold.route.providers.contract import Cleared, Provider, RemoteModel, RentedTranscript
 from freehold.route.router.gateway import GatewayModel, QualityTask
 from freehold.route.router.ledger.rows import LedgerRow, Reservation
+from freehold.run.sounds.opening import MeasuredSound
 
 
 class RentedStream(Stream, Protocol):
@@ -44,6 +45,18 @@ class RentedModels(Protocol):
         ...
 
     async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel, *, timeout_s: float) -> Vectors: ...
+    async def hear(
+        self,
+        cleared: Cleared[SpeechJob],
+        model: RemoteModel,
+        recording: SpeechSource,
+        sound: MeasuredSound,
+        *,
+        timeout_s: float,
+    ) -> RentedTranscript:
+        """Send a recording, which was measured at home, and return its transcript."""
+        ...
+
     async def count(self, cleared: Cleared[Job], model: RemoteModel, *, timeout_s: float) -> int | None:
         """Return the provider's count of a prompt; None where it has no door for it."""
         ...

@@ -163,6 +163,7 @@ class CountedBooks:
         self._requests: Counter[tuple[str, ...]] = Counter()
         self._attempts: Counter[tuple[str, ...]] = Counter()
         self._nano: Counter[tuple[str, ...]] = Counter()
+        self._sound_ms: Counter[tuple[str, ...]] = Counter()
 
     async def reserve(self, wanted: Reservation, *, wait_s: float = 0.0) -> None:
         await self._books.reserve(wanted, wait_s=wait_s)
@@ -179,6 +180,8 @@ class CountedBooks:
     async def book(self, row: LedgerRow) -> None:
         await self._books.book(row)
         self._requests[row.asked, row.target, row.outcome] += 1
+        if row.sound_ms and row.target:
+            self._sound_ms[row.target,] += row.sound_ms
         for attempt in row.attempts:
             self._attempts[attempt.target, attempt.cause or "answered"] += 1
             if attempt.nano:
@@ -187,6 +190,7 @@ class CountedBooks:
     def tables(self) -> tuple[CounterTable, ...]:
         """Return the counts for a scrape."""
         dollars = {labels: nano / NANO for labels, nano in self._nano.items()}
+        seconds = {labels: ms / 1000 for labels, ms in self._sound_ms.items()}
         return (
             CounterTable(
                 "freehold_gateway_requests",
@@ -201,4 +205,7 @@ class CountedBooks:
                 dict(self._attempts),
             ),
             CounterTable("freehold_gateway_dollars", "Cost in US dollars.", ("target",), dollars),
+            CounterTable(
+                "freehold_gateway_sound_seconds", "Seconds of recordings, by target.", ("target",), seconds
+            ),
         )

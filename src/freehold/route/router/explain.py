@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from freehold.base.errors import FreeholdError
 from freehold.base.prompts import PromptSize, prompt_size
-from freehold.base.serving import Job, Origin
+from freehold.base.serving import Job, Origin, hears_alone
 from freehold.base.types import Usage
 from freehold.route.providers.contract import SetLabel
 from freehold.route.router.attempts import ANSWER_TOKENS, most_cost
@@ -55,8 +55,13 @@ class Explanation:
 async def explain(
     plan: GatewayPlan, name: str, job: Job, origin: Origin, *, bars: BarCheck | None = None, when: float = 0.0
 ) -> Explanation:
-    """Return what would become of a job. Raises UsageError for a label that does not exist."""
+    """Return what would become of a job.
+
+    Raises UsageError for a label that does not exist, UnsupportedModel for a route that takes recordings.
+    """
     planned = plan.route(name) or plan.owned(name)
+    if planned.route.hears:
+        raise hears_alone(name)
     cleared = await plan.labeller.clear(job, origin, planned.route)
     size = prompt_size(job)
     choice = choose(planned, cleared, size, Breakers(), bars)

@@ -17,6 +17,7 @@ from freehold.route.router.price import Price
 
 Period = Literal["hour", "day", "week", "month"]
 Spread = Literal["in-order", "least-busy"]
+TRANSCRIPTION = "transcription"  # the task of routes that take recordings, and of their rows in the ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,11 @@ class GatewayRoute:
     keep_text: bool = False  # keep = "text": prompts and answers are kept, of requests without labels
     # Its answers will train a model: targets whose terms do not allow that are passed over.
     may_teach: bool = False
+
+    @property
+    def hears(self) -> bool:
+        """Whether it takes recordings, and no texts."""
+        return self.task == TRANSCRIPTION
 
 
 @dataclass(frozen=True, slots=True)

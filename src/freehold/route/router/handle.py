@@ -46,10 +46,10 @@ from freehold.base.serving import (
     Stream,
     TokenizerFace,
     Vectors,
+    hears_alone,
     prefill_of,
-    reads_text,
 )
-from freehold.base.types import Chunk, SamplingParams, Usage
+from freehold.base.types import Chunk, Usage
 from freehold.route.providers.contract import HOUSE, Cleared, Piece, UpstreamFault
 from freehold.route.router.answers import CachedStream, answer_key
 from freehold.route.router.attempts import ANSWER_TOKENS, CLOCK_S, Attempts, MostCosts, Started
@@ -62,7 +62,8 @@ from freehold.route.router.calls import (
     cause_of,
     fitted,
 )
-from freehold.route.router.gateway import BreakerLimits, GatewayModel, GatewayRoute
+from freehold.route.router.gateway import TRANSCRIPTION, BreakerLimits, GatewayModel, GatewayRoute
+from freehold.route.router.hearing import RoutedHearing, choose_hearing
 from freehold.route.router.ledger.rows import NOTHING, Outcome
 from freehold.route.router.parts import GatewayParts
 from freehold.route.router.record import ROOM_WAIT_S, RequestAbout, RequestRecord, added
@@ -74,6 +75,7 @@ from freehold.route.router.routing import (
     TargetChoice,
     TargetLoad,
     choose,
+    info_of,
 )
 from freehold.route.router.tokens import letters_in, used_so_far
 
@@ -421,7 +423,7 @@ class RoutedStream:
 
 # --- the handle ------------------------------------------------------------------------------------
 
-UNKNOWN_CONTEXT = 131_072  # shown for a rented model without a stated window; never compared with a prompt
+NO_SOUND = 'task = "transcription" in gateway.toml makes a route of speech models'
 T = TypeVar("T")
 W = TypeVar("W", Job, EmbedJob)
 _REFUSALS = (PolicyRefused, BudgetSpent, UsageError, UnsupportedModel)  # where nothing was asked
@@ -491,6 +493,7 @@ class RoutedHandle:
 
     async def _started(self, record: RequestRecord, job: Job, keep_alive: float | None) -> Stream:
         parts, planned = self._parts, self._planned
+        self._check_text()
         cleared = await self._cleared(record, job)
         key = b""
         if planned.route.cache_s:
@@ -518,9 +521,9 @@ class RoutedHandle:
             raise
         return stream
 
-    def _record(self, *, batch: bool = False) -> RequestRecord:
+    def _record(self, *, batch: bool = False, task: str = "") -> RequestRecord:
         policy = self._plan.gateway.keys.get(self._origin.key)
-        about = RequestAbout(self._planned.name, self._planned.route.task, batch)
+        about = RequestAbout(self._planned.name, task or self._planned.route.task, batch)
         return RequestRecord(self._origin, about, self._parts.books, policy.budget if policy else None)
 
     async def _cleared(self, record: RequestRecord, work: W) -> Cleared[W]:
@@ -607,6 +610,7 @@ class RoutedHandle:
     async def _embedded(
         self, record: RequestRecord, job: EmbedJob, keep_alive: float | None, computed: Computed | None
     ) -> Vectors:
+        self._check_text()
         cleared = await self._cleared(record, job)
         size = prompt_size(job)
         choice = self._choice(record, cleared, size)
@@ -621,49 +625,36 @@ class RoutedHandle:
     async def hear(
         self, job: SpeechJob, recording: SpeechSource, keep_alive: float | None = None
     ) -> SpeechStream:
-        """Pass a recording to the engine of this machine; no route sends one elsewhere."""
-        if self._owned is None:
-            raise reads_text(self.name)
+        record = self._record(task=TRANSCRIPTION)
+        return await self._recorded(record, self._heard(record, job, recording, keep_alive))
+
+    async def _heard(
+        self, record: RequestRecord, job: SpeechJob, recording: SpeechSource, keep_alive: float | None
+    ) -> RoutedHearing:
+        parts, planned = self._parts, self._planned
+        if self.name in self._plan.gateway.routes and not planned.route.hears:
+            raise UnsupportedModel(
+                f"{self.name} is a route of texts: its targets take no recordings", NO_SOUND
+            )
+        cleared = self._plan.labeller.clear_recording(job, self._origin, planned.route)
+        record.labels = cleared.labels
+        choice = record.choice = choose_hearing(planned, cleared, recording.size, parts)
         keep = self._keep_alive if keep_alive is None else keep_alive
-        return await self._owned.hear(job, recording, keep)
+        hearing = RoutedHearing(parts, planned, record, choice, cleared, recording, keep)
+        await hearing.opened()
+        return hearing
+
+    def _check_text(self) -> None:
+        """Refuse texts for a route of recordings."""
+        if self._planned.route.hears:
+            raise hears_alone(self.name)
 
     async def count(self, job: Job) -> int:
         if self._owned is not None:
             return await self._owned.count(job)
+        self._check_text()
         record = self._record()
         cleared = await self._cleared(record, job)
         size = prompt_size(job)
         choice = self._choice(record, cleared, size)
         return await counted(self._parts, cleared, choice, record, self._planned.route.timeout_s, size)
-
-
-def info_of(planned: PlannedRoute, loaded: Mapping[str, ModelInfo]) -> ModelInfo:
-    """Return what a route offers: whatever any of its targets can do, as a request goes to one that can."""
-    locals_ = [loaded[t.local] for t in planned.targets if t.remote is None and t.local in loaded]
-    remotes = [t.remote for t in planned.targets if t.remote is not None]
-    unloaded = any(t.remote is None and t.local not in loaded for t in planned.targets)
-    context = max([*(info.context for info in locals_), *(remote.context for remote in remotes)], default=0)
-    thinks = (
-        unloaded or any(r.abilities.thinking for r in remotes) or any(i.thinking != "none" for i in locals_)
-    )
-    return ModelInfo(
-        name=planned.name,
-        quantization="",
-        context=context or UNKNOWN_CONTEXT,
-        trained_context=context or UNKNOWN_CONTEXT,
-        kv_tokens=0,
-        threads=0,
-        load_s=0.0,
-        memory_bytes=0,
-        vocab=0,
-        can_chat=True,
-        can_fill=unloaded or any(info.can_fill for info in locals_),
-        default_sampling=SamplingParams(),
-        can_see=unloaded or any(r.abilities.images for r in remotes) or any(i.can_see for i in locals_),
-        can_listen=unloaded or any(i.can_listen for i in locals_),
-        can_fetch=any(r.abilities.images for r in remotes),
-        can_call=True,
-        thinking="switch" if thinks else "none",
-        efforts=("low", "medium", "high") if thinks else (),
-        notes=("a route: its targets answer",) if len(planned.targets) > 1 else (),
-    )

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Protocol, TypeVar
 
 from freehold.base.errors import FreeholdError, UsageError
-from freehold.base.serving import EmbedJob, Job, Origin, Stream
+from freehold.base.serving import EmbedJob, Job, Origin, SpeechJob, Stream
 from freehold.base.types import Format, Message
 from freehold.route.providers.contract import Cleared, SetLabel
 from freehold.route.providers.texts import Packed, has_tokens, parts_of, unpacked
@@ -25,6 +25,7 @@ from freehold.route.router.detect.sieve import Sieve
 from freehold.route.router.gateway import Gateway, GatewayRoute, Label
 
 HEADER = "X-Freehold-Label"
+NOT_READ = "a recording, which is not read"
 # What is read on the event loop, at most some 1 ms: characters, of which one that is not ASCII counts as _FOREIGN, a
 # backslash as _ESCAPE and each text as _PART; and units of an Effort, of which each takes 10 to 40 us.
 IN_LOOP, HITS_IN_LOOP = 1 << 16, 30
@@ -65,6 +66,19 @@ class Labeller:
         if self._reading:
             labels += await self._read(work, origin.key, {label.name for label in labels})
         return Cleared(work, self.places(label.name for label in labels), tuple(labels))
+
+    def clear_recording(
+        self, job: SpeechJob, origin: Origin, route: GatewayRoute | None = None
+    ) -> Cleared[SpeechJob]:
+        """Return a recording with the places where it may be.
+
+        No detector and no classifier reads sound: it has every label that one of them could set.
+        """
+        labels = self._stated(origin, route)
+        known = {label.name for label in labels}
+        unread = [SetLabel(each.name, NOT_READ) for each in self._reading if each.name not in known]
+        labels += unread
+        return Cleared(job, self.places(label.name for label in labels), tuple(labels))
 
     def stated(self, origin: Origin, route: GatewayRoute | None = None) -> tuple[SetLabel, ...]:
         """Return the labels that key, header and route set, without reading any text."""

@@ -12,9 +12,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from freehold.base.errors import FreeholdError, ModelNotFound
-from freehold.base.serving import EmbedJob, Job, ModelManager, Stream, Vectors
+from freehold.base.serving import (
+    EmbedJob,
+    Job,
+    ModelManager,
+    SpeechJob,
+    SpeechSource,
+    Stream,
+    Vectors,
+)
 from freehold.route.providers import upstream
-from freehold.route.providers.contract import Cleared, Provider, RemoteModel
+from freehold.route.providers.contract import Cleared, Provider, RemoteModel, RentedTranscript
 from freehold.route.providers.hop import Hop
 from freehold.route.router.answers import KeptTexts, texts_beside
 from freehold.route.router.bar import Bars, Identities
@@ -27,6 +35,7 @@ from freehold.route.router.reading import read
 from freehold.route.router.record import Budgets
 from freehold.route.router.toml.outside import Outside
 from freehold.route.router.toml.table import BadGateway, Mistake
+from freehold.run.sounds.opening import MeasuredSound
 from freehold.run.store import Store
 
 LEDGER = "ledger.sqlite"  # in the data folder
@@ -208,6 +217,17 @@ class ProviderModels:
 
     async def embed(self, cleared: Cleared[EmbedJob], model: RemoteModel, *, timeout_s: float) -> Vectors:
         return await upstream.embed(self._hop, cleared, model, timeout_s=timeout_s)
+
+    async def hear(
+        self,
+        cleared: Cleared[SpeechJob],
+        model: RemoteModel,
+        recording: SpeechSource,
+        sound: MeasuredSound,
+        *,
+        timeout_s: float,
+    ) -> RentedTranscript:
+        return await upstream.hear(self._hop, cleared, model, recording, sound, timeout_s=timeout_s)
 
     async def count(self, cleared: Cleared[Job], model: RemoteModel, *, timeout_s: float) -> int | None:
         return await upstream.count(self._hop, cleared, model, timeout_s=timeout_s)

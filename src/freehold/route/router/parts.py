@@ -16,8 +16,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from freehold.base.errors import FreeholdError
-from freehold.base.serving import Job, Origin
+from freehold.base.errors import FreeholdError, UsageError
+from freehold.base.serving import Job, Origin, SpeechSource
 from freehold.base.types import Usage
 from freehold.route.providers.contract import Cleared
 from freehold.route.providers.signatures import Signatures
@@ -28,6 +28,7 @@ from freehold.route.router.gateway import GatewayModel, GatewayRoute
 from freehold.route.router.record import RequestAbout, RequestRecord, added
 from freehold.route.router.routing import Breakers, TargetLoad
 from freehold.route.router.tokens import TokenRatio
+from freehold.run.sounds.opening import MeasuredSound, measure_sound
 
 NAME = "shadow"  # of the tasks
 AT_ONCE = 8  # shadows of a server; a request that finds as many has none
@@ -152,6 +153,30 @@ class Background:
         await self.settled()
 
 
+MEASURED_AT_ONCE = 2  # recordings that are decoded for their length: each takes a processor
+
+
+class Measuring:
+    """Decodes recordings for their length, a few at a time, each once."""
+
+    def __init__(self) -> None:
+        self._turns = asyncio.Semaphore(MEASURED_AT_ONCE)
+
+    async def sound(self, recording: SpeechSource, most_s: float) -> MeasuredSound:
+        """Return a recording's form and length. Raises UsageError for what is not one, or is too long."""
+        async with self._turns:
+            data = bytearray()
+            while len(data) < recording.size:
+                piece = await recording.read(len(data), 1 << 20)
+                if not piece:
+                    break
+                data += piece
+            try:
+                return await asyncio.to_thread(measure_sound, bytes(data), most_s)
+            except UsageError as e:
+                raise UsageError(e.message, e.hint, e.field or "file") from None
+
+
 @dataclass
 class GatewayParts:
     """Calls, books and bars, and what is learned of targets."""
@@ -166,6 +191,7 @@ class GatewayParts:
     cache: AnswerCache = field(default_factory=AnswerCache)
     background: Background = field(default_factory=Background)
     signatures: Signatures = field(default_factory=Signatures)
+    measuring: Measuring = field(default_factory=Measuring)
 
     def __post_init__(self) -> None:
         self.shadows = Shadows(self.calls, self.books, self.background)

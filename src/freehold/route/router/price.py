@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from freehold.base.types import Usage
-from freehold.route.providers.contract import KINDS, NO_KIND, Kind
+from freehold.route.providers.contract import KINDS, NO_KIND, Kind, SoundUsage
 
 if TYPE_CHECKING:
     from freehold.base.catalog.prices import Offer, SellerRates
@@ -36,6 +36,27 @@ class TokenRates:
     thought: int | None = None  # of the output: reasoning; None: as the rest of it
 
 
+# Of gpt-4o-transcribe, where no count came: tokens of a second of sound and of its text, as seen and at most. OpenAI
+# counts a token for 100 ms of sound; 15 tokens of text a second are 600 words a minute.
+AUDIO_S, TEXT_S, MOST_AUDIO_S, MOST_TEXT_S, MOST_MORE = 10, 4, 20, 15, 1000
+
+
+@dataclass(frozen=True, slots=True)
+class SoundPrice:
+    """What recordings cost: by their length, or where `hour` is 0 by tokens, whose text has the model's own rates."""
+
+    hour: int = 0  # pico-dollars an hour of sound
+    audio: int = 0  # pico-dollars a token of sound
+    least_s: int = 0  # seconds that a shorter recording is billed as
+
+    def pico(self, seconds: float, rates: TokenRates, used: SoundUsage) -> int:
+        """Return pico-dollars of a recording."""
+        if self.hour:
+            billed_ms = round(1000 * max(used.seconds or seconds, self.least_s))
+            return -(-billed_ms * self.hour // 3_600_000)
+        return used.audio * self.audio + used.text * rates.input + used.output * rates.output
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """Rates by tier: those of the greatest `over` below the prompt's tokens hold."""
@@ -49,6 +70,7 @@ class Price:
     fee: int = 0  # pico-dollars a request, whatever its tokens
     # Announced changes: (time.time() from which, price), ascending.
     later: tuple[tuple[float, Price], ...] = ()
+    sound: SoundPrice | None = None  # None: it is not for recordings
     version: str = ""  # of the table, or "file" for a price that gateway.toml states
     source: str = field(default="", compare=False)
 
@@ -90,6 +112,24 @@ class Price:
             pico += usage.thought_tokens * (rates.thought - rates.output)
         return (pico + 500) // 1000
 
+    def of_sound(self, seconds: float, used: SoundUsage | None, when: float = 0.0) -> int:
+        """Return nano-dollars of a recording, by what the provider counted, or by our own estimate for None."""
+        if used is None:
+            used = SoundUsage(0.0, round(AUDIO_S * seconds), 0, round(TEXT_S * seconds))
+        return (self._of_sound(seconds, used, when) + 500) // 1000
+
+    def most_of_sound(self, seconds: float, prompt_bytes: int, when: float = 0.0) -> int:
+        """Return nano-dollars that no transcript of a recording exceeds."""
+        whole = int(seconds) + 2  # providers round up
+        audio, text = MOST_AUDIO_S * whole + MOST_MORE, MOST_TEXT_S * whole + MOST_MORE
+        return (
+            self._of_sound(whole, SoundUsage(whole, audio, prompt_bytes + MOST_MORE, text), when) + 999
+        ) // 1000
+
+    def _of_sound(self, seconds: float, used: SoundUsage, when: float) -> int:
+        price = self.at(when) if self.later else self
+        return price.fee + (price.sound or SoundPrice()).pico(seconds, price.rates, used)
+
     def most(self, prompt_tokens: int, output_tokens: int, when: float = 0.0, *, batch: bool = False) -> int:
         """Return nano-dollars that no answer exceeds, for a prompt and an answer of at most these tokens.
 
@@ -113,12 +153,18 @@ class Price:
 
 PICO = 1_000_000  # pico-dollars a token of a dollar for a million tokens
 FEE = 1_000_000_000  # pico-dollars a request of a dollar for a thousand
+PICO_DOLLAR = 1_000_000_000_000  # pico-dollars of a dollar
 SLOTS = 48  # sellers change prices at half hours
 
 
 def resolve(kind: Kind, model: str) -> Price | None:
     """Return what a provider of this kind asks for `model`, changes that are announced included; None: unknown."""
-    return _resolved(kind, model, datetime.now(UTC).toordinal())
+    return resolve_at(KINDS.get(kind, NO_KIND).seller, model)
+
+
+def resolve_at(seller: str, model: str) -> Price | None:
+    """Return what a seller of the table asks for `model`; None: unknown."""
+    return _resolved(seller, model, datetime.now(UTC).toordinal())
 
 
 @cache
@@ -130,10 +176,9 @@ def table_version() -> str:
 
 
 @lru_cache(maxsize=1024)
-def _resolved(kind: Kind, model: str, day: int) -> Price | None:
+def _resolved(seller: str, model: str, day: int) -> Price | None:
     from freehold.base.catalog.prices import listed
 
-    seller = KINDS.get(kind, NO_KIND).seller
     if not seller:
         return None
     offer = listed(seller, model.removeprefix("models/"))
@@ -173,9 +218,20 @@ def _on(offer: Offer, day: datetime) -> Price:
         batch=None if batch is None else _whole(batch),
         batch_tiers=() if batch is None else tiers(True),
         fee=_rounded(plain.fee * FEE),
+        sound=_sound(offer, day),
         version=table_version(),
         source=offer.source,
     )
+
+
+def _sound(offer: Offer, day: datetime) -> SoundPrice | None:
+    from freehold.base.catalog.prices import sound_rates
+
+    rates = sound_rates(offer, day)
+    if rates is None:
+        return None
+    hour, audio = rates.hour or Decimal(0), rates.audio or Decimal(0)
+    return SoundPrice(_rounded(hour * PICO_DOLLAR), _rounded(audio * PICO), rates.least_s)
 
 
 def _whole(rates: SellerRates) -> TokenRates:

@@ -65,6 +65,7 @@ class RequestRecord:
         self.warnings: list[str] = []
         self.estimated = self.left_house = self.booked = False
         self.first_s = 0.0
+        self.sound_s = 0.0  # of a recording
         self._books, self.limit = books, limit
         self.risked = 0  # nano-dollars that failed attempts may have cost beyond what is noted of them
         self._held: Reservation | None = None  # of the ledger; it may be of nothing by now
@@ -228,6 +229,7 @@ class RequestRecord:
             upstream_id=upstream_id,
             left_house=self.left_house,
             parent=self.parent,
+            sound_ms=round(1000 * self.sound_s),
         )
 
 

@@ -21,7 +21,7 @@ from itertools import count
 from freehold.base.errors import ContextOverflow, FreeholdError, PolicyRefused, UnsupportedModel
 from freehold.base.prompts import PromptSize
 from freehold.base.serving import EmbedJob, Job, ModelInfo
-from freehold.base.types import Audio, Image
+from freehold.base.types import Audio, Image, SamplingParams
 from freehold.route.providers.contract import HOUSE, Abilities, Cleared, RemoteModel, UpstreamFault
 from freehold.route.router.contract import BarCheck
 from freehold.route.router.detect.apart import LongTexts
@@ -291,6 +291,8 @@ def _why_not(
 def lacking(remote: RemoteModel, work: Job | EmbedJob) -> str:
     """Return what a request needs and a remote model cannot do; "" for nothing."""
     can = remote.abilities
+    if can.transcription:
+        return "transcribes recordings and answers no text"
     if isinstance(work, EmbedJob):
         if not can.embeddings:
             return "makes no embeddings"
@@ -376,3 +378,39 @@ class GatewayPlan:
         targets = tuple(self.gateway.models[name] for name in route.targets)
         task: QualityTask | None = self.gateway.tasks.get(route.task)
         return PlannedRoute(route, targets, task, all(target.remote is not None for target in targets))
+
+
+UNKNOWN_CONTEXT = 131_072  # shown for a rented model without a stated window; never compared with a prompt
+
+
+def info_of(planned: PlannedRoute, loaded: Mapping[str, ModelInfo]) -> ModelInfo:
+    """Return what a route offers: whatever any of its targets can do, as a request goes to one that can."""
+    locals_ = [loaded[t.local] for t in planned.targets if t.remote is None and t.local in loaded]
+    remotes = [t.remote for t in planned.targets if t.remote is not None]
+    unloaded = any(t.remote is None and t.local not in loaded for t in planned.targets)
+    context = max([*(info.context for info in locals_), *(remote.context for remote in remotes)], default=0)
+    thinks = (
+        unloaded or any(r.abilities.thinking for r in remotes) or any(i.thinking != "none" for i in locals_)
+    )
+    return ModelInfo(
+        name=planned.name,
+        quantization="",
+        context=context or UNKNOWN_CONTEXT,
+        trained_context=context or UNKNOWN_CONTEXT,
+        kv_tokens=0,
+        threads=0,
+        load_s=0.0,
+        memory_bytes=0,
+        vocab=0,
+        can_chat=True,
+        can_fill=unloaded or any(info.can_fill for info in locals_),
+        default_sampling=SamplingParams(),
+        can_see=unloaded or any(r.abilities.images for r in remotes) or any(i.can_see for i in locals_),
+        can_listen=unloaded or any(i.can_listen for i in locals_),
+        can_hear=planned.route.hears or (bool(remotes) and all(r.abilities.transcription for r in remotes)),
+        can_fetch=any(r.abilities.images for r in remotes),
+        can_call=True,
+        thinking="switch" if thinks else "none",
+        efforts=("low", "medium", "high") if thinks else (),
+        notes=("a route: its targets answer",) if len(planned.targets) > 1 else (),
+    )

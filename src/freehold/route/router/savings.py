@@ -234,7 +234,7 @@ def _spread(books: _Books, models_of: Callable[[LedgerRow], Sequence[tuple[Gatew
     """Price each row at the models that it would have gone to, with their shares; one without any keeps its cost."""
     total = _Sum(requests=len(books.rows))
     for row in books.rows:
-        models = models_of(row)
+        models = models_of(row) if not row.sound_ms else ()  # other models' prices of sound are not compared
         for model, share in models:
             books.at(row, model, total, share)
         if not models:
@@ -276,7 +276,7 @@ def _same_weights(books: _Books, hosts: Hosts) -> _Counterfactual:
     total, chosen = _Sum(requests=len(books.rows)), []
     for target, rows in _grouped(books.rows, lambda row: row.target).items():
         model = books.models.get(target)
-        sold = list(hosts(model)) if model is not None else []
+        sold = list(hosts(model)) if model is not None and not any(row.sound_ms for row in rows) else []
         if not sold:
             total.unchanged += len(rows)
             for row in rows:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +43,8 @@ PART = 8  # chunks whose texts are written together; the first parts of a stream
 # Seconds of all recordings that are open, 1.4 GB of samples; one alone is opened however long it is.
 MOST_OPEN_S = 6 * 3600.0
 MAX_LANGUAGE = 32  # characters of a code
+WAIT_S = 0.1  # between two looks whether a part is wanted still
+CLIENTS = 64  # whose last parts are known: more than have recordings open
 _TASKS = ("transcribe", "translate")
 
 
@@ -60,7 +63,7 @@ class ServedSpeech:
     def __init__(self, speech: Speech, ref: ModelRef, weights: str, load_s: float) -> None:
         """`weights`: names its files; `load_s`: seconds that loading took."""
         self._speech, self._ref, self._weights, self._load_s = speech, ref, weights, load_s
-        self._turn = threading.Lock()  # of transcribing: one part at a time
+        self._turns = PartTurns()
         self._samples = OpenSamples(int(MOST_OPEN_S * RATE))
         self._closed = threading.Event()
         self._beats = 0
@@ -125,12 +128,12 @@ class ServedSpeech:
         listening = _listening(job)
         transcriber = self._speech.transcriber
         transcriber.begin(np.zeros(0, np.float32), listening)  # refuses before the work of opening
+        room = TakenSamples(self._samples)
         try:
-            sound = open_sound(data, job.most_s)
-        except UsageError as e:
-            raise UsageError(e.message, e.hint, e.field or "file") from e
-        room = self._samples.take(len(sound.samples))
-        try:
+            try:
+                sound = open_sound(data, job.most_s, room.take)
+            except UsageError as e:
+                raise UsageError(e.message, e.hint, e.field or "file") from e
             hearing = transcriber.begin(sound.samples, listening)
             return ServedHearing(self, transcriber, hearing, listening, room, job, skip)
         except BaseException:
@@ -138,9 +141,9 @@ class ServedSpeech:
             raise
 
     @property
-    def turn(self) -> threading.Lock:
-        """Held while a part is transcribed."""
-        return self._turn
+    def turns(self) -> PartTurns:
+        """Whose part is transcribed."""
+        return self._turns
 
     # --- what a speech model does not do -------------------------------------------------------------
 
@@ -205,6 +208,7 @@ class ServedHearing:
         self._hearing, self._listening = hearing, listening
         self._next = min(skip, len(hearing.parts))
         self._together = 1 if job.soon else PART
+        self._client = job.client or job.tenant
         self.facts = SpeechFacts(len(hearing.recording) / RATE, hearing.speech_s, len(hearing.parts))
 
     def part(self, pause: Callable[[], None]) -> SpeechPart | None:
@@ -218,12 +222,8 @@ class ServedHearing:
             self._served.beat()
             pause()
 
-        while not self._served.turn.acquire(timeout=0.1):
-            paused()
-        try:
+        with self._served.turns.mine(self._client, paused):
             texts = [*self._transcriber.texts(some, self._listening, paused)]
-        finally:
-            self._served.turn.release()
         self._hearing.language = some.language
         self._next += len(chunks)
         self._together = min(2 * self._together, PART)
@@ -258,43 +258,104 @@ def _listening(job: SpeechJob) -> Listening:
     return Listening(job.language, job.task, job.prompt, job.words, job.temperature)
 
 
+# --- whose part is transcribed -------------------------------------------------------------------------
+
+
+class PartTurns:
+    """Lets one part be transcribed at a time: next, of the client whose last one was longest ago; then the oldest."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._busy = False
+        self._waiting: list[PartTurn] = []
+        self._latest: OrderedDict[str, None] = OrderedDict()  # clients in the order of their last parts
+
+    @contextmanager
+    def mine(self, client: str, waits: Callable[[], None]) -> Iterator[None]:
+        """Wait for a turn and have it; `waits` is called each tenth of a second, and what it raises ends the wait."""
+        turn = PartTurn(client)
+        with self._changed:
+            self._waiting.append(turn)
+        try:
+            while not self._begun(turn):
+                waits()
+        except BaseException:
+            with self._changed:
+                self._waiting.remove(turn)
+                self._changed.notify_all()
+            raise
+        try:
+            yield
+        finally:
+            self._end(client)
+
+    def _begun(self, turn: PartTurn) -> bool:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._next() is turn, timeout=WAIT_S):
+                return False
+            self._waiting.remove(turn)
+            self._busy = True
+            return True
+
+    def _next(self) -> PartTurn | None:
+        if self._busy:
+            return None
+        order = {client: at for at, client in enumerate(self._latest)}
+        return min(self._waiting, key=lambda turn: order.get(turn.client, -1), default=None)
+
+    def _end(self, client: str) -> None:
+        with self._changed:
+            self._busy = False
+            self._latest[client] = None
+            self._latest.move_to_end(client)
+            while len(self._latest) > CLIENTS:
+                self._latest.popitem(last=False)
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PartTurn:
+    """One that waits."""
+
+    client: str
+
+
 # --- samples of recordings that are open --------------------------------------------------------------
 
 
 class OpenSamples:
-    """Counts the samples that recordings hold; beyond `most`, one waits for another to end."""
+    """Counts the samples of recordings that are open, those being decoded among them; at most `most` together."""
 
     def __init__(self, most: int) -> None:
-        self._most, self._held, self._lock = most, 0, threading.Lock()
+        self._most, self._open, self._lock = most, 0, threading.Lock()
 
-    def take(self, samples: int) -> TakenSamples:
-        """Count a recording's. Raises Overloaded where others hold too many."""
+    def change(self, before: int, after: int) -> None:
+        """Count a recording's samples. Raises Overloaded where they and those of others are too many."""
         with self._lock:
-            if self._held and self._held + samples > self._most:
+            others = self._open - before
+            if others and after > before and others + after > self._most:
                 hours = RATE * 3600
                 raise Overloaded(
-                    f"recordings in progress last {self._held / hours:.1f} h, and this one {samples / hours:.1f} h; "
+                    f"recordings in progress last {others / hours:.1f} h, and this one {after / hours:.1f} h or more; "
                     f"at most {self._most / hours:.0f} h are open at a time",
                     "ask again when another one has ended",
                     30.0,
                 )
-            self._held += samples
-        return TakenSamples(self, samples)
-
-    def give(self, samples: int) -> None:
-        """Count them no more."""
-        with self._lock:
-            self._held -= samples
+            self._open = others + after
 
 
 @dataclass(slots=True)
 class TakenSamples:
-    """What one recording holds."""
+    """How many of them are one recording's."""
 
     _all: OpenSamples
-    _samples: int = field(repr=False)
+    _samples: int = 0
+
+    def take(self, samples: int) -> None:
+        """Have `samples` in place of those before. Raises Overloaded, and then has those before."""
+        self._all.change(self._samples, samples)
+        self._samples = samples
 
     def close(self) -> None:
         """Give them back; safe to call twice."""
-        samples, self._samples = self._samples, 0
-        self._all.give(samples)
+        self.take(0)

@@ -5,7 +5,8 @@ Knows forms and limits; knows no model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -73,13 +74,67 @@ class Sound:
         return len(self.samples) / RATE
 
 
-def open_sound(data: bytes, most_s: float = MAX_S) -> Sound:
+@dataclass(frozen=True, slots=True)
+class MeasuredSound:
+    """What is known of a recording that was decoded and not kept."""
+
+    form: str  # WAV, FLAC and so on
+    seconds: float
+
+
+def open_sound(data: bytes, most_s: float = MAX_S, takes: Callable[[int], None] = lambda _: None) -> Sound:
     """Return a recording's samples, the mean of its channels; `most_s`: seconds that are read at most.
 
-    WAV, AIFF and FLAC are read here; other forms by PyAV in a process of their own (decoding.py). Seconds are counted
-    as they are decoded, so memory is that of the bytes and of `most_s`. Raises UsageError for what is not read, is
+    `takes` is called with how many samples are about to be kept, before memory has them: what the header states, then
+    more where more come, and at the end how many there are. What it raises ends the work. WAV, AIFF and FLAC are read
+    here; other forms by PyAV in a process of their own (decoding.py). Seconds are counted as they are decoded, so
+    memory is that of the bytes and of `most_s`. Raises UsageError for what is not read, is
     damaged or longer than the limits, and where PyAV is missing; CapacityExceeded where no process can be started.
     """
+    recording = _checked(data, most_s)
+    with closing(recording.pieces):
+        kept = KeptSamples(math.ceil((recording.frames or 0) * RATE / recording.rate), takes)
+        for piece in resampled_pieces(_counted(recording, most_s), recording.rate, RATE):
+            kept.add(piece)
+    return Sound(kept.whole(), recording.rate, recording.channels)
+
+
+class KeptSamples:
+    """Samples that come in pieces, in one array: pieces and then their sum would take twice as much memory."""
+
+    def __init__(self, stated: int, takes: Callable[[int], None]) -> None:
+        """`stated`: how many will come, as far as that is known; `takes`: as of open_sound."""
+        self._takes, self._count = takes, 0
+        takes(stated)
+        self._samples = np.empty(stated, np.float32)
+
+    def add(self, piece: F32) -> None:
+        """Take in the next samples."""
+        count = self._count + len(piece)
+        if count > len(self._samples):
+            room = count + count // 4  # the system moves pages of long arrays, so a longer one costs no copy
+            self._takes(room)
+            self._samples.resize(room, refcheck=False)  # nothing else refers to it
+        self._samples[self._count : count] = piece
+        self._count = count
+
+    def whole(self) -> F32:
+        """Return all of them; the last call."""
+        self._samples.resize(self._count, refcheck=False)
+        self._takes(self._count)
+        return self._samples
+
+
+def measure_sound(data: bytes, most_s: float = MAX_S) -> MeasuredSound:
+    """Return a recording's form and length, decoded to its end and not kept. Raises as `open_sound` does."""
+    recording = _checked(data, most_s)
+    with closing(recording.pieces):
+        frames = sum(len(piece) for piece in _counted(recording, most_s))
+    return MeasuredSound(recording.form, frames / recording.rate)
+
+
+def _checked(data: bytes, most_s: float) -> Recording:
+    """Return a recording whose header is within the limits."""
     if len(data) > MAX_BYTES:
         raise UsageError(
             f"the recording has {len(data):,} bytes; at most {MAX_BYTES:,} are read", "cut it into several"
@@ -92,10 +147,7 @@ def open_sound(data: bytes, most_s: float = MAX_S) -> Sound:
         )
     if recording.frames is not None and recording.frames > most_s * recording.rate:
         raise _too_long(recording.frames / recording.rate, most_s)
-    with closing(recording.pieces):
-        counted = _counted(recording, most_s)
-        pieces = [np.zeros(0, np.float32), *resampled_pieces(counted, recording.rate, RATE)]
-    return Sound(np.concatenate(pieces), recording.rate, recording.channels)
+    return recording
 
 
 def _opened(data: bytes) -> Recording:

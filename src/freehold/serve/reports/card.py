@@ -103,7 +103,7 @@ def file_facts(file: ModelFile) -> dict[str, Any]:
     )
     refused = refusal(Structure(architecture, experts=any(of_expert(t.name) for t in tensors)))
     read = _read(file)
-    notes = (f"{UNREAD}{read.message}",) if isinstance(read, FreeholdError) else read.notes
+    notes = (f"{UNREAD}{read.message}",) if isinstance(read, FreeholdError) else _notes(read)
     output = file.tensors.get(_OUTPUT)
     families = [f for f in naming(architecture) if f.gguf_architecture == architecture]
     speech = any(f.prefix is not None for f in families)
@@ -258,6 +258,11 @@ def _folder_blind(file: SafetensorsFile, family: Family) -> tuple[str, int]:
         kind = str(file.config.get("model_type", ""))
         return f"the tower of {kind} is not supported yet" if file.config.get("vision_config") else "", 0
     return "", sum(tensor.nbytes for name, tensor in file.tensors.items() if source.tower.hf_name(name))
+
+
+def _notes(source: Source) -> tuple[str, ...]:
+    """Return a model's notes, and that it drafts by itself if it does."""
+    return (*source.notes, *(("a head of its own drafts tokens: --draft",) if source.drafter else ()))
 
 
 def _read(file: ModelFile) -> Source | FreeholdError:

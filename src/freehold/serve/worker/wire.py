@@ -23,7 +23,7 @@ from freehold.base.serving import Begin, EngineStats, Job, ModelInfo, SpeechFact
 from freehold.base.types import Audio, Chunk, Image, Message, Part
 from freehold.run.store import ModelRef
 
-PROTOCOL = 7  # raise it when a message changes; both ends must name the same
+PROTOCOL = 8  # raise it when a message changes; both ends must name the same
 HEAD = 4  # bytes of length before a message
 # A prompt of a million tokens takes 5 MB, the log-probabilities of one that local.jobs allows 30 MB, a job's pictures
 # 56 MB, which are base64 here too.

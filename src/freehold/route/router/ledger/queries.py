@@ -34,7 +34,7 @@ GROUPS = {
 }
 _SUMS = """count(*), sum(outcome IN ('whole', 'cached')), sum(nano), sum(nano * estimated), sum(prompt), sum(cached),
   sum(written + written_hour), sum(completion), sum(thought), avg(CASE WHEN first_s > 0 THEN first_s END),
-  avg(CASE WHEN outcome = 'whole' THEN whole_s END)"""
+  avg(CASE WHEN outcome = 'whole' THEN whole_s END), sum(sound_ms)"""
 _SPAN = "id >= ? AND at >= ? AND at < ?"
 
 
@@ -54,6 +54,7 @@ class LedgerSum:
     thought: int
     first_s: float  # mean, where a first token came
     whole_s: float  # mean of whole answers
+    sound_ms: int  # of recordings
 
 
 def sums(
@@ -117,11 +118,13 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)) as db:
             (version,) = db.execute("PRAGMA user_version").fetchone()
-            if version != schema.VERSION:
+            if not 1 <= version <= schema.VERSION:
                 raise StoreError(
                     f"the ledger {path} has version {version}; this Freehold reads version {schema.VERSION}",
                     "use the Freehold that wrote it",
                 )
+            if version < schema.SOUND_SINCE:  # the next server that writes it adds the column
+                db.execute("CREATE TEMP VIEW requests AS SELECT *, 0 AS sound_ms FROM main.requests")
             db.execute("BEGIN")
             yield db
     except (sqlite3.Error, msgspec.MsgspecError) as e:

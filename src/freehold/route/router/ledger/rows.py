@@ -128,6 +128,7 @@ class LedgerRow:
     upstream_id: str = ""  # the provider's id of the answer
     left_house: bool = False  # whether any attempt sent the prompt to a place that is not owned
     parent: str = ""  # of a shadow's or a discarded answer's row: the request's row
+    sound_ms: int = 0  # of a recording: how long it is
 
 
 class _Ids:
@@ -203,7 +204,8 @@ def _by_day(per: str, day: int) -> SpendWindow:
 
 # --- the tables ------------------------------------------------------------------------------------
 
-VERSION = 1  # user_version of the file; another one is refused
+VERSION = 2  # user_version of the file; a newer one is refused
+SOUND_SINCE = 2  # whose rows have sound_ms, as the last column
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +238,7 @@ COLUMNS: Mapping[str, str] = {
     "left_house": _FLAG,
     "parent": _TEXT,
     "detail": "BLOB NOT NULL",
+    "sound_ms": f"{_WHOLE} DEFAULT 0",
 }
 _FLAGS = ("owned", "estimated", "batch", "may_teach", "left_house")
 _USAGE = {  # column -> field of Usage
@@ -284,6 +287,8 @@ CREATE TRIGGER settled AFTER INSERT ON requests BEGIN
   DELETE FROM reservations WHERE id = NEW.id;
 END;
 """
+# What makes a file of version 1 one of version 2.
+ADD_SOUND = f"ALTER TABLE requests ADD COLUMN sound_ms {COLUMNS['sound_ms']}"
 RESERVE = """INSERT INTO reservations (id, key, at, nano, owner, sent, about)
   SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 FROM spend
   WHERE key = ?2 AND start = ?8 AND stop = ?9 AND spent + reserved + ?4 <= ?10"""

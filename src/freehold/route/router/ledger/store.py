@@ -300,6 +300,9 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
             for statement in _statements(schema.TABLES):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {schema.VERSION}")
+        elif 0 < version < schema.SOUND_SINCE:
+            db.execute(schema.ADD_SOUND)
+            db.execute(f"PRAGMA user_version = {schema.VERSION}")
         elif version != schema.VERSION:
             raise StoreError(
                 f"the ledger {path} has version {version}; this Freehold reads version {schema.VERSION}",

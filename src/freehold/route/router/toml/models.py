@@ -26,8 +26,9 @@ from freehold.route.providers.contract import (
     RemoteModel,
     Secret,
 )
+from freehold.route.providers.openai.speech import HEARS
 from freehold.route.router.gateway import GatewayModel
-from freehold.route.router.price import PICO, Price, TokenRates
+from freehold.route.router.price import PICO, PICO_DOLLAR, Price, SoundPrice, TokenRates
 from freehold.route.router.terms import terms_of
 from freehold.route.router.toml.outside import EXTRA, Outside
 from freehold.route.router.toml.table import NAME, TomlTable, shown
@@ -231,6 +232,8 @@ def _model(name: str, table: TomlTable, providers: Mapping[str, Provider], outsi
         hint = 'local = "qwen2.5-coder:1.5b", or provider and model'
         table.bad("", "nothing says where the model answers", hint)
     remote = _remote(table, providers, seller)
+    if remote is not None and remote.abilities.transcription:
+        check_transcriber(table, remote)
     terms, may_teach = _terms(table, local, remote)
     if local and not seller:
         _check_local(table, local, outside)
@@ -270,12 +273,28 @@ def _remote(table: TomlTable, providers: Mapping[str, Provider], seller: str) ->
         known = f"the file has: {', '.join(providers)}" if providers else f"add a table [providers.{seller}]"
         table.mistakes.unknown((*table.path, "provider"), "provider", seller, providers, known)
     limits = table.fields(RemoteModel, "context", "max_output")
-    can = _abilities(table, provider.kind if provider else "")
+    can = _abilities(table, provider.kind if provider else "", model)
     return None if provider is None else RemoteModel(provider, model, abilities=can, **limits)
 
 
-def _abilities(table: TomlTable, kind: str) -> Abilities:
+TRANSCRIBERS = ("openai", "openai-compatible")  # kinds whose wire takes recordings
+
+
+def check_transcriber(table: TomlTable, remote: RemoteModel) -> None:
+    """Refuse a model that is to transcribe at a provider to which no recording can be sent."""
+    if remote.provider.kind not in TRANSCRIBERS:
+        table.bad(
+            "can",
+            f"recordings cannot be sent to a provider of kind {remote.provider.kind}",
+            f"kinds that take them: {', '.join(TRANSCRIBERS)}",
+        )
+
+
+def _abilities(table: TomlTable, kind: str, model: str) -> Abilities:
     usual = KINDS.get(kind, NO_KIND).abilities
+    by_minute = "minute" in (table.value("price", dict) or {})
+    if kind in TRANSCRIBERS and (by_minute or HEARS.search(model)):
+        usual = replace(usual, transcription=True)
     can = table.table("can")
     if can is None:
         return usual
@@ -287,12 +306,30 @@ def _abilities(table: TomlTable, kind: str) -> Abilities:
 def _price(table: TomlTable, remote: RemoteModel | None, outside: Outside) -> Price | None:
     kind = remote.provider.kind if remote is not None else ""
     price_table = table.table("price")
+    if price_table is not None and price_table.has("minute"):
+        return _by_minute(price_table)
+    if price_table is not None and remote is not None and remote.abilities.transcription:
+        price_table.bad(
+            "", "the price has no minute", "price = { minute = 0.006 }, in dollars a minute of sound"
+        )
+        price_table.skip(*_RATES, "over", "long", "batch")
+        return None
     if price_table is not None:
         return stated_price(price_table, kind)
     if remote is None or remote.provider.owned or not remote.model or table.has("price"):
         return None
     price = outside.price_of(remote.provider.kind, remote.model)
-    if price is None and remote.provider.kind:
+    hears = remote.abilities.transcription
+    if price is None and hears:
+        price = outside.price_at(
+            SELLS_SOUND.get(urlsplit(remote.provider.url).hostname or "", ""), remote.model
+        )
+    if hears and (price is None or price.sound is None):
+        hint = "price = { minute = 0.006 }, in dollars a minute of sound; owned = true of the provider if it is yours"
+        table.bad(
+            "model", f"no price of sound is known for {shown(remote.model)} at {remote.provider.name}", hint
+        )
+    elif price is None and remote.provider.kind:
         own = (
             ", or owned = true of the provider if the machine is yours" if kind == "openai-compatible" else ""
         )
@@ -309,6 +346,31 @@ def _price(table: TomlTable, remote: RemoteModel | None, outside: Outside) -> Pr
 MOST = 100_000  # dollars for a million tokens; beyond it is a slip
 STATED = "file"  # the version of a price that the file states
 _RATES = ("input", "cached", "written", "written_hour", "output")
+
+
+MOST_MINUTE = 100  # dollars a minute of sound; beyond it is a slip
+# Sellers of the price table whose servers are reached as openai-compatible ones, by their hosts.
+SELLS_SOUND = {"api.groq.com": "groq"}
+
+
+def _by_minute(table: TomlTable) -> Price | None:
+    """Return the price of sound that a table states: a minute alone."""
+    value = table.number("minute")
+    table.end()
+    if value is None:
+        return None
+    if not 0 <= value <= MOST_MINUTE:
+        table.bad(
+            "minute", f"{shown(value)} is not within 0..{MOST_MINUTE} dollars", "write dollars such as 0.006"
+        )
+        return None
+    hour = value * 60 * PICO_DOLLAR
+    if hour != hour.to_integral_value():
+        table.bad("minute", f"{shown(value)} has more than 12 places", "round it")
+        return None
+    return Price(
+        TokenRates(0, 0, 0, 0, 0), sound=SoundPrice(int(hour)), version=STATED, source="gateway.toml"
+    )
 
 
 def stated_price(table: TomlTable, kind: str) -> Price | None:

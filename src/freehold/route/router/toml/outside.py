@@ -34,6 +34,12 @@ def _listed(kind: Kind, model: str) -> Price | None:
     return resolve(kind, model)
 
 
+def _sold(seller: str, model: str) -> Price | None:
+    from freehold.route.router.price import resolve_at
+
+    return resolve_at(seller, model)
+
+
 @dataclass(frozen=True, slots=True)
 class Outside:
     """Where names in the file lead. `has_model` None: not looked up."""
@@ -41,6 +47,7 @@ class Outside:
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     keyring: Callable[[str], str | None] = _from_keyring
     price_of: Callable[[Kind, str], Price | None] = _listed
+    price_at: Callable[[str, str], Price | None] = _sold  # seller of the table, model
     has_model: Callable[[str], bool] | None = None  # whether this machine's store holds it
     offline: bool = False  # the user forbids calls beyond private addresses
     folder: Path = Path()  # that relative paths of the file begin at

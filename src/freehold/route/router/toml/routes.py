@@ -15,6 +15,7 @@ from freehold.base.config import suggestion
 from freehold.base.errors import UsageError
 from freehold.route.providers.contract import Provider
 from freehold.route.router.gateway import (
+    TRANSCRIPTION,
     BreakerLimits,
     Escalation,
     Gateway,
@@ -151,6 +152,9 @@ def read_tasks(top: TomlTable, outside: Outside) -> dict[str, QualityTask]:
     tasks = {}
     for name, table in top.tables("tasks"):
         table.check_name(name)
+        if name == TRANSCRIPTION:
+            hint = "choose another name: a recording has no bar"
+            table.bad("", f"{TRANSCRIPTION} is the task of routes that take recordings", hint)
         table.need("bar", "the task has no bar", "bar = 0.85: the least score of a model that may answer")
         file = table.text("file")
         if file and "\0" not in file and not (outside.folder / file).is_file():
@@ -192,7 +196,24 @@ def _route(name: str, table: TomlTable, named: Named, outside: Outside) -> Gatew
         **table.fields(GatewayRoute, "may_teach"),
     )
     _check_route(table, route, named)
+    if route.hears:
+        _check_recordings(table, route, named)
     return route
+
+
+_OF_TEXT = ("first_token", "escalate", "shadow", "cache", "keep")
+
+
+def _check_recordings(table: TomlTable, route: GatewayRoute, named: Named) -> None:
+    """Refuse what a route of recordings cannot do, and targets that do not transcribe."""
+    for key in _OF_TEXT:
+        if table.has(key):
+            table.bad(key, f"{key} is for texts, and this route takes recordings", "leave it out")
+    for at, target in table.placed("targets"):
+        model = named.models.get(target)
+        if model is not None and model.remote is not None and not model.remote.abilities.transcription:
+            hint = f"name a speech model, or say that it is one: can = {{ transcription = true }} in [models.{target}]"
+            table.mistakes.add(at, f"{shown(target)} is not known to transcribe", hint)
 
 
 def _breaker(table: TomlTable) -> BreakerLimits:
@@ -292,7 +313,7 @@ def _reached(start: str, routes: Mapping[str, object]) -> set[str]:
 
 def _task(table: TomlTable, tasks: Mapping[str, QualityTask]) -> str:
     name = table.text("task")
-    if name and name not in tasks:
+    if name and name != TRANSCRIPTION and name not in tasks:
         hint = f"add a table [tasks.{name[:60]}] with bar = 0.85"
         table.mistakes.unknown((*table.path, "task"), "task", name, tasks, hint)
     return name

@@ -54,6 +54,7 @@ class SpanSum(TypedDict):
     thought: int
     first_s: float
     whole_s: float
+    sound_ms: int
 
 
 class LedgerSums(TypedDict):

@@ -63,7 +63,9 @@ class ServerLimits:
     upload_pause_s: float = 30.0  # with no longer a pause in it,
     upload_rate: int = 4096  # and after body_s no slower than this many bytes a second
     sound_bytes: int = 256 << 20  # a recording; it lies on the disk until its request is over,
-    sound_s: float = 4 * 3600.0  # and may last this many seconds
+    sounds_bytes: int = 4 << 30  # with those of all other requests,
+    caller_sounds_bytes: int = 1 << 30  # and of the same key, or of one address where there are no keys;
+    sound_s: float = 4 * 3600.0  # it may last this many seconds
     idle_s: float = 75.0  # a kept-alive connection with no request
     write_s: float = 60.0  # a client that takes nothing of its stream for so long is dropped
     connections: int = 2048  # where none is idle, one more is let in to ask for /health and /ready alone,

@@ -12,6 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, cast
 
@@ -29,12 +30,15 @@ from freehold.serve.http.core.forms import UploadForm, read_form
 from freehold.serve.http.core.limits import Gone, typed
 from freehold.serve.http.core.metrics import PerModel
 from freehold.serve.http.core.problems import Refused, openai_error, problem
+from freehold.serve.http.core.spools import Spool, Spools
+from freehold.serve.http.openai.languages import language_name
 from freehold.serve.http.openai.shape import DONE
 from freehold.serve.reports.transcripts import as_srt, as_vtt
 
 MAX_PARTS = 32  # of a form: lists have one for each entry
 FORM_BYTES = 256 << 10  # of a form beside its file
 SEGMENT = 1000  # bytes of a segment in a long answer, with the times of its words
+TIMED = ("srt", "vtt", "verbose_json")  # formats that send times on
 PLAIN = b"text/plain; charset=utf-8"
 
 ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
@@ -96,14 +100,15 @@ async def _transcribe(
     folder = await asyncio.to_thread(_folder, call.server.home)
     spool = await asyncio.to_thread(_spool, folder)
     try:
-        with call.server.uploads.into(folder, call.headers) as coming:
-            form = await _form(call, spool, coming.came)
-        await asyncio.to_thread(spool.flush)
-        request, warnings = _read(form, kind)
-        call.work.model = request.model
-        recording = SpooledRecording(spool.fileno(), form.bytes)
-        transcribing = Transcribing(call, request, recording, _job(call, request, task), warnings)
-        await (transcribing.stream() if getattr(request, "stream", None) else transcribing.whole())
+        with _counted(call) as counted:
+            with call.server.uploads.into(folder, call.headers) as coming:
+                form = await _form(call, spool, lambda more: (counted.came(more), coming.came(more)))
+            await asyncio.to_thread(spool.flush)
+            request, warnings = _read(form, kind)
+            call.work.model = request.model
+            recording = SpooledRecording(spool.fileno(), form.bytes)
+            transcribing = Transcribing(call, request, recording, _job(call, request, task), warnings)
+            await (transcribing.stream() if getattr(request, "stream", None) else transcribing.whole())
     finally:  # in a thread: the system frees the pages of a file without a name when it is closed
         asyncio.get_running_loop().run_in_executor(None, spool.close)
 
@@ -132,12 +137,19 @@ def _spool(folder: Path) -> BinaryIO:
     return cast(BinaryIO, tempfile.TemporaryFile(dir=folder))
 
 
-async def _form(call: HttpCall, spool: BinaryIO, came: Callable[[int], None]) -> UploadForm:
+def _counted(call: HttpCall) -> AbstractContextManager[Spool]:
+    """Count a recording among those on the disk. Raises Refused: 413 for one too long, 429 beside too many."""
+    limits, digits = call.server.limits, call.headers.get(b"content-length", b"")
+    stated = int(digits[:20]) if digits.isdigit() else 0
+    if stated > limits.sound_bytes + FORM_BYTES:
+        raise _too_long(stated, limits.sound_bytes)
+    spools: Spools = call.server.parts.setdefault(Spools, Spools())
+    return spools.of(call.caller, stated, limits)
+
+
+async def _form(call: HttpCall, spool: BinaryIO, came: Callable[[int], object]) -> UploadForm:
     """Spool the form's file as it comes. Raises Refused: 413 for one too long, 400 for what is not a form."""
     most, size = call.server.limits.sound_bytes, 0
-    stated = call.headers.get(b"content-length", b"")
-    if stated.isdigit() and int(stated[:20]) > most + FORM_BYTES:
-        raise _too_long(int(stated[:20]), most)
 
     def counted(more: int) -> None:
         nonlocal size
@@ -274,6 +286,7 @@ def _job(call: HttpCall, request: TranslationRequest, task: Literal["transcribe"
         prompt=request.prompt or "",
         words="word" in (more.timestamp_granularities or ()) if more else False,
         temperature=request.temperature or None,
+        times=(request.response_format or "json") in TIMED,
         most_s=call.server.limits.sound_s,
         soon=bool(more and more.stream),
         tenant=call.tenant,
@@ -303,6 +316,7 @@ class Transcribing:
         self._segments: list[Segment] = []
         self._starts: list[float] = []  # of the chunks that were heard
         self._language = job.language
+        self._model = request.model  # which answers
         self._first_s: float | None = None
 
     async def whole(self) -> None:
@@ -384,6 +398,7 @@ class Transcribing:
                 self._segments += part.segments
                 self._starts += part.starts
                 self._language = part.language
+                self._model = part.model or self._model
                 await sink(part)
         finally:
             await stream.aclose()
@@ -418,7 +433,7 @@ class Transcribing:
         """Return what is billed, and the receipt."""
         first = {} if self._first_s is None else {"first_s": round(self._first_s, 6)}
         receipt = {
-            "model": self._request.model,
+            "model": self._model,
             "language": self._language,
             "duration_s": round(self._facts.duration_s, 3),
             "speech_s": round(self._facts.speech_s, 3),
@@ -434,7 +449,7 @@ class Transcribing:
         translated = self._job.task == "translate"
         more: dict[str, Any] = {
             "task": self._job.task,
-            "language": "en" if translated else self._language,
+            "language": language_name("en" if translated else self._language),
             "duration": round(self._facts.duration_s, 3),
         }
         if "segment" in granularities:

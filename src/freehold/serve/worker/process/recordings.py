@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 from freehold.base.errors import UsageError
@@ -29,8 +30,8 @@ class HeldRecording:
     """One of them: its bytes as they come, and then what hears it."""
 
     begin: HearBegin
-    pieces: list[bytes] = field(default_factory=list)
-    size: int = 0  # of the pieces
+    data: BytesIO = field(default_factory=BytesIO)  # whose bytes are taken out without a copy
+    size: int = 0  # of those that came
     hearing: HostedHearing | None = None
 
 
@@ -77,7 +78,7 @@ class Recordings:
                 f"bytes {piece.at:,} to {piece.at + len(piece.data):,} of a recording came where {held.size:,} of "
                 f"{held.begin.size:,} are there"
             )
-        held.pieces.append(piece.data)
+        held.data.write(piece.data)
         held.size += len(piece.data)
         return held.size
 
@@ -99,10 +100,10 @@ class Recordings:
         if held.size < held.begin.size:
             raise UsageError(f"{held.size:,} of a recording's {held.begin.size:,} bytes are there")
         assert isinstance(self._model, Listener), "begin refused it"
-        data = b"".join(held.pieces)
-        held.pieces.clear()
+        taken, held.data = held.data, BytesIO()
         with self._living(self._model):
-            hearing = self._model.listen(data, held.begin.job, held.begin.skip)
+            hearing = self._model.listen(taken.getvalue(), held.begin.job, held.begin.skip)
+        taken.close()
         held.hearing = hearing  # before the look: who ends it afterwards closes it
         if self._held.get(recording) is not held:  # it ended meanwhile
             hearing.close()
