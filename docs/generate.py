@@ -37,8 +37,6 @@ FORMS = {
     "gguf": "GGUF",
     "converted": "converter's GGUF",
 }
-# Dense attention is theirs up to so many tokens.
-INDEXED = ("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM")
 MODELS = """What the engine computes, as {rows} tiny random models of {classes} classes show it; `freehold make-tiny`
 makes each. The numbers are the largest difference of any logit from `transformers`, in standard deviations of the
 logits, by our NumPy oracle and by the engine, over a full forward of 48 tokens and over 20 tokens and 28 single steps,
@@ -350,9 +348,7 @@ def models_page() -> str:
 def _family_row(row: dict[str, Any]) -> str:
     errors, peer = row["errors"], row["llama_cpp"]
     exact = max(errors.values()) <= EXACT
-    status = ("exact" if exact else "not exact") + (
-        " to `index_topk` tokens" if row["class"] in INDEXED else ""
-    )
+    status = "exact" if exact else "not exact"
     shown = [f"{errors[form]:.0e}" if form in errors else "-" for form in FORMS]
     if row["lost"]:
         shown[-1] = f"lacks {row['lost']}"

@@ -62,10 +62,13 @@ def tensors(architecture: str, keys: Mapping[str, Any]) -> Iterator[Stored]:
     """Yield every tensor that a file with these metadata keys holds, each once; a tied head is left out."""
     family = family_of(architecture, keys)
     meta = Fields({f"{architecture}.{key}": value for key, value in keys.items()}, f"{architecture}.")
-    cfg = family.config_from_gguf(meta, VOCAB)
+    cfg = family.config_from_gguf(meta, keys.get("vocab_size", VOCAB))
     network, seen = family.network(cfg), set[str]()
     groups = [(-1, "", renamed(network.ends.tensors(), family.names))]
     groups += [(i, f"blk.{i}.", layer.tensors()) for i, layer in enumerate(network.layers)]
+    if keys.get("nextn_predict_layers") and family.head is not None:
+        head, last = family.head(cfg), len(network.layers)
+        groups += [(last, f"blk.{last}.", each.tensors()) for each in (head.ends, head.layers[0])]
     for layer, prefix, specs in groups:
         for key, spec in specs.items():
             if not spec.gguf or spec.optional:
@@ -129,7 +132,7 @@ def floats(rng: np.random.Generator, it: Stored) -> np.ndarray:
 def write(path: Path, architecture: str, keys: Mapping[str, Any]) -> None:
     """Write the file; `keys` are those under the architecture's prefix."""
     writer, rng = gguf.GGUFWriter(path, architecture), np.random.default_rng(0)
-    for key, value in {**keys, "vocab_size": VOCAB}.items():
+    for key, value in {"vocab_size": VOCAB, **keys}.items():
         name = f"{architecture}.{key}"
         if isinstance(value, bool):
             writer.add_bool(name, value)

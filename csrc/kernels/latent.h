@@ -32,6 +32,15 @@ constexpr int64_t latent_partial(int64_t queries, int64_t latent) { return (2 + 
 constexpr int64_t kLatentWide = 64 * 64;
 constexpr int64_t kLatentScratch = kSpanTokens * kLatentQueries + kLatentWide;
 
+// An indexer's scores of pages of its keys, transposed as a latent's: sum over heads of weights[h] * max(0, q[h] . key).
+struct IndexArgs {
+  const float *q, *weights;              // of one row: [heads][d], [heads]
+  const uint8_t* pages; int64_t block_bytes;
+  const int32_t* block_table;            // from the first page on
+  int heads, d;
+  KvType type;                           // f16 or f32
+};
+
 struct LatentKernels {
   // Queries [first, first + n), n <= kLatentQueries, to [d][lanes]; lanes beyond n are zero.
   void (*pack)(const LatentArgs& a, int64_t first, int n, float* packed);
@@ -41,6 +50,8 @@ struct LatentKernels {
   void (*merge)(float* running, const float* partial, int n, int latent);
   // out = running / l, for the queries of the tile.
   void (*finish)(const LatentArgs& a, int64_t first, int n, const float* running);
+  // to[pages * 32]: what later positions of the last page get is not used. wide: d * 32 floats.
+  void (*index)(const IndexArgs& a, int64_t pages, float* wide, float* to);
 };
 
 const LatentKernels* latent_scalar();

@@ -219,4 +219,40 @@ static void latent_finish(const LatentArgs& a, int64_t first, int n, const float
   }
 }
 
-static const LatentKernels kLatent = {latent_pack, latent_span, latent_merge, latent_finish};
+// H heads' scores of a page, added to sums[2] in order of heads. Eight heads are sixteen of 32 registers, two are four of 16.
+template <int H> OP void index_heads(const IndexArgs& a, int head, const float* wide, F* sums) {
+  F acc[H][2];
+  UNROLL for (int h = 0; h < H; ++h) acc[h][0] = acc[h][1] = fzero();
+  const float* q = a.q + static_cast<int64_t>(head) * a.d;
+  for (int e = 0; e < a.d; ++e) {
+    const F low = fload(wide + e * kBlockTokens), high = fload(wide + e * kBlockTokens + 16);
+    UNROLL for (int h = 0; h < H; ++h) {
+      const F x = fset(q[static_cast<int64_t>(h) * a.d + e]);
+      acc[h][0] = fma(x, low, acc[h][0]);
+      acc[h][1] = fma(x, high, acc[h][1]);
+    }
+  }
+  UNROLL for (int h = 0; h < H; ++h) {
+    const F weight = fset(a.weights[head + h]);
+    UNROLL for (int i = 0; i < 2; ++i) sums[i] = fma(weight, fmax(acc[h][i], fzero()), sums[i]);
+  }
+}
+template <class E> static void index_pages(const IndexArgs& a, int64_t pages, float* wide, float* to) {
+  constexpr int H = kWideRegisters ? 8 : 2;
+  for (int64_t page = 0; page < pages; ++page) {
+    const E* keys = reinterpret_cast<const E*>(a.pages + a.block_table[page] * a.block_bytes);
+    for (int i = 0; i < a.d * kBlockTokens; i += 16) fstore(wide + i, widen(keys + i));
+    F sums[2] = {fzero(), fzero()};
+    int head = 0;
+    for (; head + H <= a.heads; head += H) index_heads<H>(a, head, wide, sums);
+    for (; head < a.heads; ++head) index_heads<1>(a, head, wide, sums);
+    fstore(to + page * kBlockTokens, sums[0]);
+    fstore(to + page * kBlockTokens + 16, sums[1]);
+  }
+}
+static void latent_index(const IndexArgs& a, int64_t pages, float* wide, float* to) {
+  if (a.type == KvType::F32) index_pages<float>(a, pages, wide, to);
+  else index_pages<uint16_t>(a, pages, wide, to);
+}
+
+static const LatentKernels kLatent = {latent_pack, latent_span, latent_merge, latent_finish, latent_index};

@@ -8,7 +8,7 @@ namespace fh {
 namespace {
 
 struct LatentStore final : Op {
-  int layer, q, absorbed, kv, heads, latent, turned; Norm norm; const Angles* table = nullptr;
+  int layer, q, absorbed, kv, heads, latent, turned; bool rows; Norm norm; const Angles* table = nullptr;
   int d() const { return latent + turned; }
   void run(Run& r, int) override {
     const Step& s = *r.step;
@@ -19,7 +19,7 @@ struct LatentStore final : Op {
       if (table) table->turn(r, key + latent, 1, turned, t);
       const int pos = s.positions[t];
       const int32_t block = s.block_tables[s.seqs[t] * s.table_width + pos / kBlockTokens];
-      r.k->kv_store(key, key, 1, d(), 0, r.cache->type(), r.cache->pages(layer) + block * r.cache->stride(layer), pos % kBlockTokens);
+      r.k->kv_store(key, key, 1, rows ? 0 : d(), rows ? d() : 0, r.cache->type(), r.cache->pages(layer) + block * r.cache->stride(layer), pos % kBlockTokens);
     });
   }
   // The end of each head goes behind what was absorbed of its beginning, and is turned there.
@@ -34,7 +34,7 @@ struct LatentStore final : Op {
   int64_t q_width;
 };
 
-void latent_store(Plan& plan, int layer, int q, int absorbed, int kv, Vector norm, float eps, std::shared_ptr<const Rope> rope) {
+void latent_store(Plan& plan, int layer, int q, int absorbed, int kv, Vector norm, float eps, std::shared_ptr<const Rope> rope, bool rows) {
   const KvLayer shape = plan.want_layer(layer);
   if (shape.kv_heads != 1 || shape.dv) refuse("layer " + std::to_string(layer) + " keeps no latent");
   const int64_t latent = norm.size(), turned = shape.d - latent, wide = plan.width_of(absorbed), q_width = plan.width_of(q);
@@ -47,6 +47,7 @@ void latent_store(Plan& plan, int layer, int q, int absorbed, int kv, Vector nor
   op->latent = static_cast<int>(latent);
   op->turned = static_cast<int>(turned);
   op->q_width = q_width;
+  op->rows = rows;
   op->norm = {std::move(norm), eps};
   if (rope) {
     check_rope(*rope, op->turned);
@@ -60,8 +61,8 @@ void latent_store(Plan& plan, int layer, int q, int absorbed, int kv, Vector nor
 FREEHOLD_OP(latent_store,
             "Normalise kv's latent, rotate the rest of it and of q's heads, and write [latent | key] into its pages.\n\n"
             "absorbed: [heads, latent + rotated], as linear_heads() leaves it: q's rotated parts go into its room.\n"
-            "rope None: nothing turns.",
-            "layer"_a, "q"_a, "absorbed"_a, "kv"_a, "norm"_a, "eps"_a, "rope"_a.none())
+            "rope None: nothing turns. rows: a token's values lie in a row, for picked_attention().",
+            "layer"_a, "q"_a, "absorbed"_a, "kv"_a, "norm"_a, "eps"_a, "rope"_a.none(), "rows"_a = false)
 
 }  // namespace
 }  // namespace fh

@@ -34,6 +34,30 @@ int part(Plan& plan, int x, int64_t at, int64_t width) {
 }
 FREEHOLD_OP(part, "A copy of `width` inputs of every row, from `at` on.", "x"_a, "at"_a, "width"_a)
 
+struct Join final : Op {
+  int x, y, out; int64_t k, n;                // k, n: widths of x and y
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) {
+      float* to = r.buffer[out] + t * (k + n);
+      std::copy_n(r.buffer[x] + t * k, k, to);
+      std::copy_n(r.buffer[y] + t * n, n, to + k);
+    });
+  }
+};
+
+int join(Plan& plan, int x, int y) {
+  auto op = std::make_unique<Join>();
+  op->x = x;
+  op->y = y;
+  op->k = plan.width_of(x);
+  op->n = plan.width_of(y);
+  op->out = plan.buffer(op->k + op->n);
+  op->reads = {x, y};
+  op->writes.push_back(op->out);
+  return plan.add(std::move(op)).out;
+}
+FREEHOLD_OP(join, "Rows of x and y side by side.", "x"_a, "y"_a)
+
 // Streams after the first one, scaled to its root mean square.
 struct Beside : Op {
   int x, others, out; int64_t k, n; float least;   // n: streams with the first; least: of a mean square that divides

@@ -364,16 +364,35 @@ class Plan:
     def hidden(self, x: int, beside: Sequence[int] = []) -> None:
         """The rows a step asks for, as they are, `beside` after them. The last op of a plan without a cache."""
 
+    def index_store(
+        self, layer: int, q: int, k: int, weight: F32, bias: F32, eps: float, rope: Rope, adjacent: bool
+    ) -> None:
+        """Normalise an index's key k, rotate the beginning of it and of q's heads, and write it into its pages.
+
+        layer: the index's own in the cache, one key head. adjacent: whether adjacent pairs turn, else halves.
+        """
+
+    def join(self, x: int, y: int) -> int:
+        """Rows of x and y side by side."""
+
     def latent_attention(self, layer: int, q: int, latent: int, scale: float) -> int:
         """Causal attention of absorbed queries over the layer's latents; returns [heads, latent]."""
 
     def latent_store(
-        self, layer: int, q: int, absorbed: int, kv: int, norm: F32, eps: float, rope: Rope | None
+        self,
+        layer: int,
+        q: int,
+        absorbed: int,
+        kv: int,
+        norm: F32,
+        eps: float,
+        rope: Rope | None,
+        rows: bool = False,
     ) -> None:
         """Normalise kv's latent, rotate the rest of it and of q's heads, and write [latent | key] into its pages.
 
         absorbed: [heads, latent + rotated], as linear_heads() leaves it: q's rotated parts go into its room.
-        rope None: nothing turns.
+        rope None: nothing turns. rows: a token's values lie in a row, for picked_attention().
         """
 
     def layer_norm(self, x: int, weight: F32, bias: F32, eps: float) -> None:
@@ -459,6 +478,16 @@ class Plan:
 
     def part(self, x: int, at: int, width: int) -> int:
         """A copy of `width` inputs of every row, from `at` on."""
+
+    def pick(self, layer: int, q: int, weights: int, top_k: int) -> int:
+        """Choose the top_k tokens that a row attends to, by the sum over heads of weights * max(0, q . key).
+
+        layer: the index's own in the cache. Of equal scores the lower position; all tokens up to the row where they
+        are no more.
+        """
+
+    def picked_attention(self, layer: int, q: int, picks: int, latent: int, scale: float) -> int:
+        """Attention of absorbed queries over the latents that pick() chose, kept in rows; returns [heads, latent]."""
 
     def predict(self, x: int, router: F32, norm: F32, coefs: F32, active: int, eps: float) -> int:
         """Mix the streams of every row in place by coefficients of its active one; return that one of the result.

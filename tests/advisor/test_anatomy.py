@@ -175,9 +175,13 @@ def test_rounded_weights_are_weighed_as_they_are_packed(family: str, rounding: R
 
 @pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
 @pytest.mark.parametrize("form", ["hf", "gguf"])
-def test_an_indexers_pick_bounds_the_context_here_and_nowhere_else(family: str, form: str, tmp_path: Path):
+def test_an_indexers_keys_are_counted_where_layers_keep_them(family: str, form: str, tmp_path: Path):
     path = write_model(family, form, tmp_path)
-    assert from_file(path).index_topk == read_source(open_model_file(path)).cfg.context
+    network = read_source(open_model_file(path)).network
+    kept = [layer.keeps for layer in network.layers]
+    anatomy = from_file(path)
+    assert anatomy.index_topk == 10 and {spec.index for spec in anatomy.layers} <= {0, 32}
+    assert kept_bytes(anatomy.layers, 4096) == kept_bytes(kept, 4096)
 
 
 @pytest.mark.parametrize(

@@ -193,13 +193,16 @@ def test_this_machine_is_a_place(tmp_path: Path):
     assert date.fromisoformat(observed(SMALL, place, "prefill", 512, 10.0, "2026-11-25").at)
 
 
-def test_our_engine_ends_where_an_indexer_begins_to_choose_and_others_do_not():
-    sparse = replace(SMALL, index_topk=2048)
-    found = fits.fit(sparse, here())
-    assert isinstance(found, Fit) and (found.context, found.longest) == (2048, 2048)
-    beyond = fits.fit(sparse, here(), 4096)
-    assert isinstance(beyond, Misfit) and "2,048 tokens" in beyond.reason and beyond.longest == 2048
-    assert fits.fit(sparse, fits.place_on(catalog.rig("h100"), "vllm"), 4096).context == 4096
+def test_beyond_an_indexers_picks_a_token_reads_its_keys_alone():
+    layer = LayerSpec("latent", 24, latent=512, rope=64, index=128)
+    sparse = replace(SMALL, index_topk=2048, layers=(layer,), queries=14 * 576)
+    verdict = fits.fit(sparse, here(), 8192)
+    assert isinstance(verdict, Fit) and verdict.longest > 2048
+    short, long = fit.decode_cost(sparse, 2048), fit.decode_cost(sparse, 8192)
+    assert long.read - short.read == 24 * 128 * 2 * (8192 - 2048)
+    dense = replace(sparse, index_topk=0)
+    assert short.cores < long.cores < fit.decode_cost(dense, 8192).cores
+    assert fit.prefill_cost(sparse, 32768).rest < fit.prefill_cost(dense, 32768).rest
 
 
 def test_models_with_an_indexer_state_how_many_tokens_it_picks():

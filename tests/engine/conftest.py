@@ -65,6 +65,12 @@ def latent(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A deepseek_v32: latent attention to 40 tokens that an indexer picks."""
+    return tiny_hybrid("sparse", tmp_path_factory.mktemp("engine") / "sparse")
+
+
+@pytest.fixture(scope="session")
 def sharing(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A gemma4: its last layers read the keys and values of earlier ones, sliding or full."""
     return tiny_hybrid("gemma4", tmp_path_factory.mktemp("engine") / "gemma4")
@@ -81,6 +87,13 @@ def streams(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def parallel(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A cohere2: attention and MLP read one layer norm, and full layers know no positions."""
     return tiny_hybrid("cohere2", tmp_path_factory.mktemp("engine") / "cohere2")
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A qwen3_5 with a head that drafts: gated DeltaNet, and attention on one layer."""
+    path = write_gguf("qwen3_5-head", tmp_path_factory.mktemp("engine") / "head.gguf")
+    return load_model(path, threads=1, name="tiny-head")
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {
         "architectures": ["DeepseekV32ForCausalLM"],
         "model_type": "deepseek_v32",
-        "index_topk": 64,
+        "index_topk": 40,
+        "index_n_heads": 16,
+        "index_head_dim": 32,
     },
     "lfm2": COMMON
     | {

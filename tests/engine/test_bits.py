@@ -37,6 +37,7 @@ ADAPTERS = {
     "sharing": "no_adapters",
     "streams": "no_adapters",
     "parallel": "no_adapters",
+    "head": "no_adapters",
 }
 F16_ONLY = {"kda", "latent"}  # latents have no codes
 CONTEXT = 96

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from freehold import _native as native
-from freehold.base.errors import ContextOverflow, UsageError
+from freehold.base.errors import UsageError
 from freehold.base.types import SamplingParams
 from freehold.run.engine import Engine, TokenOut
 from freehold.run.engine.cache.capacity import bytes_per_block
 from freehold.run.models.load import LoadedModel
-from tests.engine.hybrids import hybrid as tiny_model
 
 WARM = SamplingParams(temperature=1.0, seed=7)
 CONTEXT = 1024
@@ -59,22 +58,32 @@ def test_codes_are_refused_by_name(latent: LoadedModel):
         Engine(latent, context=CONTEXT, kv_type="q8")
 
 
-def test_the_context_ends_where_an_indexer_would_begin_to_choose(tmp_path: Path):
-    sparse = tiny_model("sparse", tmp_path / "sparse")
-    assert sparse.context == 64 and any("64 tokens" in note for note in sparse.notes)
-    with pytest.raises(ContextOverflow, match="64"):
-        Engine(sparse, context=65)
-    with Engine(sparse) as engine, pytest.raises(ContextOverflow, match="64"):
-        list(engine.generate(FIRST[:65], WARM, max_tokens=1))
+# --- attention to tokens that an indexer picks: 40 of them, prompts of 600 -------------------------
 
 
-def test_within_the_bound_it_computes_what_a_model_without_an_indexer_does(
-    latent: LoadedModel, tmp_path: Path
-):
-    sparse = tiny_model("sparse", tmp_path / "sparse")
-    prompt = FIRST[:50]
-    with Engine(sparse, speculate=False) as engine:
-        assert list(engine.generate(prompt, WARM, max_tokens=12, logprobs=2)) == cold(latent, prompt)
+def test_an_index_has_pages_of_its_own_in_every_block(sparse: LoadedModel):
+    assert bytes_per_block(sparse) == native.BLOCK_TOKENS * 2 * (32 + 16 + 32) * 2
+
+
+def test_picked_tokens_are_the_same_after_a_hit_in_chunks_and_from_disk(sparse: LoadedModel, tmp_path: Path):
+    whole = cold(sparse, [*FIRST, *NEW])
+    with Engine(
+        sparse, context=CONTEXT, threads=2, max_num_batched_tokens=48, speculate=False, disk=tmp_path
+    ) as engine:
+        list(engine.generate(FIRST, WARM, max_tokens=1))
+        job = engine.generate([*FIRST, *NEW], WARM, max_tokens=12, logprobs=2)
+        assert list(job) == whole and job.usage.cached_tokens >= len(FIRST) - 1
+    with Engine(sparse, context=CONTEXT, disk=tmp_path) as engine:
+        job = engine.generate([*FIRST, *NEW], WARM, max_tokens=12, logprobs=2)
+        assert list(job) == whole and job.usage.cached_tokens >= len(FIRST) // 32 * 32
+
+
+def test_preempted_streams_pick_the_same_tokens(sparse: LoadedModel):
+    prompts = [FIRST[i : i + 300] for i in (0, 100, 200)]
+    alone = [cold(sparse, prompt) for prompt in prompts]
+    with Engine(sparse, context=384, blocks=24, speculate=False) as engine:
+        jobs = [engine.generate(prompt, WARM, max_tokens=12, logprobs=2) for prompt in prompts]
+        assert [list(job) for job in jobs] == alone
 
 
 FOR_ONE_TABLE = """

@@ -104,8 +104,17 @@ def test_tokens_accepted_before_a_refused_one_are_computed_again():
     pool = rig()
     seq = computed(pool, PROMPT)
     seq.tokens.append(9)
-    with_draft(pool, seq, [1, 2, 3], held=2)
+    with_draft(pool, seq, [1, 2, 3, 4], held=2)
     assert len(seq.tokens) - seq.num_computed_tokens == 3
+    assert np.array_equal(pool.step(seq)[0], sums(seq.tokens)[-1])
+
+
+def test_state_after_each_token_of_a_short_draft_is_kept():
+    pool = rig()
+    seq = computed(pool, PROMPT)
+    seq.tokens.append(9)
+    with_draft(pool, seq, [1, 2, 3], held=2)
+    assert len(seq.tokens) - seq.num_computed_tokens == 1
     assert np.array_equal(pool.step(seq)[0], sums(seq.tokens)[-1])
 
 

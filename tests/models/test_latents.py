@@ -160,12 +160,40 @@ def test_small_4_grows_queries_though_its_gguf_does_not_say_so():
     assert not stated.notes and "0.1 from token 8 on" in silent.notes[0]
 
 
-def test_an_indexer_bounds_the_context_of_both_formats():
+def test_an_indexer_does_not_bound_the_context_of_either_format():
     for cfg in (
         deepseek_sparse.config_from_hf(hf_keys("deepseek_v32")),
         deepseek_sparse.config_from_gguf(gguf_keys("deepseek_v32"), 256),
     ):
-        assert cfg.context == 64 and "64 tokens" in cfg.notes[0]
+        assert cfg.context == 2560 and not cfg.notes
+        assert (cfg.picked, cfg.index_heads, cfg.index, cfg.adjacent) == (10, 16, 32, False)
+
+
+def test_which_layers_pick_is_read_in_every_spelling():
+    stated = hf_keys("glm_moe_dsa")
+    assert deepseek_sparse.config_from_hf(stated).indexed == (True, True, False, True)
+    assert deepseek_sparse.config_from_hf(stated.without("indexer_types")).indexed == (
+        True,
+        True,
+        False,
+        True,
+    )
+    neither = stated.without("indexer_types", "index_topk_pattern")
+    assert deepseek_sparse.config_from_hf(neither).indexed == (True,) * 4
+    by_period = neither.assuming(index_topk_freq=2)
+    assert deepseek_sparse.config_from_hf(by_period).indexed == (True, True, False, True)
+    assert deepseek_sparse.config_from_gguf(gguf_keys("glm_moe_dsa"), 256).indexed == (
+        True,
+        True,
+        False,
+        True,
+    )
+
+
+def test_a_first_layer_without_an_indexer_is_refused():
+    keys = hf_keys("glm_moe_dsa").without("indexer_types", "index_topk_pattern")
+    with pytest.raises(BadModelFile, match="the first layer has no indexer"):
+        deepseek_sparse.config_from_hf(keys.assuming(indexer_types=["shared", "full", "full", "full"]))
 
 
 # --- Mistral's names -------------------------------------------------------------------------------

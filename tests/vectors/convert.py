@@ -47,7 +47,7 @@ def convert(family: str, out: Path) -> None:
         for each in (kind, *vars(kind).values()):  # the tokenizer is none that it knows
             if isinstance(each, type) and hasattr(each, "set_vocab"):
                 each.set_vocab = lambda self: self._set_vocab_gpt2()
-        kind.no_mtp = True
+        kind.no_mtp = not weights.FAMILIES[family].head
         kind(path, gguf.LlamaFileType.ALL_F32, out / f"{family}.gguf", eager=True).write()
 
 

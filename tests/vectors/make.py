@@ -30,7 +30,10 @@ AGREEMENT = 5e-4
 def load(family: str, folder: Path, legacy: bool) -> Any:
     """Write the family's files into `folder` and load them eagerly in float32."""
     files.write_safetensors(family, folder, legacy=legacy)
-    model, report = _class(weights.FAMILIES[family].hf).from_pretrained(
+    kind, tiny = _class(weights.FAMILIES[family].hf), weights.FAMILIES[family]
+    if tiny.head == "layers":  # the class names the layers of published sizes alone
+        kind._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.{tiny.hf['num_hidden_layers']}.*"]
+    model, report = kind.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     assert not report["missing_keys"] and not report["unexpected_keys"], report
@@ -71,6 +74,26 @@ def stepped_logits(model: Any, ids: np.ndarray) -> np.ndarray:
     return torch.cat(rows).numpy()
 
 
+@torch.no_grad()
+def drafted_logits(model: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits of the drafting head after each token but the first, and of its second token after the last: [T, V].
+
+    The second comes from what the head itself gave for the first, as a chained draft does.
+    """
+    from transformers.modeling_layers import MtpModel  # pyright: ignore[reportMissingImports]
+
+    head = MtpModel.from_pretrained(model).eval().float()
+    tokens = torch.from_numpy(ids)[None]
+    rows = model(input_ids=tokens, use_cache=False, output_hidden_states=True).hidden_states[-1][:, :-1]
+    places = torch.arange(1, len(ids))[None]
+    first = head.forward_layer(0, rows, places, None, input_ids=tokens[:, 1:])
+    logits = model.lm_head(first)[0]
+    chosen = logits[-1:].argmax(-1)[None]
+    rows, tokens = torch.cat([rows, first[:, -1:]], 1), torch.cat([tokens[:, 1:], chosen], 1)
+    second = head.forward_layer(0, rows, torch.cat([places, places[:, -1:] + 1], 1), None, input_ids=tokens)
+    return {"drafted": torch.cat([logits, model.lm_head(second[:, -1])]).numpy()}
+
+
 def computed(family: str) -> dict[str, np.ndarray]:
     """Compute one family's golden arrays, and print how far its two paths are apart."""
     ids = weights.token_ids(family)
@@ -79,6 +102,7 @@ def computed(family: str) -> dict[str, np.ndarray]:
         with chosen_experts(model) as routes:
             full = full_logits(model, ids)
         steps = stepped_logits(model, ids)
+        heads = drafted_logits(model, ids) if weights.FAMILIES[family].head else {}
         legacy = full_logits(load(family, Path(folder), legacy=True), ids)
     apart = float(np.abs(full - steps).max() / full.std())
     assert np.isfinite(full).all() and apart < AGREEMENT, (family, apart)
@@ -89,6 +113,7 @@ def computed(family: str) -> dict[str, np.ndarray]:
         "ids": ids,
         "full": full,
         **routes,
+        **heads,
         "weights_crc32": np.array(weights.digest(family)),
         "made_by": np.array(f"transformers {transformers.__version__}, torch {torch.__version__}"),
     }

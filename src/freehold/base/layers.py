@@ -105,6 +105,13 @@ class LayerSpec:
         return self.values_per_token * self.tokens_kept(tokens)
 
 
+def pages_of(layers: Iterable[LayerSpec]) -> list[tuple[int, int, int]]:
+    """Return the pages of a block: one for each layer, then one for each index that picks latents."""
+    layers = tuple(layers)
+    indexes = [(1, spec.index, 0) for spec in layers if spec.kind == "latent" and spec.index]
+    return [spec.page for spec in layers] + indexes
+
+
 def kept_bytes(layers: Iterable[LayerSpec], tokens: int, width: float = 2) -> int:
     """Return the bytes of keys and values of one sequence of `tokens`, at `width` bytes a value."""
     return round(width * sum(g.count * g.values_kept(tokens) for g in layers))

@@ -42,7 +42,10 @@ paging_option = click.option(
     help="Run a model that does not fit into memory from its packed file, at the disk's speed.",
 )
 draft_option = click.option(
-    "--draft", metavar="MODEL", help="Also draft with a smaller model that has the same tokenizer."
+    "--draft",
+    metavar="auto|head|none|MODEL",
+    help="Draft with the model's own head if it has one (auto, the default), require it (head), leave it out (none), "
+    "or draft with a smaller model that has the same tokenizer.",
 )
 
 

@@ -28,6 +28,7 @@ from freehold import _native as native
 from freehold.adapt.quantize.encoding import DAMPING, Feedback, feedback
 from freehold.adapt.run import on_disk, write_whole
 from freehold.base.errors import UsageError
+from freehold.base.layers import pages_of
 from freehold.run.models.binding.bind import Source, assemble
 from freehold.run.models.binding.binder import Stored
 from freehold.run.models.family import NetworkWeights, Ops
@@ -394,7 +395,7 @@ class RecordingOps(NumpyOps):
 
     def __init__(self, tokens: NDArray[np.integer], source: Source, record: Record | None) -> None:
         specs = [layer.keeps for layer in source.network.layers]
-        super().__init__(tokens, KvStore(len(specs), False), specs)
+        super().__init__(tokens, KvStore(len(pages_of(specs)), False), specs)
         self._record = record
 
     def linear(

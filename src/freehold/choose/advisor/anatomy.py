@@ -47,7 +47,7 @@ class Anatomy:
     parts: tuple[WeightGroup, ...]
     layers: tuple[LayerSpec, ...]
     context: int  # tokens it was made for; 0: not known
-    # tokens that an indexer picks for attention: beyond, it does not read all; 0: it always does
+    # tokens that an indexer picks for attention: beyond, it reads these alone; 0: it always reads all
     index_topk: int = 0
     hidden: int = 0
     vocab: int = 0
@@ -135,16 +135,19 @@ class Anatomy:
         """Return the same for an engine that keeps a convolution's inputs in `conv_width` bytes a value."""
         return recurrent_bytes(self.layers, conv_width)
 
-    def attention_ops(self, tokens: int) -> float:
+    def attention_ops(self, tokens: int, most: int = 0) -> float:
         """Return the operations of attention over a prompt of `tokens`: each position looks at those before it.
 
         Two for each key and each value element; windows bound what is seen. 0 where the heads are not known.
+        `most`: positions that latent attention looks at, where an indexer picks them; 0: all.
         """
         total = 0.0
         for group in self.layers:
             if group.kind not in ATTENTION:
                 continue
             seen = group.tokens_kept(tokens) // group.stride
+            if most and group.kind == "latent":
+                seen = min(seen, most)
             pairs = seen * (seen + 1) / 2 + (tokens - seen) * seen
             total += group.count * pairs * 4 * self.queries
         return total

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 _TOWERS = ("vision_", "visual.", "multi_modal", "audio_")
-_OUTSIDE = ("mtp.", "v.", "mm.", *_TOWERS, *(f"model.{name}" for name in _TOWERS))  # no text
+_HEAD = re.compile(r"(model\.)?mtp\.")  # a head that drafts, where files do not count it as a layer
+_LAYER = re.compile(r"(?:blk|model\.layers)\.(\d+)\.")
+_OUTSIDE = ("v.", "mm.", *_TOWERS, *(f"model.{name}" for name in _TOWERS))  # no text
 
 # Stacked, or each apart: in safetensors, and in GGUFs of early 2024 (ffn_up.3.weight).
 _EXPERTS = re.compile(
@@ -136,12 +138,14 @@ def _parts(
     opened: ModelFile, embed: str, head: str, used: float, rounding: str = "", apart: str = "\0"
 ) -> tuple[WeightGroup, ...]:
     sums: dict[tuple[str, str, float], list[float]] = {}
-    own_head = head in opened.tensors
+    own_head, depth = head in opened.tensors, _depth(opened)
     for tensor in opened.tensors.values():
         if tensor.name.startswith((*_OUTSIDE, apart)):
             continue
         share = 1.0
-        if tensor.name == embed and own_head:
+        if _drafts(tensor.name, depth):
+            role, share = "drafts", 0.0
+        elif tensor.name == embed and own_head:
             role, share = "embed", 1 / max(tensor.shape[0], 1)
         elif tensor.name in (embed, head):
             role = "head"
@@ -157,6 +161,24 @@ def _parts(
         weights, nbytes = sums.setdefault((role, kind, share), [0.0, 0.0])
         sums[role, kind, share] = [weights + count, nbytes + held]
     return tuple(WeightGroup(role, kind, w, b, share) for (role, kind, share), (w, b) in sums.items())
+
+
+def _depth(opened: ModelFile) -> int:
+    """Return how many layers a model has, without those that draft; 0 where its file does not say."""
+    stated: Mapping[str, Any] = getattr(opened, "config", None) or getattr(opened, "metadata", {})
+    name = f"{stated.get('general.architecture', '')}."
+    text = stated.get("text_config")
+    layers = (text if isinstance(text, dict) else stated).get("num_hidden_layers")
+    if layers is None:
+        layers, drafts = stated.get(f"{name}block_count"), stated.get(f"{name}nextn_predict_layers", 0)
+        layers = layers - drafts if isinstance(layers, int) and isinstance(drafts, int) else 0
+    return layers if isinstance(layers, int) else 0
+
+
+def _drafts(name: str, depth: int) -> bool:
+    """Say whether a tensor belongs to a head that predicts further tokens."""
+    layer = _LAYER.match(name)
+    return _HEAD.match(name) is not None or (layer is not None and 0 < depth <= int(layer.group(1)))
 
 
 def _weights(tensor: Tensor) -> int:
@@ -229,6 +251,8 @@ def gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
     heads = heads[:depth] if len(heads) == counted else heads[:1] * depth
     if latent := meta.number("attention.kv_lora_rank"):
         attends = LayerSpec("latent", latent=latent, rope=meta.number("rope.dimension_count"))
+        if index := meta.number("attention.indexer.key_length"):
+            return _indexed(attends, index, meta.get("attention.indexer.types"), depth)
         without = sum(not n for n in heads) if meta.number("kda.head_dim") else 0
         both = {_recurrent(meta, architecture): without, attends: depth - without}
         return _counted({layer: count for layer, count in both.items() if count})
@@ -306,6 +330,8 @@ def config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
         return (LayerSpec("plain", depth),)
     if latent := keys.number("kv_lora_rank"):
         attends = LayerSpec("latent", latent=latent, rope=keys.number("qk_rope_head_dim"))
+        if index := keys.number("index_head_dim"):
+            return _indexed(attends, index, _indexers(keys, depth), depth)
         return _latent_layers(keys, attends, depth)
     if (model := str(keys.get("model_type"))) in _MAMBA:
         return _mamba_layers(keys, model)
@@ -350,6 +376,24 @@ def _full_heads(keys: SizeKeys, layer: int, kv_heads: int, head_dim: int) -> tup
     return sizes.number("kv") or apart or kv_heads, sizes.number("dim") or keys.number(
         "global_head_dim"
     ) or head_dim
+
+
+def _indexers(keys: SizeKeys, depth: int) -> list[bool] | None:
+    """Tell which layers have an indexer of their own, by a config.json; None: it does not say."""
+    stated = keys.get("indexer_types") or keys.get("index_topk_pattern")
+    if isinstance(stated, list | str):
+        return [each in ("full", "F") for each in stated]
+    if (period := keys.number("index_topk_freq")) < 2:
+        return None
+    offset = keys.number("index_skip_topk_offset") if keys.get("index_skip_topk_offset") is not None else 2
+    return [max(i - offset + 1, 0) % period == 0 for i in range(depth)]
+
+
+def _indexed(attends: LayerSpec, index: int, stated: object, depth: int) -> tuple[LayerSpec, ...]:
+    """Group layers of latent attention by whether they keep an index's keys; all do where nothing is stated."""
+    own = sum(map(bool, list(stated)[:depth])) if isinstance(stated, Iterable) else depth
+    both = {replace(attends, index=index): own, attends: depth - own}
+    return _counted({layer: count for layer, count in both.items() if count})
 
 
 def _latent_layers(keys: SizeKeys, attends: LayerSpec, depth: int) -> tuple[LayerSpec, ...]:

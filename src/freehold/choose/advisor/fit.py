@@ -19,7 +19,7 @@ from freehold.base.catalog.hardware import Rig
 from freehold.base.catalog.model import Structure
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
-from freehold.base.layers import STATE_WIDTH, PictureNeed, TowerNeed, longest_window
+from freehold.base.layers import STATE_WIDTH, PictureNeed, TowerNeed, kept_bytes, longest_window
 from freehold.base.machine import show_bytes
 from freehold.choose.advisor import calibration, engines, roofline
 from freehold.choose.advisor import machine as machines
@@ -61,6 +61,9 @@ _STATE, _STATE_CHUNK, _STATE_PASSES = 470.0, 28.0, 2
 # Latent attention: shares of the rate of a lone token's and of a prompt's products of all heads with each latent, and
 # operations for each pair of a latent's value and a query's, which queries and outputs are brought into its space by.
 _LATENT_LOOK, _LATENT_ATTENTION, _ABSORB = 0.13, 1.0, 165.0
+_INDEX_HEADS = (
+    64  # of an indexer (DeepSeek-V3.2's; GLM-5 has 32), which multiplies floats as a lone token's latents do
+)
 # Share of the rate of a tower's attention, which multiplies floats: docs/log/eyes.md, 2,040 tokens.
 _BOTH_WAYS = 0.085
 # operations that would take as long as what a step and a layer cost whatever their size
@@ -145,7 +148,7 @@ def inner(anatomy: Anatomy) -> int:
 
 def decode_cost(anatomy: Anatomy, depth: int, kv_type: str = "f16") -> Cost:
     """Return what one token after `depth` others asks of a machine."""
-    kept = anatomy.cache_bytes(depth, KV_WIDTHS[kv_type])
+    kept = _looked(anatomy, depth, KV_WIDTHS[kv_type])
     return Cost(
         read=_read(anatomy, 1) + kept + _STATE_PASSES * anatomy.state_bytes,
         cores=2 * anatomy.token_weights / _LONE + _look(anatomy, depth, kept) + _lone_states(anatomy),
@@ -159,7 +162,7 @@ def batch_cost(anatomy: Anatomy, depth: int, sequences: int) -> Cost:
     Weights are read once, of experts those that any token chooses; from some three rows on they are multiplied as a
     prompt's are.
     """
-    kept = anatomy.cache_bytes(depth, KV_WIDTHS["f16"])
+    kept = _looked(anatomy, depth, KV_WIDTHS["f16"])
     own = kept + _STATE_PASSES * anatomy.state_bytes
     dense = anatomy.token_weights - sum(p.weights * p.share for p in anatomy.parts if p.role == "experts")
     dots = 2 * dense * max(1 / _LONE, sequences / _DOTS) + _batched_experts(anatomy, sequences)
@@ -176,7 +179,10 @@ def prefill_cost(anatomy: Anatomy, tokens: int) -> Cost:
     chosen = sum(p.weights * _touched(p.share, rows) for p in anatomy.parts if p.role == "experts")
     dense = anatomy.token_weights - anatomy.head_weights - experts
     matrices = 2 * tokens * (dense / _dots(anatomy.hidden) + experts / _EXPERT_DOTS)
-    seen = anatomy.attention_ops(tokens) / (_LATENT_ATTENTION if _latents(anatomy) else _ATTENTION)
+    seen = anatomy.attention_ops(tokens, anatomy.index_topk)
+    seen = (
+        seen / (_LATENT_ATTENTION if _latents(anatomy) else _ATTENTION) + _index(anatomy, tokens) * tokens / 2
+    )
     states = anatomy.state_bytes / STATE_WIDTH * _STATE_CHUNK * tokens
     rest = one.rest + matrices + steps * chosen * _UNPACK + seen + states
     return replace(one, read=_read(anatomy, tokens), rest=rest)
@@ -226,8 +232,26 @@ def _latents(anatomy: Anatomy) -> int:
 def _look(anatomy: Anatomy, depth: int, kept: int) -> float:
     """Return the operations of one token's attention: bytes, or of latents the products of all heads with each."""
     if latents := _latents(anatomy):
-        return 4 * anatomy.queries * depth * latents / _LATENT_LOOK
+        seen = min(depth, anatomy.index_topk or depth)
+        return 4 * anatomy.queries * seen * latents / _LATENT_LOOK + _index(anatomy, depth) / _LATENT_LOOK
     return kept / _LOOK
+
+
+def _looked(anatomy: Anatomy, depth: int, width: float) -> int:
+    """Return the bytes of a cache that one token reads: of latents those that an indexer picks, and all of its keys."""
+    if not anatomy.index_topk or depth <= anatomy.index_topk:
+        return anatomy.cache_bytes(depth, width)
+    keys = [replace(g, latent=0, rope=0) for g in anatomy.layers]
+    beyond = kept_bytes(keys, depth, width) - kept_bytes(keys, anatomy.index_topk, width)
+    return anatomy.cache_bytes(anatomy.index_topk, width) + beyond
+
+
+def _index(anatomy: Anatomy, depth: int) -> float:
+    """Return the operations of an indexer's scores of this many tokens; none where attention reads all of them."""
+    if not anatomy.index_topk or depth <= anatomy.index_topk:
+        return 0.0
+    values = sum(g.count * g.index for g in anatomy.layers if g.kind == "latent")
+    return 2 * _INDEX_HEADS * values * depth
 
 
 def _absorb(anatomy: Anatomy) -> float:
@@ -342,7 +366,7 @@ def fit(
     """
     most = anatomy.context or MOST_CONTEXT
     if context is None:
-        context = min(USUAL_CONTEXT, most, (anatomy.index_topk if place.rig is None else 0) or most)
+        context = min(USUAL_CONTEXT, most)
     if not 1 <= context <= most:
         limit = (
             f"{anatomy.name} was made for {most:,}" if anatomy.context else f"at most {most:,} are counted"
@@ -364,17 +388,10 @@ def _here(anatomy: Anatomy, place: Place, context: int, kv_type: str, packed: bo
     assert machine is not None
     memory = footprint(anatomy, context, kv_type)
     room = machine.free * CACHE_SHARE
-    longest = _longest(anatomy, lambda n: footprint(anatomy, n, kv_type).total <= room, anatomy.index_topk)
+    longest = _longest(anatomy, lambda n: footprint(anatomy, n, kv_type).total <= room)
     misfit = Misfit(anatomy, place, OURS, context, memory, longest, "", "")
     if place.refuses is not None and (reason := place.refuses(anatomy.structure)):
         return replace(misfit, reason=reason, hint="--on HARDWARE says how other engines do", refused=True)
-    if anatomy.index_topk and context > anatomy.index_topk:
-        picked = f"beyond {anatomy.index_topk:,} tokens its attention reads only those that an indexer picks"
-        return replace(
-            misfit,
-            reason=f"a context of {context:,} tokens: {picked}, which Freehold's engine does not compute",
-            hint=f"--context {longest or anatomy.index_topk}, or --on HARDWARE for other engines",
-        )
     if memory.total > room:
         return replace(misfit, **_too_large(memory, machine.free, context, longest))
     history = place.history or History(machine.rates)
@@ -514,11 +531,11 @@ def _too_large(memory: MemoryNeed, free: int, context: int, longest: int) -> dic
     }
 
 
-def _longest(anatomy: Anatomy, fits: Callable[[int], bool], most: int = 0) -> int:
-    """Return the longest context that fits, up to what the model was made for, and `most` if that is not 0."""
+def _longest(anatomy: Anatomy, fits: Callable[[int], bool]) -> int:
+    """Return the longest context that fits, up to what the model was made for."""
     if not anatomy.cache_known:
         return 0
-    low, high = 0, min(most or MOST_CONTEXT, anatomy.context or MOST_CONTEXT)
+    low, high = 0, anatomy.context or MOST_CONTEXT
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)

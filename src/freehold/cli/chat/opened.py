@@ -23,7 +23,7 @@ from freehold.base.errors import (
 )
 from freehold.base.serving import ModelInfo
 from freehold.base.terminal import Ticking
-from freehold.base.types import Message, image_budget
+from freehold.base.types import Message, draft_source, image_budget
 from freehold.cli.chat.chat import ModelFacts
 from freehold.cli.chat.markdown import DataRenderer, PlainRenderer, Renderer, StreamRenderer
 from freehold.cli.chat.pictures import images_of
@@ -269,13 +269,15 @@ def open_llm(store: Store, named: NamedModel, request: RunRequest) -> LLM:
         from freehold.run.local import open_shown
 
         ref = held_or_fetched(store, base)
-        draft = held_or_fetched(store, request.draft) if request.draft else None
+        drafter, head = draft_source(request.draft)
+        draft = held_or_fetched(store, drafter) if drafter else None
     llm = open_shown(
         ref,
         context=request.context,
         kv_type=request.kv_type,
         speculate=request.speculate,
         draft=draft,
+        head=head,
         adapters={name: path} if path else None,
         threads=request.threads,
         allow_paging=request.allow_paging,

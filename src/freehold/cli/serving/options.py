@@ -16,7 +16,7 @@ from freehold.base.config import Settings
 from freehold.base.errors import UsageError
 from freehold.base.options import option
 from freehold.base.platforms import has_screen
-from freehold.base.types import EYES, image_budget
+from freehold.base.types import EYES, draft_source, image_budget
 from freehold.cli.options import setting_options
 from freehold.cli.serving.logs import LEVELS, LogForm, tell
 from freehold.cli.shared import Seconds
@@ -214,9 +214,12 @@ def _engine_options(settings: Settings, request: ServeRequest) -> EngineOptions:
 
     if request.draft and not request.speculate:
         raise UsageError("--draft needs speculation, and --no-speculation turns it off", "give one of them")
+    draft, head = draft_source(request.draft)
     budget = request.image_tokens or settings.image_tokens
     kept = Seconds(never=True).convert(settings.keep_alive, None, None)
     limits: ServedModelOptions = {}
+    if head is not None:
+        limits["head"] = head
     if request.max_queued is not None:
         limits["max_queued"] = request.max_queued
     if request.target_itl is not None:
@@ -229,7 +232,7 @@ def _engine_options(settings: Settings, request: ServeRequest) -> EngineOptions:
         allow_paging=request.allow_paging,
         eyes=checked_eyes(request.eyes or settings.eyes),
         image_tokens=image_budget(budget) if budget else None,
-        draft=request.draft,
+        draft=draft,
         disk=settings.home / "kv" if request.disk_cache else None,
         cache_bytes=request.cache_size,
         max_models=request.max_models,

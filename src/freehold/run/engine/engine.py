@@ -49,6 +49,7 @@ from freehold.run.engine.schedule.scheduler import Scheduler
 from freehold.run.engine.schedule.shares import GRAMMAR_S, own_tokens
 from freehold.run.engine.sequence import Request, ScheduledChunk, Sequence, TokenOut
 from freehold.run.engine.speculate.draft_model import DraftModel
+from freehold.run.engine.speculate.head import HeadDrafts
 from freehold.run.engine.speculate.speculation import Speculation
 from freehold.run.models.load import LoadedModel
 
@@ -81,6 +82,7 @@ class Engine:
         kv_type: KvType = "f16",
         speculate: bool = True,
         draft: LoadedModel | None = None,
+        head: bool | None = None,
         target_itl_s: float | None = None,
         max_queued: int | None = None,
         max_queued_tokens: int | None = None,
@@ -92,7 +94,8 @@ class Engine:
         `threads` None: the pool that packed the model. `blocks`: cache blocks, at least what the context
         takes. `kv_type`: what the cache holds: "f16"; "q8", int8 in half the bytes; "f32", which rounds nothing.
         `speculate`: verify draft tokens where that pays, by n-gram lookup and from `draft`, a smaller model with
-        the same vocabulary; no answer depends on it.
+        the same vocabulary; no answer depends on it. `head`: whether the model's own head drafts where there is no
+        `draft` (None: if the file has one; True requires it).
         `target_itl_s`: seconds between two tokens of a running answer beside prefill (None: a multiple of what
         they take without). `max_queued`, `max_queued_tokens`: requests, and tokens of their prompts, that may wait
         to begin; beyond them Generation.start raises Overloaded (None: no limit).
@@ -107,6 +110,16 @@ class Engine:
         self._kv_type: KvType = kv_type
         if kv_type not in KV_TYPES:
             raise UsageError(f"kv_type is {kv_type!r}; expected {', '.join(KV_TYPES[:-1])} or {KV_TYPES[-1]}")
+        drafter = model.drafter if speculate and draft is None and head is not False else None
+        if head and drafter is None:
+            raise UsageError(
+                f"{model.name} has no head of its own to draft with, or another source drafts",
+                "leave the head out of --draft, or choose a file that holds one",
+            )
+        if drafter is not None:  # its cache has as many blocks
+            also = drafter.new_cache(1, kv_type).bytes_per_block
+            own = bytes_per_block(model, kv_type)
+            memory_share *= own / max(own + also, 1)
         if draft is not None:  # one context, two caches
             own, also = (bytes_per_block(each, kv_type) for each in (model, draft))
             memory_share *= own / max(own + also, 1)
@@ -136,10 +149,12 @@ class Engine:
             token_s,
             span_rows=span_rows,
         )
-        draft_model = (
-            DraftModel(draft.at(self.context), model, self.context, count, pool, kv_type) if draft else None
-        )
-        self._speculation = Speculation(self._scheduler.budget.cost, draft_model) if speculate else None
+        source = None
+        if drafter is not None:
+            source = self._runner.reader = HeadDrafts(model, drafter, count, pool, kv_type)
+        elif draft is not None:
+            source = DraftModel(draft.at(self.context), model, self.context, count, pool, kv_type)
+        self._speculation = Speculation(self._scheduler.budget.cost, source) if speculate else None
         self.requests = Requests(model, self.context, span_rows)
         self._admission = Admission(self._scheduler, max_queued, max_queued_tokens)
         self._counts = Counts()

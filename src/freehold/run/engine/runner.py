@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,18 @@ from freehold.run.models.load import LoadedModel
 
 F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
+
+
+class HiddenReader(Protocol):
+    """Reads what the output matrix reads of some rows, as steps compute them: a head that drafts."""
+
+    def wanted(self, chunk: ScheduledChunk) -> range:
+        """Return which rows of a chunk it reads."""
+        ...
+
+    def keep(self, chunk: ScheduledChunk, places: range, rows: F32) -> None:
+        """Take those rows, float32 [places, width]."""
+        ...
 
 
 class ModelRunner:
@@ -44,6 +56,7 @@ class ModelRunner:
         self._prefix = model.build_prefix(self.cache, max_num_batched_tokens, threads)
         self._tokens = model.tokens
         self._check = model.check
+        self.reader: HiddenReader | None = None  # set by the engine
 
     def run(self, batch: list[ScheduledChunk], choose: bool = True) -> list[F32 | I64]:
         """Make the copies due and compute a step; return each chunk's logits, float32 [logit rows, V].
@@ -88,6 +101,13 @@ class ModelRunner:
                 hidden_rows += requested
             else:
                 rows += requested
+        read = [(c, self.reader.wanted(c)) for c in batch] if self.reader is not None else []
+        requested_rows = len(hidden_rows)
+        hidden_rows += [
+            start + r
+            for start, (_, places) in zip(accumulate(counts, initial=0), read, strict=False)
+            for r in places
+        ]
         hidden = self._hidden_args(hidden_rows)
         tables = self._blocks.tables([chunk.seq for chunk in batch], _tables(batch))
         logits, tokens_chosen = self._plan.run(
@@ -105,7 +125,14 @@ class ModelRunner:
             **pictures,
         )
         self._check()
-        return _split(batch, plain, logits, tokens_chosen, hidden.get("hidden"))
+        states = hidden.get("hidden")
+        if self.reader is not None and states is not None:
+            at = requested_rows
+            for chunk, places in read:
+                if places:
+                    self.reader.keep(chunk, places, states[at : at + len(places)])
+                    at += len(places)
+        return _split(batch, plain, logits, tokens_chosen, states)
 
     def _hidden_args(self, rows: list[int]) -> _HiddenArgs:
         """Return the arguments that request last hidden states of `rows`; none where no row is requested."""

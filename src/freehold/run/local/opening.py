@@ -27,6 +27,7 @@ from freehold.base.serving import POOL_CONTEXTS, EmbedJob, Job
 from freehold.base.terminal import Ticking
 from freehold.base.types import (
     EYES,
+    OWN_DRAFTS,
     Embeddings,
     KvType,
     Message,
@@ -34,6 +35,7 @@ from freehold.base.types import (
     SamplingParams,
     ServedModelOptions,
     Turn,
+    draft_source,
     image_budget,
 )
 from freehold.run.engine import Encoder, Engine
@@ -192,6 +194,8 @@ def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
     check_names(options, tuple(LoadOptions.__annotations__))
     settings = load_settings()
     store, draft = Store(settings), options.pop("draft", None)
+    if draft is None or str(draft) in OWN_DRAFTS:
+        draft, options["head"] = draft_source(None if draft is None else str(draft))
     options.setdefault("eyes", settings.eyes)
     if settings.image_tokens:
         options.setdefault("image_tokens", image_budget(settings.image_tokens))
@@ -358,7 +362,10 @@ def _pool(
     model: LoadedModel, draft: LoadedModel | None, context: int | None, kv_type: KvType, cache_bytes: int
 ) -> tuple[int, int]:
     """Return the context and the cache's blocks that `cache_bytes` hold. Raises CapacityExceeded."""
-    bytes_ = CacheBytes.of(model, kv_type, also=0 if draft is None else bytes_per_block(draft, kv_type))
+    also = 0 if draft is None else bytes_per_block(draft, kv_type)
+    if draft is None and model.drafter is not None:
+        also = model.drafter.new_cache(1, kv_type).bytes_per_block
+    bytes_ = CacheBytes.of(model, kv_type, also=also)
     most = bytes_.blocks(cache_bytes)
     chosen = context or min(model.context, most * native.BLOCK_TOKENS)
     need = blocks_for(max(chosen, 1))

@@ -299,6 +299,7 @@ class Family:
     feature_width: Callable[[Any], int] = lambda cfg: cfg.hidden  # of a row of them; config -> columns
     # Composes what is kept of rows of features that stand before every text, and are no words: of sound
     prefix: Callable[[Any, Ops, NetworkWeights], None] | None = None
+    head: Callable[[Any], Network] | None = None  # its own drafting head, of one layer; config -> network
     hf_layers: str = "model.layers"  # what layers' names begin with in a safetensors
     hf_outer: str = ""  # what some files put before every name, and others do not
     tied_note: str = ""  # what a GGUF without a head of its own has lost

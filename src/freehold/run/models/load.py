@@ -17,10 +17,11 @@ from typing import Any
 
 from freehold import _native as native
 from freehold.base.errors import BadModelFile, CapacityExceeded, UnsupportedModel
-from freehold.base.layers import LayerSpec
+from freehold.base.layers import LayerSpec, pages_of
 from freehold.base.machine import available_bytes, default_threads, show_bytes
 from freehold.run.formats import ModelFile, open_model_file
-from freehold.run.models.binding.bind import Source, assemble, read_source
+from freehold.run.models.binding.bind import Source, assemble, assemble_head, read_source
+from freehold.run.models.binding.heads import LEFT_OUT
 from freehold.run.models.config.rope import RopeTable
 from freehold.run.models.family import Family, Network, NetworkWeights
 from freehold.run.models.packing.packer import (
@@ -32,6 +33,31 @@ from freehold.run.models.packing.packer import (
     rounded_types,
 )
 from freehold.run.models.packing.packs import Pack
+
+
+@dataclass(frozen=True, slots=True)
+class DraftingHead:
+    """A model's own head that drafts (parts/drafting.py), with its weights and its target's ends."""
+
+    network: Network
+    weights: NetworkWeights
+    bytes_per_token: int  # of packed weights that one drafted token reads, the output matrix among them
+
+    @property
+    def layer(self) -> LayerSpec:
+        """What its one layer keeps of a sequence."""
+        return self.network.layers[0].keeps
+
+    def new_cache(self, blocks: int, kv_type: str = "f16") -> native.KvCache:
+        """Allocate pages for its layer."""
+        return native.KvCache([self.layer.page], blocks, kv_type)
+
+    def build(self, cache: native.KvCache, max_rows: int, threads: native.Threads) -> native.Plan:
+        """Trace its forward pass: a step has tokens, and the target's rows as features."""
+        plan = native.Plan(threads, cache, max_rows)
+        self.network.forward(plan, self.weights.at(cache.blocks * native.BLOCK_TOKENS))
+        plan.finish()
+        return plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +79,7 @@ class LoadedModel:
     gguf: bool = False  # names and the order of rows in its file are a GGUF's
     digest: str = ""  # distinguishes its file from others, as far as the caller knows one
     rope_side: str = ""  # which of longrope's factors it has, "short" or "long"; empty: it has no such choice
+    drafter: DraftingHead | None = field(default=None, repr=False)  # its own drafting head
     pack: Pack | None = field(default=None, repr=False)  # the mapped file that has the matrices, if one does
 
     def check(self) -> None:
@@ -119,9 +146,10 @@ class LoadedModel:
 
         `slots`: how many states of recurrent layers there is memory for.
         """
-        pages = [spec.page for spec in self.layers]
-        windows = [spec.window for spec in self.layers]
-        states = [(spec.conv, spec.state) for spec in self.layers]
+        pages = pages_of(self.layers)
+        indexes = len(pages) - len(self.layers)
+        windows = [spec.window for spec in self.layers] + [0] * indexes
+        states = [(spec.conv, spec.state) for spec in self.layers] + [(0, 0)] * indexes
         return native.KvCache(pages, blocks, kv_type, windows, window_blocks, states, slots)
 
     def build(
@@ -176,9 +204,11 @@ def load_model(
         read = read_source(opened, tokens=tokens)
         pool = native.Threads(threads or default_threads()) if isinstance(threads, int | None) else threads
         rounded = rounded_types(read, rounding) if rounding else {}
+        read = _that_fits(read, rounded)
         packer = Packer(pool, read, rounded, packed or {}, progress)
         notes = _check_memory(read, opened, rounded, packed or {}, paging)
         weights = assemble(read, packer.matrix, native_rope)
+        drafter = _drafting_head(read, weights, packer)
         opened.check_whole()
         type_bytes = Counter[str]()
         for tensor in read.matrices():
@@ -198,8 +228,30 @@ def load_model(
         notes=(*read.notes, *notes),
         gguf=read.gguf,
         digest=digest,
+        drafter=drafter,
         pack=packed if isinstance(packed, Pack) else None,
     )
+
+
+def _that_fits(source: Source, rounded: Mapping[str, str]) -> Source:
+    """Return the source without its drafting head where memory has room for the model alone."""
+    if source.drafter is None:
+        return source
+    alone = replace(source, drafter=None, notes=(*source.notes, f"{LEFT_OUT}: memory has no room for them"))
+    have = available_bytes()
+    with_head, without = (sum(packed_sizes(each, rounded).values()) for each in (source, alone))
+    return alone if without <= have < with_head else source
+
+
+def _drafting_head(source: Source, target: NetworkWeights, packer: Packer) -> DraftingHead | None:
+    weights = assemble_head(source, target, packer.matrix, native_rope)
+    if weights is None or source.drafter is None:
+        return None
+    bound = [
+        b for group in (source.drafter.ends, source.drafter.layer) for b in group.values() if b.is_matrix
+    ]
+    own = sum(packer.matrices[b.tensor.name].nbytes * b.spec.share for b in bound)
+    return DraftingHead(source.drafter.network, weights, round(own + weights.ends["head"].nbytes))
 
 
 def native_rope(table: RopeTable) -> native.Rope:

@@ -4,8 +4,9 @@ A state is what all such layers of a model keep after exactly p tokens; it has a
 is good only where a snapshot was kept at exactly p. A slot that something else may still read (a snapshot, the state a
 fork began with) is not written: a step reads one slot and writes another, so adopting, forking and taking snapshots
 copy nothing. Within a step a sequence's rows are cut into pieces, each of which reads a slot and writes a slot: at the
-points where a snapshot is due, and before draft tokens. So refused drafts cost no state; those accepted before the
-first refused one are computed again in the next step.
+points where a snapshot is due, and before draft tokens. Of a short draft each token's state is kept
+while slots are to spare. So refused drafts cost no state; of a longer draft those accepted before the first refused one
+are computed again in the next step.
 Every live sequence reserves one slot. What is left holds snapshots, the longest unused taken back first.
 Knows sequences, blocks and slots; knows no values and no tree.
 """
@@ -26,6 +27,9 @@ from freehold.run.engine.sequence import Request, Sequence
 # Tokens between two snapshots of a prompt: what a prompt that departs computes again is half of it on average, and
 # writing a state takes about as long as computing one token.
 SNAPSHOT_TOKENS = 512
+# Draft tokens after each of which a state is kept where slots are to spare: what is accepted of a short draft is then
+# not computed again. Longer drafts, of a text that repeats itself, are mostly accepted whole.
+SHORT_DRAFT = 3
 PROMPT_SHARE = 4  # one slot in this many for one prompt's regular snapshots, and as many for its turns'
 
 
@@ -160,6 +164,9 @@ class Recurrent(CacheKind):
         state.end = self._writable(state.slot)
         state.writes.append((end, state.end))
         if drafts:
+            for at in range(end + 1, end + drafts) if drafts <= SHORT_DRAFT else ():
+                if self._has_spare():
+                    state.writes.append((at, self._take()))
             state.writes.append((end + drafts, state.spare))
             state.spare = -1
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Protocol
 
 from freehold.base.errors import NonFiniteLogits, UsageError
 from freehold.run.engine.constrain.rules import TokenMatcher
@@ -27,7 +28,7 @@ from freehold.run.engine.speculate.draft import (
     NgramLookup,
     best_extra,
 )
-from freehold.run.engine.speculate.draft_model import MAX_AHEAD, MAX_JOINED, DraftModel
+from freehold.run.engine.speculate.draft_model import MAX_AHEAD, MAX_JOINED
 
 BASE_SAMPLES = 2  # plain steps that must be measured first
 ALLOWANCE = 1.5  # plain steps an answer may lose by rejected drafts before any was accepted,
@@ -80,11 +81,38 @@ class SequenceDrafts:
         return self.draft.rates[self.draft.buckets[0]] if self.draft and self.draft.buckets else 0.0
 
 
+class Drafter(Protocol):
+    """A source that computes drafts: a draft model, or the model's own head."""
+
+    spent: float  # seconds, as its steps usually take them, since the caller last set it to 0
+
+    def seconds(self, tokens: int, target_step: float) -> float:
+        """Return what computing this many tokens takes; `target_step` is what a step of the target takes."""
+        ...
+
+    def missing(self, seq: Sequence) -> int:
+        """Return how many tokens of `seq` must be computed before one can be drafted."""
+        ...
+
+    def follow(self, seq: Sequence, ahead: int) -> int:
+        """Compute what is missing but the newest; return how many tokens may be drafted then, at most `ahead`."""
+        ...
+
+    def advance(self, seqs: list[Sequence]) -> list[tuple[int, float]]:
+        """Draft one more token of each sequence; return it with the probability the source gives it."""
+        ...
+
+    def forget(self, seq: Sequence) -> None:
+        """Drop what is kept of a sequence that ended."""
+        ...
+
+
 class Speculation:
     """Drafts for all live sequences; `draft_model` is used where the text does not repeat itself."""
 
-    def __init__(self, cost: StepCost, draft_model: DraftModel | None = None) -> None:
+    def __init__(self, cost: StepCost, draft_model: Drafter | None = None) -> None:
         self.cost = cost  # the scheduler updates it
+        self._source = draft_model  # which keeps something of sequences even after it was given up
         self._draft_model = draft_model
         self._drafts: dict[Sequence, SequenceDrafts] = {}
         self._plain = 0  # sequences of this step, if it has nothing but their newest tokens and drafts
@@ -93,8 +121,8 @@ class Speculation:
     def forget(self, seq: Sequence) -> None:
         """Drop what is kept of a sequence that ended."""
         self._drafts.pop(seq, None)
-        if self._draft_model is not None:
-            self._draft_model.forget(seq)
+        if self._source is not None:
+            self._source.forget(seq)
 
     # --- before the step ---------------------------------------------------------------------------
 
@@ -157,9 +185,7 @@ class Speculation:
 
     # --- the draft model ---------------------------------------------------------------------------
 
-    def _ask_model(
-        self, model: DraftModel, batch: list[ScheduledChunk], drafts: list[SequenceDrafts]
-    ) -> None:
+    def _ask_model(self, model: Drafter, batch: list[ScheduledChunk], drafts: list[SequenceDrafts]) -> None:
         """Draft with the model where the lookup is less likely to be right, token by token, as long as that pays."""
         going: list[
             tuple[int, float]
@@ -187,7 +213,7 @@ class Speculation:
                 if chance * drafts[i].modelled.overall > price and length < ahead[i]
             ]
 
-    def _worth_starting(self, model: DraftModel, seq: Sequence, drafts: SequenceDrafts) -> bool:
+    def _worth_starting(self, model: Drafter, seq: Sequence, drafts: SequenceDrafts) -> bool:
         """Tell whether a first token pays: after a long absence its prefill counts, and a trial costs credit."""
         step = self.cost.seconds(self._plain)
         missing = model.missing(seq)
@@ -199,7 +225,7 @@ class Speculation:
             drafts.modelled.overall > price or drafts.credit > prefill + 2 * price
         )
 
-    def _price(self, model: DraftModel, going: int, drafted: int) -> float:
+    def _price(self, model: Drafter, going: int, drafted: int) -> float:
         """Return the tokens that plain decoding would make while one more each is drafted and verified."""
         tokens = self._plain + drafted
         step = self.cost.seconds(self._plain)

@@ -31,6 +31,7 @@ from freehold.run.models.binding.binder import (
     is_microscaled,
     join_blocks,
 )
+from freehold.run.models.binding.heads import LEFT_OUT, BoundHead, bind_head, take_head
 from freehold.run.models.binding.mistral_names import from_mistral, is_mistral
 from freehold.run.models.config.mixtures import MAX_EXPERTS
 from freehold.run.models.config.rope import Divisors, RopeSpec, RopeTable
@@ -67,9 +68,11 @@ class BoundFile:
 
     def matrices_by_key(self) -> Iterator[tuple[str, Bound]]:
         """Yield every declared matrix with its declaration's key; a tied head is the embedding's tensor again."""
-        yield from (
-            (key, b) for group in (self.ends, *self.layers) for key, b in group.items() if b.is_matrix
-        )
+        yield from ((key, b) for group in self._groups() for key, b in group.items() if b.is_matrix)
+
+    def _groups(self) -> Iterator[Mapping[str, Bound]]:
+        yield self.ends
+        yield from self.layers
 
     def _bound(self) -> Iterator[Bound]:
         for group in (self.ends, *self.layers):
@@ -107,6 +110,18 @@ class Source(BoundFile):
     network: Network
     divisors: Mapping[str, Held]  # of rope frequencies, as rope.Divisors names them
     tokens: int  # ids below are the tokenizer's; rows from there on are padding
+    drafter: BoundHead | None = None  # the model's own drafting head
+
+    def _groups(self) -> Iterator[Mapping[str, Bound]]:
+        yield self.ends
+        yield from self.layers
+        if self.drafter is not None:
+            yield from (self.drafter.ends, self.drafter.layer)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What share of each matrix one token reads; of a drafting head none, as no token needs it."""
+        return {tensor.name: 0.0 for tensor in self.matrices()} | super(Source, self).shares
 
 
 # --- what the file says ----------------------------------------------------------------------------
@@ -131,13 +146,13 @@ def _read_gguf(opened: GGUFFile, tokens: int | None) -> Source:
     listed = meta.get("tokenizer.ggml.tokens")
     count = len(listed) if isinstance(listed, list | np.ndarray | native.Strings) else cfg.vocab
     drafts = keys.integer("nextn_predict_layers", 0, MAX_LAYERS, 0)
-    tensors, notes = _without_drafts(tensors, (), GGUF_LAYERS, cfg.layers, drafts)
+    tensors, head, notes = _without_drafts(family, tensors, (), GGUF_LAYERS, cfg.layers, drafts)
     tensors, more = leave_out(tensors, family.left_out_of(cfg))
     if family.tied_note and "output.weight" not in tensors:
         more = (*more, family.tied_note)
     notes = (*notes, *more)
     binder = Binder(tensors, GGUF_LAYERS)
-    return _bound(opened.path, _name(opened, meta), family, cfg, binder, tokens or count, notes)
+    return _bound(opened.path, _name(opened, meta), family, cfg, binder, tokens or count, notes, head)
 
 
 def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
@@ -158,21 +173,28 @@ def _read_hf(opened: SafetensorsFile, tokens: int | None) -> Source:
         tensors = {name.removeprefix(family.hf_outer): tensor for name, tensor in tensors.items()}
     cfg = family.config_from_hf(config)
     drafts = config.integer("num_nextn_predict_layers", 0, MAX_LAYERS, 0)
-    tensors, notes = _without_drafts(tensors, notes, family.hf_layers, cfg.layers, drafts)
+    tensors, head, notes = _without_drafts(family, tensors, notes, family.hf_layers, cfg.layers, drafts)
     tensors, more = leave_out(tensors, (*family.left_out, *family.left_out_of(cfg)))
     notes = (*notes, *more)
     binder = Binder(tensors, family.hf_layers)
-    return _bound(Path(opened.path), _name(opened, {}), family, cfg, binder, tokens or cfg.vocab, notes)
+    return _bound(Path(opened.path), _name(opened, {}), family, cfg, binder, tokens or cfg.vocab, notes, head)
 
 
 def _without_drafts(
-    tensors: Mapping[str, Held], notes: tuple[str, ...], prefix: str, layers: int, drafts: int
-) -> tuple[dict[str, Held], tuple[str, ...]]:
-    """Leave out the layers after the last, of which a config says that they predict further tokens."""
+    family: Family,
+    tensors: Mapping[str, Held],
+    notes: tuple[str, ...],
+    prefix: str,
+    layers: int,
+    drafts: int,
+) -> tuple[dict[str, Held], dict[str, Held], tuple[str, ...]]:
+    """Take out the layers that predict further tokens; return the first apart where the family computes it."""
+    if family.head is not None:
+        kept, head = take_head(tensors, prefix, layers, drafts)
+        return kept, head, notes
     beyond = tuple(f"{prefix}.{layers + i}." for i in range(drafts))
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(beyond)}
-    note = "the layers that predict further tokens are left out"
-    return kept, (*notes, note) if len(kept) < len(tensors) else notes
+    return kept, {}, (*notes, LEFT_OUT) if len(kept) < len(tensors) else notes
 
 
 def gguf_family(meta: Mapping[str, Any]) -> tuple[Family, Fields]:
@@ -279,7 +301,8 @@ def _bound(
     cfg: Any,
     binder: Binder,
     tokens: int,
-    notes: tuple[str, ...] = (),
+    notes: tuple[str, ...],
+    head: Mapping[str, Held],
 ) -> Source:
     if not 1 <= tokens <= cfg.vocab:
         raise BadModelFile(f"the tokenizer has {tokens} tokens and the embedding {cfg.vocab} rows")
@@ -289,6 +312,11 @@ def _bound(
     ropes = [layer.rope for layer in network.layers]
     divisors = binder.take_divisors(any(rope and rope.scaling == "longrope" for rope in ropes))
     binder.refuse_rest()
+    drafter = None
+    if head and family.head is not None:
+        drafter = bind_head(family.head(cfg), head, binder.gguf, family.names)
+    if isinstance(drafter, str):
+        drafter, notes = None, (*notes, drafter)
     return Source(
         path=path,
         name=name,
@@ -301,6 +329,7 @@ def _bound(
         network=network,
         divisors=divisors,
         tokens=tokens,
+        drafter=drafter,
     )
 
 
@@ -308,8 +337,31 @@ def assemble(
     source: Source, matrix: Callable[[Stored], Any], rope: Callable[[RopeTable], Any]
 ) -> NetworkWeights:
     """Fill the network's weights: matrices through `matrix`, ropes through `rope`, vectors as float32."""
+    ropes = _ropes(source, source.network, rope)
+    plain = filled(source, matrix)
+    layers = zip(source.network.layers, plain.layers, strict=True)
+    turned = (dict(w) | {"rope": ropes[layer.rope] if layer.rope else None} for layer, w in layers)
+    return NetworkWeights(plain.ends, tuple(turned))
+
+
+def assemble_head(
+    source: Source,
+    target: NetworkWeights,
+    matrix: Callable[[Stored], Any],
+    rope: Callable[[RopeTable], Any],
+) -> NetworkWeights | None:
+    """Fill the weights of a drafting head beside its target's; None where a file has no head."""
+    if source.drafter is None:
+        return None
+    (layer,) = source.drafter.network.layers
+    ropes = _ropes(source, source.drafter.network, rope)
+    ends, weights = (_values(source, matrix, group) for group in (source.drafter.ends, source.drafter.layer))
+    turn = ropes[layer.rope] if layer.rope else None
+    return NetworkWeights({**target.ends, **ends}, (weights | {"rope": turn},))
+
+
+def _ropes(source: Source, network: Network, rope: Callable[[RopeTable], Any]) -> dict[RopeSpec, Any]:
     divisors = Divisors(**{side: tensor.numpy() for side, tensor in source.divisors.items()})
-    specs = {layer.rope for layer in source.network.layers}
 
     def turn(spec: RopeSpec) -> Any:
         if spec.scaling != "longrope":
@@ -317,21 +369,20 @@ def assemble(
         short, long = (rope(spec.table(divisors, long=side)) for side in (False, True))
         return RopeChoice(short, long, spec.original)
 
-    ropes = {spec: turn(spec) for spec in specs if spec is not None}
-    plain = filled(source, matrix)
-    layers = zip(source.network.layers, plain.layers, strict=True)
-    turned = (dict(w) | {"rope": ropes[layer.rope] if layer.rope else None} for layer, w in layers)
-    return NetworkWeights(plain.ends, tuple(turned))
+    return {spec: turn(spec) for spec in {layer.rope for layer in network.layers} if spec is not None}
 
 
-def filled(source: BoundFile, matrix: Callable[[Stored], Any]) -> NetworkWeights:
-    """Give each declared weight its value: matrices through `matrix`, vectors as float32; layers have no rope yet."""
-
+def _values(source: BoundFile, matrix: Callable[[Stored], Any], bound: Mapping[str, Bound]) -> dict[str, Any]:
     def value(b: Bound) -> Any:
         offset = np.float32(0.0 if source.gguf else b.spec.hf_offset)
         return matrix(b.tensor) if b.is_matrix else b.tensor.numpy().reshape(-1) + offset
 
-    ends, *layers = ({key: value(b) for key, b in bound.items()} for bound in (source.ends, *source.layers))
+    return {key: value(b) for key, b in bound.items()}
+
+
+def filled(source: BoundFile, matrix: Callable[[Stored], Any]) -> NetworkWeights:
+    """Give each declared weight its value: matrices through `matrix`, vectors as float32; layers have no rope yet."""
+    ends, *layers = (_values(source, matrix, bound) for bound in (source.ends, *source.layers))
     return NetworkWeights(ends, tuple(layers))
 
 

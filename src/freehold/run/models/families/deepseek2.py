@@ -23,8 +23,9 @@ from freehold.run.models.config.mixtures import (
     state_groups,
 )
 from freehold.run.models.config.sizes import Routing
-from freehold.run.models.family import Family, LayerPart
+from freehold.run.models.family import Family, Layer, LayerPart
 from freehold.run.models.parts import DecoderEnds, GatedMlp
+from freehold.run.models.parts.drafting import head_network
 from freehold.run.models.parts.latent import LatentAttention
 from freehold.run.models.parts.moe import Moe, MoeNames, mlp_or_experts
 
@@ -85,6 +86,7 @@ FAMILY = Family(
     config_from_hf=config_from_hf,
     parts=(LatentAttention, GatedMlp, Moe),
     layer=layer,
+    head=lambda cfg: head_network(DecoderEnds.of(cfg), Layer(layer(cfg, cfg.layers - 1))),
     ends=DecoderEnds.of,
     towers=("kimivl",),
 )

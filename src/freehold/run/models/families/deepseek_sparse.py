@@ -1,63 +1,103 @@
-"""DeepSeek-V3.2 and GLM-5: V3's block, whose attention reads tokens that an indexer picks, as far as it picks all.
+"""DeepSeek-V3.2 and GLM-5: V3's block, whose attention reads tokens that an indexer picks.
 
-The indexer picks the best index_topk of the tokens before. A sequence of no more than that is attended to whole, as a
-model without an indexer does; longer ones are not run: the number is the longest context.
+DeepSeek's indexer turns halves of its heads where its attention turns adjacent pairs; GLM's turns adjacent pairs, and
+some of its layers take the picks of an earlier one.
 Sources: arXiv 2512.02556 (DeepSeek-V3.2), GLM-5's model card.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from freehold.run.formats.fields import MAX_CONTEXT, Fields
-from freehold.run.models.config.latents import LatentSizes, gguf_latent, hf_latent
+from freehold.base.errors import BadModelFile, UnsupportedModel
+from freehold.run.formats.fields import MAX_HEADS, MAX_WIDTH, Fields
+from freehold.run.models.config.latents import STEP, gguf_latent, hf_latent
 from freehold.run.models.config.mixtures import (
     SIGMOID,
     gguf_latent_mixture,
     hf_latent_mixture,
     state_groups,
 )
-from freehold.run.models.families.deepseek2 import layer
-from freehold.run.models.family import Family, Rule
-from freehold.run.models.parts import DecoderEnds, GatedMlp
-from freehold.run.models.parts.latent import LatentAttention
-from freehold.run.models.parts.moe import Moe
+from freehold.run.models.families.deepseek2 import NAMES
+from freehold.run.models.family import Family, LayerPart
+from freehold.run.models.parts import GatedMlp
+from freehold.run.models.parts.moe import Moe, mlp_or_experts
+from freehold.run.models.parts.sparse import SparseAttention, SparseEnds, SparseSizes
 
-INDEXER = r"(blk\.\d+|model\.layers\.\d+\.self_attn)\.indexer\."
+MOST_PICKS = 1 << 20  # native.Plan.pick takes no more
+GLM = "glm-dsa"
 
 
-def config_from_gguf(meta: Fields, vocab: int) -> LatentSizes:
+def config_from_gguf(meta: Fields, vocab: int) -> SparseSizes:
     """Read the keys under `deepseek32.` or `glm-dsa.`."""
     sizes = gguf_latent(meta, vocab)
     mixture = gguf_latent_mixture(meta, sizes, replace(SIGMOID, renormalise=False))
-    return _bounded(
-        LatentSizes(**sizes, mixture=mixture), meta.integer("attention.indexer.top_k", 1, MAX_CONTEXT)
+    types = meta.get("attention.indexer.types")
+    return _sized(
+        sizes,
+        mixture=mixture,
+        index_heads=meta.integer("attention.indexer.head_count", 1, MAX_HEADS),
+        index=meta.integer("attention.indexer.key_length", STEP, MAX_WIDTH),
+        picked=meta.integer("attention.indexer.top_k", 1, MOST_PICKS),
+        indexed=None if types is None else [bool(each) for each in types],
+        adjacent=meta.name("").startswith(GLM),
     )
 
 
-def config_from_hf(config: Fields) -> LatentSizes:
+def config_from_hf(config: Fields) -> SparseSizes:
     config.require("scoring_func", ("sigmoid",), "sigmoid")
-    if config.get("model_type") != "glm_moe_dsa":
+    glm = config.get("model_type") == "glm_moe_dsa"
+    if not glm:
         state_groups(config)
     sizes = hf_latent(config)
-    mixture = hf_latent_mixture(config, sizes, SIGMOID)
-    return _bounded(LatentSizes(**sizes, mixture=mixture), config.integer("index_topk", 1, MAX_CONTEXT))
-
-
-def _bounded(cfg: LatentSizes, picked: int) -> LatentSizes:
-    """End the context where the indexer begins to choose."""
-    if cfg.context <= picked:
-        return cfg
-    note = (
-        f"the context ends at {picked:,} tokens: beyond, this model reads only tokens that its indexer picks, "
-        "which is not computed"
+    return _sized(
+        sizes,
+        mixture=hf_latent_mixture(config, sizes, SIGMOID),
+        index_heads=config.integer("index_n_heads", 1, MAX_HEADS),
+        index=config.integer("index_head_dim", STEP, MAX_WIDTH),
+        picked=config.integer("index_topk", 1, MOST_PICKS),
+        indexed=_stated_types(config, len(sizes["heads"])) if glm else None,
+        adjacent=glm,
     )
-    return replace(cfg, context=picked, notes=(*cfg.notes, note))
 
 
-def not_computed(cfg: LatentSizes) -> tuple[Rule, ...]:
-    """Name the indexers."""
-    return ((INDEXER, "the indexers are left out: within this context they pick every token"),)
+def _stated_types(config: Fields, layers: int) -> list[bool]:
+    """Tell which layers pick by themselves: stated one by one, by a pattern of letters, or by a period."""
+    known = {"full": True, "F": True, "shared": False, "S": False}
+    for key in ("indexer_types", "index_topk_pattern"):
+        stated = config.get(key)
+        if stated is None:
+            continue
+        if not isinstance(stated, list | str) or not all(
+            isinstance(each, str) and each in known for each in stated
+        ):
+            raise UnsupportedModel(f"{key} is {str(stated)[:60]!r}; each layer is full (F) or shared (S)")
+        return [known[each] for each in stated]
+    period = config.integer("index_topk_freq", 1, layers, 1)
+    offset = config.integer("index_skip_topk_offset", 0, layers, min(2, layers))
+    return [max(i - offset + 1, 0) % period == 0 for i in range(layers)]
+
+
+def _sized(sizes: dict[str, Any], *, indexed: list[bool] | None, **others: Any) -> SparseSizes:
+    layers = len(sizes["heads"])
+    own = tuple([True] * layers if indexed is None else indexed)
+    if len(own) != layers:
+        raise BadModelFile(f"indexers are stated for {len(own)} layers; the model has {layers}")
+    if not own[0]:
+        raise BadModelFile("the first layer has no indexer, and no layer before it picks for it")
+    cfg = SparseSizes(**sizes, **others, indexed=own)
+    if not cfg.query:
+        raise UnsupportedModel("its indexer reads queries on their way, and the model states no q_lora_rank")
+    if cfg.index % STEP or cfg.index < cfg.turned:
+        raise UnsupportedModel(
+            f"an index's keys are {cfg.index} wide, of which {cfg.turned} turn; supported: multiples of {STEP}"
+        )
+    return cfg
+
+
+def layer(cfg: SparseSizes, i: int) -> tuple[LayerPart, ...]:
+    return SparseAttention.at(cfg, i), mlp_or_experts(cfg, i, NAMES)
 
 
 FAMILIES = tuple(
@@ -67,13 +107,12 @@ FAMILIES = tuple(
         model_types=(model_type,),
         config_from_gguf=config_from_gguf,
         config_from_hf=config_from_hf,
-        parts=(LatentAttention, GatedMlp, Moe),
+        parts=(SparseAttention, GatedMlp, Moe),
         layer=layer,
-        ends=DecoderEnds.of,
-        left_out_of=not_computed,
+        ends=SparseEnds.of,
     )
     for architecture, model_type, hf_class in (
         ("deepseek32", "deepseek_v32", "DeepseekV32ForCausalLM"),
-        ("glm-dsa", "glm_moe_dsa", "GlmMoeDsaForCausalLM"),
+        (GLM, "glm_moe_dsa", "GlmMoeDsaForCausalLM"),
     )
 )

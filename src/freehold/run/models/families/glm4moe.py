@@ -2,7 +2,7 @@
 
 A correction joins scores where experts are compared; weights are divided by their sum and multiplied by a factor; a
 shared expert has no gate. Rope turns half of a head. Queries and keys are normalised in the larger models alone, which
-a GGUF tells by its tensors. Layers that predict further tokens are left out. In those that see, rows of pictures turn
+a GGUF tells by its tensors. The first layer after the last drafts. In those that see, rows of pictures turn
 by time, row and column, whose sections of pairs lie one after another. Solar Open is the same without dense layers,
 biases and norms of queries and keys, and turns whole heads. Tower: towers/glm4v.py.
 Sources: arXiv 2508.06471 (GLM-4.5), 2507.01006 (GLM-4.5V).
@@ -23,8 +23,9 @@ from freehold.run.models.config.mixtures import (
 )
 from freehold.run.models.config.rope import Sections, gguf_sections, hf_sections
 from freehold.run.models.config.sizes import Routing, Sizes, gguf_sizes, hf_decoder
-from freehold.run.models.family import Family, LayerPart
+from freehold.run.models.family import Family, Layer, LayerPart
 from freehold.run.models.parts import Attention, DecoderEnds, GatedMlp
+from freehold.run.models.parts.drafting import head_network
 from freehold.run.models.parts.moe import Moe, MoeNames, mlp_or_experts
 
 ROUTING = Routing(scoring="sigmoid", correction=True, group_score="top2", epsilon=1e-20)
@@ -92,6 +93,7 @@ FAMILY = Family(
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp, Moe),
     layer=layer,
+    head=lambda cfg: head_network(DecoderEnds.of(cfg), Layer(layer(cfg, cfg.layers - 1))),
     ends=DecoderEnds.of,
     towers=("glm4v",),
 )

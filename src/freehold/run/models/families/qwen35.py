@@ -14,7 +14,8 @@ from freehold.base.errors import UnsupportedModel
 from freehold.run.formats.fields import MAX_WIDTH, Fields
 from freehold.run.models.config.mixtures import gguf_mixture, hf_mixture
 from freehold.run.models.config.rope import Sections, gguf_sections, hf_sections
-from freehold.run.models.families.qwen3next import DRAFTS, NAMES, TURNED, ends, mixer, mlp
+from freehold.run.models.families.qwen3next import NAMES, TURNED, ends, mixer, mlp
+from freehold.run.models.families.qwen3next import head as head_of
 from freehold.run.models.family import Family, LayerPart
 from freehold.run.models.parts import Attention, GatedMlp
 from freehold.run.models.parts.deltanet import DeltaNet, HybridSizes, gguf_hybrid, hf_hybrid
@@ -87,7 +88,7 @@ DENSE = Family(
     layer=layer,
     ends=ends,
     towers=("qwen3vl",),
-    left_out=DRAFTS,
+    head=lambda cfg: head_of(cfg, layer),
 )
 MIXED = replace(
     DENSE,

@@ -8,20 +8,21 @@ Sources: Qwen3-Next's model card of 2025, arXiv 2412.06464 (gated DeltaNet).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from freehold.run.formats.fields import MAX_WIDTH, Fields
 from freehold.run.models.config.mixtures import gguf_mixture, hf_mixture, sparse_layers
 from freehold.run.models.config.sizes import Routing
-from freehold.run.models.family import Family, LayerPart
+from freehold.run.models.family import Family, Layer, LayerPart, Network
 from freehold.run.models.parts import Attention, DecoderEnds, GatedMlp, NormForm
 from freehold.run.models.parts.deltanet import DeltaNet, HybridSizes, ProjectionLayout, gguf_hybrid, hf_hybrid
+from freehold.run.models.parts.drafting import head_network
 from freehold.run.models.parts.moe import Moe, MoeNames
 
 AROUND_ZERO = NormForm(offset=1.0)
 TURNED = 0.25  # share of a head, where a config does not say
 NAMES = MoeNames(gguf_norm="post_attention_norm")
-DRAFTS = (("mtp.", "the layers that predict further tokens are left out"),)
 
 
 def config_from_gguf(meta: Fields, vocab: int) -> HybridSizes:
@@ -69,6 +70,12 @@ def ends(cfg: HybridSizes) -> DecoderEnds:
     return DecoderEnds.of(cfg, norm=AROUND_ZERO)
 
 
+def head(cfg: HybridSizes, own_layer: Callable[[HybridSizes, int], tuple[LayerPart, ...]] = layer) -> Network:
+    """Build the head that drafts: a layer that attends, as the model's own do."""
+    attends = cfg.recurrent.index(False)
+    return head_network(ends(cfg), Layer(own_layer(cfg, attends)))
+
+
 FAMILY = Family(
     gguf_architecture="qwen3next",
     hf_classes=("Qwen3NextForCausalLM",),
@@ -78,5 +85,5 @@ FAMILY = Family(
     parts=(Attention, DeltaNet, GatedMlp, Moe),
     layer=layer,
     ends=ends,
-    left_out=DRAFTS,
+    head=head,
 )

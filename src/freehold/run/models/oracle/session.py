@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.base.layers import LayerSpec
+from freehold.base.layers import LayerSpec, pages_of
 from freehold.run.formats import ModelFile, dequantize, open_model_file
 from freehold.run.models.binding.bind import Source, assemble, read_source
 from freehold.run.models.binding.binder import Stored
@@ -37,6 +37,8 @@ from freehold.run.models.oracle.arithmetic import (
     softmax_beside,
     visible,
 )
+from freehold.run.models.oracle.latents import KvStore as KvStore
+from freehold.run.models.oracle.latents import LatentVerbs
 
 F32 = NDArray[np.float32]
 
@@ -49,6 +51,9 @@ class StreamVerbs:
 
     def part(self, x: F32, at: int, width: int) -> F32:
         return x[:, at : at + width].copy()
+
+    def join(self, x: F32, y: F32) -> F32:
+        return np.concatenate([x, y], axis=1)
 
     def spread(self, x: F32, others: F32, least: float) -> F32:
         return np.concatenate([x, _sized(x, others, least).reshape(others.shape)], axis=1)
@@ -95,47 +100,6 @@ def _sized(x: F32, others: F32, least: float) -> F32:
     size = np.mean(np.square(x, dtype=np.float64), axis=1)[:, None, None]
     own = np.mean(np.square(parts, dtype=np.float64), axis=2, keepdims=True)
     return (parts * np.sqrt(size / np.maximum(own, least))).astype(np.float32)
-
-
-# --- ops of latent attention: products by head, the latents kept, attention over them ---------------
-# The golden vectors judge the same layers in their expanded form, in which keys and values of every head are
-# computed from each latent.
-
-
-class LatentVerbs:
-    """The verbs that latent attention alone uses."""
-
-    _kv: KvStore  # of latents it has keys alone
-    _positions: NDArray[np.integer]
-
-    def linear_heads(self, x: F32, weight: Any, heads: int, room: int = 0) -> F32:
-        w = weight.dense().reshape(heads, -1, weight.columns)
-        parts = x.reshape(len(x), heads, -1)[..., : weight.columns]
-        out = np.einsum("rhk,hnk->rhn", parts, w)
-        return np.pad(out, ((0, 0), (0, 0), (0, room))).reshape(len(x), -1)
-
-    def latent_store(
-        self, layer: int, q: F32, absorbed: F32, kv: F32, norm: F32, eps: float, rope: RopeTable | None
-    ) -> None:
-        rows, latent = len(kv), len(norm)
-        turned = kv.shape[1] - latent
-        wide = absorbed.reshape(rows, -1, kv.shape[1])
-        ends = q.reshape(rows, wide.shape[1], -1)[..., -turned:]
-        wide[..., latent:] = self._turn(ends, rope)
-        keys = np.concatenate(
-            [rms_norm(kv[:, None, :latent], norm, eps), self._turn(kv[:, None, latent:], rope)], axis=2
-        )
-        self._kv.append(layer, keys, keys[..., :0])
-
-    def _turn(self, heads: F32, rope: RopeTable | None) -> F32:
-        return heads if rope is None else rotate(heads, self._positions, rope)
-
-    def latent_attention(self, layer: int, q: F32, latent: int, scale: float) -> F32:
-        keys = self._kv.read(layer)[0][:, 0]
-        heads = q.reshape(len(q), -1, keys.shape[1])
-        scores = np.einsum("rhd,kd->hrk", heads, keys).astype(np.float64) * scale
-        weights = softmax(np.where(visible(self._positions, len(keys), 0), scores, -np.inf))
-        return np.einsum("hrk,kc->rhc", weights.astype(np.float32), keys[:, :latent]).reshape(len(q), -1)
 
 
 # --- all ops, a model, a sequence -------------------------------------------------------------------
@@ -501,7 +465,7 @@ class Oracle:
 
     def session(self, context: int = 0) -> Session:
         """Start an empty sequence of up to `context` tokens, which chooses a longrope; 0: as many as its first step."""
-        kv = KvStore(len(self.layers), self._f16_kv)
+        kv = KvStore(len(pages_of(self.layers)), self._f16_kv)
         return Session(self.source.network, self._weights, kv, self.layers, context)
 
 
@@ -621,7 +585,7 @@ def _sparse_mixer(logits: F64, jitter: float) -> ChosenExperts:
     return ChosenExperts(np.concatenate(ids, -1), np.concatenate(weights, -1).astype(np.float32), margin)
 
 
-# --- what the oracle holds: decoded weight matrices, and the keys and values of a sequence ----------
+# --- what the oracle holds: decoded weight matrices ------------------------------------------------
 
 
 class DenseMatrix:
@@ -662,28 +626,3 @@ class DenseMatrix:
             return self._dense[rows]
         held = self._tensor
         return dequantize(held.rows[rows], held.type, held.shape[-1], held.table)
-
-
-class KvStore:
-    """Keys and values of one sequence, every layer: float32 [positions, heads, width]; and states by layer and name."""
-
-    def __init__(self, layers: int, f16: bool) -> None:
-        self.length = 0
-        self._f16 = f16
-        self._pages: list[tuple[F32, F32] | None] = [None] * layers
-        self.states: dict[tuple[int, str], F32] = {}  # zeros where there is none yet
-
-    def append(self, layer: int, k: F32, v: F32) -> None:
-        """Add the rows of one step, rounded to f16 if the store is meant to hold that."""
-        if self._f16:
-            k, v = (a.astype(np.float16).astype(np.float32) for a in (k, v))
-        old = self._pages[layer]
-        self._pages[layer] = (
-            (k, v) if old is None else (np.concatenate([old[0], k]), np.concatenate([old[1], v]))
-        )
-
-    def read(self, layer: int) -> tuple[F32, F32]:
-        """Return a layer's keys and values so far."""
-        pages = self._pages[layer]
-        assert pages is not None, "a layer reads its cache after rope_store"
-        return pages

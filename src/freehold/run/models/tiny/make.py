@@ -11,7 +11,7 @@ import math
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,9 @@ class TinyConfig:
     marks: tuple[str, ...] = ()  # tokens that its config.json names, if it sees; else Qwen's
     picture: str = ""  # what its chat template writes for a picture; else as Qwen's
     sound: str = ""  # the same for a sound
+    head: str = (
+        ""  # how safetensors name its drafting head: "mtp", or "layers" after the last; empty: it has none
+    )
     text_half: str = "language_model"  # what a wrapper of text and pictures calls it
 
     @property
@@ -178,6 +181,21 @@ def declared(tiny: TinyConfig) -> Iterator[tuple[str, str, TensorSpec]]:
     for i, layer in enumerate(network.layers):
         for key, spec in layer.tensors().items():
             yield f"{family.hf_layers}.{i}.", key, spec
+    yield from _of_head(tiny, family, family.config_from_hf(fields))
+
+
+def _of_head(tiny: TinyConfig, family: Family, cfg: Any) -> Iterator[tuple[str, str, TensorSpec]]:
+    """Yield the same of its drafting head, with the names that files of its kind have."""
+    if not tiny.head or family.head is None:
+        return
+    network = family.head(cfg)
+    ends, layer = (
+        ("mtp.", "mtp.layers.0.") if tiny.head == "mtp" else (f"{family.hf_layers}.{cfg.layers}.",) * 2
+    )
+    for key, spec in network.ends.tensors().items():
+        yield ends, f"head_{key}", replace(spec, hf=spec.hf[-1:] if tiny.head == "mtp" else spec.hf[:1])
+    for key, spec in network.layers[0].tensors().items():
+        yield layer, key, spec
 
 
 def _stored(name: str | Cut, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -315,6 +333,13 @@ def _gguf_tensors(tiny: TinyConfig, source: Source) -> dict[str, F32]:
     groups = [("", renamed(network.ends.tensors(), family.names), source.ends)]
     for i, layer in enumerate(network.layers):
         groups.append((f"blk.{i}.", layer.tensors(), source.layers[i]))
+    if source.drafter is not None and family.head is not None:
+        head, prefix = (
+            family.head(family.config_from_gguf(keys, source.cfg.vocab)),
+            f"blk.{len(network.layers)}.",
+        )
+        groups.append((prefix, head.ends.tensors(), source.drafter.ends))
+        groups.append((prefix, head.layers[0].tensors(), source.drafter.layer))
     tensors = {name: np.array(values, np.float32) for name, values in tiny.tensors.items()}
     for prefix, specs, bound in groups:
         for key, spec in specs.items():
