@@ -26,5 +26,5 @@ LANGUAGES = {
 
 
 def language_name(code: str) -> str:
-    """Return a language's English name; what is no code that is known, such as a name already, as it is."""
+    """Return a language's English name; anything but a known code, such as a name, is returned unchanged."""
     return LANGUAGES.get(code.lower(), code)
