@@ -21,6 +21,7 @@ from freehold.run.engine.speculate import speculation
 from freehold.run.models.load import LoadedModel
 from freehold.run.models.lora import Adapter
 from tests.engine.formats import FORMATS, TOKENIZER, constraint
+from tests.engine.pumping import pumped
 from tests.engine.test_speculation import eager
 
 ADAPTERS = {
@@ -161,18 +162,6 @@ def interleaved(running: list[Generation], data: st.DataObject) -> list[list[Tok
             left.remove(i)
         else:
             got[i].append(out)
-    return got
-
-
-def pumped(engine: Engine, running: list[Generation]) -> list[list[TokenOut]]:
-    """Let one thread compute all tokens, as a server does."""
-    got: list[list[TokenOut]] = [[] for _ in running]
-    for answer in running:
-        answer.start()
-    while not all(answer.done for answer in running):
-        engine.pump(0.01)
-        for answer, outs in zip(running, got, strict=True):
-            outs += answer.take()
     return got
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from freehold.base.errors import UsageError
 from freehold.base.types import SamplingParams
-from freehold.run.engine import Engine, TokenOut
+from freehold.run.engine import Engine
 from freehold.run.engine.sequence import Request, ScheduledChunk, Sequence
 from freehold.run.engine.speculate import head as head_module
 from freehold.run.engine.speculate import speculation as speculation_module
 from freehold.run.engine.speculate.head import HeadDrafts
 from freehold.run.engine.speculate.speculation import Speculation
 from freehold.run.models.load import LoadedModel, load_model
+from tests.engine.pumping import pumped
 from tests.engine.test_speculation import GREEDY, PENALTIES, PROMPT, WARM, Script, eager
 from tests.vectors.files import write_gguf
 
@@ -155,14 +156,7 @@ def test_two_streams_draft_together(loaded, drafting):
     ]
     engine = Engine(model, context=160, blocks=12)
     jobs = [engine.generate(prompt, WARM, max_tokens=40) for prompt in prompts]
-    for job in jobs:
-        job.start()
-    got: list[list[TokenOut]] = [[] for _ in jobs]
-    while not all(job.done for job in jobs):
-        engine.pump(0.01)
-        for job, outs in zip(jobs, got, strict=True):
-            outs += job.take()
-    assert got == alone and engine.stats().drafted_tokens > 0
+    assert pumped(engine, jobs) == alone and engine.stats().drafted_tokens > 0
 
 
 def test_head_that_is_required_must_be_there(loaded, model: LoadedModel):

@@ -16,6 +16,7 @@ from freehold.base.types import SamplingParams
 from freehold.run.engine import Engine, TokenOut
 from freehold.run.engine.cache.recurrent import PROMPT_SHARE
 from freehold.run.models.load import LoadedModel
+from tests.engine.pumping import pumped
 
 GREEDY = SamplingParams(temperature=0.0)
 WARM = SamplingParams(temperature=1.0, seed=7)
@@ -187,14 +188,7 @@ def test_a_preempted_hybrid_continues_with_the_same_tokens(hybrid: LoadedModel):
     alone = [cold(hybrid, prompt, 40) for prompt in prompts]
     with Engine(hybrid, context=128, blocks=8, speculate=False) as engine:
         jobs = [engine.generate(prompt, WARM, max_tokens=40, logprobs=2) for prompt in prompts]
-        for job in jobs:
-            job.start()
-        got: list[list[TokenOut]] = [[] for _ in jobs]
-        while not all(job.done for job in jobs):
-            engine.pump(0.01)
-            for job, outs in zip(jobs, got, strict=True):
-                outs += job.take()
-        assert got == alone and engine.stats().preemptions > 0
+        assert pumped(engine, jobs) == alone and engine.stats().preemptions > 0
 
 
 def test_steps_around_a_snapshot_are_the_bits_of_a_run_without_any(hybrid: LoadedModel):

@@ -24,6 +24,7 @@ from freehold.run.engine.speculate import speculation as speculation_module
 from freehold.run.engine.speculate.draft import NgramMatch
 from freehold.run.engine.speculate.speculation import Speculation
 from freehold.run.models.load import LoadedModel, load_model
+from tests.engine.pumping import pumped
 from tests.vectors.files import write_gguf
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -254,14 +255,7 @@ def test_hybrid_that_drafts_with_few_slots_drafts_less_and_changes_nothing(
     draft_model._blocks = BlockManager(draft_model._blocks.count, [Recurrent(slots)])
     draft_model._runner = ModelRunner(hybrid, draft_model._blocks, 64, hybrid.threads)
     jobs = [engine.generate(prompt, WARM, max_tokens=40) for prompt in prompts]
-    for job in jobs:
-        job.start()
-    got: list[list[TokenOut]] = [[] for _ in jobs]
-    while not all(job.done for job in jobs):
-        engine.pump(0.01)
-        for job, outs in zip(jobs, got, strict=True):
-            outs += job.take()
-    assert got == alone
+    assert pumped(engine, jobs) == alone
     assert engine.stats().drafted_tokens > 0
     assert draft_model._blocks.stats["states_live"] == 0
 

@@ -14,12 +14,13 @@ from freehold.base.errors import BadModelFile, UnsupportedModel
 from freehold.base.layers import kept_bytes
 from freehold.base.types import SamplingParams
 from freehold.choose.advisor.file_anatomy import from_file, of_expert
-from freehold.run.engine import Engine, TokenOut, scoring
+from freehold.run.engine import Engine, scoring
 from freehold.run.formats import Metadata, QuantType, Tensor, open_model_file
 from freehold.run.models.binding.bind import read_source, refusal
 from freehold.run.models.load import load_model
 from freehold.run.models.lora import load_adapter
 from freehold.run.models.oracle.session import Oracle
+from tests.engine.pumping import pumped
 from tests.models.golden import BOUND, FORMS, golden, native_logits, write_model
 from tests.vectors import weights
 from tests.vectors.adapters import ATTENTION, MLP, Case, pairs, write_peft
@@ -58,14 +59,7 @@ def test_sixteen_mixed_streams_are_what_each_is_alone(family: str, tmp_path: Pat
     alone = [list(answer(Engine(model, context=128), *ask)) for ask in asks]
     engine = Engine(model, context=128, blocks=40, max_num_batched_tokens=48)
     running = [answer(engine, *ask) for ask in asks]
-    got: list[list[TokenOut]] = [[] for _ in running]
-    for one in running:
-        one.start()
-    while not all(one.done for one in running):
-        engine.pump(0.01)
-        for one, outs in zip(running, got, strict=True):
-            outs += one.take()
-    assert got == alone
+    assert pumped(engine, running) == alone
 
 
 def test_a_token_reads_the_chosen_experts_alone(tmp_path: Path):

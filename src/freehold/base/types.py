@@ -625,9 +625,7 @@ class ModelOptions(TypedDict, total=False):
     threads: int | None  # None: the physical cores this process may use
     kv_type: KvType  # "f16"; "q8": int8 codes in half the memory; "f32": twice the size, rounds nothing
     speculate: bool  # verify drafts where that is faster; the answers are the same
-    head: (
-        bool | None
-    )  # whether the model's own head drafts; None: if its file has one, and no draft model was named
+    head: bool | None  # whether the model's own head drafts; None: if it has one and no draft model was named
     allow_paging: bool  # run a model that memory does not hold from its packed file, at the disk's speed
     adapters: Mapping[str, str | Path] | None  # LoRA adapters by name: PEFT folders or GGUF files
     eyes: str | Path  # "lazy": a tower is loaded with the first picture; "eager", "off"; or a tower's file

@@ -61,9 +61,8 @@ _STATE, _STATE_CHUNK, _STATE_PASSES = 470.0, 28.0, 2
 # Latent attention: shares of the rate of a lone token's and of a prompt's products of all heads with each latent, and
 # operations for each pair of a latent's value and a query's, which queries and outputs are brought into its space by.
 _LATENT_LOOK, _LATENT_ATTENTION, _ABSORB = 0.13, 1.0, 165.0
-_INDEX_HEADS = (
-    64  # of an indexer (DeepSeek-V3.2's; GLM-5 has 32), which multiplies floats as a lone token's latents do
-)
+# Heads of an indexer (DeepSeek-V3.2's; GLM-5 has 32), which multiplies floats as a lone token's latents do.
+_INDEX_HEADS = 64
 # Share of the rate of a tower's attention, which multiplies floats: docs/log/eyes.md, 2,040 tokens.
 _BOTH_WAYS = 0.085
 # operations that would take as long as what a step and a layer cost whatever their size

@@ -27,12 +27,11 @@ from freehold.base.types import Usage
 from freehold.route.providers.contract import Cleared, Piece, UpstreamFault
 from freehold.route.providers.signatures import SignatureWatch
 from freehold.route.router.calls import (
-    BREAKS_AT_ONCE,
     CHARGED,
     MOST_WAIT_S,
     RETRIED,
-    SAYS_NOTHING,
     cause_of,
+    judge,
     wait_before_retry,
 )
 from freehold.route.router.gateway import Escalation, GatewayModel, GatewayRoute
@@ -316,10 +315,7 @@ class Attempts:
         self._record.attempted(target, cause, time.monotonic() - began, status=status, nano=nano)
         self._record.warnings.append(f"{target.name} was skipped: {cause}")
         cut = cause == "timeout" and self._callers_limit and self._left <= CLOCK_S
-        if cut or cause in SAYS_NOTHING or (target.remote is None and cause == "rate"):
-            self._breakers.dropped(target.name)
-        else:
-            self._breakers.failed(target.name, self._route.breaker, at_once=cause in BREAKS_AT_ONCE)
+        judge(self._breakers, target, cause, self._route.breaker, blameless=cut)
 
     def _cost_so_far(self, target: GatewayModel, e: FreeholdError | None = None) -> int:
         """Return what an attempt costs that gave no answer: its prompt, and what came, as counted or estimated."""

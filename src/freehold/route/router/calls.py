@@ -14,8 +14,8 @@ from freehold.base.errors import FreeholdError, UnsupportedModel
 from freehold.base.serving import Job, ModelDirectory, ModelInfo, Stream
 from freehold.route.providers.contract import Cause, Cleared, Piece, UpstreamFault
 from freehold.route.router.contract import RentedModels
-from freehold.route.router.gateway import GatewayModel
-from freehold.route.router.routing import has_addresses, has_images, has_sounds
+from freehold.route.router.gateway import BreakerLimits, GatewayModel
+from freehold.route.router.routing import Breakers, has_addresses, has_images, has_sounds
 
 
 class TargetCalls:
@@ -128,6 +128,16 @@ def cause_of(error: FreeholdError) -> Cause:
         return error.cause
     causes: list[Cause] = [cause for kind, cause in _ENGINE if isinstance(error, kind)]
     return causes[0] if causes else "server"
+
+
+def judge(
+    breakers: Breakers, target: GatewayModel, cause: Cause, limits: BreakerLimits, *, blameless: bool
+) -> None:
+    """Count a failed attempt in its target's health; `blameless`: it says nothing of the target, whatever its cause."""
+    if blameless or cause in SAYS_NOTHING or (target.remote is None and cause == "rate"):
+        breakers.dropped(target.name)
+    else:
+        breakers.failed(target.name, limits, at_once=cause in BREAKS_AT_ONCE)
 
 
 def wait_before_retry(error: FreeholdError, tries: int) -> float:

@@ -27,19 +27,26 @@ from freehold.base.types import Usage
 from freehold.route.providers.contract import Cleared, RentedTranscript, SoundUsage, UpstreamFault
 from freehold.route.providers.openai.speech import lacks
 from freehold.route.router.calls import (
-    BREAKS_AT_ONCE,
     CHARGED,
     MOST_WAIT_S,
     RETRIED,
     SAYS_NOTHING,
     cause_of,
+    judge,
     wait_before_retry,
 )
 from freehold.route.router.gateway import GatewayModel
 from freehold.route.router.ledger.rows import Outcome
 from freehold.route.router.parts import GatewayParts
 from freehold.route.router.record import ROOM_WAIT_S, RequestRecord
-from freehold.route.router.routing import KEYLESS, PassedOver, PlannedRoute, TargetChoice
+from freehold.route.router.routing import (
+    PassedOver,
+    PlannedRoute,
+    TargetChoice,
+    choose_by,
+    closed,
+    unlicensed,
+)
 from freehold.run.sounds.opening import MeasuredSound
 
 CHUNK_S = 30.0  # of a rented recording, as keys' budgets count chunks
@@ -50,38 +57,22 @@ def choose_hearing(
     planned: PlannedRoute, cleared: Cleared[SpeechJob], size: int, parts: GatewayParts
 ) -> TargetChoice:
     """Return a route's targets for a recording of `size` bytes, each that is passed over with its reason."""
-    allowed: list[GatewayModel] = []
-    passed_over: dict[str, PassedOver] = {}
-    for target in planned.targets:
-        why = _why_not(target, planned, cleared, size)
-        if why is None:
-            reason, wait = parts.breakers.why_not(target.name)
-            why = PassedOver("breaker", reason, wait) if reason else None
-        if why is None:
-            allowed.append(target)
-        else:
-            passed_over[target.name] = why
-    spread = planned.route.spread
-    if spread == "least-busy":
-        allowed = parts.load.sorted(allowed)
-    return TargetChoice(planned.name, allowed, passed_over, planned.targets, spread)
+    return choose_by(
+        planned, lambda target: _why_not(target, planned, cleared, size), parts.breakers, parts.load
+    )
 
 
 def _why_not(
     target: GatewayModel, planned: PlannedRoute, cleared: Cleared[SpeechJob], size: int
 ) -> PassedOver | None:
-    if target.place not in cleared.places:
-        rule = f"label {', '.join(cleared.label_names)}" if cleared.label_names else "its route"
-        return PassedOver("label", f"{rule} does not allow {target.place}")
+    if (why := closed(target, cleared)) is not None:
+        return why
     remote = target.remote
-    if remote is not None:
-        if remote.provider.key is None and remote.provider.kind != KEYLESS:
-            return PassedOver("key", f"{remote.provider.name} has no key")
-        if lack := lacks(remote, cleared.work, size, urlsplit(remote.provider.url).hostname or ""):
-            return PassedOver("ability", lack)
-    if planned.route.may_teach and not target.may_teach:
-        return PassedOver("licence", "its terms are not known to let answers train a model")
-    return None
+    if remote is not None and (
+        lack := lacks(remote, cleared.work, size, urlsplit(remote.provider.url).hostname or "")
+    ):
+        return PassedOver("ability", lack)
+    return unlicensed(target, planned)
 
 
 class RoutedHearing:
@@ -306,7 +297,9 @@ class RoutedHearing:
             self._record.risked += max(self._most(target) - nano, 0)
         if sent:
             self._record.attempted(target, cause, time.monotonic() - self._began, status=status, nano=nano)
-        self._judge(target, cause, status)
+        judge(
+            self._parts.breakers, target, cause, self._planned.route.breaker, blameless=status in OTHERS_MAY
+        )
         if cause in SAYS_NOTHING and status not in OTHERS_MAY:
             raise e
         self._errors[target.name] = e
@@ -317,13 +310,6 @@ class RoutedHearing:
         else:
             self._waiting = [each for each in self._waiting if each is not target]
             self._tries = 0
-
-    def _judge(self, target: GatewayModel, cause: str, status: int) -> None:
-        breakers = self._parts.breakers
-        if cause in SAYS_NOTHING or status in OTHERS_MAY or (target.remote is None and cause == "rate"):
-            breakers.dropped(target.name)
-        else:
-            breakers.failed(target.name, self._planned.route.breaker, at_once=cause in BREAKS_AT_ONCE)
 
     async def _end_attempt(self) -> None:
         """Close what the target has of the recording, and count it off."""

@@ -14,12 +14,14 @@ import random
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from typing import Any
 
 from freehold.base.errors import FreeholdError, UsageError
 from freehold.base.serving import Job, Origin, SpeechSource
 from freehold.base.types import Usage
 from freehold.route.providers.contract import Cleared
+from freehold.route.providers.openai.speech import pieces_of
 from freehold.route.providers.signatures import Signatures
 from freehold.route.router.answers import AnswerCache, KeptTexts
 from freehold.route.router.calls import NEVER_SENT, TargetCalls, cause_of
@@ -165,14 +167,11 @@ class Measuring:
     async def sound(self, recording: SpeechSource, most_s: float) -> MeasuredSound:
         """Return a recording's form and length. Raises UsageError for what is not one, or is too long."""
         async with self._turns:
-            data = bytearray()
-            while len(data) < recording.size:
-                piece = await recording.read(len(data), 1 << 20)
-                if not piece:
-                    break
-                data += piece
+            data = BytesIO()  # whose bytes are taken out without a copy
+            async for piece in pieces_of(recording):
+                data.write(piece)
             try:
-                return await asyncio.to_thread(measure_sound, bytes(data), most_s)
+                return await asyncio.to_thread(measure_sound, data.getvalue(), most_s)
             except UsageError as e:
                 raise UsageError(e.message, e.hint, e.field or "file") from None
 

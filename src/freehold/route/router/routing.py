@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 from freehold.base.errors import ContextOverflow, FreeholdError, PolicyRefused, UnsupportedModel
 from freehold.base.prompts import PromptSize
@@ -240,10 +241,25 @@ def choose(
 
     `load`: by which a route spreads its requests; None: in the file's order.
     """
+    return choose_by(
+        planned,
+        lambda target: _why_not(target, planned, cleared, size, bars, windows or {}),
+        breakers,
+        load,
+    )
+
+
+def choose_by(
+    planned: PlannedRoute,
+    why_not: Callable[[GatewayModel], PassedOver | None],
+    breakers: Breakers,
+    load: TargetLoad | None,
+) -> TargetChoice:
+    """Return a route's targets for which `why_not` has no reason and whose breaker is closed."""
     allowed: list[GatewayModel] = []
     passed_over: dict[str, PassedOver] = {}
     for target in planned.targets:
-        why = _why_not(target, planned, cleared, size, bars, windows or {})
+        why = why_not(target)
         if why is None:
             reason, wait = breakers.why_not(target.name)
             why = PassedOver("breaker", reason, wait) if reason else None
@@ -265,12 +281,9 @@ def _why_not(
     bars: BarCheck | None,
     windows: Mapping[str, int],
 ) -> PassedOver | None:
-    if target.place not in cleared.places:
-        rule = f"label {', '.join(cleared.label_names)}" if cleared.label_names else "its route"
-        return PassedOver("label", f"{rule} does not allow {target.place}")
+    if (why := closed(target, cleared)) is not None:
+        return why
     remote = target.remote
-    if remote is not None and remote.provider.key is None and remote.provider.kind != KEYLESS:
-        return PassedOver("key", f"{remote.provider.name} has no key")
     if remote is not None and (lack := lacking(remote, cleared.work)):
         return PassedOver("ability", lack)
     window = remote.context if remote is not None else windows.get(target.local, 0)
@@ -278,14 +291,32 @@ def _why_not(
         return PassedOver(
             "window", f"its window of {window:,} tokens is smaller than the prompt of {size.bytes:,} bytes"
         )
-    if planned.route.may_teach and not target.may_teach:
-        terms_say = "do not let" if target.may_teach is False else "are not known to let"
-        return PassedOver("licence", f"its terms {terms_say} answers train a model")
+    if (why := unlicensed(target, planned)) is not None:
+        return why
     if planned.task is not None and bars is not None:
         passes, figures = bars.passes(planned.task, target)
         if not passes:
             return PassedOver("bar", figures)
     return None
+
+
+def closed(target: GatewayModel, cleared: Cleared[Any]) -> PassedOver | None:
+    """Return why no request may go to a target: its place, or a key that is missing."""
+    if target.place not in cleared.places:
+        rule = f"label {', '.join(cleared.label_names)}" if cleared.label_names else "its route"
+        return PassedOver("label", f"{rule} does not allow {target.place}")
+    remote = target.remote
+    if remote is not None and remote.provider.key is None and remote.provider.kind != KEYLESS:
+        return PassedOver("key", f"{remote.provider.name} has no key")
+    return None
+
+
+def unlicensed(target: GatewayModel, planned: PlannedRoute) -> PassedOver | None:
+    """Return why a target's answers may not train a model, where the route wants such answers."""
+    if not planned.route.may_teach or target.may_teach:
+        return None
+    terms_say = "do not let" if target.may_teach is False else "are not known to let"
+    return PassedOver("licence", f"its terms {terms_say} answers train a model")
 
 
 def lacking(remote: RemoteModel, work: Job | EmbedJob) -> str:

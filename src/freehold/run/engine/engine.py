@@ -116,12 +116,13 @@ class Engine:
                 f"{model.name} has no head of its own to draft with, or another source drafts",
                 "leave the head out of --draft, or choose a file that holds one",
             )
-        if drafter is not None:  # its cache has as many blocks
+        also = None  # bytes of a block in the drafting source's cache, which has as many
+        if drafter is not None:
             also = drafter.new_cache(1, kv_type).bytes_per_block
+        elif draft is not None:
+            also = bytes_per_block(draft, kv_type)
+        if also is not None:
             own = bytes_per_block(model, kv_type)
-            memory_share *= own / max(own + also, 1)
-        if draft is not None:  # one context, two caches
-            own, also = (bytes_per_block(each, kv_type) for each in (model, draft))
             memory_share *= own / max(own + also, 1)
         self.context, self.context_note = choose_context(model, context, memory_share, kv_type)
         self.model = model = model.at(self.context)

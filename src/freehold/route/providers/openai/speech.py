@@ -100,6 +100,14 @@ def lacks(remote: RemoteModel, job: SpeechJob, size: int, host: str) -> str:
     return ""
 
 
+async def pieces_of(recording: SpeechSource) -> AsyncIterator[bytes]:
+    """Yield a recording's bytes, PIECE at a time; they end early where the recording does."""
+    at = 0
+    while at < recording.size and (piece := await recording.read(at, min(PIECE, recording.size - at))):
+        at += len(piece)
+        yield piece
+
+
 def transcription(remote: RemoteModel, job: SpeechJob, recording: SpeechSource, form: str) -> Outgoing:
     """Return the request for a recording of a form as run/sounds names it. Raises UnsupportedModel for other forms."""
     name = FILES.get(form)
@@ -129,9 +137,7 @@ def transcription(remote: RemoteModel, job: SpeechJob, recording: SpeechSource, 
 
     async def pieces() -> AsyncIterator[bytes]:
         yield before
-        at = 0
-        while at < recording.size and (piece := await recording.read(at, min(PIECE, recording.size - at))):
-            at += len(piece)
+        async for piece in pieces_of(recording):
             yield piece
         yield after
 

@@ -37,6 +37,17 @@ MAX_AHEAD = 16  # tokens drafted at once: a rate of 0.95 each leaves 0.44 of the
 RECENT = MAX_AHEAD + MAX_JOINED  # tokens of a shadow that may not be the sequence's
 
 
+def drafting_seconds(cost: StepCost, tokens: int, estimate: float) -> float:
+    """Return what computing this many tokens takes; `estimate`: seconds of one, until WARM such steps were measured."""
+    token_s = cost.seconds(1) if cost.count(1) >= WARM else estimate
+    steps, rest = divmod(tokens, PREFILL_TOKENS)
+    return sum(
+        count * min(cost.seconds(size) or token_s * (1 + EXTRA_TOKEN * (size - 1)), token_s * size)
+        for count, size in ((steps, PREFILL_TOKENS), (1, rest))
+        if count and size
+    )
+
+
 class DraftModel:
     """A small model beside `target`; the caller has checked that their vocabularies are the same."""
 
@@ -84,15 +95,7 @@ class DraftModel:
 
         Estimated by bytes until enough was measured: the first steps fetch the weights from the disk.
         """
-        token_s = self._share * target_step
-        if self._cost.count(1) >= WARM:
-            token_s = self._cost.seconds(1)
-        steps, rest = divmod(tokens, PREFILL_TOKENS)
-        return sum(
-            count * min(self._cost.seconds(size) or token_s * (1 + EXTRA_TOKEN * (size - 1)), token_s * size)
-            for count, size in ((steps, PREFILL_TOKENS), (1, rest))
-            if count and size
-        )
+        return drafting_seconds(self._cost, tokens, self._share * target_step)
 
     def missing(self, seq: Sequence) -> int:
         """Return how many tokens of `seq` must be computed before one can be drafted."""

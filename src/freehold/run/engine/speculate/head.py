@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from freehold import _native as native
 from freehold.run.engine.cache.blocks import blocks_for, common_prefix
 from freehold.run.engine.sampler import choose, log_sum_exp
-from freehold.run.engine.schedule.budget import EXTRA_TOKEN, PREFILL_TOKENS, StepCost
+from freehold.run.engine.schedule.budget import PREFILL_TOKENS, StepCost
 from freehold.run.engine.sequence import ScheduledChunk, Sequence
-from freehold.run.engine.speculate.draft_model import MAX_JOINED, WARM
+from freehold.run.engine.speculate.draft_model import MAX_JOINED, drafting_seconds
 from freehold.run.models.load import DraftingHead, LoadedModel
 
 F32 = NDArray[np.float32]
@@ -126,13 +126,7 @@ class HeadDrafts:
 
         Estimated by bytes until enough was measured.
         """
-        row_s = self._cost.seconds(1) if self._cost.count(1) >= WARM else self._share * target_step
-        steps, rest = divmod(tokens, PREFILL_TOKENS)
-        return sum(
-            count * min(self._cost.seconds(size) or row_s * (1 + EXTRA_TOKEN * (size - 1)), row_s * size)
-            for count, size in ((steps, PREFILL_TOKENS), (1, rest))
-            if count and size
-        )
+        return drafting_seconds(self._cost, tokens, self._share * target_step)
 
     def missing(self, seq: Sequence) -> int:
         """Return how many rows must be computed before a token is drafted."""

@@ -113,8 +113,7 @@ class Source(BoundFile):
     drafter: BoundHead | None = None  # the model's own drafting head
 
     def _groups(self) -> Iterator[Mapping[str, Bound]]:
-        yield self.ends
-        yield from self.layers
+        yield from super(Source, self)._groups()
         if self.drafter is not None:
             yield from (self.drafter.ends, self.drafter.layer)
 
