@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from freehold.adapt.distil import DistilSettings, DistilWatch, distil, marked, read_prompts
+from freehold.adapt.distil import DistilSettings, DistilWatch, distil, marked
 from freehold.adapt.evals.paired import compared, wilson
 from freehold.adapt.run import cpu_seconds
 from freehold.adapt.sampling import open_sampling
+from freehold.adapt.teacher_prompts import read_prompts
 from freehold.adapt.training.trainee import half_helps
 from freehold.base.config import load_settings
 from freehold.base.machine import cpu_name

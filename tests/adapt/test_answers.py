@@ -10,8 +10,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from freehold.adapt.distil import BATCH, AnswerBook, Taught, TeacherPrompt, loops, read_prompts
+from freehold.adapt.distil import BATCH, AnswerBook, Taught, loops
 from freehold.adapt.sampling import SampledAnswer
+from freehold.adapt.teacher_prompts import TeacherContext, TeacherPrompt, read_prompts
 from freehold.base.errors import StoreError, UsageError
 from freehold.base.types import Message, SamplingParams
 
@@ -129,3 +130,41 @@ def test_a_line_with_two_judges_is_refused(tmp_path: Path):
     path.write_text('{"prompt": "q", "regex": "x", "exact": "x"}')
     with pytest.raises(UsageError, match="line 1: exact and regex; a line has one judge or none"):
         read_prompts(path)
+
+
+def test_a_teacher_sees_instructions_and_examples_before_its_lines(tmp_path: Path):
+    system, shots, prompts = (tmp_path / name for name in ("s.txt", "shots.jsonl", "p.jsonl"))
+    system.write_text("Answer in upper case.\n")
+    shots.write_text('{"prompt": "a?", "completion": "A"}\n')
+    lines = [
+        {"prompt": "b?"},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "c?"}]},
+        {"prompt": "d?", "teacher_messages": [{"role": "user", "content": "d, in capitals?"}]},
+    ]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    context, items = TeacherContext.read(system, shots), read_prompts(prompts).items
+    shown = [[(m.role, m.content) for m in context.before(each)] for each in items]
+    example = [("user", "a?"), ("assistant", "A")]
+    assert shown[0] == [("system", "Answer in upper case."), *example, ("user", "b?")]
+    assert shown[1] == [("system", "Answer in upper case.\n\nBe brief."), *example, ("user", "c?")]
+    assert shown[2] == [("user", "d, in capitals?")]
+    assert [m.content for m in items[2].messages] == ["d?"]
+    assert not TeacherContext() and TeacherContext().before(items[0]) == items[0].messages
+
+
+@pytest.mark.parametrize(
+    ("system", "shots", "message"),
+    [
+        ("", None, "is empty"),
+        (None, '{"prompt": "a?"}', "line 1: completion is missing"),
+        ("\xff", None, "UTF-8"),
+    ],
+)
+def test_bad_instructions_and_examples_are_refused(
+    tmp_path: Path, system: str | None, shots: str | None, message: str
+):
+    paths = [tmp_path / "s", tmp_path / "e"]
+    for path, text in zip(paths, (system, shots), strict=True):
+        path.write_bytes((text or "").encode("latin-1"))
+    with pytest.raises(UsageError, match=message):
+        TeacherContext.read(None if system is None else paths[0], None if shots is None else paths[1])

@@ -186,7 +186,7 @@ def test_other_tokens_are_refused_with_the_way_out(held: Held, prompts: Path, tm
 def test_a_student_that_cannot_learn_is_refused_before_the_teacher_is_loaded(
     held: Held, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_policy: bool
 ):
-    monkeypatch.setattr("freehold.adapt.distil.open_sampling", None)
+    monkeypatch.setattr("freehold.adapt.sampling.open_sampling", None)
     with pytest.raises(UnsupportedModel, match="mixture-of-experts"):
         distil(
             held("llama"),

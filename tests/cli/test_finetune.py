@@ -111,3 +111,24 @@ def test_a_run_is_summed_up_with_test_and_forgetting(run: Run, tiny: Path, data:
 def test_without_a_folder_there_is_a_way_out(run: Run, tiny: Path, data: Path):
     status, _, err = run("finetune", str(tiny), "--data", str(data))
     assert status == 2 and "--preflight" in err
+
+
+def test_an_adapter_is_a_base_and_the_result_says_its_chain(
+    run: Run, tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    short = ("--data", str(data), "--max-length", "128", "--threads", "1", "--rank", "2", "--replay", "0")
+    assert run("finetune", str(tiny), *short, "-o", "first")[0] == 0
+    status, out, err = run("finetune", f"{tiny}+./first", *short, "-o", "second")
+    assert status == 0, err
+    assert "first -> second (rank 4, contains the ones before)" in out
+    status, _, err = run("finetune", f"{tiny}+second", *short, "--continue", "-o", "third")
+    assert status == 2 and "keeps the rank of the adapter" in err
+    status, out, err = run(
+        *("finetune", f"{tiny}+second", *short[:6], "--replay", "0", "--continue", "-o", "third")
+    )
+    assert status == 0 and "first -> second -> third (rank 4" in out, err
+    for base, message in ((f"{tiny}+./none", "no adapter at none"), (f"{tiny}+first+second", "2 adapters")):
+        status, _, err = run("finetune", base, *short, "-o", "fourth")
+        assert status and message in err and "Traceback" not in err
+    assert "names none" in run("finetune", str(tiny), *short, "--continue", "-o", "fourth")[2]

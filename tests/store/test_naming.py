@@ -9,7 +9,7 @@ import pytest
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
 from freehold.run.store import Store
-from freehold.run.store.naming import NamedModel, adapter_of, parted
+from freehold.run.store.naming import NamedModel, adapter_of, adapters_of, parted
 
 
 @pytest.fixture
@@ -53,3 +53,10 @@ def test_an_option_says_the_same_as_a_plus(store: Store):
 def test_an_adapter_that_is_not_there_is_refused(store: Store, given: str):
     with pytest.raises(UsageError, match=r"no adapter at nowhere|cannot be an adapter.s name"):
         parted(store, given)
+
+
+def test_adapters_are_found_in_the_order_of_the_pluses(store: Store):
+    model, adapters = adapters_of(store, "smollm2:135m+mine+style=./mine")
+    assert model == "smollm2:135m" and [each.name for each in adapters] == ["mine", "style"]
+    with pytest.raises(UsageError, match="no adapter at served"):
+        adapters_of(store, "smollm2:135m+served")

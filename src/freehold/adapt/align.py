@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.adapt.evals.samples import check_keys, first_faults
-from freehold.adapt.licences import base_licence, check_base
+from freehold.adapt.licences import base_licence
 from freehold.adapt.lines import (
     DataLines,
     check_apart,
@@ -26,9 +26,10 @@ from freehold.adapt.lines import (
     text_of,
 )
 from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
-from freehold.adapt.run import RunFolder, model_digest
-from freehold.adapt.sampling import AnswerRow, AnswerRows, mismatch, open_sampling, served_log_probs
+from freehold.adapt.run import RunFolder
+from freehold.adapt.sampling import AnswerRow, AnswerRows, mismatch, served_log_probs
 from freehold.adapt.settings import AlignSettings
+from freehold.adapt.stages import StageBase
 from freehold.adapt.teaching import Nearness, still_known, written
 from freehold.adapt.training.steps import PASS_TOKENS, Optimizer, Order, parts
 from freehold.adapt.training.trainee import Trainee
@@ -145,6 +146,8 @@ def align(
     out: Path,
     settings: AlignSettings,
     *,
+    adapter: Path | None = None,
+    continued: bool = False,
     test: Path | None = None,
     packs: Path | None = None,
     facts: Facts | None = None,
@@ -154,18 +157,21 @@ def align(
 ) -> dict[str, Any]:
     """Train an adapter that prefers chosen answers; write it to the folder `out` and return its receipt.
 
-    `test`: pairs to measure with; None: a share of `pairs`, taken by prompts. An interrupted run with the same
-    arguments continues. Raises UsageError with the numbers, and what reading the model raises.
+    `adapter`, `continued`: as for finetune; the reference is then the model with the adapter. `test`: pairs to measure
+    with; None: a share of `pairs`, taken by prompts. An interrupted run with the same arguments continues. Raises
+    UsageError with the numbers, and what reading the model raises.
     """
-    check_base(model)
+    base = StageBase.of(model, adapter, continued=continued)
+    settings = base.fitted(settings)
     data = _PairData.read(pairs, test, settings)
     licence = base_licence(model, facts or Facts())
     training = TrainingRun(
         verb="align",
+        base=base,
         out=out,
         inputs={
             "model": model.name,
-            "base": model_digest(model),
+            "base": base.digest,
             "pairs": data.digest,
             "test": data.test_digest,
         },
@@ -175,14 +181,12 @@ def align(
     )
 
     def trained(run: RunFolder) -> dict[str, Any]:
-        course, unseen = _prepared(model, data, settings)
+        course, unseen = _prepared(base, data, settings)
         for note in [*training.notes, *_notes(course.pairs, data)]:
             on_note(note)
         if settings.replay:
-            with open_sampling(
-                model, packs, many=True, context=MIN_CONTEXT, threads=settings.threads
-            ) as base:
-                own = written(base, settings.seed, course.steps * settings.replay)
+            with base.opened(packs, many=True, context=MIN_CONTEXT, threads=settings.threads) as engine:
+                own = written(engine, settings.seed, course.steps * settings.replay)
             course.nearness = Nearness(course.trainee, own, settings.replay)
         loop = course.loop(run)
         loop.run(course.step, on_step)
@@ -191,7 +195,7 @@ def align(
             "pairs": _counted(course.pairs, data),
             "first_loss": loop.lines()[0]["loss"],
             "before_after": measured(course.trainee, unseen),
-            **served(model, packs, course.trainee, unseen, run.folder, settings),
+            **served(base, packs, course.trainee, unseen, run.folder, settings),
             **loop.receipt_parts(),
         }
 
@@ -226,7 +230,7 @@ def measured(trainee: Trainee, unseen: Sequence[PairRow]) -> dict[str, Any] | No
 
 
 def served(
-    model: ModelRef,
+    base: StageBase,
     packs: Path | None,
     trainee: Trainee,
     unseen: Sequence[PairRow],
@@ -237,7 +241,7 @@ def served(
     some = unseen[:SERVED_PAIRS]
     rows = [row for pair in some for row in (pair.chosen, pair.rejected)]
     context = max(MIN_CONTEXT, *(len(row.ids) + 1 for row in rows)) if rows else MIN_CONTEXT
-    with open_sampling(model, packs, many=True, context=context, threads=settings.threads) as engine:
+    with base.opened(packs, many=True, context=context, threads=settings.threads) as engine:
         engine.add_adapter(ADAPTER, adapter)
         log_probs = served_log_probs(engine, rows, engine.adapters.find(ADAPTER))
         known = still_known(engine, trainee, ADAPTER)
@@ -250,9 +254,9 @@ def served(
     }
 
 
-def _prepared(model: ModelRef, data: _PairData, settings: AlignSettings) -> tuple[_Course, list[PairRow]]:
-    """Bind the model and make all rows: those of the steps, and the unseen pairs'."""
-    trainee = settings.trainee(model.path)
+def _prepared(base: StageBase, data: _PairData, settings: AlignSettings) -> tuple[_Course, list[PairRow]]:
+    """Bind the base and make all rows: those of the steps, and the unseen pairs'."""
+    trainee = base.trainee(settings)
     most = min(settings.max_length, trainee.source.cfg.context)
     rows = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
     pairs = pair_rows(rows, data.trained, data.path)

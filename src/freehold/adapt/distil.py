@@ -4,6 +4,9 @@ Sequence-level across tokenizers: the teacher answers, faulty answers are reject
 `on_policy`, where both have the same tokens: the student answers, and the teacher says at each token how likely it was.
 Prompts with a judge measure teacher and student on those that were not trained on, as served.
 
+The teacher may see what the student does not: instructions and examples before each prompt, or a line's own messages
+(context distillation). What they achieve is then learnt, and no token of them is needed when serving.
+
 The teacher's answers are sampled in batches, judged, and kept in a file, so that an interrupted run asks none twice.
 The first try is greedy; a rejected answer is tried again, sampled. Rejected are answers that are empty, cut at the
 limit, repeat a piece many times, or fail their line's judge: a student would learn those as well. Each answer follows
@@ -23,11 +26,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.adapt.evals.samples import JUDGES, Judge, check_keys, judge
-from freehold.adapt.licences import base_licence, check_base, teaching
-from freehold.adapt.lines import DataLines, check_apart, conversation, conversation_key, held_out, read_lines
+from freehold.adapt.licences import base_licence, teaching
+from freehold.adapt.lines import DataLines, check_apart, held_out
 from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
-from freehold.adapt.run import RunFolder, model_digest, on_disk
+from freehold.adapt.run import RunFolder, on_disk
 from freehold.adapt.sampling import (
     GREEDY,
     AnswerRow,
@@ -35,16 +37,17 @@ from freehold.adapt.sampling import (
     SampledAnswer,
     SamplingModel,
     mismatch,
-    open_sampling,
     served_log_probs,
 )
 from freehold.adapt.settings import DistilSettings
+from freehold.adapt.stages import StageBase
+from freehold.adapt.teacher_prompts import TeacherContext, TeacherPrompt, judged_prompts, read_prompts
 from freehold.adapt.teaching import TeachingCourse, still_known, written
 from freehold.adapt.training.packed import VOCAB_SLICE, Head, HeadSlice, divergence
 from freehold.adapt.training.steps import Optimizer, Order, parts
 from freehold.adapt.training.trainee import States, Trainee, check_trainable
 from freehold.base.errors import ContextOverflow, StoreError, UsageError
-from freehold.base.types import Message, SamplingParams
+from freehold.base.types import SamplingParams
 from freehold.choose.advisor.verdict import Facts
 from freehold.run.engine.cache.capacity import MIN_CONTEXT
 from freehold.run.models.lora import Adapter
@@ -101,25 +104,32 @@ class AnswerBook:
         seed: int,
         max_tokens: int,
         tries: int = 1,
+        context: TeacherContext | None = None,
         on_batch: Callable[[int], None] = lambda done: None,
     ) -> list[Taught]:
         """Have every question answered that was not yet; return all answers in the order of the questions.
 
-        `on_batch`: called with the number of questions answered so far.
+        `context`: what the teacher sees besides. `on_batch`: called with the number of questions answered so far.
         """
         left = [q for q in questions if q.line not in self.held]
         for first in range(0, len(left), BATCH):
             batch = left[first : first + BATCH]
-            self._add(self._answered(teacher, batch, seed, max_tokens, tries))
+            self._add(self._answered(teacher, batch, seed, max_tokens, tries, context or TeacherContext()))
             on_batch(len(questions) - len(left) + first + len(batch))
         return [self.held[q.line] for q in questions]
 
     def _answered(
-        self, teacher: SamplingModel, batch: Sequence[TeacherPrompt], seed: int, max_tokens: int, tries: int
+        self,
+        teacher: SamplingModel,
+        batch: Sequence[TeacherPrompt],
+        seed: int,
+        max_tokens: int,
+        tries: int,
+        context: TeacherContext,
     ) -> list[Taught]:
         taught: dict[int, Taught] = {}
         spent: Counter[int] = Counter()
-        prompts = {q.line: teacher.render(q.messages) for q in batch}
+        prompts = {q.line: teacher.render(context.before(q)) for q in batch}
         waiting: list[TeacherPrompt] = []
         for question in batch:
             if len(prompts[question.line]) < teacher.context:
@@ -189,46 +199,6 @@ def _fault(question: TeacherPrompt, answer: SampledAnswer, text: str) -> str:
     return ""
 
 
-# --- the prompts that a teacher answers -------------------------------------------------------------
-# One a line, with a judge of the answer where the line has one.
-#     {"prompt": "Convert 3 km to metres as JSON."}
-#     {"messages": [{"role": "system", ...}, {"role": "user", ...}], "regex": "^\\d+ m$"}
-#     {"prompt": "Write is_even(n) in Python.", "tests": ["assert is_even(4)"]}
-# Judges are those of evals/samples.py, except the one that is a model.
-
-_CHECKS = tuple(kind for kind in JUDGES if kind != "judge")
-_KEYS = ("prompt", "messages", *_CHECKS)
-_EXAMPLE = '{"prompt": "..."}'
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherPrompt:
-    """What is asked. `check`: judges an answer; None where the line has none."""
-
-    line: int
-    messages: tuple[Message, ...]
-    check: Judge | None = None
-
-    @property
-    def key(self) -> str:
-        """Equal keys are the same question."""
-        return conversation_key(self.messages)
-
-
-def read_prompts(path: Path) -> DataLines[TeacherPrompt]:
-    """Read a file of prompts. Raises UsageError naming every bad line, repeated questions too."""
-    return read_lines(path, _question, _EXAMPLE, same=lambda q: q.key)
-
-
-def _question(number: int, table: Mapping[str, Any]) -> TeacherPrompt:
-    check_keys(table, _KEYS)
-    kinds = [kind for kind in _CHECKS if kind in table]
-    if len(kinds) > 1:
-        raise UsageError(f"{' and '.join(kinds)}; a line has one judge or none")
-    check = judge(kinds[0], table[kinds[0]]) if kinds else None
-    return TeacherPrompt(number, conversation(table), check)
-
-
 ANSWERS, UNSEEN = "answers.jsonl", "unseen.jsonl"
 ADAPTER = "tuned"  # its name in the engine that measures it
 SERVED_ROWS = 16  # that this engine is asked about
@@ -246,21 +216,28 @@ class DistilWatch:
 @dataclass(frozen=True, slots=True)
 class _Work:
     run: RunFolder
-    teacher: ModelRef
-    student: ModelRef
+    teacher: StageBase
+    student: StageBase
+    context: TeacherContext
     packs: Path | None
     settings: DistilSettings
     trained: Sequence[TeacherPrompt]
     tested: Sequence[TeacherPrompt]
     watch: DistilWatch
 
-    def engine(self, ref: ModelRef) -> SamplingModel:
+    def engine(self, base: StageBase) -> SamplingModel:
         """Load a model to sample from, with room for the longest row and for a batch at once."""
         context, threads = max(self.settings.max_length, MIN_CONTEXT), self.settings.threads
         try:
-            return open_sampling(ref, self.packs, many=True, context=context, threads=threads)
+            return base.opened(self.packs, many=True, context=context, threads=threads)
         except ContextOverflow:  # it was made for less: its own
-            return open_sampling(ref, self.packs, many=True, threads=threads)
+            return base.opened(self.packs, many=True, threads=threads)
+
+    def longer(self, base: StageBase) -> SamplingModel:
+        """Load the teacher: with a context of instructions and examples, its own room for them."""
+        if not self.context and not any(q.shown for q in (*self.trained, *self.tested)):
+            return self.engine(base)
+        return base.opened(self.packs, many=True, threads=self.settings.threads)
 
 
 def distil(
@@ -270,6 +247,10 @@ def distil(
     out: Path,
     settings: DistilSettings,
     *,
+    teacher_adapter: Path | None = None,
+    adapter: Path | None = None,
+    continued: bool = False,
+    context: TeacherContext | None = None,
     test: Path | None = None,
     packs: Path | None = None,
     facts: Facts | None = None,
@@ -279,11 +260,14 @@ def distil(
 ) -> dict[str, Any]:
     """Train an adapter of `student` on what `teacher` answers; write it to the folder `out`, return its receipt.
 
-    `test`: prompts to measure with; None: a share of `prompts`. `accepted`: see licences.teaching. An interrupted run
-    with the same arguments continues. Raises UsageError with the numbers, and what reading the models raises.
+    `teacher_adapter`: one of the teacher's. `adapter`, `continued`: of the student, as for finetune. `context`: what
+    the teacher sees and the student does not. `test`: prompts to measure with; None: a share of `prompts`. `accepted`:
+    see licences.teaching. An interrupted run with the same arguments continues. Raises UsageError with the numbers,
+    and what reading the models raises.
     """
-    check_base(teacher)
-    check_base(student)
+    teaches = StageBase.of(teacher, teacher_adapter)
+    learns = StageBase.of(student, adapter, continued=continued)
+    settings, context = learns.fitted(settings), context or TeacherContext()
     watch = watch or DistilWatch()
     facts = facts or Facts()
     licences = {"base": base_licence(student, facts), "teacher": teaching(teacher, student, facts, accepted)}
@@ -292,10 +276,12 @@ def distil(
     check_trainable(student.path)
     training = TrainingRun(
         verb="distil",
+        base=learns,
         out=out,
         inputs={
-            "teacher": {"model": teacher.name, "file": model_digest(teacher)},
-            "student": {"model": student.name, "file": model_digest(student)},
+            "teacher": {"model": teacher.name, "file": teaches.digest, **teaches.inputs},
+            "student": {"model": student.name, "file": learns.digest},
+            **({"context": context.inputs} if context else {}),
             "prompts": prompts_file.digest,
             "test": tested_file.digest if tested_file else None,
         },
@@ -311,7 +297,7 @@ def distil(
         )
 
     def learnt(run: RunFolder) -> dict[str, Any]:
-        work = _Work(run, teacher, student, packs, settings, trained, tested, watch)
+        work = _Work(run, teaches, learns, context, packs, settings, trained, tested, watch)
         return _on_policy(work) if settings.on_policy else _sequence_level(work)
 
     return training.make(learnt)
@@ -337,7 +323,7 @@ def _sequence_level(work: _Work) -> dict[str, Any]:
     answers, unseen = _answered(work)
     counted = _counted(answers)
     work.watch.note(_summary(counted))
-    trainee = settings.trainee(work.student.path)
+    trainee = work.student.trainee(settings)
     rows = _rows(work, trainee, answers)
     order = Order(len(rows), settings.batch, settings.seed)
     steps = settings.epochs * order.steps_an_epoch
@@ -374,7 +360,7 @@ def _answered(work: _Work) -> tuple[list[Taught], list[Taught]]:
     ]
     if all(q.line in book.held for book, questions in books for q in questions):
         return [books[0][0].held[q.line] for q in work.trained], [books[1][0].held[q.line] for q in tested]
-    with work.engine(work.teacher) as teacher:
+    with work.longer(work.teacher) as teacher:
         return (
             _answer_book(work, teacher, ANSWERS, work.trained, work.settings.tries),
             _answer_book(work, teacher, UNSEEN, tested, 1),
@@ -390,6 +376,7 @@ def _answer_book(
         seed=work.settings.seed,
         max_tokens=work.settings.max_tokens,
         tries=tries,
+        context=work.context,
         on_batch=lambda done: work.watch.doing(f"{work.teacher.name} answered {done} of {len(questions)}"),
     )
 
@@ -397,9 +384,9 @@ def _answer_book(
 def _on_policy(work: _Work) -> dict[str, Any]:
     """Let the student answer and the teacher judge each token."""
     settings = work.settings
-    with work.engine(work.teacher) as teacher, work.engine(work.student) as student:
+    with work.longer(work.teacher) as teacher, work.engine(work.student) as student:
         check_same_tokens(teacher.tokenizer, student.tokenizer, (work.teacher.name, work.student.name))
-        trainee = settings.trainee(work.student.path)
+        trainee = work.student.trainee(settings)
         prompts = _prompts(work, teacher, student)
         order = Order(len(prompts), settings.batch, settings.seed)
         steps = settings.epochs * order.steps_an_epoch
@@ -423,7 +410,7 @@ def _on_policy(work: _Work) -> dict[str, Any]:
 def _prompts(work: _Work, teacher: SamplingModel, student: SamplingModel) -> list[PromptRow]:
     """Render every prompt for both; those that leave either no room for an answer are left out and said."""
     rows = [
-        PromptRow(q.line, tuple(student.render(q.messages)), tuple(teacher.render(q.messages)))
+        PromptRow(q.line, tuple(student.render(q.messages)), tuple(teacher.render(work.context.before(q))))
         for q in work.trained
     ]
     fit = [
@@ -534,11 +521,6 @@ def marked(
         not judged(q, answer, model.tokenizer, 1, len(answer.ids)).why
         for q, [answer] in zip(with_judge, samples, strict=True)
     ]
-
-
-def judged_prompts(questions: Sequence[TeacherPrompt]) -> list[TeacherPrompt]:
-    """Return those that have a judge."""
-    return [q for q in questions if q.check is not None]
 
 
 def passed(unseen: Sequence[Taught]) -> float | None:

@@ -17,19 +17,19 @@ import numpy as np
 from freehold.adapt.evals.contamination import overlaps
 from freehold.adapt.evals.paired import compared
 from freehold.adapt.evals.samples import JUDGES, Judge, check_keys, first_faults, judge
-from freehold.adapt.licences import base_licence, check_base
+from freehold.adapt.licences import base_licence
 from freehold.adapt.lines import DataLines, conversation, conversation_key, messages_of, read_lines, text_of
 from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
-from freehold.adapt.run import RunFolder, cpu_seconds, model_digest
+from freehold.adapt.run import RunFolder, cpu_seconds
 from freehold.adapt.sampling import (
     AnswerRow,
     AnswerRows,
     SamplingModel,
     mismatch,
-    open_sampling,
     served_log_probs,
 )
 from freehold.adapt.settings import FinetuneSettings
+from freehold.adapt.stages import StageBase
 from freehold.adapt.teaching import TeachingCourse, known_facts, still_known, written
 from freehold.adapt.training.steps import Optimizer, Order
 from freehold.adapt.training.trainee import GGUF, Trainee
@@ -121,9 +121,9 @@ class Classroom:
     skipped: int
 
     @classmethod
-    def of(cls, model: ModelRef, lessons: Lessons, settings: FinetuneSettings) -> Classroom:
-        """Bind the model and make all rows. Raises what reading the model raises, UsageError for long samples."""
-        trainee = settings.trainee(model.path, min(MOST_ACTIVATIONS, available_bytes() // 4))
+    def of(cls, base: StageBase, lessons: Lessons, settings: FinetuneSettings) -> Classroom:
+        """Bind the base and make all rows. Raises what reading the model raises, UsageError for long samples."""
+        trainee = base.trainee(settings, min(MOST_ACTIVATIONS, available_bytes() // 4))
         most = min(settings.max_length, trainee.source.cfg.context)
         maker = AnswerRows(trainee.tokenizer, trainee.template, trainee.name, most)
         rows, skipped = lessons.rows(maker, skip_long=settings.skip_long)
@@ -140,6 +140,8 @@ def finetune(
     out: Path,
     settings: FinetuneSettings,
     *,
+    adapter: Path | None = None,
+    continued: bool = False,
     test: Path | None = None,
     gguf: bool = True,
     packs: Path | None = None,
@@ -150,17 +152,21 @@ def finetune(
 ) -> dict[str, Any]:
     """Train an adapter on examples; write it to the folder `out` and return its receipt.
 
-    `gguf`: llama.cpp's file beside PEFT's two. An interrupted run with the same arguments continues, to the same bits.
+    `adapter`: one of `model` to start from; another is trained on top of it, and the result contains both. `continued`:
+    it is trained itself. `gguf`: llama.cpp's file beside PEFT's two. An interrupted run with the same arguments
+    continues, to the same bits.
     Raises UsageError with the numbers, and what reading the model raises.
     """
-    check_base(model)
+    base = StageBase.of(model, adapter, continued=continued)
+    settings = base.fitted(settings)
     lessons = Lessons.read(data, test)
     licence = base_licence(model, facts or Facts())
     training = TrainingRun(
         verb="finetune",
+        base=base,
         out=out,
         inputs={
-            "base": {"name": model.name, "digest": model_digest(model)},
+            "base": {"name": model.name, "digest": base.digest},
             "data": lessons.data.digest,
             "test": lessons.exam.digest if lessons.exam else None,
         },
@@ -168,7 +174,7 @@ def finetune(
         licences={"base": licence},
         fresh=fresh,
     )
-    room = Classroom.of(model, lessons, settings)  # a refusal leaves no folder
+    room = Classroom.of(base, lessons, settings)  # a refusal leaves no folder
     trainee, course = room.trainee, room.course
     steps = settings.epochs * course.order.steps_an_epoch
     longest = max(len(row.answer) for row in course.rows)
@@ -178,13 +184,13 @@ def finetune(
         """Load the engine that serves, with room for a sample and an answer; the model's own context is the limit."""
         wanted = max(settings.max_length + MOST_ANSWER, MIN_CONTEXT)
         context = min(wanted, trainee.source.cfg.context)
-        return open_sampling(model, packs, context=context, threads=settings.threads)
+        return base.opened(packs, context=context, threads=settings.threads)
 
     def taught(run: RunFolder) -> dict[str, Any]:
-        with engine() as base:
+        with engine() as untaught:
             if settings.replay:
-                course.replay = written(base, settings.seed, steps * settings.replay)
-            before, known = lessons.marks(base, "", most), known_facts(base)
+                course.replay = written(untaught, settings.seed, steps * settings.replay)
+            before, known = lessons.marks(untaught, "", most), known_facts(untaught)
         for note in [*training.notes, *_notes(room, lessons)]:
             on_note(note)
         loop = TrainingLoop(run, trainee, course.optimizer, steps)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from freehold.adapt.licences import LicenceVerdict, notes
 from freehold.adapt.run import RunFolder, cpu_seconds, on_disk, receipt, template_digest
 from freehold.adapt.settings import AdapterSettings
+from freehold.adapt.stages import StageBase, saved_adapter, warnings_of
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee, arithmetic
 from freehold.base.errors import UsageError
@@ -145,6 +146,7 @@ class TrainingRun:
     """What a verb makes of what. `inputs`: what its bits follow from besides the settings. `licences`: by role."""
 
     verb: str
+    base: StageBase
     out: Path
     inputs: Mapping[str, Any]
     settings: AdapterSettings
@@ -153,18 +155,22 @@ class TrainingRun:
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of the licences before the first step."""
-        return notes({f"{role}'s": one for role, one in self.licences.items()})
+        """What the user should know of the licences and the base before the first step."""
+        return [*notes({f"{role}'s": one for role, one in self.licences.items()}), *self.base.notes]
 
     def make(self, work: Callable[[RunFolder], Mapping[str, Any]]) -> dict[str, Any]:
         """Have `work` fill the run's folder and return its parts of the receipt; finish with the receipt, returned too.
 
-        An interrupted run of the same inputs continues. Raises what RunFolder.open raises.
+        An interrupted run of the same inputs continues. The receipt also has the adapter's digests, the `chain` of
+        stages that led to the base, and `warnings`. Raises what RunFolder.open raises.
         """
         own = {"settings": asdict(self.settings), "arithmetic": arithmetic(self.settings.threads)}
-        inputs = {**self.inputs, **own}
+        inputs = {**self.inputs, **self.base.inputs, **own}
         with RunFolder.open(self.out, self.verb, inputs, fresh=self.fresh) as folder:
             licence = {role: one.as_json() for role, one in self.licences.items()}
-            record = receipt(self.verb, inputs, licence=licence, **work(folder))
+            parts = work(folder)
+            written = {"adapter": saved_adapter(folder.folder, self.base.model), "chain": self.base.chain}
+            record = receipt(self.verb, inputs, licence=licence, **written, **parts)
+            record["warnings"] = warnings_of(record)
             folder.finish(record)
         return record

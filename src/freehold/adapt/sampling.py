@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from freehold.adapt.training.trainee import Trainee
 from freehold.base.errors import ContextOverflow, UnsupportedModel
 from freehold.base.machine import available_bytes
+from freehold.base.serving import Job
 from freehold.base.types import FinishReason, Message, SamplingParams, ServedModelOptions
 from freehold.run.engine import Generation
 from freehold.run.engine.scoring import logit_chunks
@@ -31,6 +32,7 @@ F32 = NDArray[np.float32]
 CACHE_BYTES = 1 << 30  # most of a cache for many answers: 80,000 tokens of a 0.5b
 NO_LIMIT = 1 << 40  # of tokens that wait: a batch is all there at once
 AT_ONCE = 64  # answers that are computed together; more would add cache and no speed
+BASE = "beneath"  # the name of the adapter that a training starts from, in its engine
 GREEDY = SamplingParams(temperature=0.0)
 AS_IT_IS = SamplingParams(temperature=1.0)  # the model's own distribution: nothing cut off, nothing sharpened
 
@@ -45,7 +47,21 @@ class SampledAnswer:
 
 
 class SamplingModel(LLM):
-    """An LLM whose caller handles token ids and adapters in memory. One thread uses it."""
+    """An LLM whose caller handles token ids and adapters in memory. One thread uses it.
+
+    `base`: an adapter that every answer is computed with for which no other one is named.
+    """
+
+    base: Adapter | None = None
+
+    def begin_over(self, path: Path) -> None:
+        """Make an adapter the base of all answers. Raises what add_adapter raises."""
+        self.add_adapter(BASE, path)
+        self.base = self.adapters.find(BASE)
+
+    def _overlaid(self, job: Job) -> Job:
+        job = super()._overlaid(job)
+        return job if job.adapter or self.base is None else replace(job, adapter=BASE)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -70,6 +86,7 @@ class SamplingModel(LLM):
 
         An answer depends on its prompt, its seed and the adapter alone, not on what it is computed with.
         """
+        adapter = adapter or self.base
         answers: list[SampledAnswer] = []
         step = max(1, AT_ONCE // n)
         for first in range(0, len(prompts), step):
@@ -93,7 +110,7 @@ class SamplingModel(LLM):
         self, prompt: Sequence[int], answer: Sequence[int], adapter: Adapter | None = None
     ) -> F32:
         """Return the logits that each token of `answer` is drawn from, after `prompt`: float32 [len(answer), V]."""
-        ids = [*prompt, *answer][:-1]
+        ids, adapter = [*prompt, *answer][:-1], adapter or self.base
         first, seen, kept = len(prompt) - 1, 0, []
         for rows in logit_chunks(self._generating(), ids, adapter=adapter):
             kept.append(rows[max(first - seen, 0) :])
@@ -126,18 +143,31 @@ class SamplingModel(LLM):
 
 
 def open_sampling(
-    ref: ModelRef, packs: Path | None = None, *, many: bool = False, **options: Unpack[ServedModelOptions]
+    ref: ModelRef,
+    packs: Path | None = None,
+    *,
+    many: bool = False,
+    beneath: Path | None = None,
+    **options: Unpack[ServedModelOptions],
 ) -> SamplingModel:
     """Load a model to sample from. Speculation is off: it draws the same tokens and costs a trainer's small batches.
 
     `many`: give the cache room for eight whole contexts, so that many answers of a short context are computed
-    together. Raises as open_model does.
+    together. `beneath`: an adapter that all answers are computed with, unless another is named. Raises as open_model
+    does.
     """
     settings = cast(ServedModelOptions, {"speculate": False, **options})
     if many:
         settings["cache_bytes"] = min(CACHE_BYTES, available_bytes() // 4)
         settings["max_queued_tokens"] = NO_LIMIT
-    return cast(SamplingModel, open_model(ref, packs=packs, kind=SamplingModel, **settings))
+    model = cast(SamplingModel, open_model(ref, packs=packs, kind=SamplingModel, **settings))
+    if beneath is not None:
+        try:
+            model.begin_over(beneath)
+        except BaseException:
+            model.close()
+            raise
+    return model
 
 
 # --- what the engine that serves makes of a trained adapter -----------------------------------------

@@ -14,7 +14,7 @@ from freehold.base.types import MAX_SEED
 
 if TYPE_CHECKING:
     from freehold.adapt.training.steps import Optimizer
-    from freehold.adapt.training.trainee import Trainee
+    from freehold.adapt.training.trainee import Beneath, Trainee
 
 WARMUP = 0.1  # share of the steps
 CAP = 2.0  # of a token's weight
@@ -72,8 +72,11 @@ class AdapterSettings:
     def __post_init__(self) -> None:
         check(self)
 
-    def trainee(self, model: Path, memory: int | None = None) -> Trainee:
-        """Bind a model with new pairs. `memory`: of activations, in bytes. Raises what Trainee.open raises."""
+    def trainee(self, model: Path, memory: int | None = None, beneath: Beneath | None = None) -> Trainee:
+        """Bind a model with new pairs. `memory`: of activations, in bytes. Raises what Trainee.open raises.
+
+        `beneath`: an adapter to start from.
+        """
         from freehold.adapt.training.trainee import ACTIVATIONS, Trainee
 
         return Trainee.open(
@@ -84,6 +87,7 @@ class AdapterSettings:
             threads=self.threads,
             half=self.half,
             memory=ACTIVATIONS if memory is None else memory,
+            beneath=beneath,
         )
 
     def optimizer(self, trainee: Trainee, steps: int) -> Optimizer:
@@ -106,7 +110,9 @@ class AlignSettings(AdapterSettings):
     epochs: int = option(1, "Passes over the pairs.", least=1, most=100)
     batch: int = option(8, "Pairs per step.", least=1, most=256)
     replay: int = option(2, f"{_REPLAY}.", least=0, most=64)
-    replay_weight: float = 1.0
+    replay_weight: float = option(
+        1.0, "Weight of the divergence on these rows relative to the loss.", least=0
+    )
     test_share: float = option(
         0.1, "Share of prompts set aside for the test, without --test.", least=0, most=0.9
     )

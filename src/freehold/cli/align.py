@@ -18,10 +18,13 @@ from freehold.choose.choosing import company_facts
 from freehold.cli.options import setting_options
 from freehold.cli.shared import json_option
 from freehold.cli.training import (
+    BASE,
     LINES,
     adapter_options,
     chosen_settings,
+    continue_option,
     half_option,
+    named_base,
     out_option,
     still_known_rows,
     time_row,
@@ -30,16 +33,27 @@ from freehold.cli.training import (
 
 
 @click.command("align")
-@click.argument("model")
+@click.argument("model", metavar=BASE)
 @click.option(
     "--pairs", "pairs_file", required=True, type=LINES, help="Pairs of answers, one JSON object per line."
 )
 @out_option
 @click.option("--test", type=LINES, help="Pairs to measure with; default: a share of --pairs.")
 @setting_options(
-    AlignSettings, "test_share", "beta", "nll", "replay", "smoothing", "rate", "epochs", "batch", "max_length"
+    AlignSettings,
+    "test_share",
+    "beta",
+    "nll",
+    "replay",
+    "replay_weight",
+    "smoothing",
+    "rate",
+    "epochs",
+    "batch",
+    "max_length",
 )
 @half_option
+@continue_option
 @adapter_options
 @json_option
 @click.pass_obj
@@ -49,6 +63,7 @@ def command(
     pairs_file: Path,
     out: Path,
     test: Path | None,
+    continued: bool,
     fresh: bool,
     as_json: bool,
     **options: Any,
@@ -66,17 +81,19 @@ def command(
     from freehold.run.store import Store
 
     store = Store(settings)
-    ref = store.resolve(model)
+    base = named_base(store, model, continued=continued)
     settings_chosen = chosen_settings(AlignSettings, options)
     train(
         settings,
         "align",
         out,
         lambda line: align(
-            ref,
+            base.ref,
             pairs_file,
             out,
             settings_chosen,
+            adapter=base.adapter,
+            continued=continued,
             test=test,
             packs=store.packs,
             facts=company_facts(settings, {}),
@@ -85,7 +102,7 @@ def command(
             on_step=lambda row: line.show(_step(row)),
         ),
         _rows,
-        first=ref.name,
+        first=base.ref.name,
         as_json=as_json,
     )
 

@@ -55,7 +55,12 @@ class _BarRun:
 
 @command.command("run", epilog="Example: freehold bar run support --model coder --gateway gateway.toml")
 @click.argument("task")
-@click.option("--model", required=True, metavar="M", help="Model of the gateway.toml, or an installed one.")
+@click.option(
+    "--model",
+    required=True,
+    metavar="M",
+    help="Model of the gateway.toml, or an installed one, with +ADAPTER if you like.",
+)
 @gateway_option
 @click.option("--as", "called", metavar="NAME", help="Store the result under this task's name.")
 @click.option("--judge", metavar="MODEL", help="Model that judges rubrics; it must be one of your own.")
@@ -228,9 +233,14 @@ def _opening(
 
     def open_model(name: str) -> Any:
         from freehold.run.local import open_shown
+        from freehold.run.store.naming import adapters_of
 
         wanted = bar_run.judge if bar_run.judge and bar_run.judge.name == name else bar_run.model
-        return open_shown(store.resolve(wanted.local), packs=store.packs)
+        model, adapters = adapters_of(store, wanted.local)
+        named = {each.name: each.path for each in adapters}
+        opened = open_shown(store.resolve(model), packs=store.packs, adapters=named)
+        opened.adapters.default = next(iter(named), "")
+        return opened
 
     yield open_model
 

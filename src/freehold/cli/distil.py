@@ -21,7 +21,9 @@ from freehold.cli.training import (
     LINES,
     adapter_options,
     chosen_settings,
+    continue_option,
     half_option,
+    named_base,
     out_option,
     served_row,
     still_known_rows,
@@ -31,11 +33,23 @@ from freehold.cli.training import (
 
 
 @click.command("distil")
-@click.argument("teacher")
-@click.option("--into", "student", required=True, metavar="MODEL", help="The model that learns.")
+@click.argument("teacher", metavar="TEACHER[+ADAPTER]")
+@click.option(
+    "--into", "student", required=True, metavar="MODEL[+ADAPTER]", help="The model that learns, MODEL."
+)
 @click.option("--prompts", required=True, type=LINES, help="Prompts, one JSON object per line.")
 @out_option
 @setting_options(DistilSettings, "on_policy")
+@click.option(
+    "--teacher-system",
+    type=LINES,
+    help="Instructions that TEACHER sees before each prompt and MODEL does not.",
+)
+@click.option(
+    "--teacher-shots",
+    type=LINES,
+    help="Solved examples that TEACHER sees and MODEL does not: JSON lines with prompt and completion.",
+)
 @click.option(
     "--test", type=LINES, help="Prompts with checks to measure with; default: a share of --prompts."
 )
@@ -43,6 +57,7 @@ from freehold.cli.training import (
     DistilSettings, "test_share", "tries", "max_tokens", "max_length", "rate", "epochs", "replay", "batch"
 )
 @half_option
+@continue_option
 @click.option(
     "--accept-teacher-terms",
     "accepted",
@@ -60,7 +75,10 @@ def command(
     student: str,
     prompts: Path,
     out: Path,
+    teacher_system: Path | None,
+    teacher_shots: Path | None,
     test: Path | None,
+    continued: bool,
     accepted: str,
     fresh: bool,
     as_json: bool,
@@ -70,27 +88,39 @@ def command(
 
     A line of --prompts: {"prompt": "..."}, or `messages`; with exact, contains, regex, json, json_schema or tests,
     answers are checked: TEACHER's wrong answers are left out, and MODEL is measured on prompts that it was not
-    trained on. OUT/answers.jsonl keeps the answers. After Ctrl-C or a crash, the same command continues and gives
+    trained on. OUT/answers.jsonl keeps the answers.
+
+    With --teacher-system, --teacher-shots, or `teacher_messages` in a line, TEACHER sees what MODEL does not: MODEL
+    then answers without it. TEACHER may be MODEL itself.
+
+    After Ctrl-C or a crash, the same command continues and gives
     the same bits. Use the result with: freehold run MODEL --adapter OUT
 
     With --json, prints the receipt.
     """
     with Ticking("starting torch"):
         from freehold.adapt.distil import DistilWatch, distil
+        from freehold.adapt.teacher_prompts import TeacherContext
     from freehold.run.store import Store
 
     store = Store(settings)
-    models = store.resolve(teacher), store.resolve(student)
+    teaches, learns = named_base(store, teacher), named_base(store, student, continued=continued)
+    context = TeacherContext.read(teacher_system, teacher_shots)
     settings_chosen = chosen_settings(DistilSettings, options)
     train(
         settings,
         "distil",
         out,
         lambda line: distil(
-            *models,
+            teaches.ref,
+            learns.ref,
             prompts,
             out,
             settings_chosen,
+            teacher_adapter=teaches.adapter,
+            adapter=learns.adapter,
+            continued=continued,
+            context=context,
             test=test,
             packs=store.packs,
             facts=company_facts(settings, {}),
@@ -99,7 +129,7 @@ def command(
             watch=DistilWatch(line.note, line.show, lambda row: line.show(_step(row))),
         ),
         _rows,
-        first=models[0].name,
+        first=teaches.ref.name,
         as_json=as_json,
     )
 

@@ -27,7 +27,7 @@ from freehold.cli.options import setting_options
 from freehold.cli.report.trying import TrialProgress
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, table, with_offline
 from freehold.run.store import ModelRef, Store
-from freehold.run.store.naming import parted
+from freehold.run.store.naming import adapters_of
 from freehold.run.store.records import digest
 
 if TYPE_CHECKING:
@@ -195,14 +195,14 @@ def _named_once(tasks: Iterable[EvalTask]) -> list[EvalTask]:
 
 def _named(store: Store, model: str) -> _Named:
     """Find MODEL[+ADAPTER]; a stored model whose name has a plus is itself."""
-    named = parted(store, model)
-    if named.adapter and not named.path:
+    name, adapters = adapters_of(store, model)
+    if len(adapters) > 1:
         raise UsageError(
-            f"{model}: there is no adapter at {named.adapter}",
-            "name a PEFT folder or a GGUF adapter after the +",
+            f"{model} has {len(adapters)} adapters; this takes 1",
+            "an adapter that was trained on top of another contains it: name the last one",
         )
-    beside = f"+{named.adapter}" if named.adapter else ""
-    return _Named(held_or_fetched(store, named.model), named.path, f"{named.model}{beside}")
+    path, beside = (adapters[0].path, f"+{adapters[0].name}") if adapters else (None, "")
+    return _Named(held_or_fetched(store, name), path, f"{name}{beside}")
 
 
 @contextmanager

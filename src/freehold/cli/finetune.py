@@ -21,11 +21,14 @@ from freehold.choose.choosing import company_facts
 from freehold.cli.options import setting_options
 from freehold.cli.shared import json_option, pairs
 from freehold.cli.training import (
+    BASE,
     FOLDER,
     LINES,
     adapter_options,
     chosen_settings,
+    continue_option,
     half_option,
+    named_base,
     served_row,
     still_known_rows,
     time_row,
@@ -35,11 +38,11 @@ from freehold.run.store import Store
 from freehold.run.store.space import human
 
 if TYPE_CHECKING:
-    from freehold.run.store import ModelRef
+    from freehold.run.store.naming import AdaptedModel
 
 
 @click.command("finetune")
-@click.argument("model")
+@click.argument("model", metavar=BASE)
 @click.option("--data", required=True, type=LINES, help="Examples, one JSON object per line.")
 @click.option("-o", "--out", type=FOLDER, help="The folder to create.")
 @click.option(
@@ -59,6 +62,7 @@ if TYPE_CHECKING:
     "--gguf/--no-gguf", default=True, show_default=True, help="Write adapter.gguf for llama.cpp too."
 )
 @half_option
+@continue_option
 @adapter_options
 @json_option
 @click.pass_obj
@@ -70,6 +74,7 @@ def command(
     test: Path | None,
     preflight: bool,
     gguf: bool,
+    continued: bool,
     fresh: bool,
     as_json: bool,
     **options: Any,
@@ -81,6 +86,9 @@ def command(
     receipt has the test results before and after, and shows what the model forgot, measured with facts and a text
     that is never used in training.
 
+    MODEL+ADAPTER starts from an adapter of MODEL. The result contains it, so it is used alone, and its receipt names
+    the stages before it.
+
     After Ctrl-C or a crash, the same command continues and gives the same bits. Use the result with: freehold run
     MODEL --adapter OUT
 
@@ -90,10 +98,10 @@ def command(
         from freehold.adapt.finetune import finetune
 
     store = Store(settings)
-    ref = store.resolve(model)
+    base = named_base(store, model, continued=continued)
     settings_chosen = chosen_settings(FinetuneSettings, options)
     if preflight:
-        return _preflight(ref, data, test, settings_chosen, as_json=as_json)
+        return _preflight(base, continued, data, test, settings_chosen, as_json=as_json)
     if out is None:
         raise UsageError("name the folder to make with -o", "or only check with --preflight")
     train(
@@ -101,10 +109,12 @@ def command(
         "finetune",
         out,
         lambda line: finetune(
-            ref,
+            base.ref,
             data,
             out,
             settings_chosen,
+            adapter=base.adapter,
+            continued=continued,
             test=test,
             gguf=gguf,
             packs=store.packs,
@@ -114,23 +124,29 @@ def command(
             on_step=lambda row: line.show(_step(row)),
         ),
         _rows,
-        first=ref.name,
+        first=base.ref.name,
         as_json=as_json,
     )
     return None
 
 
 def _preflight(
-    ref: ModelRef, data: Path, test: Path | None, settings: FinetuneSettings, *, as_json: bool
+    named: AdaptedModel,
+    continued: bool,
+    data: Path,
+    test: Path | None,
+    settings: FinetuneSettings,
+    *,
+    as_json: bool,
 ) -> None:
     """Print what a run would see, and what one batch shows."""
     from freehold.adapt.finetune import SHOWN, Classroom, LengthHistogram, Lessons, rehearsal, shown
-    from freehold.adapt.licences import check_base
+    from freehold.adapt.stages import StageBase
 
-    check_base(ref)
-    with Ticking(f"reading {ref.name}, and one batch"):
+    base = StageBase.of(named.ref, named.adapter, continued=continued)
+    with Ticking(f"reading {base.name}, and one batch"):
         lessons = Lessons.read(data, test)
-        room = Classroom.of(ref, lessons, settings)
+        room = Classroom.of(base, lessons, base.fitted(settings))
         rows = room.course.rows
         masks = [shown(room.trainee.tokenizer, row) for row in rows[:SHOWN]]
         lengths, rehearsed = LengthHistogram.of(rows), rehearsal(room.trainee, room.course)

@@ -18,9 +18,12 @@ from freehold.choose.choosing import company_facts
 from freehold.cli.options import setting_options
 from freehold.cli.shared import json_option
 from freehold.cli.training import (
+    BASE,
     LINES,
     adapter_options,
     chosen_settings,
+    continue_option,
+    named_base,
     out_option,
     still_known_rows,
     train,
@@ -30,7 +33,7 @@ _ANSWER = 60  # characters of an answer that a row shows
 
 
 @click.command("reinforce")
-@click.argument("model")
+@click.argument("model", metavar=BASE)
 @click.option(
     "--reward",
     required=True,
@@ -59,6 +62,7 @@ _ANSWER = 60  # characters of an answer that a row shows
 @setting_options(
     ReinforceSettings, "loss", "rate", "updates", "cap", "most_mismatch", "allow_gameable", "half"
 )
+@continue_option
 @adapter_options
 @json_option
 @click.pass_obj
@@ -70,6 +74,7 @@ def command(
     prompts_file: Path | None,
     check: str,
     test: Path | None,
+    continued: bool,
     fresh: bool,
     as_json: bool,
     **options: Any,
@@ -89,17 +94,19 @@ def command(
     from freehold.run.store import Store
 
     store = Store(settings)
-    ref = store.resolve(model)
+    base = named_base(store, model, continued=continued)
     settings_chosen = chosen_settings(ReinforceSettings, options)
     train(
         settings,
         "reinforce",
         out,
         lambda line: reinforce(
-            ref,
+            base.ref,
             ReinforceSources(reward, check, prompts_file, test),
             out,
             settings_chosen,
+            adapter=base.adapter,
+            continued=continued,
             packs=store.packs,
             facts=company_facts(settings, {}),
             fresh=fresh,
@@ -107,7 +114,7 @@ def command(
             on_step=lambda row: line.say(_step(row, settings_chosen.steps)),
         ),
         _rows,
-        first=ref.name,
+        first=base.ref.name,
         as_json=as_json,
     )
 

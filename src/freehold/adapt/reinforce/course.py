@@ -20,13 +20,14 @@ import numpy as np
 
 from freehold.adapt.evals.paired import compared
 from freehold.adapt.evals.verifier import RewardScore, Verifier
-from freehold.adapt.licences import base_licence, check_base
+from freehold.adapt.licences import base_licence
 from freehold.adapt.loop import OnStep, OnText, TrainingLoop, TrainingRun
 from freehold.adapt.reinforce.policy import Objective, Policy, PolicyRow, PolicyUpdate, advantages, seeds_of
 from freehold.adapt.reinforce.prompts import PROBES, PromptItem, PromptPlan, PromptSet, prompts_of
-from freehold.adapt.run import RunFolder, cpu_seconds, model_digest, on_disk, template_digest, write_whole
-from freehold.adapt.sampling import AS_IT_IS, GREEDY, SamplingModel, open_sampling
+from freehold.adapt.run import RunFolder, cpu_seconds, on_disk, template_digest, write_whole
+from freehold.adapt.sampling import AS_IT_IS, GREEDY, SamplingModel
 from freehold.adapt.settings import ReinforceSettings
+from freehold.adapt.stages import StageBase
 from freehold.adapt.teaching import still_known
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import check_trainable
@@ -373,6 +374,8 @@ def reinforce(
     out: Path,
     settings: ReinforceSettings,
     *,
+    adapter: Path | None = None,
+    continued: bool = False,
     packs: Path | None = None,
     facts: Facts | None = None,
     fresh: bool = False,
@@ -381,10 +384,12 @@ def reinforce(
 ) -> dict[str, Any]:
     """Train an adapter on a verifier's scores; write it to the folder `out` and return its receipt.
 
-    An interrupted run with the same arguments continues. Raises UsageError for a verifier that pays for what solves
-    nothing, and for a sampler that is further from the trainer than the bound; and what reading the model raises.
+    `adapter`, `continued`: as for finetune. An interrupted run with the same arguments continues. Raises UsageError for
+    a verifier that pays for what solves nothing, and for a sampler that is further from the trainer than the bound; and
+    what reading the model raises.
     """
-    check_base(model)
+    base = StageBase.of(model, adapter, continued=continued)
+    settings = base.fitted(settings)
     licence = base_licence(model, facts or Facts())
     check_trainable(model.path)
     with ExitStack() as open_:
@@ -394,10 +399,11 @@ def reinforce(
         prompts = prompts_of(verifier, sources.prompts, sources.test, plan)
         training = TrainingRun(
             verb="reinforce",
+            base=base,
             out=out,
             inputs={
                 "model": model.name,
-                "base": model_digest(model),
+                "base": base.digest,
                 "reward": {"spec": verifier.spec, "digest": verifier.digest},
                 "check": {"spec": check.spec, "digest": check.digest} if check else None,
                 "prompts": prompts.digest,
@@ -411,9 +417,9 @@ def reinforce(
             for note in training.notes:
                 on_note(note)
             attacks = _attacked(verifier, check, prompts, settings, on_note)
-            trainee = settings.trainee(model.path)
+            trainee = base.trainee(settings)
             optimizer = Optimizer(trainee.parameters(), settings.rate)
-            with open_sampling(model, packs, threads=settings.threads) as sampler:
+            with base.opened(packs, threads=settings.threads) as sampler:
                 policy = Policy(trainee, sampler, optimizer, Objective(settings.loss, cap=settings.cap))
                 course = Course(policy, prompts, verifier, check, settings)
                 return {"attacks": attacks, **_trained(course, run, on_note, on_step)}

@@ -138,15 +138,29 @@ class AdapterPair:
     scale: float
 
 
-class AdaptedMatrix:
-    """A packed matrix with the pair beside it, if it has one."""
+@dataclass(frozen=True, slots=True, eq=False)
+class LowerPair:
+    """The pair of an adapter beneath the one that is trained: constants. `replaced`: by the trained pair, its copy."""
 
-    def __init__(self, packed: PackedMatrix, pair: AdapterPair | None = None) -> None:
-        self.packed, self.pair = packed, pair
+    a: torch.Tensor
+    b: torch.Tensor
+    scale: float
+    replaced: bool
+
+
+class AdaptedMatrix:
+    """A packed matrix with the pair beside it, if it has one, and the pair of an adapter beneath."""
+
+    def __init__(
+        self, packed: PackedMatrix, pair: AdapterPair | None = None, lower: LowerPair | None = None
+    ) -> None:
+        self.packed, self.pair, self.lower = packed, pair, lower
 
     def product(self, x: torch.Tensor, *, adapter: bool) -> torch.Tensor:
-        """Return float32 [n, rows] for float32 x [n, columns]."""
-        y = self.packed.product(x)
+        """Return float32 [n, rows] for float32 x [n, columns]. Without `adapter` the base's: with the lower pair."""
+        y, lower = self.packed.product(x), self.lower
+        if lower is not None and not (adapter and lower.replaced):
+            y = y.add((x @ lower.a.T) @ lower.b.T, alpha=lower.scale)
         if not adapter or self.pair is None:
             return y
         return y.add((x @ self.pair.a.T) @ self.pair.b.T, alpha=self.pair.scale)

@@ -21,11 +21,21 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.adapt.training.graph import RowBatch, Rows, TorchOps, Wanted
-from freehold.adapt.training.packed import AdaptedMatrix, AdapterPair, Head, PackedMatrix, new_pair, places
+from freehold.adapt.training.packed import (
+    AdaptedMatrix,
+    AdaptedPlace,
+    AdapterPair,
+    Head,
+    LowerPair,
+    PackedMatrix,
+    new_pair,
+    places,
+)
+from freehold.adapt.training.parents import FixedPairs, check_rank, fixed_pairs, stacked
 from freehold.base.errors import CapacityExceeded, UnsupportedModel, UsageError
 from freehold.base.machine import available_bytes, default_threads
 from freehold.base.version import __version__
-from freehold.run.formats import ModelFile, QuantType, open_model_file
+from freehold.run.formats import LoraFile, ModelFile, QuantType, open_lora, open_model_file
 from freehold.run.formats.gguf_writer import TensorPlan, Value, write_gguf
 from freehold.run.formats.lora import CONFIG, WEIGHTS
 from freehold.run.local.opening import text_side
@@ -64,8 +74,22 @@ class States:
         return self.head.log_probs(self.rows, self.targets)
 
 
+@dataclass(frozen=True, slots=True)
+class Beneath:
+    """The adapter that a training starts from. `continued`: it is trained itself; else another on top of it."""
+
+    path: Path
+    continued: bool = False
+
+    def opened(self) -> LoraFile:
+        """Open its files. Raises what open_lora does."""
+        return open_lora(self.path)
+
+
 class Trainee:
     """A model bound for training. `pairs` change it; its own weights never change.
+
+    Over an adapter that lies `beneath`, the base is the model with it.
 
     Use `open`. One instance computes in one thread at a time. Every result depends only on the arguments, the pairs'
     values and the number of threads, bit for bit.
@@ -83,11 +107,16 @@ class Trainee:
         threads: int | None = None,
         half: bool = False,
         memory: int = ACTIVATIONS,
+        beneath: Beneath | None = None,
     ) -> None:
         count = threads or default_threads()
         load_torch(count)
         self.source, self.tokenizer, self.template = source, tokenizer, template
         self.rank, self.alpha, self.seed = rank, alpha, seed
+        self._lower: FixedPairs | None = None
+        self._continued = beneath is not None and beneath.continued
+        if beneath is not None:
+            self._begin_over(beneath)
         self._layers = [layer.keeps for layer in source.network.layers]
         self._memory = memory
         self._half, self._threads = half, native.Threads(count)
@@ -108,16 +137,18 @@ class Trainee:
         threads: int | None = None,
         half: bool = False,
         memory: int = ACTIVATIONS,
+        beneath: Beneath | None = None,
     ) -> Self:
         """Bind a model file (GGUF, or a folder of safetensors) and draw its pairs.
 
         `rank` 0: no pairs at all, as for a teacher. `threads` None: as many as help. `half`: products in bfloat16
         with float32 sums, everything else in float32. `memory`: bytes for what the way back needs of layers; layers
-        beyond it are computed twice, to the same bits. Raises BadModelFile, and UnsupportedModel for a model whose
-        layers have no gradient here.
+        beyond it are computed twice, to the same bits. `beneath`: an adapter to start from; one that is continued
+        keeps its own rank and scale. Raises BadModelFile, and UnsupportedModel for a model whose layers have no
+        gradient here.
         """
         options: dict[str, Any] = {"rank": rank, "alpha": alpha, "seed": seed, "threads": threads}
-        options |= {"half": half, "memory": memory}
+        options |= {"half": half, "memory": memory, "beneath": beneath}
         with closing(open_model_file(Path(model))) as opened:
             return cls(_source(opened), *text_side(opened, Path(model)), **options)
 
@@ -138,7 +169,7 @@ class Trainee:
         `rows`: token ids, two or more each; they are computed together and never see each other. Neighbours that begin
         alike, as answers to one prompt do, share what they begin with. `wanted`: for each row, whether the
         log-probability of ids[1], ids[2], ... is wanted; None: of all. The head costs time for wanted tokens alone.
-        `adapter` False: the model itself, without a gradient.
+        `adapter` False: the base, without a gradient.
         """
         import torch
 
@@ -212,30 +243,35 @@ class Trainee:
     def pairs(self) -> dict[str, tuple[F32, F32]]:
         """Return A and B by the name of the weight in the model's file, rows in its order, for models.lora.pack_pairs.
 
-        Views, not copies: they change with the next step. The scale is `scale`.
+        Views, not copies, where nothing lies beneath: they change with the next step. The scale is `scale`.
         """
         own = "gguf" if self.source.gguf else "module"
         suffix = "" if self.source.gguf else ".weight"
-        return {
-            f"{getattr(pair.place, own)}{suffix}": (pair.a.detach().numpy(), pair.b.detach().numpy())
-            for pair in self.adapted
-        }
+        return {f"{getattr(pair.place, own)}{suffix}": self._whole(pair) for pair in self.adapted}
 
     def save(self, folder: Path, *, gguf: bool = False) -> None:
         """Write PEFT's two files into a folder that exists, and with `gguf` adapter.gguf for llama.cpp beside them."""
         pairs = []
         for pair in self.adapted:
-            place, a, b = pair.place, pair.a.detach().numpy(), pair.b.detach().numpy()
+            place, (a, b) = pair.place, self._whole(pair)
             pairs.append(SavedPair(place.module, place.gguf, place.spec, a, b, self.source.gguf))
-        write_peft(folder, pairs, self.alpha, self.name)
+        alpha = self.scale * len(pairs[0].a)
+        write_peft(folder, pairs, alpha, self.name)
         if gguf:
             architecture = self.source.family.gguf_architecture
-            write_gguf_adapter(folder / GGUF, pairs, self.alpha, architecture, self.name)
+            write_gguf_adapter(folder / GGUF, pairs, alpha, architecture, self.name)
 
     @property
     def scale(self) -> float:
         """What a pair's product counts."""
         return self.alpha / self.rank
+
+    def _whole(self, pair: AdapterPair) -> tuple[F32, F32]:
+        """Return A and B of a pair, with what lies beneath it and is not in it already."""
+        a, b = pair.a.detach().numpy(), pair.b.detach().numpy()
+        if self._lower is None or self._continued:
+            return a, b
+        return stacked(self._lower, (pair.place.layer, pair.place.key), a, b, self.scale)
 
     # --- opening -----------------------------------------------------------------------------------
 
@@ -250,7 +286,47 @@ class Trainee:
                 f"pairs of rank {self.rank} take {human(needed)} while they are trained; {human(free)} are free",
                 "lower --rank, or free memory",
             )
-        return tuple(new_pair(p, i, self.rank, self.alpha, self.seed) for i, p in enumerate(targets))
+        pairs = tuple(new_pair(p, i, self.rank, self.alpha, self.seed) for i, p in enumerate(targets))
+        if self._continued:
+            self._take_lower(pairs)
+        return pairs
+
+    def _begin_over(self, beneath: Beneath) -> None:
+        """Read the adapter beneath. A continued one sets rank and scale, another one moves the seed.
+
+        Two adapters of one seed would begin with the same A.
+        """
+        file = beneath.opened()
+        self._lower = fixed_pairs(file, self.source)
+        if beneath.continued:
+            self.rank, self.alpha = self._lower.rank, self._lower.scale * self._lower.rank
+        else:
+            check_rank(self._lower, self.rank)
+            self.seed ^= int(file.digest[:8], 16)
+
+    def _take_lower(self, pairs: Sequence[AdapterPair]) -> None:
+        """Begin with the values of the adapter that is continued; rows that it lacks stay drawn, with B at zero."""
+        import torch
+
+        assert self._lower is not None, "a continued adapter lies beneath"
+        with torch.no_grad():
+            for pair in pairs:
+                place = pair.place.layer, pair.place.key
+                own = self._lower.pairs.get(place)
+                taken = self._lower.as_pair(place, self.rank, self.scale)
+                if own is None or taken is None:
+                    continue
+                pair.a[: own.rank] = torch.from_numpy(taken[0][: own.rank])
+                pair.b.copy_(torch.from_numpy(taken[1]))
+
+    def _lower_of(self, place: AdaptedPlace) -> LowerPair | None:
+        import torch
+
+        pair = self._lower.pairs.get((place.layer, place.key)) if self._lower else None
+        if pair is None:
+            return None
+        a, b = torch.from_numpy(pair.a), torch.from_numpy(pair.b)
+        return LowerPair(a, b, pair.scale, self._continued)
 
     def _bound(self) -> NetworkWeights:
         """Bind every matrix once, and put each pair beside its own."""
@@ -265,7 +341,7 @@ class Trainee:
         layers = [dict(w) for w in weights.layers]
         for pair in self.adapted:
             layer, key = layers[pair.place.layer], pair.place.key
-            layer[key] = AdaptedMatrix(layer[key].packed, pair)
+            layer[key] = AdaptedMatrix(layer[key].packed, pair, self._lower_of(pair.place))
         return NetworkWeights(weights.ends, tuple(layers))
 
 

@@ -236,19 +236,30 @@ class Identities:
         return MeasuredModel(model.name, weights, "as the provider serves it", rented=True)
 
     def stored(self, name: str, called: str = "") -> MeasuredModel:
-        """Return what a stored model is now, under the name by which it was asked for."""
-        listed, overlay = self._store.show(name), self._store.overlays.find(name)
+        """Return what a stored model is now, with an adapter after a plus, under the name that was asked for."""
+        from freehold.run.store.naming import adapters_of
+
+        model, adapters = adapters_of(self._store, name)
+        listed, overlay = self._store.show(model), self._store.overlays.find(model)
         if listed.base:  # an overlay's digest is its record's
             listed = self._store.show(listed.base)
         parameters = json.dumps(dict(overlay.parameters), sort_keys=True, default=str) if overlay else ""
+        own = text_digest(parameters, overlay.adapter) if overlay else ""
+        settings = text_digest(own, *(_adapter_digest(each.path) for each in adapters)) if adapters else own
         return MeasuredModel(
             called or name,
             listed.digest or _unhashed(listed.path),
             listed.rounding or _quantization(listed.path, listed.digest),
             template=text_digest(overlay.template) if overlay else "",
             system=text_digest(overlay.system, *(t for m in overlay.messages for t in m)) if overlay else "",
-            settings=text_digest(parameters, overlay.adapter) if overlay else "",
+            settings=settings,
         )
+
+
+def _adapter_digest(path: Path) -> str:
+    from freehold.run.formats import open_lora
+
+    return open_lora(path).digest
 
 
 def _unhashed(path: Path) -> str:

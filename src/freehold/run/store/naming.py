@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +52,61 @@ def parted(store: Store, model: str) -> NamedModel:
     ):
         raise UsageError(f"{model}: {_MISSING.format(Path(adapter))}", _HINT)
     return NamedModel(model)
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAdapter:
+    """An adapter that is on this disk."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedModel:
+    """MODEL[+ADAPTER...], found: a model of the store, and the adapters that are applied to it, in order."""
+
+    ref: ModelRef
+    adapters: tuple[NamedAdapter, ...] = ()
+
+    @property
+    def adapter(self) -> Path | None:
+        """The only adapter's path; None without one. For verbs that take one at most, as `adapted` checks."""
+        return self.adapters[0].path if self.adapters else None
+
+
+def adapters_of(store: Store, text: str) -> tuple[str, tuple[NamedAdapter, ...]]:
+    """Split MODEL[+ADAPTER...] where each adapter is a path. Raises UsageError for one that is not there."""
+    adapters: list[NamedAdapter] = []
+    while (named := parted(store, text)).adapter:
+        if named.path is None:
+            raise UsageError(
+                f"{text}: {_MISSING.format(named.adapter)}",
+                "name a PEFT folder or a GGUF adapter after the +",
+            )
+        adapters.append(NamedAdapter(named.adapter, named.path))
+        text = named.model
+    return text, tuple(reversed(adapters))
+
+
+def adapted(store: Store, text: str, *, most: int = 1) -> AdaptedModel:
+    """Find MODEL[+ADAPTER...] for work on the files themselves, such as training. Nothing is fetched.
+
+    A model that `freehold create` made of another by an adapter alone is that model with the adapter. Raises UsageError
+    for more than `most` adapters and for one that is not there, and what Store.resolve raises.
+    """
+    model, adapters = adapters_of(store, text)
+    ref = store.resolve(model)
+    overlay = ref.overlay
+    if overlay is not None and overlay.adapter and not overlay.changes_answers:
+        own = NamedAdapter(overlay.adapter_name, Path(overlay.adapter))
+        ref, adapters = replace(store.resolve(overlay.base), overlay=None), (own, *adapters)
+    if len(adapters) > most:
+        raise UsageError(
+            f"{text} has {len(adapters)} adapters; this takes {most or 'none'}",
+            "an adapter that was trained on top of another contains it: name the last one",
+        )
+    return AdaptedModel(ref, adapters)
 
 
 def adapter_of(text: str) -> tuple[str, Path | None]:

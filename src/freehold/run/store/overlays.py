@@ -144,6 +144,11 @@ class Overlay:
         return Path(self.adapter).stem
 
     @property
+    def changes_answers(self) -> bool:
+        """Whether it changes what its base is asked or how its tokens are drawn, besides by an adapter."""
+        return bool(self.system or self.template or self.messages or self.parameters)
+
+    @property
     def read(self) -> Parameters:
         """The parameters in a Job's terms."""
         return parameters.read(self.parameters)

@@ -9,6 +9,7 @@ in template text only, never in what a user wrote. Bytes, not strings, are what 
 from __future__ import annotations
 
 import codecs
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -212,6 +213,14 @@ class Tokenizer:
         pairs = enumerate(zip(ours, theirs, strict=False))
         shorter = None if len(ours) == len(theirs) else min(len(ours), len(theirs))
         return next((id for id, (a, b) in pairs if a != b), shorter)
+
+    def vocabulary_digest(self) -> str:
+        """Return the SHA-256 of all tokens' texts in order, in hexadecimal: equal ones have the same ids."""
+        digest = hashlib.sha256()
+        for text in self._vocabulary.texts:
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(4, "little") + raw)
+        return digest.hexdigest()
 
     def token_id(self, text: str) -> int | None:
         """Return the first id of the token spelled exactly `text` in the vocabulary, or None.
