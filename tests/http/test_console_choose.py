@@ -181,6 +181,7 @@ def test_a_caller_that_leaves_ends_the_work_and_the_next_one_is_answered(server)
 
 
 def test_two_who_ask_the_same_are_answered_by_one_computation(server):
+    asked(server, "fit", {"model": "qwen3:4b", "on": "h200"})  # what answers is made with the first question
     held, made = server.doors.server.part(Questions), []
     whole = held._answered
 

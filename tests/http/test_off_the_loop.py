@@ -523,14 +523,14 @@ def test_work_that_comes_at_once_is_spread_over_turns_of_the_loop_in_order():
 
 def test_requests_take_turns_of_the_loop_and_probes_none(serving, monkeypatch):
     taken: list[None] = []
-    real = LoopTurns.mine
+    real = LoopTurns.free
 
-    async def mine(turns: LoopTurns) -> None:
+    def free(turns: LoopTurns) -> bool:
         taken.append(None)
-        await real(turns)
+        return real(turns)
 
     server = serving()
-    monkeypatch.setattr(LoopTurns, "mine", mine)
+    monkeypatch.setattr(LoopTurns, "free", free)
     for path in ("/health", "/ready"):
         server.client.get(path)
     assert not taken

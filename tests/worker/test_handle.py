@@ -584,6 +584,7 @@ def test_model_stays_loaded_while_a_job_for_it_is_packed(serve, monkeypatch: pyt
             return await packed(job)
 
         monkeypatch.setattr(handle_module, "packed", late)
+        monkeypatch.setattr(handle_module, "is_long", lambda job: True)  # others are encoded at once
         served = await models.use("fast")
         starting = asyncio.create_task(served.start(JOB))
         await asyncio.sleep(0)

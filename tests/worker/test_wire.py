@@ -115,9 +115,9 @@ CALLS = tuple(ToolCall(f"c{i}", "f", '{"a": 1}') for i in range(wire.SHORT_CHAT 
 )
 def test_long_job_is_packed_beside_the_loop_and_crosses_as_it_is(monkeypatch, job: Job):
     threads: list[threading.Thread] = []
-    real = wire._packed
+    real = wire.encoded
     monkeypatch.setattr(
-        wire, "_packed", lambda job: (threads.append(threading.current_thread()), real(job))[1]
+        wire, "encoded", lambda job: (threads.append(threading.current_thread()), real(job))[1]
     )
     assert decode(packed(job), Job) == job
     assert threads[0] is not threading.main_thread()

@@ -13,14 +13,13 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from freehold.base.version import __version__
 from freehold.serve.http.anthropic import messages as anthropic_models
@@ -57,27 +56,31 @@ _HEARD = ("application/json", "text/plain", "text/event-stream")
 _PAGE = ("limit", "after", "order")  # of OpenAI's lists
 
 
-def make_app(server: Server) -> Starlette:
-    """Return the application; its guard decides about access."""
+def make_app(server: Server) -> ASGIApp:
+    """Return the application; its guard decides about access.
+
+    The gate answers every exception and finds the endpoints that most requests ask, so it comes first: an application
+    around it costs each request a tenth of what the server does for it.
+    """
     routes = _routes(store=server.store is not None, page=server.console)
     posted = {r.path: endpoint_of(r) for r in routes if r.methods == {"POST"} and "{" not in r.path}
-    layers = [Middleware(Gate, server=server, wording=wording, posted=posted)]
-    if server.guard.origins and not server.guard.trusted:
-        cors = Middleware(
-            _ApiCors,
-            allow_origins=server.guard.origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-        )
-        layers.insert(0, cors)
     # Redirecting /v1/models/ to /v1/models would name the Host header's choice of server.
-    app = Starlette(
-        routes=[*routes, *([_ConsoleRoutes()] if server.console else ())],
-        middleware=layers,
-        exception_handlers={HTTPException: _http_error},
+    router = Router([*routes, *([_ConsoleRoutes()] if server.console else ())], redirect_slashes=False)
+    handled = ExceptionMiddleware(router, {HTTPException: _http_error})
+
+    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = router  # without it the router words by itself what it does not find
+        await handled(scope, receive, send)
+
+    app = Gate(routed, server, wording, posted)
+    if not server.guard.origins or server.guard.trusted:
+        return app
+    return _ApiCors(
+        app,
+        allow_origins=server.guard.origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
     )
-    app.router.redirect_slashes = False
-    return app
 
 
 class _ApiCors(CORSMiddleware):

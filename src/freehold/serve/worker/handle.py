@@ -55,6 +55,7 @@ from freehold.serve.worker.wire import (
     Prefilled,
     Submit,
     Writer,
+    encoded,
     is_long,
     packed,
 )
@@ -279,7 +280,7 @@ class EngineHandle:
 
         `keep_alive`: seconds the model stays loaded after its last job; 0 not at all, negative for good.
         """
-        whole = await self._pack(job, keep_alive)
+        whole = await self._pack(job, keep_alive) if is_long(job) else encoded(job)
         self._used(keep_alive)
         self._ids += 1
         stream = self._streams[self._ids] = EngineStream(self._ids, job, self._ended)

@@ -22,7 +22,10 @@ class KeepAlive:
         self._default_s = self._seconds = default_s
         self._expired = expired
         self._loop = asyncio.get_running_loop()
+        # A request moves the deadline and leaves the timer, which looks again when it is due: two timers a request
+        # cost more than reading it.
         self._timer: asyncio.TimerHandle | None = None
+        self._deadline = math.inf  # of the loop's clock
         self.expires_at: float | None = None  # time.time() of the unloading; None: busy, or never
         self.used_at = self._loop.time()
 
@@ -30,21 +33,34 @@ class KeepAlive:
         """Note a request; `seconds`: its keep_alive, None for the default, negative for ever."""
         self.used_at = self._loop.time()
         self._seconds = self._default_s if seconds is None else seconds
-        self.cancel()
+        self._deadline, self.expires_at = math.inf, None
 
     def idle(self) -> None:
-        """Start the timer."""
+        """Count from now."""
         self.used_at = self._loop.time()
-        self.cancel()
-        if 0 <= self._seconds < math.inf:
-            self.expires_at = time.time() + self._seconds
-            self._timer = self._loop.call_later(self._seconds, self._expired)
+        if not 0 <= self._seconds < math.inf:
+            self._deadline, self.expires_at = math.inf, None
+            return
+        self._deadline, self.expires_at = self.used_at + self._seconds, time.time() + self._seconds
+        if self._timer is not None and self._timer.when() > self._deadline:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._loop.time() >= self._deadline:
+            self._expired()
+        elif self._deadline < math.inf:
+            self._timer = self._loop.call_at(self._deadline, self._look)
 
     def cancel(self) -> None:
         """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self.expires_at = None
+        self._deadline = math.inf
 
 
 HUNG_S = 120.0  # without a sign while there is work. The longest step is a second; a swapping machine is slow

@@ -255,6 +255,8 @@ class Writer:
 
     def pieces(self, message: WireMessage) -> list[bytes | memoryview]:
         """Return a frame as parts to send in turn, so that a long job is not copied. Raises UsageError as `frame`."""
+        if type(message) is Submit and len(memoryview(message.job)) < _PIECE:
+            return [self.frame(message)]
         light, long = _lightened(message)
         if not long:
             return [self.frame(message)]
@@ -346,11 +348,8 @@ _ARRAY = b"\xdd"  # msgpack's name for a list with four bytes of length
 
 
 async def packed(job: Job) -> msgspec.Raw:
-    """Encode a job for Submit or ModelCall; a long one beside the loop, in pieces between which the loop runs.
-
-    Raises UsageError for a value that msgpack cannot encode, and for pictures of more than MAX_PICTURES_BYTES.
-    """
-    return await asyncio.to_thread(_packed, job) if is_long(job) else _packed(job)
+    """Encode a job for Submit or ModelCall; a long one beside the loop. Raises UsageError as `encoded`."""
+    return await asyncio.to_thread(encoded, job) if is_long(job) else encoded(job)
 
 
 def is_long(job: Job) -> bool:
@@ -359,16 +358,24 @@ def is_long(job: Job) -> bool:
     text = len(job.prompt or ()) + len(job.suffix or "")
     if len(messages) > SHORT_CHAT or text > SHORT_TEXT or len(job.tools) > SHORT_CHAT:
         return True
-    parts = sum(1 + len(m.tool_calls) + len(m.parts) + len(m.signed) for m in messages)
-    chars = sum(len(m.content) for m in messages) + sum(file.size for file in _files(messages))
+    parts = chars = 0
+    for message in messages:
+        parts += 1 + len(message.tool_calls) + len(message.parts) + len(message.signed)
+        chars += len(message.content)
+        if message.parts:
+            chars += sum(file.size for file in _files((message,)))
     return parts > SHORT_CHAT or chars > SHORT_TEXT
 
 
-def _packed(job: Job) -> msgspec.Raw:
+def encoded(job: Job) -> msgspec.Raw:
+    """Encode a job; what is long in pieces, between which other threads run.
+
+    Raises UsageError for a value that msgpack cannot encode, and for pictures of more than MAX_PICTURES_BYTES.
+    """
     messages = job.messages or ()
     sizes = [file.size for file in _files(messages)]
     if (total := sum(sizes)) <= SHORT_TEXT:
-        return _encoded(job)
+        return _without_files(job)
     if total > MAX_PICTURES_BYTES:
         heard = any(isinstance(file, Audio) for file in _files(messages))
         what = "pictures and sounds" if heard else "pictures"
@@ -381,7 +388,7 @@ def _packed(job: Job) -> msgspec.Raw:
     # Encoded without their data, which is put in after: neither the encoder nor a copy of all holds the interpreter.
     data: list[str] = []
     light = replace(job, messages=tuple(_without_data(message, data) for message in messages))
-    parts = bytes(_encoded(light)).split(_STAND_IN)
+    parts = bytes(_without_files(light)).split(_STAND_IN)
     pieces = [parts[0]]
     try:
         for text, part in zip(data, parts[1:], strict=True):
@@ -394,7 +401,7 @@ def _packed(job: Job) -> msgspec.Raw:
     return msgspec.Raw(b"".join(pieces))  # which lets other threads run, as a join of a megabyte does
 
 
-def _encoded(job: Job) -> msgspec.Raw:
+def _without_files(job: Job) -> msgspec.Raw:
     encode = _MEASURE.encode
     messages = job.messages or ()
     try:

@@ -132,6 +132,7 @@ class Answering:
         call.ending += jobs
         self._open = sum(job.n for job in jobs)
         self._first = [0, *accumulate(job.n for job in jobs)]  # number of each job's first choice
+        self._scored = any(job.logprobs is not None for job in jobs)
 
     async def whole(self, model: str) -> None:
         """Answer with one JSON value."""
@@ -150,8 +151,9 @@ class Answering:
 
         await self.call.while_here(self._computing.run(model, opened, keep))
         ordered = [choices[i] for i in sorted(choices)]
-        size = SCORE * sum(_scores(choice.logprobs) for choice in ordered)
-        await self.call.server.loop_turns.mine()  # many end in one step
+        size = SCORE * sum(_scores(choice.logprobs) for choice in ordered) if self._scored else 0
+        if not self.call.server.loop_turns.free():  # many end in one step
+            await self.call.server.loop_turns.mine()
         data = await self.call.apart(self._encoded, ordered, size=size)
         if self.shape.keep is not None:
             self.shape.keep()
@@ -205,6 +207,8 @@ class Answering:
 
         Raises Refused (429, 503) where there is no room for them.
         """
+        if not self._scored:
+            return 0
         scores = sum(_scores(chunk.logprobs) for _, chunk in chunks)
         if scores:
             self.call.hold(SCORE * scores)

@@ -69,14 +69,18 @@ class LoopTurns:
         self._most, self._seconds, self._counting, self._until = most, seconds, False, 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    def free(self) -> bool:
+        """Return whether this turn of the loop has time for one more: then it has it, and need not await `mine`."""
+        now = time.perf_counter()
+        if self._counting:
+            return now < self._until and not self._waiting
+        self._counting, self._until = True, now + self._seconds
+        asyncio.get_running_loop().call_soon(self._next)
+        return True
+
     async def mine(self) -> None:
         """Return in a turn of the loop that has time for more work."""
-        now = time.perf_counter()
-        if not self._counting:
-            self._counting, self._until = True, now + self._seconds
-            asyncio.get_running_loop().call_soon(self._next)
-            return
-        if now < self._until and not self._waiting:
+        if self.free():
             return
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
@@ -91,8 +95,8 @@ class LoopTurns:
                 waiter.set_result(None)
                 woken += 1
         self._counting = bool(woken)
-        if woken:  # they have this turn; who comes meanwhile waits for the next
-            self._until = 0.0
+        if woken:  # who comes in their turn has what they leave of its time, unless others still wait
+            self._until = time.perf_counter() + self._seconds
             asyncio.get_running_loop().call_soon(self._next)
 
 
@@ -205,13 +209,16 @@ async def json_body(
     holding: Holding,
     kind: type[T],
     gone: Callable[[], bool],
+    *,
+    arrived: bool = False,
 ) -> tuple[T, dict[str, Any]]:
     """Return the body as `kind`, and as it came. Raises Refused: 415 for what is not called JSON, 413, 408, 400.
 
-    `gone` tells whether the client has left, after which a body that waited for its turn is not parsed: Gone.
+    `arrived`: all of it is there. `gone` tells whether the client has left, after which a body that waited for its
+    turn is not parsed: Gone.
     """
     _check_kind(headers)
-    parts = await read_body(receive, headers, limits, holding)
+    parts = await read_body(receive, headers, limits, holding, arrived=arrived)
     size = sum(map(len, parts))
     if size <= LOOP_BYTES:
         body = b"".join(parts)
@@ -263,13 +270,15 @@ def _read(body: bytes, kind: type[T]) -> tuple[T, dict[str, Any]]:
 
 
 async def read_body(
-    receive: Receive, headers: Headers, limits: ServerLimits, holding: Holding
+    receive: Receive, headers: Headers, limits: ServerLimits, holding: Holding, *, arrived: bool = False
 ) -> list[bytes]:
     """Return the whole body in its pieces; 413 for one too long (by its header or its bytes), 408 for one too slow.
 
-    503 or 429 for a long one that comes while others hold all that bodies may.
+    503 or 429 for a long one that comes while others hold all that bodies may. `arrived`: all of it is there.
     """
     _check_stated(headers, limits.body_bytes)
+    if arrived:  # nothing to wait for, and a timer costs more than reading it
+        return await _whole(receive, limits, holding)
     try:
         async with asyncio.timeout(limits.body_s):
             return await _whole(receive, limits, holding)

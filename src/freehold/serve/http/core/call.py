@@ -270,7 +270,10 @@ class HttpCall(ServerCall):
         assert kind is self.request, f"{self.route} declares {self.request}, and reads {kind}"
         limits = limits or self.server.limits
         self._holding = Holding(self.server.bodies, self.caller, limits)
-        read = await json_body(self._receive, self.headers, limits, self._holding, kind, self._gone)
+        arrived = "freehold.arrived" in self.scope.get("extensions", {})
+        read = await json_body(
+            self._receive, self.headers, limits, self._holding, kind, self._gone, arrived=arrived
+        )
         self.ending += read
         return read
 

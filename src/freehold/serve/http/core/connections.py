@@ -223,6 +223,10 @@ class Guarded(HttpToolsProtocol):
         self._framing -= len(body)
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        self.scope["extensions"]["freehold.arrived"] = True  # type: ignore[typeddict-unknown-key]
+        super().on_message_complete()
+
     def on_response_complete(self) -> None:
         if not self.pipeline:
             self.door.idle(self)

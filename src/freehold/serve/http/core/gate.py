@@ -5,8 +5,7 @@ Knows calls, keys and limits; knows no route but the probes.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import Receive, Scope, Send
 
@@ -42,13 +41,16 @@ class Gate:
         call = scope["freehold.call"] = HttpCall(self._server, scope, receive, send)
         call.wording = self._wording(scope["path"], call.headers)
         try:
-            if scope["path"] not in PROBES:
+            if scope["path"] not in PROBES and not self._server.loop_turns.free():
                 await self._server.loop_turns.mine()
             _check_spare(scope)
             call.key, call.owner = self._server.guard.check(scope["path"], call.headers, scope["method"])
             direct = self._posted.get(scope["path"]) if scope["method"] == "POST" else None
-            with self._one_of_few(call):
+            counted = self._count(call)
+            try:
                 await (direct or self._app)(scope, receive, send)
+            finally:
+                self._discount(counted)
         except Gone as e:
             forget_frames(e)
             call.status = call.status or 499  # never sent: for the metrics
@@ -65,12 +67,13 @@ class Gate:
             self._server.metrics.answered(call.route, call.status)
             log_request(call)
 
-    @contextmanager
-    def _one_of_few(self, call: HttpCall) -> Iterator[None]:
-        """Count a caller's running requests; 429 for one too many."""
+    def _count(self, call: HttpCall) -> str:
+        """Count a caller's running requests, and return whose this is: "" for one that counts for nobody's.
+
+        Raises Refused (429) for one too many.
+        """
         if call.owner or call.scope["path"] in PROBES:
-            yield
-            return
+            return ""
         under_way, caller, most = self._server.requests, call.caller, self._server.limits.caller_requests
         if under_way[caller] >= most:
             raise Refused(
@@ -81,12 +84,14 @@ class Gate:
                 headers=((b"retry-after", b"1"),),
             )
         under_way[caller] += 1
-        try:
-            yield
-        finally:
-            under_way[caller] -= 1
-            if not under_way[caller]:
-                del under_way[caller]
+        return caller
+
+    def _discount(self, caller: str) -> None:
+        if not caller:
+            return
+        self._server.requests[caller] -= 1
+        if not self._server.requests[caller]:
+            del self._server.requests[caller]
 
 
 def _check_spare(scope: Scope) -> None:

@@ -59,8 +59,8 @@ def escapes(body: bytes) -> int:
 
 def structure_of(body: bytes, most: BodyStructure) -> BodyStructure:
     """Count `body`: an upper bound if that is within `most`, else exact up to the first count beyond `most`."""
-    structure = NOTHING
-    for at in range(0, len(body), COUNTED_PIECE):
+    structure = _counted(body, 0, COUNTED_PIECE)
+    for at in range(COUNTED_PIECE, len(body), COUNTED_PIECE):
         structure += _counted(body, at, at + COUNTED_PIECE)
     return structure if structure.within(most) else exact_structure(body, most)
 
@@ -87,11 +87,17 @@ def structure_of_value(value: object) -> BodyStructure:
 
 def weight(body: bytes, structure: BodyStructure) -> int:
     """Return about how many bytes of memory `body` takes once it is parsed, itself included."""
-    pieces = range(0, len(body), COUNTED_PIECE)
-    narrow = body.isascii() and all(body.find(b"\\u", at, at + COUNTED_PIECE + 1) < 0 for at in pieces)
+    narrow = body.isascii() and not _is_in(body, b"\\u")
     text = len(body) if narrow else WIDEST * len(body)
     parts = CONTAINER * structure.containers + NAME * structure.names + VALUE * structure.values
     return len(body) + text + parts
+
+
+def _is_in(body: bytes, sign: bytes) -> bool:
+    if len(body) <= COUNTED_PIECE:
+        return sign in body
+    pieces = range(0, len(body), COUNTED_PIECE)
+    return any(body.find(sign, at, at + COUNTED_PIECE + 1) >= 0 for at in pieces)
 
 
 def _counted(text: bytes, start: int = 0, end: int | None = None) -> BodyStructure:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -35,6 +34,8 @@ class Tally:
         self.cached_tokens = 0  # of the prompts: not computed again,
         self.written_tokens = 0  # put into a provider's cache for minutes,
         self.written_hour_tokens = 0  # and for an hour
+        # Seconds of decoding pictures, of computing them, and of prefill; None where none was decoded or computed.
+        self.picture_s: tuple[float, float, float] | None = None
 
     @property
     def passed_s(self) -> float:
@@ -72,11 +73,17 @@ class Tally:
         self.usages.append(usage)
         self.completion_tokens += usage.completion_tokens
         self._longest[job] = max(self._longest[job], usage.completion_tokens)
+        if self.picture_s is not None or usage.opening_s or usage.encoding_s:
+            self.picture_s = tuple(
+                max(getattr(each, name) for each in self.usages)
+                for name in ("opening_s", "encoding_s", "prefill_s")
+            )
         begin = self.begins[job]
         known = len(begin.prompt_ids) if begin is not None else 0
-        self._count(job, _of_prompt(replace(usage, prompt_tokens=known or usage.prompt_tokens)))
+        prompt, *others = _of_prompt(usage)
+        self._count(job, (known or prompt, *others))
 
-    def _count(self, job: int, counts: tuple[int, int, int, int]) -> None:
+    def _count(self, job: int, counts: tuple[int, ...]) -> None:
         before = self._prompts[job]
         after = self._prompts[job] = tuple(map(max, before, counts))
         self.prompt_tokens += after[0] - before[0]
@@ -116,16 +123,6 @@ class Tally:
             "timings": self._timings(),
             "warnings": self.warnings,
         }
-
-    @property
-    def picture_s(self) -> tuple[float, float, float] | None:
-        """Seconds of decoding pictures, of computing them, and of prefill; None where none was decoded or computed."""
-        if not any(u.opening_s or u.encoding_s for u in self.usages):
-            return None
-        opening, encoding, prefill = (
-            max(getattr(u, name) for u in self.usages) for name in ("opening_s", "encoding_s", "prefill_s")
-        )
-        return opening, encoding, prefill
 
     def _timings(self) -> dict[str, Any]:
         usages, seen = self.usages, self.picture_s

@@ -258,12 +258,13 @@ def read_message(m: ChatMessage, i: int, pictures: Pictures) -> Message:
         where = f"messages[{i}].content"
         message = f"{where} is missing or null; expected the text of the {m.role} message"
         raise Refused(400, message, param=where, code="missing_required_parameter")
-    pieces = pieces_of(m.content or m.refusal or "", f"messages[{i}].content", pictures)
+    content = m.content or m.refusal or ""
+    pieces = () if isinstance(content, str) else pieces_of(content, f"messages[{i}].content", pictures)
     return Message(
         "system" if m.role == "developer" else m.role,
-        text_of(pieces),
+        content if isinstance(content, str) else text_of(pieces),
         m.reasoning_content or m.reasoning or "",
-        called(m.tool_calls or (), f"messages[{i}].tool_calls"),
+        called(m.tool_calls, f"messages[{i}].tool_calls") if m.tool_calls else (),
         m.tool_call_id or "",
         m.name or "",
         parts_of(pieces),
@@ -379,6 +380,8 @@ def unknown_message_fields(messages: list[dict[str, Any]]) -> list[str]:
     """Do the same for the fields of messages, which must be of the right type already."""
     warnings: dict[str, None] = {}
     for i, message in enumerate(messages):
+        if message.keys() <= _MESSAGE_FIELDS:
+            continue
         for name in message.keys() - _MESSAGE_FIELDS:
             if not message[name]:
                 continue

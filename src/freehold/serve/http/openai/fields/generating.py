@@ -7,6 +7,7 @@ Knows the wire's fields and Job's; knows no route and no model. docs/reference/h
 from __future__ import annotations
 
 import hashlib
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
@@ -87,8 +88,14 @@ class Structured(Struct, kw_only=True):
     grammar: Annotated[Text | None, doc("A Lark grammar. llama.cpp's own kind, GBNF, is refused.")] = None
 
 
+_FORMATS = Structured.__struct_fields__
+_formats_of = attrgetter(*_FORMATS)
+
+
 def format_of(r: Structured) -> Format | None:
     """Return the format that a request asks for; 400 for two of them, one too long, or GBNF."""
+    if not format_field(r):
+        return None
     outputs = r.structured_outputs or StructuredOutputs()
     formats = {
         "response_format": _response_format(r.response_format),
@@ -112,8 +119,11 @@ def format_of(r: Structured) -> Format | None:
 
 def format_field(r: Structured) -> str:
     """Return the name of the field that says what the text must be; "" where none does."""
-    names = [name for name in Structured.__struct_fields__ if getattr(r, name) is not None]
-    return names[-1] if names else ""  # another is allowed beside response_format if that is of type text
+    values = _formats_of(r)
+    if values.count(None) == len(values):
+        return ""
+    names = [name for name, value in zip(_FORMATS, values, strict=True) if value is not None]
+    return names[-1]  # another is allowed beside response_format if that is of type text
 
 
 def _response_format(format: ResponseFormat | None) -> Format | None:

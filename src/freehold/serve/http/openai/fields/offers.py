@@ -68,6 +68,9 @@ class Offered:
     name: str = ""
 
 
+_NONE_OFFERED = Offered((), frozenset(), "auto")
+
+
 class Offering:
     """Tools of a request, added one after the other, then the choice among them."""
 
@@ -276,6 +279,8 @@ Choice = Literal["auto", "none", "required"] | NamedChoice
 
 def offered(tools: Sequence[ToolOffer], choice: Choice | None, warnings: list[str]) -> Offered:
     """Return what the request offers. Raises Refused for a tool or a choice without the object of its type."""
+    if not tools and choice is None:
+        return _NONE_OFFERED
     offering = Offering(warnings)
     for i, tool in enumerate(tools):
         at = f"tools[{i}]"
