@@ -33,6 +33,7 @@ void bind_vocab(nb::module_& m);
 void bind_trellis(nb::module_& m);
 void bind_bf16(nb::module_& m);
 void bind_sounds(nb::module_& m);
+void bind_json(nb::module_& m);
 void bind_testing_delta(nb::module_& t);
 void bind_testing_conv(nb::module_& t);
 void bind_testing_mamba(nb::module_& t);

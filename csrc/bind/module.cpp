@@ -48,6 +48,7 @@ testing: single kernels by the name of their table, for tests/csrc; wheels are w
   bind_trellis(m);
   bind_bf16(m);
   bind_sounds(m);
+  bind_json(m);
 #ifdef FREEHOLD_TESTING
   nb::module_ testing = m.def_submodule("testing", "Single kernels by the name of their table, for tests.");
   bind_testing_delta(testing);

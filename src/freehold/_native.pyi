@@ -420,7 +420,7 @@ class Plan:
         norm: F32 | None = None,
         eps: float = 0.0,
     ) -> int:
-        """act(W · n + bias), n = norm(x) or x; act is "gelu" (tanh form), "gelu_erf" (exact) or "relu2"."""
+        """act(W · n + bias), n = norm(x) or x; act is "gelu" (tanh form), "gelu_erf" (exact), "gelu_quick" or "relu2"."""
 
     def linear_add(
         self,
@@ -785,4 +785,11 @@ def resampled(
     """Return output samples `first` to `first + outputs`, each a sum of input times weights in the order of the input.
 
     `begin`: the number of the first input sample; `weights`: [up, taps]; an output step is down / up of the input's.
+    """
+
+def count_json(text: bytes) -> tuple[int, int, int, int, bool]:
+    """Return how many (lists and objects, names, values, backslashes) a JSON text has, and whether it is wide.
+
+    Punctuation inside strings does not count; backslashes do, wherever they are. Values: items of lists and objects, at
+    most. Wide: a string may hold a character beyond ASCII. What is no JSON gives some numbers.
     """

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from sys import getrefcount
 from typing import Any, TypeVar
@@ -24,14 +24,7 @@ from starlette.types import Receive
 
 from freehold.run.store import space
 from freehold.serve.http.core.limits import Gone, ServerLimits, parse, typed
-from freehold.serve.http.core.longjson import (
-    BodyStructure,
-    escapes,
-    exact_structure,
-    structure_of,
-    values_beside,
-    weight,
-)
+from freehold.serve.http.core.longjson import structure_of, values_beside, weight
 from freehold.serve.http.core.problems import Refused
 
 # --- turns at what all callers share: of each caller at threads, and of requests at the loop --------
@@ -241,22 +234,20 @@ def _joined(parts: list[bytes], gone: Callable[[], bool]) -> bytes:
 
 def weigh(body: bytes, limits: ServerLimits) -> int:
     """Return about what `body` will take of memory; 413 for one that holds more than a limit."""
-    most = BodyStructure(limits.body_containers, limits.body_names, limits.body_numbers)
-    structure = structure_of(body, most)
+    structure = structure_of(body)
     beside = structure.values
     if limits.body_values < beside <= limits.body_numbers:
-        beside = values_beside(body, replace(most, values=limits.body_values))
-    flat = 0
-    if structure.names > limits.body_flat_names:  # and not only by the colons in its texts
-        exact = exact_structure(body, most)
-        flat = exact.names - NAMES_EACH * exact.containers
+        beside = values_beside(body)
+    flat = (
+        structure.names - NAMES_EACH * structure.containers if structure.names > limits.body_flat_names else 0
+    )
     for has, limit, what in (
-        (structure.containers, most.containers, "lists and objects"),
-        (structure.names, most.names, "names in objects"),
-        (structure.values, most.values, "values in lists and objects"),
+        (structure.containers, limits.body_containers, "lists and objects"),
+        (structure.names, limits.body_names, "names in objects"),
+        (structure.values, limits.body_numbers, "values in lists and objects"),
         (beside, limits.body_values, "values beside lists of numbers"),
         (flat, limits.body_flat_names, f"names beside {NAMES_EACH} for each list and object"),
-        (escapes(body), limits.body_escapes, "backslashes"),
+        (structure.escapes, limits.body_escapes, "backslashes"),
     ):
         if has > limit:
             message = f"the body holds more than {limit:,} {what}; send less at a time"

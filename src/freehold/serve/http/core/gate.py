@@ -68,7 +68,7 @@ class Gate:
             log_request(call)
 
     def _count(self, call: HttpCall) -> str:
-        """Count a caller's running requests, and return whose this is: "" for one that counts for nobody's.
+        """Count a caller's running requests, and return whose this is: "" where it has no limit.
 
         Raises Refused (429) for one too many.
         """

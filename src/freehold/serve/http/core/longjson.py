@@ -13,31 +13,28 @@ from typing import Any
 
 import msgspec
 
+from freehold._native import count_json
 from freehold.serve.http.core.problems import Refused
 
 # --- the memory of a body once it is parsed, by its lists, objects, names, values and bytes ---------
 # The parser makes an object of some 56 bytes from every two bytes of `[[],[],...`, so a body is counted first, by its
-# punctuation, in pieces between which other threads run. The first count includes punctuation inside strings, so it
-# is an upper bound; a body above a limit is counted again without strings.
+# punctuation, without the interpreter: a count of 16 MB in pieces kept the loop waiting between each two of them.
 
 # Measured with CPython 3.11, rounded up: an empty list takes 56 bytes and a dict of one name 184, and the struct that
 # it is converted to as much again as a list; a short text in a list takes 64.
 CONTAINER, NAME, VALUE = 250, 100, 64
 WIDEST = 4  # bytes of a character in a string that holds one beyond U+FFFF
-COUNTED_PIECE = 32 << 10  # bytes counted at a time: about a millisecond in which no other thread runs
-_INNER = rb'[^"\\]*+(?:\\.[^"\\]*+)*+'
-_REST = re.compile(_INNER, re.S)  # of a string, after its first quote
-_ONE = re.compile(b'"' + _INNER + b'"', re.S)
-_WHOLE = re.compile(rb'(?:[^"]++|"' + _INNER + rb'")*+', re.S)
 
 
 @dataclass(frozen=True, slots=True)
 class BodyStructure:
-    """Counts of a body's parts, exact or an upper bound. `values`: items of lists and objects."""
+    """Counts of a body's parts. `values`: items of lists and objects."""
 
     containers: int
     names: int
     values: int
+    escapes: int = 0  # backslashes
+    wide: bool = False  # whether a string may hold a character beyond ASCII
 
     def within(self, most: BodyStructure) -> bool:
         """Return whether no count is beyond that of `most`."""
@@ -52,79 +49,16 @@ class BodyStructure:
 NOTHING = BodyStructure(0, 0, 0)
 
 
-def escapes(body: bytes) -> int:
-    """Count backslashes."""
-    return sum(body.count(b"\\", at, at + COUNTED_PIECE) for at in range(0, len(body), COUNTED_PIECE))
-
-
-def structure_of(body: bytes, most: BodyStructure) -> BodyStructure:
-    """Count `body`: an upper bound if that is within `most`, else exact up to the first count beyond `most`."""
-    structure = _counted(body, 0, COUNTED_PIECE)
-    for at in range(COUNTED_PIECE, len(body), COUNTED_PIECE):
-        structure += _counted(body, at, at + COUNTED_PIECE)
-    return structure if structure.within(most) else exact_structure(body, most)
-
-
-def structure_of_value(value: object) -> BodyStructure:
-    """Count a value that is parsed, exactly; an upper bound for what is JSON in it already."""
-    structure, containers, names, values = NOTHING, 0, 0, 0
-    waiting = [value] if isinstance(value, dict | list) else []
-    while waiting:
-        each = waiting.pop()
-        containers, values = containers + 1, values + len(each)
-        names += len(each) if isinstance(each, dict) else 0
-        inner = each.values() if isinstance(each, dict) else each
-        waiting += [one for one in inner if isinstance(one, dict | list)]
-        for one in inner:
-            if isinstance(one, msgspec.Raw):
-                text = bytes(one)
-                structure = sum(
-                    (_counted(text, at, at + COUNTED_PIECE) for at in range(0, len(text), COUNTED_PIECE)),
-                    structure,
-                )
-    return structure + BodyStructure(containers, names, values)
+def structure_of(text: bytes) -> BodyStructure:
+    """Count the parts of a JSON text; other threads run meanwhile."""
+    return BodyStructure(*count_json(text))
 
 
 def weight(body: bytes, structure: BodyStructure) -> int:
     """Return about how many bytes of memory `body` takes once it is parsed, itself included."""
-    narrow = body.isascii() and not _is_in(body, b"\\u")
-    text = len(body) if narrow else WIDEST * len(body)
+    text = WIDEST * len(body) if structure.wide else len(body)
     parts = CONTAINER * structure.containers + NAME * structure.names + VALUE * structure.values
     return len(body) + text + parts
-
-
-def _is_in(body: bytes, sign: bytes) -> bool:
-    if len(body) <= COUNTED_PIECE:
-        return sign in body
-    pieces = range(0, len(body), COUNTED_PIECE)
-    return any(body.find(sign, at, at + COUNTED_PIECE + 1) >= 0 for at in pieces)
-
-
-def _counted(text: bytes, start: int = 0, end: int | None = None) -> BodyStructure:
-    containers = text.count(b"[", start, end) + text.count(b"{", start, end)
-    return BodyStructure(containers, text.count(b":", start, end), text.count(b",", start, end) + containers)
-
-
-def exact_structure(body: bytes, most: BodyStructure) -> BodyStructure:
-    """Count outside strings, piece by piece; stop at the first count beyond `most`."""
-    structure, at = NOTHING, 0
-    while at < len(body) and structure.within(most):
-        stop = min(at + COUNTED_PIECE, len(body))
-        prefix = _WHOLE.match(body, at, stop)
-        end = prefix.end() if prefix else at
-        structure += _counted(_ONE.sub(b"", body[at:end]))
-        at = end if end == stop else _string_end(body, end)
-    return structure
-
-
-def _string_end(body: bytes, start: int) -> int:
-    """Return where the string that begins at `start` ends, or the end of the body if it does not end."""
-    at = start + 1
-    while at < len(body) and body[at] != ord('"'):
-        rest = _REST.match(body, at, at + COUNTED_PIECE)
-        end = rest.end() if rest else at
-        at = end if end > at else len(body)  # only a backslash is left
-    return at + 1
 
 
 # --- written piece by piece -------------------------------------------------------------------------
@@ -167,32 +101,34 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ITEMS = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def decoded(body: bytes) -> Any:
-    """Return the value of a body. Raises msgspec.DecodeError, UnicodeDecodeError, RecursionError.
+def decoded(body: bytes, *, wide: bool = True) -> Any:
+    """Return the value of a body; `wide`: as BodyStructure. Raises DecodeError, UnicodeDecodeError, RecursionError.
 
     Raises Refused (413) for a value that lies deep and holds more than DEEP.
     """
     try:
-        return _value(body, LEVELS)
+        return _value(body, LEVELS, wide)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return msgspec.json.decode(body)  # its error tells where in the body it is
 
 
-def _value(text: bytes, levels: int) -> Any:
-    if len(text) <= LONG:
-        return msgspec.json.decode(text)
+def _value(raw: bytes | msgspec.Raw, levels: int, wide: bool) -> Any:
+    view = memoryview(raw)  # a copy of a long value holds the interpreter as long as its parser does
+    begin = bytes(view[:64]).lstrip()[:1]
+    passed = levels < LEVELS  # it was passed over, so it is whole
+    if len(view) <= LONG or (passed and begin == b'"' and not wide):
+        return msgspec.json.decode(view)
     if not levels:
-        return _deep(text)
-    if levels < LEVELS and _is_numbers(text):  # it was passed over, so it is whole
+        return _deep(bytes(view), wide)
+    if passed and begin == b"[" and _is_numbers(text := bytes(view)):
         return _numbers(text)
-    begin = text[:64].lstrip()[:1]
     if begin == b"{":
-        return {name: _value(bytes(raw), levels - 1) for name, raw in _FIELDS.decode(text).items()}
+        return {name: _value(each, levels - 1, wide) for name, each in _FIELDS.decode(view).items()}
     if begin == b"[":
-        return _items(_ITEMS.decode(text), levels - 1)
-    if levels < LEVELS and begin == b'"' and not text.isascii():
+        return _items(_ITEMS.decode(view), levels - 1, wide)
+    if passed and begin == b'"' and not (text := bytes(view)).isascii():
         return _text(text)
-    return msgspec.json.decode(text)
+    return msgspec.json.decode(view)
 
 
 def _text(text: bytes) -> str:
@@ -207,10 +143,10 @@ def _text(text: bytes) -> str:
     return "".join(pieces)
 
 
-def _deep(text: bytes) -> Any:
-    if not text.isascii() and structure_of(text, FEW).within(FEW):
-        return _value(text, 2)
-    holds = structure_of(text, DEEP)
+def _deep(text: bytes, wide: bool) -> Any:
+    holds = structure_of(text)
+    if holds.within(FEW):
+        return _value(text, 2, wide)
     for has, limit, what in (
         (holds.containers, DEEP.containers, "lists and objects"),
         (holds.names, DEEP.names, "names in objects"),
@@ -222,31 +158,31 @@ def _deep(text: bytes) -> Any:
     return msgspec.json.decode(text)
 
 
-def _items(raws: list[msgspec.Raw], levels: int) -> list[Any]:
+def _items(raws: list[msgspec.Raw], levels: int, wide: bool) -> list[Any]:
     """Parse a list's items: short ones together, up to a piece, and a long one by itself."""
     values: list[Any] = []
     piece: list[bytes] = []
     size = 0
     for raw in raws:
-        text = bytes(raw)
-        if size + len(text) > NUMBERS_PIECE and piece:
+        length = len(memoryview(raw))
+        if size + length > NUMBERS_PIECE and piece:
             values += msgspec.json.decode(b"[" + b",".join(piece) + b"]")
             piece, size = [], 0
-        if len(text) > NUMBERS_PIECE:
-            values.append(_value(text, levels))
+        if length > NUMBERS_PIECE:
+            values.append(_value(raw, levels, wide))
         else:
-            piece.append(text)
-            size += len(text)
+            piece.append(bytes(raw))
+            size += length
     return values + msgspec.json.decode(b"[" + b",".join(piece) + b"]")
 
 
-def values_beside(body: bytes, most: BodyStructure) -> int:
-    """Return how many values a body has beside its long lists of numbers, up to the first beyond `most`."""
+def values_beside(body: bytes) -> int:
+    """Return how many values a body has beside its long lists of numbers."""
     fields = _fields(body)
     if fields is None:  # it will be refused, or is short of values by itself
-        return structure_of(body, most).values
+        return structure_of(body).values
     texts = (bytes(raw) for raw in fields.values())
-    return len(fields) + sum(structure_of(text, most).values for text in texts if not _is_numbers(text))
+    return len(fields) + sum(structure_of(text).values for text in texts if not _is_numbers(text))
 
 
 def _fields(body: bytes) -> dict[str, msgspec.Raw] | None:

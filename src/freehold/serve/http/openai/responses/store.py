@@ -19,7 +19,7 @@ import msgspec
 
 from freehold.base.serving import MAX_MESSAGES
 from freehold.serve.http.core.limits import ServerLimits
-from freehold.serve.http.core.longjson import NOTHING, BodyStructure, in_pieces, structure_of_value, weight
+from freehold.serve.http.core.longjson import NOTHING, BodyStructure, in_pieces, structure_of, weight
 from freehold.serve.http.core.problems import Refused
 
 MAX_CHAIN = 1000  # responses that one chat may go back
@@ -48,7 +48,8 @@ class StoredItem:
     def of(cls, item: Mapping[str, Any]) -> StoredItem:
         """Encode an item, which has an id."""
         listed = _listed(item)
-        data, holds = msgspec.json.encode(in_pieces(listed)), structure_of_value(listed)
+        data = msgspec.json.encode(in_pieces(listed))
+        holds = structure_of(data)
         return cls(item["id"], data, holds, weight(data, holds))
 
     def parsed(self) -> dict[str, Any]:
