@@ -653,3 +653,15 @@ def test_a_turn_of_twenty_thousand_results_is_read_in_one_pass():
     began = time.process_time()
     chat = read_chat(None, [InputMessage(role=r, content=c) for r, c in turns], [], Pictures())  # type: ignore[arg-type]
     assert len(chat) == 20_002 and time.process_time() - began < 3  # seconds; one pass for each took 15
+
+
+def test_a_system_text_is_not_visited_by_its_characters():
+    """Three million of them took half a second, in which no other client was answered."""
+
+    class Text(str):
+        def __iter__(self):
+            raise AssertionError("visited by its characters")
+
+    turns = [InputMessage(role="user", content="hi")]
+    chat = read_chat(Text("Be brief."), turns, [], Pictures())
+    assert [(m.role, m.content) for m in chat] == [("system", "Be brief."), ("user", "hi")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -341,3 +342,14 @@ def test_a_managers_own_counts_are_shown(serving):
     finally:
         server.models.tables = []
     assert 'freehold_gateway_attempts_total{cause="rate",place="openai",target="big"} 2.0' in shown
+
+
+def test_scrapes_that_come_together_share_one(serving, monkeypatch):
+    server = serving()
+    metrics = server.doors.server.metrics
+    real, computed = metrics.exposition, []
+    monkeypatch.setattr(metrics, "exposition", lambda: computed.append(None) or real())
+    with ThreadPoolExecutor(16) as pool:
+        texts = list(pool.map(lambda _: server.client.get("/metrics").text, range(16)))
+    assert all("freehold_http_requests" in text for text in texts)
+    assert 0 < len(computed) < len(texts)

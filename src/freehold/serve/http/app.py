@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import threading
 from collections.abc import Iterable
-from functools import cache
 from typing import Any
 
 import msgspec
@@ -220,13 +220,23 @@ async def root(call: HttpCall) -> None:
 
 async def openapi(call: HttpCall) -> None:
     """Describe every route to programs (OpenAPI 3.1)."""
-    server = call.server
-    await call.answer(await asyncio.to_thread(_described, server.store is not None, server.console))
+    parts = call.server.store is not None, call.server.console
+    if parts not in _descriptions:
+        await call.in_thread(_describe, *parts)
+    await call.answer(_descriptions[parts])
 
 
-@cache
-def _described(store: bool, console: bool) -> bytes:
-    return msgspec.json.encode(document(routes(store=store, console=console)))
+_descriptions: dict[tuple[bool, bool], bytes] = {}
+_describing = (
+    threading.Lock()
+)  # one thread at a time: together they would keep the loop from running for 0.2 s
+
+
+def _describe(store: bool, console: bool) -> None:
+    with _describing:
+        if (store, console) not in _descriptions:
+            described = document(routes(store=store, console=console))
+            _descriptions[store, console] = msgspec.json.encode(described)
 
 
 async def _http_error(request: Request, e: Exception) -> Response:

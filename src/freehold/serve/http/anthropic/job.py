@@ -359,7 +359,7 @@ def read_chat(
     chat = [m for turn in turns for m in turn.messages()]
     if not prompt:
         return tuple(chat)
-    kept = [block for block in system or () if isinstance(block, TextBlock)]
+    kept = () if isinstance(system, str) or system is None else system
     return (Message("system", prompt, cache=cached(*kept)), *chat)
 
 

@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 from freehold.base.serving import STEP_SIZES, LoadedInfo, ModelManager
 from freehold.base.types import Usage
 
+SCRAPE_EVERY_S = 0.02  # one takes the loop 2 to 3 ms
 # vLLM's own bounds, so that its dashboards' quantiles mean the same here.
 FIRST_TOKEN = (
     0.001,
@@ -232,6 +233,8 @@ class Metrics(Collector):
         self._started = time.time()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
+        self._scrape: asyncio.Task[bytes] | None = None  # the next one, where somebody waits for it
+        self._scraped_at = -SCRAPE_EVERY_S
 
     def of(self, model: str) -> PerModel:
         """Return the record of a loaded model; only names that `use` gave back, so that no client can add series."""
@@ -247,6 +250,17 @@ class Metrics(Collector):
     def answered(self, route: str, status: int) -> None:
         """Count an HTTP answer; 499: the client went before it got one."""
         self._answers[route, status] += 1
+
+    async def scraped(self) -> bytes:
+        """Return the exposition as it is now or up to SCRAPE_EVERY_S later: those who ask meanwhile share it."""
+        if self._scrape is None:
+            self._scrape = asyncio.create_task(self._scrape_next())
+        return await asyncio.shield(self._scrape)
+
+    async def _scrape_next(self) -> bytes:
+        await asyncio.sleep(max(self._scraped_at + SCRAPE_EVERY_S - time.monotonic(), 0))
+        self._scrape, self._scraped_at = None, time.monotonic()  # who asks from here on gets the next one
+        return self.exposition()
 
     def exposition(self) -> bytes:
         """Return the text that Prometheus scrapes."""

@@ -189,7 +189,7 @@ async def ready(call: HttpCall) -> None:
 
 async def metrics(call: HttpCall) -> None:
     """Answer a scrape."""
-    await call.answer(call.server.metrics.exposition(), kind=_EXPOSITION)
+    await call.answer(await call.server.metrics.scraped(), kind=_EXPOSITION)
 
 
 async def version(call: HttpCall) -> None:
