@@ -47,7 +47,7 @@ LOOK_S = 1.0  # between looks at whether garbage is to be collected
 STOP_S = 5.0  # from the end of the drain to the end of the process
 OTHER_FILES = 256  # that a server opens besides connections: engines, models, uploads, the accounts
 # That a thread which parses a body runs before the loop continues; Python's default is 0.005.
-SWITCH_S = 0.001
+SWITCH_S = 0.0002
 FEWEST = 8  # connections worth serving
 _log = logging.getLogger("freehold.serve.http")
 _FLUSH_S = 0.2  # for the last events of streams that are cut, before their connections go

@@ -76,7 +76,11 @@ class Intent:
 
     def values(self) -> dict[str, Any]:
         """Return the fields, each of which is also one of a LedgerRow."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return dict(zip(_OF_INTENT, _intended(self), strict=True))
+
+
+_OF_INTENT = tuple(f.name for f in fields(Intent))
+_intended = attrgetter(*_OF_INTENT)
 
 
 @dataclass(frozen=True, slots=True)
