@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,11 +129,16 @@ def tensors(tower: Tower, cfg: Any) -> Iterator[tuple[str, str, tuple[int, ...]]
                 yield prefix + each, key, shape
 
 
-def write_mmproj(path: Path, shape: TowerShape, layers: int, kind: str) -> None:
-    """Write random weights: matrices of the type `kind` where its blocks fit, else F16; vectors and patches F32."""
+def write_mmproj(
+    path: Path, shape: TowerShape, layers: int, kind: str, more: Mapping[str, Any] | None = None
+) -> None:
+    """Write random weights: matrices of the type `kind` where its blocks fit, else F16; vectors and patches F32.
+
+    `more`: further metadata.
+    """
     tower = of_projector(shape.projector)
     assert tower is not None
-    keys = keys_of(shape, layers)
+    keys = keys_of(shape, layers) | dict(more or {})
     cfg, rng = tower.config_from_gguf(Fields(keys, "clip.")), np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_type("mmproj")
@@ -183,8 +188,13 @@ def operations(shape: TowerShape, layers: int, counts: dict[str, Any]) -> float:
     total = 0
     for _, key, size in ((n, k, s) for n, k, s in tensors(tower, cfg) if len(s) > 1 and k != "positions"):
         total += int(np.prod(size)) * (counts["tokens"] if key in joined else counts["patches"])
-    attention = 2 * cfg.hidden * sum(group**2 for group in counts["groups"]) * cfg.layers
-    return 2.0 * (total + attention)
+    return 2.0 * total + attention(shape, layers, counts)
+
+
+def attention(shape: TowerShape, layers: int, counts: dict[str, Any]) -> float:
+    """Return those of attention: scores and values of all rows of a group."""
+    pairs = sum(group**2 for group in counts["groups"])
+    return 4.0 * shape.vision["embedding_length"] * pairs * layers
 
 
 # --- the race ------------------------------------------------------------------------------------------
@@ -267,7 +277,11 @@ def run(args: argparse.Namespace, name: str, folder: Path, stack: ExitStack) -> 
             f"{peer:>11}{ratio:>7}{figure['share']:>12.0%}"
         )
         for op, spent in figure.get("spent_ms", {}).items():
-            print(f"{'':13}{spent:8,.0f} ms  {op}")
+            beside = ""
+            if op == "AttendBoth":  # each thread has its part of the work, and of the rate
+                figure["attention_share"] = attention(shape, args.layers, figure) / (gops * 1e6) / spent
+                beside = f", {figure['attention_share']:.2f} of the int8 units (advisor/fit.py)"
+            print(f"{'':13}{spent:8,.0f} ms  {op}{beside}")
     record = {"bench": "eyes/encode", "shape": name, "source": shape.source, **describe(mmproj)}
     record |= {"threads": args.threads, "layers": args.layers, "int8_gops": gops, "versions": versions}
     return record | {"figures": figures}

@@ -129,8 +129,8 @@ def floats(rng: np.random.Generator, it: Stored) -> np.ndarray:
     return drawn * np.float32((2.0 if it.key == "router" else 1.0) * it.shape[-1] ** -0.5)
 
 
-def write(path: Path, architecture: str, keys: Mapping[str, Any]) -> None:
-    """Write the file; `keys` are those under the architecture's prefix."""
+def write(path: Path, architecture: str, keys: Mapping[str, Any], template: str = "") -> None:
+    """Write the file; `keys` are those under the architecture's prefix. `template`: of chats, none unless given."""
     writer, rng = gguf.GGUFWriter(path, architecture), np.random.default_rng(0)
     for key, value in {"vocab_size": VOCAB, **keys}.items():
         name = f"{architecture}.{key}"
@@ -143,6 +143,8 @@ def write(path: Path, architecture: str, keys: Mapping[str, Any]) -> None:
         else:
             (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(name, value)
     add_vocabulary(writer)
+    if template:
+        writer.add_chat_template(template)
     for it in tensors(architecture, keys):
         writer.add_tensor(it.name, values(rng, it), raw_dtype=it.kind)
     writer.write_header_to_file()

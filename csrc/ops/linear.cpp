@@ -5,20 +5,23 @@
 namespace fh {
 namespace {
 
-enum class Act { None, Gelu, GeluErf, Relu2 };
+enum class Act { None, Gelu, GeluErf, GeluQuick, Relu2 };
+
+constexpr float kQuick = 1.702f;              // of the quick GELU, x * sigmoid(1.702 x)
 
 struct Linear final : Op {
   Input in; std::vector<MatrixPtr> w; std::vector<MaybeVector> bias; std::vector<int> out; bool accumulate = false;
   Act act = Act::None;
   int gate = -1;                              // a buffer [rows][1] whose sigmoid multiplies what is added; -1: none
   float scale = 1.0f;                         // of what is added
-  std::vector<float> ones;                    // a panel's: what GELU's kernel multiplies with
+  std::vector<float> ones;                    // a panel's: what GELU's kernel multiplies with, of the quick one 1 / 1.702
   LowRank low;
   const uint8_t* weights() const override { return w[0]->w.data; }
   bool scaled() const { return gate >= 0 || scale != 1.0f; }
   void allocate(int64_t max_rows, int threads) override {
     in.scratch->allocate(max_rows, threads);
-    if (act == Act::Gelu) ones.assign(static_cast<size_t>(std::min<int64_t>(max_rows, kGemmTokens) * kPanelRows), 1.0f);
+    if (act != Act::Gelu && act != Act::GeluQuick) return;
+    ones.assign(static_cast<size_t>(std::min<int64_t>(max_rows, kGemmTokens) * kPanelRows), act == Act::Gelu ? 1.0f : 1.0f / kQuick);
   }
   void prepare(const Run& r) override { low.prepare(r, in, w); }
   // Where panel n of all matrices, counted on, lies; after the last, what the next op begins with.
@@ -72,6 +75,8 @@ struct Linear final : Op {
     const int64_t panel = nt * kPanelRows, n = (p1 - p0) * panel;
     if (act == Act::GeluErf) r.k->gelu_erf(tiles, n);
     for (int64_t i = 0; act == Act::Gelu && i < n; i += panel) r.k->gelu_rows(tiles + i, ones.data(), kPanelRows, nt, tiles + i, kPanelRows);
+    if (act == Act::GeluQuick) r.k->scale(tiles, kQuick, n);
+    for (int64_t i = 0; act == Act::GeluQuick && i < n; i += panel) r.k->silu_rows(tiles + i, ones.data(), kPanelRows, nt, tiles + i, kPanelRows);
     for (int64_t i = 0; act == Act::Relu2 && i < n; ++i) tiles[i] = tiles[i] < 0.0f ? 0.0f : tiles[i] * tiles[i];   // NaN stays
     const Place to(m, p0, p1, t0, r.buffer[out[0]]);
     r.k->store_rows(tiles, to.width, nt, nullptr, false, to.y, to.ld);
@@ -126,8 +131,9 @@ FREEHOLD_OP(linear_add, "residual += scale * (W · x + bias), in place.\n\n`gate
 Act act_named(const std::string& name) {
   if (name == "gelu") return Act::Gelu;
   if (name == "gelu_erf") return Act::GeluErf;
+  if (name == "gelu_quick") return Act::GeluQuick;
   if (name == "relu2") return Act::Relu2;
-  throw Error(ErrorKind::Usage, "act must be 'gelu', 'gelu_erf' or 'relu2', got '" + name + "'");
+  throw Error(ErrorKind::Usage, "act must be 'gelu', 'gelu_erf', 'gelu_quick' or 'relu2', got '" + name + "'");
 }
 
 int linear_act(Plan& plan, int x, MatrixPtr weight, const std::string& act, MaybeVector bias, MaybeVector norm, float eps) {
@@ -140,7 +146,7 @@ int linear_act(Plan& plan, int x, MatrixPtr weight, const std::string& act, Mayb
   plan.add(std::move(op));
   return out;
 }
-FREEHOLD_OP(linear_act, "act(W · n + bias), n = norm(x) or x; act is \"gelu\" (tanh form), \"gelu_erf\" (exact) or \"relu2\".", "x"_a,
+FREEHOLD_OP(linear_act, "act(W · n + bias), n = norm(x) or x; act is \"gelu\" (tanh form), \"gelu_erf\" (exact), \"gelu_quick\" or \"relu2\".", "x"_a,
             "weight"_a, "act"_a, "bias"_a = nanobind::none(), "norm"_a = nanobind::none(), "eps"_a = 0.0f)
 
 }  // namespace

@@ -322,6 +322,12 @@ class Plan:
     def features(self, width: int, at: int = 0) -> int:
         """The features' columns [at, at + width) of every row, for a plan over features instead of tokens."""
 
+    def gate_heads(self, y: int, gate: int, *, act: str) -> None:
+        """y *= act(gate) in place, the gate a column for each head of y.
+
+        act: sigmoid or softplus.
+        """
+
     def gate_norm(self, y: int, z: int, weight: F32 | None, eps: float = 0.0, groups: int = 1) -> None:
         """y = norm(y * silu(z)) in place, an RMS norm of each group; without a weight the gate alone."""
 
@@ -420,7 +426,7 @@ class Plan:
         norm: F32 | None = None,
         eps: float = 0.0,
     ) -> int:
-        """act(W · n + bias), n = norm(x) or x; act is "gelu" (tanh form), "gelu_erf" (exact), "gelu_quick" or "relu2"."""
+        """act(W · n + bias), n = norm(x) or x; act is "gelu" (tanh), "gelu_erf" (exact), "gelu_quick" or "relu2"."""
 
     def linear_add(
         self,

@@ -24,8 +24,7 @@ from tests.console.conftest import Served
 from tests.console.test_pictures import _DROPPED, facts, send, shown
 from tests.eyes import digits
 
-pytestmark = [pytest.mark.model, pytest.mark.big]
-UNSEEN = 20
+pytestmark = pytest.mark.model
 RIGHT = 0.95
 GREEDY = "PARAMETER temperature 0\nPARAMETER num_predict 8\n"
 
@@ -59,8 +58,11 @@ def numbers(page: Any) -> list[list[int]]:
     return [[int(c) for c in text if c.isdigit()] for text in texts]
 
 
-def test_the_page_reads_digits(server: Served, page: Any):
-    images, drawn = digits.pictures(3, UNSEEN)
+@pytest.mark.parametrize(
+    "unseen", [pytest.param(20, marks=pytest.mark.heavy), pytest.param(200, marks=pytest.mark.big)]
+)
+def test_the_page_reads_digits(server: Served, page: Any, unseen: int):
+    images, drawn = digits.pictures(3, unseen)
     right = 0
     for image, digit in zip(images, drawn.tolist(), strict=True):
         page.goto(f"{server.url}/#/chat?model=reader")
@@ -70,9 +72,10 @@ def test_the_page_reads_digits(server: Served, page: Any):
         send(page, digits.QUESTION)
         assert shown(page) == [[digits.SIDE, digits.SIDE]]
         right += numbers(page) == [[digit]]
-    assert right >= RIGHT * UNSEEN
+    assert right >= RIGHT * unseen
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width, height", [(1280, 800), (390, 780)])
 def test_two_turns_with_pictures_fit_wide_and_narrow_and_are_there_after_a_reload(

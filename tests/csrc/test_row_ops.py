@@ -97,7 +97,7 @@ def layer_norms(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
 
 def without_gates(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
     x = ops.embed(m["embed"])
-    for act in ("gelu", "gelu_erf", "relu2"):
+    for act in ("gelu", "gelu_erf", "gelu_quick", "relu2"):
         h = ops.linear_act(x, m["up"], act, WIDE, WEIGHT, EPS)
         ops.linear_add(h, m["down"], x, BIAS, scale=0.22)
     ops.logits(x, m["embed"], WEIGHT, EPS)
@@ -183,7 +183,17 @@ def beyond(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
     ops.logits(x, m["embed"], WEIGHT, EPS)
 
 
-PROGRAMS = [layer_norms, without_gates, turned, beside, weighed, streams, clipped, beyond]
+def gated_heads(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    x = ops.embed(m["embed"])
+    for act in ("sigmoid", "softplus"):
+        n = ops.norm(x, WEIGHT, EPS)
+        (gate,) = ops.linear(x, (m["router"],), (None,))  # one of each head
+        ops.gate_heads(n, gate, act=act)
+        ops.linear_add(n, m["square"], x)
+    ops.logits(x, m["embed"], WEIGHT, EPS)
+
+
+PROGRAMS = [layer_norms, without_gates, turned, beside, weighed, streams, clipped, beyond, gated_heads]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -313,6 +323,10 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UsageError, match="no multiple of 16"):
         part = plan.part(x, 0, 24)
         plan.norm_gate(part, part, None, act="gelu")
+    with pytest.raises(UsageError, match="24 gates do not divide a width of 64"):
+        plan.gate_heads(x, plan.part(x, 0, 24), act="sigmoid")
+    with pytest.raises(UsageError, match="act must be 'sigmoid' or 'softplus', got 'silu'"):
+        plan.gate_heads(x, plan.part(x, 0, 4), act="silu")
     with pytest.raises(UsageError, match="an original length of 1"):
         plan.temper(x, 0.1, 0)
     with pytest.raises(UsageError, match="act must be"):

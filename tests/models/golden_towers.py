@@ -30,7 +30,16 @@ from freehold.run.models.tiny import make
 from freehold.run.models.tower import PicturePlan
 from freehold.run.pictures.opening import open_picture
 from tests.models.golden import GOLDEN
-from tests.vectors.eyes import CLEAR, EYES, Chat, Eyes, joining_keys, lines_join
+from tests.vectors.eyes import (
+    CLEAR,
+    EYES,
+    Chat,
+    Eyes,
+    joining_keys,
+    lines_join,
+    opengvlab_config,
+    opengvlab_tensors,
+)
 
 F32 = np.ndarray
 Golden = dict[str, np.ndarray]
@@ -256,8 +265,13 @@ GGUF_FORMS: dict[str, Callable[[dict[str, Any], dict[str, np.ndarray]], Stored]]
 def write(name: str, form: str, folder: Path) -> Files:
     """Write a model of EYES in one of its forms: `hub` has the names of published files, in BF16."""
     tiny, eyes = make.config(name), EYES[name]
-    if form in ("safetensors", "hub"):
+    if form in ("safetensors", "hub", "chat"):
         path = make.write_safetensors(tiny, folder / "model")
+        if form == "chat":
+            data = make.safetensors_bytes(opengvlab_tensors(tiny), "F32")
+            (path / "model.safetensors").write_bytes(data)
+            (path / "config.json").write_text(json.dumps(opengvlab_config(tiny)), encoding="utf-8")
+            (path / "preprocessor_config.json").write_text('{"size": 24, "crop_size": 24, "resample": 3}')
         if form == "hub":
             _as_published(tiny, eyes, path)
         if eyes.lines_join:

@@ -29,7 +29,7 @@ from tests.vectors.files import safetensors_bytes, write_gguf, write_safetensors
 MIXTURES = ["mixtral", "qwen2moe", "qwen3moe", "olmoe"]
 # Sigmoid routers, corrections, sparse mixers, sinks and windows, chunks and weighed inputs, factors, shared experts.
 OTHERS = ["dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "hunyuan_v1_moe", "llama4", "minimax_m2", "phimoe"]
-OTHERS += ["afmoe", "exaone_moe", "mellum", "qwen3_vl_moe"]  # a token reads nothing of its tower
+OTHERS += ["afmoe", "exaone_moe", "laguna", "mellum", "qwen3_vl_moe"]  # a token reads nothing of its tower
 
 
 def reopened(path: Path, tensors: dict[str, Tensor] | None = None, /, **keys: Any) -> Any:

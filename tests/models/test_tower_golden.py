@@ -79,7 +79,7 @@ def write(name: str, form: str, folder: Path) -> Files:
             make.write_gguf(tiny, folder / "model.gguf"), make.write_mmproj(tiny, folder / "mmproj.gguf")
         )
     path = make.write_safetensors(tiny, folder / "model", dtype="BF16" if form == "published" else "F32")
-    if form == "published" and tiny.hf["model_type"] in ("qwen2_5_vl", "paddleocr_vl"):
+    if form == "published" and tiny.hf["model_type"] in ("qwen2_vl", "qwen2_5_vl", "paddleocr_vl"):
         as_first_published(tiny, path)
     return Files(path, path)
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
+from freehold.run.formats import QuantType, open_model_file
 from freehold.run.formats.fields import Fields
 from freehold.run.formats.metadata import Metadata
 from freehold.run.models.binding.bind import family_of, gguf_family
+from freehold.run.models.binding.towers import read_tower
 from freehold.run.models.config.rope import RopeSpec, gguf_sections, hf_sections
 from freehold.run.models.families import registered as families
 from freehold.run.models.oracle.arithmetic import rotate
@@ -33,6 +35,7 @@ from freehold.run.models.towers import (
     of_model_type,
     of_projector,
     paddleocr,
+    qwen2vl,
     qwen3vl,
     qwen25vl,
     registered,
@@ -585,10 +588,75 @@ def test_a_thin_picture_is_enlarged_to_a_block_with_its_other_side(
     assert paddleocr.plan(of_paddle(), *size).size == becomes
 
 
-def test_qwen2_vls_tower_is_refused_by_name():
-    assert of_projector("qwen2vl_merger") is None and of_model_type("qwen2_vl") is None
-    with pytest.raises(UnsupportedModel, match="Qwen2VLForConditionalGeneration"):
-        family_of({"architectures": ["Qwen2VLForConditionalGeneration"], "model_type": "qwen2_vl"})
+QWEN2 = {
+    "model_type": "qwen2_vl",
+    "depth": 32,
+    "embed_dim": 1280,
+    "hidden_act": "quick_gelu",
+    "hidden_size": 1536,
+    "mlp_ratio": 4,
+    "num_heads": 16,
+    "in_chans": 3,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "spatial_patch_size": 14,
+    "temporal_patch_size": 2,
+}
+
+
+def of_qwen2(**changed: Any) -> qwen2vl.FirstBlockSizes:
+    config = {"model_type": "qwen2_vl", "vision_config": QWEN2 | changed}
+    stated = {
+        "min_pixels": 3136,
+        "max_pixels": 12_845_056,
+        "image_mean": [*CLIP_MEAN],
+        "image_std": [*CLIP_DEVIATION],
+    }
+    return qwen2vl.config_from_hf(Fields(config), Fields(stated))
+
+
+def test_qwen2_vls_sizes_are_read_from_both_formats():
+    """A converter writes the text model's width in place of the MLP's, and no activation."""
+    limits = {"image_min_pixels": 3136, "image_max_pixels": 12_845_056}
+    stated = {
+        "clip.projector_type": "qwen2vl_merger",
+        "clip.vision.block_count": 32,
+        "clip.vision.embedding_length": 1280,
+        "clip.vision.feed_forward_length": 1536,
+        "clip.vision.attention.head_count": 16,
+        "clip.vision.projection_dim": 1536,
+        "clip.vision.patch_size": 14,
+    } | {f"clip.vision.{key}": value for key, value in limits.items()}
+    cfg = qwen2vl.config_from_gguf(Fields(stated, "clip."))
+    assert cfg == of_qwen2() and (cfg.intermediate, cfg.out, cfg.head) == (5120, 1536, 80)
+    for act in ("gelu", "silu"):
+        with pytest.raises(UnsupportedModel, match=f"use_{act} is true; of this tower only the quick GELU"):
+            qwen2vl.config_from_gguf(Fields({**stated, f"clip.use_{act}": True}, "clip."))
+    with pytest.raises(UnsupportedModel, match="hidden_act is 'silu'"):
+        of_qwen2(hidden_act="silu")
+
+
+def test_an_older_qwen2_vl_file_calls_up_down(tmp_path: Path):
+    """Files of the first converter call the MLP's first matrix ffn_down."""
+    tiny = make.config("qwen2_vl")
+    tensors = make.mmproj_tensors(tiny)
+    swapped = {_swapped(name): value for name, value in tensors.items()}
+    towers = []
+    for number, each in enumerate((tensors, swapped)):
+        path = tmp_path / f"mmproj-{number}.gguf"
+        stored = {name: (QuantType.F32, value.shape, value.tobytes()) for name, value in each.items()}
+        path.write_bytes(make.gguf_bytes(tiny.mmproj, stored))
+        with open_model_file(path) as opened:
+            source = read_tower(opened)
+        assert source is not None
+        towers.append({key: bound.tensor.shape for key, bound in source.layers[0].items()})
+    assert towers[0] == towers[1]
+
+
+def _swapped(name: str) -> str:
+    if "ffn_up" in name:
+        return name.replace("ffn_up", "ffn_down")
+    return name.replace("ffn_down", "ffn_up")
 
 
 # --- the text halves ---------------------------------------------------------------------------------------------

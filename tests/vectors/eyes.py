@@ -112,6 +112,8 @@ EYES: dict[str, Eyes] = {
     "smolvlm": Eyes(
         "smolvlm", ((70, 70), (97, 40), (2, 90), (20, 30)), forms=("safetensors", "gguf", "swapped")
     ),
+    # The same tower under its first name, as GraniteDocling has it: blocks of 4 x 4 patches.
+    "idefics3": Eyes("smolvlm", ((120, 120), (97, 40), (2, 90), (20, 30)), forms=("safetensors", "gguf")),
     # One that has a tile's size, one shrunk to six tiles, a line of six, and one of two that is not enlarged.
     "llama4-eyes": Eyes(
         "llama4",
@@ -136,13 +138,13 @@ EYES: dict[str, Eyes] = {
     "internvl": Eyes(
         "internvl",
         ((24, 24), (40, 25), (127, 25), (9, 50)),
-        forms=("safetensors", "hub", "gguf"),
+        forms=("safetensors", "hub", "chat", "gguf"),
         older=_WHOLE,
     ),
     "internvl-rms": Eyes(
         "internvl",
         ((24, 24), (40, 25), (127, 25), (9, 50)),
-        forms=("safetensors", "hub"),
+        forms=("safetensors", "hub", "chat"),
         older=_WHOLE,
     ),
     # Three wholes: one as it is, one enlarged, a line whose rows of positions shrink; and two tiles beside a whole.
@@ -215,6 +217,77 @@ def _moonshot_settings(tiny: make.TinyConfig) -> tuple[dict[str, Any], dict[str,
     pixels |= {"fixed_output_tokens": None, "in_patch_limit_each_frame": 4096}
     pixels |= {key: stated[key] for key in ("image_mean", "image_std", "patch_size")}
     return config | {"text_config": text, "vision_config": vision}, {"media_proc_cfg": pixels}
+
+
+# --- InternVL's own class -----------------------------------------------------------------------------------
+
+_OPENGVLAB = {
+    "vision_tower.embeddings.cls_token": "vision_model.embeddings.class_embedding",
+    "vision_tower.embeddings.patch_embeddings.projection": "vision_model.embeddings.patch_embedding",
+    "vision_tower.embeddings.position_embeddings": "vision_model.embeddings.position_embedding",
+    "multi_modal_projector.layer_norm": "mlp1.0",
+    "multi_modal_projector.linear_1": "mlp1.1",
+    "multi_modal_projector.linear_2": "mlp1.3",
+}
+_OPENGVLAB_LAYERS = {
+    "layernorm_before": "norm1", "layernorm_after": "norm2", "lambda_1": "ls1", "lambda_2": "ls2",
+    "attention.projection_layer": "attn.proj", "attention.q_norm": "attn.q_norm", "attention.k_norm": "attn.k_norm",
+}  # fmt: skip
+
+
+def opengvlab_tensors(tiny: make.TinyConfig) -> dict[str, F32]:
+    """Return all tensors of an InternVL as OpenGVLab's own class names them: q, k and v of a layer as one."""
+    tensors = {name.removeprefix("model."): value for name, value in make.hf_tensors(tiny).items()}
+    out: dict[str, F32] = {}
+    for name, value in tensors.items():
+        module, _, end = name.rpartition(".")
+        if name.startswith("vision_tower.encoder.layer."):
+            number, _, inner = name.removeprefix("vision_tower.encoder.layer.").partition(".")
+            layer, part = f"vision_model.encoder.layers.{number}", inner.removesuffix(f".{end}")
+            if part.endswith("q_proj"):
+                own = [tensors[name.replace("q_proj", f"{key}_proj")] for key in "qkv"]
+                out[f"{layer}.attn.qkv.{end}"] = np.concatenate(own)
+            elif inner in _OPENGVLAB_LAYERS:
+                out[f"{layer}.{_OPENGVLAB_LAYERS[inner]}"] = value
+            elif not part.endswith(("k_proj", "v_proj")):
+                out[f"{layer}.{_OPENGVLAB_LAYERS.get(part, part)}.{end}"] = value
+        elif name in _OPENGVLAB:
+            out[_OPENGVLAB[name]] = value
+        elif module in _OPENGVLAB:
+            out[f"{_OPENGVLAB[module]}.{end}"] = value
+        elif name == "lm_head.weight":
+            out["language_model.lm_head.weight"] = value
+        else:
+            out[name.replace("language_model.", "language_model.model.")] = value
+    return out
+
+
+def opengvlab_config(tiny: make.TinyConfig) -> dict[str, Any]:
+    """Return the config.json of OpenGVLab's own class."""
+    vision, tiles = tiny.hf["vision_config"], tiny.preprocessor
+    same = (
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "layer_norm_eps",
+        "norm_type",
+        "num_attention_heads",
+    )
+    own = {key: vision[key] for key in (*same, "num_channels", "num_hidden_layers")}
+    own |= {
+        "model_type": "intern_vit_6b",
+        "image_size": vision["image_size"][0],
+        "patch_size": vision["patch_size"][0],
+    }
+    own |= {"qkv_bias": vision["attention_bias"], "qk_normalization": vision["use_qk_norm"]}
+    config: dict[str, Any] = {
+        "architectures": ["InternVLChatModel"],
+        "model_type": "internvl_chat",
+        "downsample_ratio": 0.5, "dynamic_image_size": True, "force_image_size": own["image_size"],
+        "min_dynamic_patch": tiles["min_patches"], "max_dynamic_patch": tiles["max_patches"],
+        "ps_version": "v2", "select_layer": -1, "use_thumbnail": True, "template": "internvl2_5",
+    }  # fmt: skip
+    return config | {"llm_config": tiny.hf["text_config"], "vision_config": own}
 
 
 # --- a tokenizer that joins empty lines -------------------------------------------------------------------

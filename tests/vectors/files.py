@@ -84,6 +84,8 @@ def older_keys(config: dict[str, Any]) -> dict[str, Any]:
     )
     if config.get("model_type") in (
         "gemma4_text",
+        "laguna",
+        "lfm3",
         "mellum",
         "muse_glimmer_text",
     ):  # newer than the older keys

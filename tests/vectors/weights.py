@@ -24,7 +24,7 @@ FAMILIES: dict[str, TinyConfig] = {
     if not (tiny.writes_speech or tiny.hears) and (not tiny.sees or name in _OWN_TEXT_HALF)
 }
 # Those whose towers read blocks (models/parts/blocks.py), see pictures.py; other towers have makers of their own.
-_OF_BLOCKS = ("glm4v", "paddleocr", "qwen3vl_merger", "qwen2.5vl_merger")
+_OF_BLOCKS = ("glm4v", "paddleocr", "qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger")
 SEEING: dict[str, TinyConfig] = {
     name: tiny for name, tiny in _ALL.items() if tiny.mmproj.get("clip.projector_type") in _OF_BLOCKS
 }

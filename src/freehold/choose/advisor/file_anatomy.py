@@ -224,6 +224,7 @@ _EVERY = _WINDOWED | {
     "gemma4": 6,
     "phi3": _NONE,
 }
+_FULL_FIRST = {"laguna": 4}  # of each four layers the first has full attention
 _CHUNKS = {"llama4": 8192}  # tokens of a chunk, which files do not state
 _RECURRENT = {"qwen3next": 4, "qwen35": 4, "qwen35moe": 4}
 # Architectures whose layers without heads may be an MLP or experts alone, and those that attend beside a state.
@@ -261,6 +262,8 @@ def gguf_layers(architecture: str, meta: SizeKeys) -> tuple[LayerSpec, ...]:
     window = meta.number("attention.sliding_window") or _CHUNKS.get(architecture, 0)
     window = window if window < (meta.number("context_length") or _NONE) else 0  # Phi-3.5's hides nothing
     slides = meta.flags("attention.sliding_window_pattern", depth, _EVERY.get(architecture, 0))
+    if (first := _FULL_FIRST.get(architecture)) and meta.get("attention.sliding_window_pattern") is None:
+        slides = [number % first != 0 for number in range(depth)]
     sharing = depth - meta.number("attention.shared_kv_layers")  # layers from there on read others' keys
     narrow = meta.number("attention.key_length_swa") or head_dim
     apart = meta.number("full_attention_interval") or _RECURRENT.get(architecture, 0)
@@ -480,6 +483,8 @@ _UNSTATED_WINDOWS = dict.fromkeys(
     "gemma4_unified_text": 1024,
     "afmoe": 1024,
     "mellum": 1024,
+    "laguna": 512,
+    "lfm3": 256,
 }
 
 

@@ -63,8 +63,9 @@ _STATE, _STATE_CHUNK, _STATE_PASSES = 470.0, 28.0, 2
 _LATENT_LOOK, _LATENT_ATTENTION, _ABSORB = 0.13, 1.0, 165.0
 # Heads of an indexer (DeepSeek-V3.2's; GLM-5 has 32), which multiplies floats as a lone token's latents do.
 _INDEX_HEADS = 64
-# Share of the rate of a tower's attention, which multiplies floats: docs/log/eyes.md, 2,040 tokens.
-_BOTH_WAYS = 0.085
+# Share of the rate of a tower's attention, by kernels: tiles multiply bfloat16, all others floats. From
+# docs/log/eyes.md, 2,040 tokens of Qwen3.5; `benches/eyes/encode.py --by-op` prints it.
+_BOTH_WAYS, _BOTH_WAYS_IN_FLOATS = {"amx": 0.62}, 0.085
 # operations that would take as long as what a step and a layer cost whatever their size
 _STEP, _LAYER = 2e8, 2e7
 _LOAD_S, _PACK_GB_S = 0.36, 0.3  # a load of packed weights; bytes packed a second by each thread
@@ -187,12 +188,19 @@ def prefill_cost(anatomy: Anatomy, tokens: int) -> Cost:
     return replace(one, read=_read(anatomy, tokens), rest=rest)
 
 
-def encode_cost(tower: TowerNeed, picture: PictureNeed) -> Cost:
-    """Return what the features of a picture ask of a machine: all its patches attend to each other, part by part."""
+def encode_cost(tower: TowerNeed, picture: PictureNeed, isa: str) -> Cost:
+    """Return what the features of a picture ask of a machine: all its patches attend to each other, part by part.
+
+    `isa`: whose kernels it has, as Machine.isa.
+    """
     pairs = picture.patches**2 / picture.parts
     matrices = 2 * (picture.patches * tower.patch_weights + picture.tokens * tower.token_weights)
     seen = 4 * pairs * tower.width * tower.layers
-    return Cost(tower.weights, 0, _STEP + matrices / _dots(tower.width) + seen / _BOTH_WAYS)
+    return Cost(
+        tower.weights,
+        0,
+        _STEP + matrices / _dots(tower.width) + seen / _BOTH_WAYS.get(isa, _BOTH_WAYS_IN_FLOATS),
+    )
 
 
 def _read(anatomy: Anatomy, tokens: int) -> float:
@@ -419,7 +427,7 @@ def _screen(anatomy: Anatomy, machine: Machine, prefill: Correction) -> PictureT
     tower = anatomy.tower
     if tower is None or (picture := tower.screen) is None:
         return None
-    seconds = encode_cost(tower, picture).seconds(machine.rates)
+    seconds = encode_cost(tower, picture, machine.isa).seconds(machine.rates)
     rate = _told(prefill, prefill_cost(anatomy, picture.tokens), picture.tokens, machine)
     return PictureTimes(
         picture,

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Self
 
 LEVEL = 0.8
@@ -69,6 +71,22 @@ class Interval:
     def as_json(self) -> dict[str, float | None]:
         """Return it as JSON knows it: low, mid, high, level; None where there is no bound."""
         return {k: float(f"{v:.4g}") if math.isfinite(v) else None for k, v in asdict(self).items()}
+
+
+def wilson(scores: Sequence[float], level: float) -> Interval:
+    """Return the mean of scores from 0 to 1 with bounds (Wilson 1927), which hold for a few cases too.
+
+    For graded scores the bounds are too wide rather than too narrow: their variance is at most that of zeros and ones.
+    """
+    n = len(scores)
+    if not n:
+        raise ValueError("no cases")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    mean = sum(scores) / n
+    middle = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
+    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
+    return Interval(min(low, mean), mean, max(high, mean), level)
 
 
 def digits(value: float) -> str:

@@ -49,7 +49,9 @@ BATCH_ROWS = 1024  # patches of several pictures that are computed together; a l
 # Of runs that take turns (local/encoding.py): patches of all but the largest, which is one more picture of 2,040 tokens
 # of Qwen's and two batches; and runs of a batch.
 LIVE_ROWS, SMALL_RUNS = 8192 + 2 * BATCH_ROWS, 2
-SCRATCH = 20 << 20  # bytes of what kernels pack for themselves, about, on two threads
+SCRATCH = (
+    44 << 20
+)  # bytes of what kernels pack for themselves and of the first buffers, about, on two threads
 PIXEL_BYTES = 64 << 20  # of pictures that are opened and wait for the tower; one may have more
 PIXELS_OF_A_PATCH = 3 * 16 * 16  # bytes, about
 KEPT_ROWS = 1024  # of the buffers that stay between calls: some 60 MB for a tower of 1152 columns
@@ -75,13 +77,19 @@ def live_rows(patches: int, count: int) -> int:
 def pictures_bytes(cfg: TowerSizes, patches: int, tokens: int, count: int) -> int:
     """Return the bytes that `count` pictures of one size take beside a tower's weights when all come at once, about.
 
-    Whatever their clients: buffers of the runs that take turns, pixels of those that are opened, and the features of
-    all, which stay with their requests to the end. What is kept for later prompts are these features, or others up to
-    serving.FEATURE_BYTES. Measured at published sizes: 0.93 to 1.05 of what the process took.
+    Whatever their clients: buffers of the runs that take turns, and pixels of those that are opened, in whose place
+    come features, which stay with their requests to the end. What is kept for later prompts are these features, or
+    others up to serving.FEATURE_BYTES. benches/eyes/memory.py compares it with what a process takes.
     """
     rows = -(-live_rows(patches, count) // _STEP) * _STEP
-    opened = min(count * patches * PIXELS_OF_A_PATCH, PIXEL_BYTES)
-    return 4 * (rows * cfg.row_floats + count * tokens * cfg.feature_width) + opened + SCRATCH
+    pixels, features = patches * PIXELS_OF_A_PATCH, 4 * tokens * cfg.feature_width
+    opened = min(count, max(PIXEL_BYTES // pixels, 1))
+    waiting = max((count - opened) * features + opened * pixels, count * features + min(count, 2) * pixels)
+    merged = 0
+    if patches <= BATCH_ROWS < rows:  # a run's merger beside another's layers, and the buffers of both stay
+        joined = BATCH_ROWS * tokens // patches
+        merged = 4 * (BATCH_ROWS * 3 * cfg.hidden + joined * 5 * cfg.feature_width)
+    return 4 * rows * cfg.row_floats + merged + waiting + SCRATCH
 
 
 class LoadedTower:

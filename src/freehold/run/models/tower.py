@@ -215,6 +215,15 @@ def affine_rows(key: str, gguf: str, hf: str, whole: tuple[int, int], rows: rang
     }
 
 
+def affine_apart(key: str, gguf: str, hf: str, whole: tuple[int, int], rows: range) -> dict[str, TensorSpec]:
+    """Declare a matrix and its bias, each by itself in a GGUF, and rows of one of the shape `whole` in safetensors."""
+    weight, bias = Cut(f"{hf}.weight", whole, rows=rows), Cut(f"{hf}.bias", whole[:1], rows=rows)
+    return {
+        key: matrix(f"{gguf}.weight", weight, len(rows), whole[1]),
+        f"{key}_bias": vector(f"{gguf}.bias", bias, len(rows)),
+    }
+
+
 def affine_padded(
     key: str, gguf: str, hf: str, stored: tuple[int, int], rows: int, columns: int
 ) -> dict[str, TensorSpec]:

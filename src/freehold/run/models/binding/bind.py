@@ -222,7 +222,8 @@ def family_of(config: Mapping[str, Any]) -> tuple[Family, Fields, bool]:
     if not wrapped:
         raise _unknown_architecture(name or Fields(config).text("model_type"))
     flat = {key: value for key, value in config.items() if key != "model_type"}
-    text = Fields(config).section("text_config") or Fields(flat)  # older files state all in one
+    stated = Fields(config).section("text_config") or Fields(config).section("llm_config")  # InternVL's own
+    text = stated or Fields(flat)  # older files state all in one
     kind = text.text("model_type", wrapped[0].gguf_architecture)
     kinds = [f for f in wrapped if kind in (f.gguf_architecture, *f.model_types)]
     matched = next((f for f in kinds if f.hf_when(text)), None)
@@ -537,8 +538,8 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ("bailingmoe3", "bailing_hybrid", "BailingHybridForCausalLM"),
     ),
     (
-        "per-layer head counts and gated attention in windows",
-        ("laguna", "LagunaForCausalLM", "step35", "step3p5", "step3p7", "Step35ForCausalLM"),
+        "activated gates that are limited, by a bound of each layer",
+        ("step35", "step3p5", "step3p7", "Step35ForCausalLM"),
     ),
     (
         "windows whose heads have other widths, with sinks",
@@ -559,6 +560,24 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("attention to images in some layers", ("mllama", "MllamaForConditionalGeneration")),
     ("layers of their own shapes each (a searched architecture)", ("deci", "DeciLMForCausalLM")),
     ("zero-computation experts and two attentions a layer", ("longcat_flash", "LongcatFlashForCausalLM")),
+    (
+        "a tower that joins patches in windows after its sixth layer",
+        ("minicpmv4_6", "MiniCPMV4_6ForConditionalGeneration"),
+    ),
+    ("a resampler of a picture's rows by learned queries", ("minicpmv", "MiniCPMV", "minicpmo", "MiniCPMO")),
+    (
+        "an encoder of the kind SAM before its tower",
+        (
+            "deepseek_ocr2",
+            "DeepseekOcr2ForConditionalGeneration",
+            "DeepseekOCRForCausalLM",
+            "DeepseekOCR2ForCausalLM",
+        ),
+    ),
+    (
+        "a second, finer way from its tower and a router between the two",
+        ("granite_docling", "GraniteDoclingForConditionalGeneration"),
+    ),
     (f"{_KDA} beside attention without positions", ("solar_open2", "SolarOpen2ForCausalLM")),
 )
 _BY_NAME = {name: lack for lack, names in LACKS for name in names}

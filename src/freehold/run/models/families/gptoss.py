@@ -84,7 +84,7 @@ def layer(cfg: GptOssSizes, i: int) -> tuple[LayerPart, ...]:
 FAMILY = Family(
     gguf_architecture="gpt-oss",
     hf_classes=("GptOssForCausalLM",),
-    wrappers=("InternVLForConditionalGeneration",),
+    wrappers=("InternVLForConditionalGeneration", "InternVLChatModel"),
     model_types=("gpt_oss",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,

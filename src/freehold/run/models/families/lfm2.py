@@ -34,6 +34,7 @@ class ShortConv(LayerPart):
     hidden: int
     taps: int
     eps: float
+    post_norm: str = ""  # safetensors' name of a norm after the output; empty: there is none
 
     @property
     def keeps(self) -> LayerSpec:
@@ -47,6 +48,8 @@ class ShortConv(LayerPart):
         for i, key in enumerate(("gate_in", "gate_out", "u")):
             rows, names = range(i * n, (i + 1) * n), ("shortconv.in_proj.weight", "conv.in_proj.weight")
             specs[key] = TensorSpec.of_rows(*names, (3 * n, n), rows)
+        if self.post_norm:
+            specs["conv_post_norm"] = vector("post_attention_norm.weight", f"{self.post_norm}.weight", n)
         return specs | {
             "conv": TensorSpec.of_convolution("shortconv.conv.weight", "conv.conv.weight", n, self.taps),
             "out": matrix("shortconv.out_proj.weight", "conv.out_proj.weight", n, n),
@@ -56,7 +59,12 @@ class ShortConv(LayerPart):
         """Compose norm, projections, gates and convolution, output and residual."""
         projections = (w["gate_in"], w["gate_out"], w["u"])
         b, c, u = ops.linear(x, projections, (None,) * 3, w["conv_norm"], self.eps)
-        ops.linear_add(ops.short_conv(layer, u, w["conv"], gate_in=b, gate_out=c), w["out"], x)
+        y = ops.short_conv(layer, u, w["conv"], gate_in=b, gate_out=c)
+        if self.post_norm:
+            (y,) = ops.linear(y, (w["out"],), (None,))
+            ops.add_norm(x, y, w["conv_post_norm"], self.eps)
+        else:
+            ops.linear_add(y, w["out"], x)
 
 
 # --- the family -------------------------------------------------------------------------------------

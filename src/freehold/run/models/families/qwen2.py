@@ -13,7 +13,7 @@ from freehold.run.models.parts import Attention, DecoderEnds, GatedMlp
 FAMILY = Family(
     gguf_architecture="qwen2",
     hf_classes=("Qwen2ForCausalLM",),
-    wrappers=("InternVLForConditionalGeneration",),
+    wrappers=("InternVLForConditionalGeneration", "InternVLChatModel"),
     config_from_gguf=lambda meta, vocab: Sizes(**gguf_sizes(meta, vocab, adjacent=False)),
     config_from_hf=lambda config: Sizes(**hf_decoder(config, qwen_windows)),
     parts=(Attention, GatedMlp),

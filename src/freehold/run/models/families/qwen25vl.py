@@ -1,7 +1,7 @@
-"""The text half of Qwen2.5-VL: Qwen2's blocks, whose rows of pictures turn by time, row and column.
+"""The text half of Qwen2-VL and Qwen2.5-VL: Qwen2's blocks, whose rows of pictures turn by time, row and column.
 
 Sections of pairs lie one after another. Published files state the text half's sizes beside `vision_config`, newer ones
-in a `text_config`. Tower: towers/qwen25vl.py. A GGUF calls Qwen2-VL's text half, which is the same, by this name too.
+in a `text_config`. Towers: towers/qwen2vl.py, towers/qwen25vl.py. GGUFs call both halves by one name.
 Sources: arXiv 2502.13923 (Qwen2.5-VL), 2409.12191 (Qwen2-VL).
 """
 
@@ -32,12 +32,12 @@ def config_from_hf(config: Fields) -> Sizes:
 FAMILY = Family(
     gguf_architecture="qwen2vl",
     hf_classes=(),
-    wrappers=("Qwen2_5_VLForConditionalGeneration",),
-    model_types=("qwen2_5_vl", "qwen2_5_vl_text"),
+    wrappers=("Qwen2_5_VLForConditionalGeneration", "Qwen2VLForConditionalGeneration"),
+    model_types=("qwen2_5_vl", "qwen2_5_vl_text", "qwen2_vl", "qwen2_vl_text"),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(Attention, GatedMlp),
     layer=lambda cfg, i: (Attention.of(cfg, i, bias="qkv"), GatedMlp.of(cfg, i)),
     ends=DecoderEnds.of,
-    towers=("qwen25vl",),
+    towers=("qwen25vl", "qwen2vl"),
 )

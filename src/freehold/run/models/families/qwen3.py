@@ -14,7 +14,7 @@ from freehold.run.models.parts import Attention, DecoderEnds, GatedMlp
 FAMILY = Family(
     gguf_architecture="qwen3",
     hf_classes=("Qwen3ForCausalLM",),
-    wrappers=("InternVLForConditionalGeneration",),
+    wrappers=("InternVLForConditionalGeneration", "InternVLChatModel"),
     config_from_gguf=lambda meta, vocab: Sizes(**gguf_sizes(meta, vocab, adjacent=False)),
     config_from_hf=lambda config: Sizes(**hf_decoder(config, qwen_windows, head_dim=128)),
     parts=(Attention, GatedMlp),

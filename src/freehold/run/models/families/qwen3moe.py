@@ -28,7 +28,7 @@ def config_from_hf(config: Fields) -> Sizes:
 FAMILY = Family(
     gguf_architecture="qwen3moe",
     hf_classes=("Qwen3MoeForCausalLM",),
-    wrappers=("InternVLForConditionalGeneration",),
+    wrappers=("InternVLForConditionalGeneration", "InternVLChatModel"),
     model_types=("qwen3_moe",),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,

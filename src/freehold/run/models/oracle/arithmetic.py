@@ -104,12 +104,23 @@ def gelu_erf(x: F32) -> F32:
     return x * np.array(share, np.float32).reshape(x.shape)
 
 
+def gelu_quick(x: F32) -> F32:
+    """GELU as x times the logistic function of 1.702 x (arXiv 1606.08415)."""
+    return x * sigmoid(np.float32(1.702) * x)
+
+
 def relu2(x: F32) -> F32:
     """The square of what is positive."""
     return np.square(np.maximum(x, 0))
 
 
-ACTIVATIONS = {"silu": silu, "gelu": gelu_tanh, "gelu_erf": gelu_erf, "relu2": relu2}
+ACTIVATIONS = {
+    "silu": silu,
+    "gelu": gelu_tanh,
+    "gelu_erf": gelu_erf,
+    "gelu_quick": gelu_quick,
+    "relu2": relu2,
+}
 
 
 def activated(act: str, gate: F32 | None, up: F32, limit: float, alpha: float) -> F32:
@@ -253,6 +264,10 @@ class DeltaVerbs:
         if weight is not None:
             y[:] = rms_norm(y.reshape(len(y), -1, len(weight)), weight, eps).reshape(y.shape)
         y *= sigmoid(gate) if act == "sigmoid" else ACTIVATIONS[act](gate)
+
+    def gate_heads(self, y: F32, gate: F32, *, act: str) -> None:
+        by = sigmoid(gate) if act == "sigmoid" else np.logaddexp(0.0, gate.astype(np.float64))
+        y *= np.repeat(by, y.shape[1] // gate.shape[1], axis=1).astype(np.float32)
 
 
 def delta_rule(q: F64, k: F64, v: F64, g: F64, b: F64, state: F64) -> tuple[F64, F64]:

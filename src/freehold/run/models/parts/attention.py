@@ -63,6 +63,8 @@ class Attention(LayerPart):
     post_eps: float = 0.0  # of that norm; 0: eps
     gated: bool = False  # what it gives passes a sigmoid of its own; files hold a head's query, then its gate
     gate: str = ""  # safetensors' name of that gate where it is a matrix of its own
+    gate_heads: bool = False  # it has one number for each head, which multiplies all of the head
+    gate_act: Literal["sigmoid", "softplus"] = "sigmoid"
     gguf_pairs: bool = False  # a GGUF lays rows of q and k in adjacent rotary pairs, safetensors in halves
 
     @classmethod
@@ -117,7 +119,8 @@ class Attention(LayerPart):
             return {key: TensorSpec.of_rows(*names, whole, rows) for key, rows in parts.items()} | {"o": o}
         queries = {"q": matrix("attn_q.weight", "self_attn.q_proj.weight", q, hidden, **turns)}
         if self.gate:
-            queries["q_gate"] = matrix("attn_gate.weight", f"self_attn.{self.gate}.weight", q, hidden)
+            rows = self.heads if self.gate_heads else q
+            queries["q_gate"] = matrix("attn_gate.weight", f"self_attn.{self.gate}.weight", rows, hidden)
         return (self._gated() if self.gated else queries) | {
             "k": matrix("attn_k.weight", "self_attn.k_proj.weight", kv, hidden, **turns),
             "v": matrix("attn_v.weight", "self_attn.v_proj.weight", kv, hidden),
@@ -178,7 +181,9 @@ class Attention(LayerPart):
             ops.temper(q, self.beta, self.original, self.shift)
         scale, seen = self.scale or self.head_dim**-0.5, (self.window, self.softcap)
         a = ops.attention(layer, q, scale, *seen, w.get("sinks"), self.chunk, self.both)
-        if gate:
+        if gate and (self.gate_heads or self.gate_act == "softplus"):
+            ops.gate_heads(a, gate[0], act=self.gate_act)
+        elif gate:
             ops.norm_gate(a, gate[0], None, act="sigmoid")
         if self.post_norm:
             (a,) = ops.linear(a, (w["o"],), (w.get("o_bias"),))

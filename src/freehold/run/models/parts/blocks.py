@@ -25,11 +25,13 @@ from freehold.run.models.parts.vision import CHANNELS, attend_in_parts
 from freehold.run.models.tower import (
     F32,
     U8,
+    Merger,
     PicturePlan,
     TokenBudget,
     TowerRows,
     TowerSizes,
     affine,
+    affine_apart,
     affine_padded,
     affine_rows,
     check_ratio,
@@ -237,6 +239,23 @@ def gelu_between(ops: Ops, x: Buffer, key: str, w: Values) -> Buffer:
     return y
 
 
+@dataclass(frozen=True, slots=True)
+class BlockMerger(Merger):
+    """down(gelu(up x)) of joined rows, as Qwen2-VL and Qwen2.5-VL name the two."""
+
+    cfg: BlockSizes
+
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Declare two matrices with biases."""
+        wide = self.cfg.joined
+        specs = affine("merger_up", "mm.0", "visual.merger.mlp.0", wide, wide)
+        return specs | affine("merger_down", "mm.2", "visual.merger.mlp.2", self.cfg.out, wide)
+
+    def forward(self, ops: Ops, w: Values) -> None:
+        """Compose both."""
+        ops.hidden(gelu_between(ops, ops.features(self.cfg.joined), "merger", w))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RmsPictureAttention(LayerPart):
     """x += o(attention(rope(q n), rope(k n), v n)),  n = RMS norm(x); safetensors hold q, k and v as one matrix."""
@@ -262,18 +281,12 @@ class RmsPictureAttention(LayerPart):
         n = self.hidden
         specs = {"attn_norm": vector("ln1.weight", "norm1.weight", n)}
         for i, key in enumerate("qkv"):
-            specs |= self._rows_of_qkv(key, range(i * n, (i + 1) * n))
+            whole, rows = (3 * n, n), range(i * n, (i + 1) * n)
+            if self.apart:
+                specs |= affine_apart(key, f"attn_{key}", "attn.qkv", whole, rows)
+            else:
+                specs |= affine_rows(key, "attn_qkv", "attn.qkv", whole, rows)
         return self._biased(specs | affine("o", "attn_out", "attn.proj", n, n))
-
-    def _rows_of_qkv(self, key: str, rows: range) -> dict[str, TensorSpec]:
-        n, hf = self.hidden, "attn.qkv"
-        if not self.apart:
-            return affine_rows(key, "attn_qkv", hf, (3 * n, n), rows)
-        weight, bias = Cut(f"{hf}.weight", (3 * n, n), rows=rows), Cut(f"{hf}.bias", (3 * n,), rows=rows)
-        return {
-            key: matrix(f"attn_{key}.weight", weight, n, n),
-            f"{key}_bias": vector(f"attn_{key}.bias", bias, n),
-        }
 
     def _biased(self, specs: dict[str, TensorSpec]) -> dict[str, TensorSpec]:
         return {key: spec for key, spec in specs.items() if self.biases or not key.endswith("_bias")}

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from freehold.run.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
-from freehold.run.models.tower import TowerEnds, TowerSizes, affine, affine_padded, affine_rows, layer_norm
+from freehold.run.models.tower import (
+    TowerEnds,
+    TowerSizes,
+    affine,
+    affine_apart,
+    affine_padded,
+    affine_rows,
+    layer_norm,
+)
 
 HEADS_AT_ONCE = 4  # of 4,096 patches they take 0.1 s on two cores
 
@@ -35,6 +43,7 @@ class PictureAttention(LayerPart):
         "self_attn.v_proj",
     )  # one: files hold them as one
     out: str = "self_attn.out_proj"
+    apart: bool = False  # whether a GGUF holds apart what safetensors hold as one
 
     @classmethod
     def of(cls, cfg: TowerSizes, **names: Any) -> PictureAttention:
@@ -51,7 +60,9 @@ class PictureAttention(LayerPart):
         n = self.hidden
         specs = layer_norm("attn_norm", "ln1", self.norm, n)
         for i, key in enumerate("qkv"):
-            if len(self.qkv) == 1:
+            if self.apart:
+                specs |= affine_apart(key, f"attn_{key}", self.qkv[0], (3 * n, n), range(i * n, (i + 1) * n))
+            elif len(self.qkv) == 1:
                 specs |= affine_rows(key, "attn_qkv", self.qkv[0], (3 * n, n), range(i * n, (i + 1) * n))
             else:
                 specs |= affine(key, f"attn_{key}", self.qkv[i], n, n)

@@ -76,6 +76,11 @@ class Gemma4TowerSizes(TowerSizes):
         """Pixels of a block's side."""
         return self.patch * self.pool
 
+    @property
+    def row_floats(self) -> int:
+        """How many floats a patch takes while it is computed, about: an MLP with a gate has its width twice."""
+        return 8 * self.hidden + 2 * self.inner
+
 
 # --- what the files say ---------------------------------------------------------------------------------
 

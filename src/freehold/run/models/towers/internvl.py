@@ -6,6 +6,7 @@ learned; layers have norms, an MLP with the exact GELU, and a factor for each co
 left out after the last layer, blocks of 2 x 2 patches are laid side by side, and pass a norm and two matrices.
 The tower of 6 billion weights (38B and larger) has RMS norms, also of queries and keys, and no biases on q, k and v; a
 GGUF does not say so, and is known by its sizes. A prompt has marks around all of a picture's rows, and none between.
+Files of OpenGVLab's own class (`internvl_chat`) have other keys and names, and q, k and v as one matrix.
 Sources: arXiv 2508.18265 (InternVL3.5), 2404.16821 (InternVL 1.5: tiles), 2312.14238 (InternViT-6B).
 """
 
@@ -51,6 +52,7 @@ TILES = 12  # where a file does not say
 EPS = 1e-6
 MERGER_EPS = 1e-5  # of the norm over joined rows, and of queries and keys 1e-6, whatever a file says
 LARGEST = (3200, 45)  # width and layers of the tower with RMS norms
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # of `internvl_chat`
 MARK, BEFORE, AFTER = "<IMG_CONTEXT>", "<img>", "</img>"
 _NORMS = ("layer_norm", "rms_norm")
 
@@ -106,6 +108,8 @@ class InternTowerSizes(TowerSizes):
 
 def config_from_hf(config: Fields, settings: Fields) -> InternTowerSizes:
     """Read config.json and what is said of pixels beside it, whose `crop_to_patches` a chat does not heed."""
+    if config.section("llm_config") is not None:
+        return _chat_config(config, settings)
     vision = config.section("vision_config") or Fields({})
     text = config.section("text_config") or Fields({})
     patch = vision.integer("patch_size", 1, MAX_PATCH, 14)
@@ -132,6 +136,73 @@ def config_from_hf(config: Fields, settings: Fields) -> InternTowerSizes:
         biases=vision.flag("attention_bias", False),
         normed=vision.flag("use_qk_norm", False),
     )
+
+
+def _chat_config(config: Fields, settings: Fields) -> InternTowerSizes:
+    """Read the config.json of OpenGVLab's own class, which states tiles itself."""
+    vision = config.section("vision_config") or Fields({})
+    text = config.section("llm_config") or Fields({})
+    vision.require("hidden_act", ("gelu",), "gelu")
+    config.require("ps_version", ("v2",), "v2")
+    if config.integer("select_layer", -MAX_LAYERS, MAX_LAYERS, -1) != -1:
+        raise UnsupportedModel("select_layer is not -1; only the last layer's rows are supported")
+    if not config.flag("use_thumbnail", True):
+        raise UnsupportedModel("use_thumbnail is false: tiles without the whole picture are not supported")
+    tile = vision.integer("image_size", 1, MAX_SIDE, 448)
+    if config.integer("force_image_size", 1, MAX_SIDE, tile) != tile:
+        raise UnsupportedModel(
+            f"force_image_size is {config.get('force_image_size')} and image_size {tile}; learned positions are not "
+            "stretched"
+        )
+    cuts = config.flag("dynamic_image_size", True)
+    normed = vision.flag("qk_normalization", True)
+    return InternTowerSizes(
+        layers=vision.integer("num_hidden_layers", 1, MAX_LAYERS, 48),
+        hidden=vision.integer("hidden_size", 1, MAX_WIDTH, 3200),
+        heads=vision.integer("num_attention_heads", 1, MAX_HEADS, 25),
+        intermediate=vision.integer("intermediate_size", 1, MAX_WIDTH, 12800),
+        out=text.integer("hidden_size", 1, MAX_WIDTH),
+        eps=vision.number("layer_norm_eps", MIN_EPS, MAX_EPS, EPS),
+        pixels=hf_pixel_form(settings.assuming(**IMAGENET)),
+        patch=vision.integer("patch_size", 1, MAX_PATCH, 14),
+        merge=_merge(config),
+        tile=tile,
+        least=config.integer("min_dynamic_patch", 1, MAX_TILES, 1) if cuts else 1,
+        most=config.integer("max_dynamic_patch", 1, MAX_TILES, TILES) if cuts else 1,
+        rms=vision.require("norm_type", _NORMS, _NORMS[1]) == "rms_norm",
+        biases=vision.flag("qkv_bias", False),
+        normed=normed,
+    )
+
+
+_OWN_NAMES = (
+    ("vision_model.embeddings.class_embedding", "vision_tower.embeddings.cls_token"),
+    ("vision_model.embeddings.patch_embedding.", "vision_tower.embeddings.patch_embeddings.projection."),
+    ("vision_model.embeddings.position_embedding", "vision_tower.embeddings.position_embeddings"),
+    ("vision_model.encoder.layers.", "vision_tower.encoder.layer."),
+    ("mlp1.0.", "multi_modal_projector.layer_norm."),
+    ("mlp1.1.", "multi_modal_projector.linear_1."),
+    ("mlp1.3.", "multi_modal_projector.linear_2."),
+)
+_IN_LAYERS = (
+    (".norm1.", ".layernorm_before."),
+    (".norm2.", ".layernorm_after."),
+    (".ls1", ".lambda_1"),
+    (".ls2", ".lambda_2"),
+    (".attn.proj.", ".attention.projection_layer."),
+    (".attn.", ".attention."),
+)
+
+
+def hf_name(name: str) -> str:
+    """Return a tensor's name as transformers' class has it; "" for the text half's."""
+    for own, renamed in _OWN_NAMES:
+        if name.startswith(own):
+            name = renamed + name.removeprefix(own)
+            for each, inner in _IN_LAYERS if renamed.endswith("layer.") else ():
+                name = name.replace(each, inner)
+            return name
+    return names_under("vision_tower.", "multi_modal_projector.")(name)
 
 
 def _check_hf(config: Fields, vision: Fields) -> None:
@@ -253,6 +324,16 @@ def join(cfg: InternTowerSizes, plan: PicturePlan, leaving: F32) -> F32:
 # --- parts ------------------------------------------------------------------------------------------------
 
 
+def _thirds(name: str, width: int) -> dict[str, Cut]:
+    """Return where one matrix and its bias have those of q, k and v."""
+    cuts: dict[str, Cut] = {}
+    for i, key in enumerate("qkv"):
+        rows = range(i * width, (i + 1) * width)
+        cuts[key] = Cut(f"{name}.weight", (3 * width, width), rows=rows)
+        cuts[f"{key}_bias"] = Cut(f"{name}.bias", (3 * width,), rows=rows)
+    return cuts
+
+
 def _scale(
     specs: dict[str, TensorSpec], names: tuple[str, str], key: str, matrix: str
 ) -> dict[str, TensorSpec]:
@@ -280,6 +361,8 @@ class InternAttention(PictureAttention):
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare norms, four projections, and a factor for each column of what is added."""
         specs = super(InternAttention, self).tensors()
+        whole = _thirds("attention.qkv", self.hidden)  # as OpenGVLab's own class has them
+        specs |= {key: replace(specs[key], hf=(*specs[key].hf, whole[key])) for key in whole}
         dropped = {"attn_norm_bias"} if self.rms else set()
         dropped |= set() if self.biases else {f"{key}_bias" for key in "qkv"}
         specs = {key: spec for key, spec in specs.items() if key not in dropped}
@@ -386,7 +469,7 @@ def layer(cfg: InternTowerSizes, i: int) -> tuple[LayerPart, ...]:
 TOWER = Tower(
     name="internvl",
     projectors=("internvl",),
-    model_types=("internvl",),
+    model_types=("internvl", "internvl_chat"),
     config_from_gguf=config_from_gguf,
     config_from_hf=config_from_hf,
     parts=(InternAttention, InternMlp),
@@ -399,5 +482,5 @@ TOWER = Tower(
     join=join,
     mark=MARK,
     hf_layers="vision_tower.encoder.layer",
-    hf_name=names_under("vision_tower.", "multi_modal_projector."),
+    hf_name=hf_name,
 )

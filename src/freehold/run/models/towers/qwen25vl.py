@@ -23,13 +23,13 @@ from freehold.run.models.parts.blocks import (
     MAX_PATCH,
     MAX_SIDE,
     BiasedGatedMlp,
+    BlockMerger,
     BlockSizes,
     RmsPictureAttention,
     axial_rope,
     block_plan,
     block_rows,
     frames_matrix,
-    gelu_between,
     gguf_blocks,
     hf_blocks,
 )
@@ -37,12 +37,10 @@ from freehold.run.models.parts.vision import CHANNELS
 from freehold.run.models.tower import (
     F32,
     U8,
-    Merger,
     PicturePlan,
     Tower,
     TowerEnds,
     TowerRows,
-    affine,
     check_gguf_act,
     clip_coloured,
     gguf_pixel_form,
@@ -199,23 +197,6 @@ class WindowedEnds(TowerEnds):
         ops.hidden(ops.norm(x, w["merger_norm"], self.cfg.eps))
 
 
-@dataclass(frozen=True, slots=True)
-class WindowedMerger(Merger):
-    """down(gelu(up x)) of joined rows."""
-
-    cfg: WindowedSizes
-
-    def tensors(self) -> dict[str, TensorSpec]:
-        """Declare two matrices with biases."""
-        wide = self.cfg.joined
-        specs = affine("merger_up", "mm.0", "visual.merger.mlp.0", wide, wide)
-        return specs | affine("merger_down", "mm.2", "visual.merger.mlp.2", self.cfg.out, wide)
-
-    def forward(self, ops: Ops, w: Values) -> None:
-        """Compose both."""
-        ops.hidden(gelu_between(ops, ops.features(self.cfg.joined), "merger", w))
-
-
 def layer(cfg: WindowedSizes, i: int) -> tuple[LayerPart, ...]:
     return RmsPictureAttention.of(cfg, biases=True, apart=True), BiasedGatedMlp.of(cfg)
 
@@ -229,7 +210,7 @@ TOWER = Tower(
     parts=(RmsPictureAttention, BiasedGatedMlp),
     layer=layer,
     ends=WindowedEnds,
-    merger=WindowedMerger,
+    merger=BlockMerger,
     rope=axial_rope,
     windowed=windowed,
     plan=block_plan,
