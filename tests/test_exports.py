@@ -44,6 +44,7 @@ EXPORTS = [
     "deploy_bench",
     "deploy_capacity",
     "fit",
+    "fuse",
     "license",
     "list",
     "load",

@@ -22,6 +22,7 @@ from freehold.base.version import __version__ as __version__
 _check_system()
 
 if TYPE_CHECKING:
+    from freehold.adapt.fuse import fuse
     from freehold.base.errors import FreeholdError
     from freehold.base.types import (
         Audio,
@@ -83,6 +84,7 @@ __all__ = [
     "deploy_bench",
     "deploy_capacity",
     "fit",
+    "fuse",
     "license",
     "list",
     "load",
@@ -103,6 +105,7 @@ _HOMES = {
     "freehold.choose.advisor.cost": ("cost",),
     "freehold.outgrow.planning.options": ("plan_deployment",),
     "freehold.choose.choosing": ("advise", "fit", "license"),
+    "freehold.adapt.fuse": ("fuse",),
     "freehold.base.errors": ("FreeholdError",),
     "freehold.serve.fake": ("FakeModel",),
     "freehold.base.types": (

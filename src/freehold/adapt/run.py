@@ -81,7 +81,7 @@ class RunFolder:
         with on_disk(run.folder):
             run.folder.mkdir(parents=True, exist_ok=True)
             _check_ours(run.folder)
-        with _locked(run.folder / _LOCK, run.out):
+        with locked(run.folder / _LOCK, run.out):
             try:
                 with on_disk(run.folder):
                     run._begin({"verb": verb, "inputs": json.loads(json.dumps(inputs))}, fresh)
@@ -127,6 +127,16 @@ class RunFolder:
             os.rename(self.folder, self.out)
             self._tidy()
             _sync(self.out.parent)
+
+    def discard(self) -> None:
+        """Remove what was made up to now: the run then leaves nothing."""
+        self._steps, steps = None, self._steps
+        if steps is not None:
+            steps.close()
+        for each in self.folder.iterdir():
+            if each.name != _LOCK:
+                shutil.rmtree(each) if each.is_dir() else each.unlink()
+        self.kept = None
 
     def _leave(self) -> None:
         """Close what is open, and remove a folder that holds no work; under the lock, so no other run begins in it."""
@@ -263,7 +273,7 @@ def _check_ours(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(lock_file: Path, out: Path) -> Iterator[None]:
+def locked(lock_file: Path, out: Path) -> Iterator[None]:
     """Hold the lock of the work on `out`. Raises UsageError where another process does, StoreError where none can."""
     from filelock import FileLock, Timeout
 

@@ -7,7 +7,7 @@ as the server renders them. Knows no data and no loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack, cast
@@ -24,6 +24,7 @@ from freehold.run.engine import Generation
 from freehold.run.engine.scoring import logit_chunks
 from freehold.run.local.llm import DRIVE_S, LLM
 from freehold.run.local.opening import open_model
+from freehold.run.models.load import LoadedModel
 from freehold.run.models.lora import Adapter, pack_pairs
 from freehold.run.store import ModelRef
 from freehold.run.tokenizer import ChatTemplate, Tokenizer
@@ -71,6 +72,10 @@ class SamplingModel(LLM):
     def packed(self, pairs: Mapping[str, tuple[F32, F32]], scale: float, name: str = "policy") -> Adapter:
         """Pack an adapter from memory; see pack_pairs."""
         return pack_pairs(pairs, scale, self._generating().model, name)
+
+    def packed_by(self, pack: Callable[[LoadedModel], Adapter]) -> Adapter:
+        """Return what `pack` makes for the model in memory."""
+        return pack(self._generating().model)
 
     def sample(
         self,

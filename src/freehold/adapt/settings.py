@@ -22,6 +22,7 @@ MOST_MISMATCH = 0.15  # nats per token; 0.03 to 0.08 is usual as served, 0.66 wa
 TOKENS = 49_152  # that a quantisation calibrates on
 UNTIL = 0.05  # the half-width of a mean divergence, as a share of it, at which a report may stop
 Loss = Literal["dr_grpo", "dapo"]
+Personal = Literal["leave-out", "show", "keep"]
 _BFLOAT16 = "Multiply in bfloat16, which is faster on processors with AMX and on AMD's with AVX512_BF16"
 _REPLAY = "Samples of MODEL's own text replayed per step, to reduce forgetting"
 
@@ -190,3 +191,56 @@ class ReinforceSettings(AdapterSettings):
     system: str = option("", "A system message before every prompt.")
     allow_gameable: bool = option(False, "Train even if the verifier rewards useless answers.")
     half: bool = option(False, f"{_BFLOAT16}, but moves trainer and sampler further apart.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FuseSettings:
+    """How adapters become part of a model's weights."""
+
+    quant: str = option(
+        "",
+        "Type of the result: Q8_0, Q4_K_M, T3, ...; default: MODEL's own, and Q8_0 for changed matrices of less.",
+        metavar="TYPE",
+    )
+    bound: float = option(
+        0.0,
+        "Keep the result only if it differs from MODEL+ADAPTER by at most this, in nats per token; "
+        "default: by its bits, 0.1 from four on, 0.3 for three, 1 for two.",
+        least=0,
+        shown=False,
+    )
+    calibrate: str = option(
+        "",
+        "Text of typical inputs, or `default`; default: what MODEL itself was calibrated on, if that is known.",
+        metavar="FILE",
+    )
+    tokens: int = option(TOKENS, "Maximum tokens of the text to calibrate on.", least=512)
+    until: float = option(
+        UNTIL,
+        f"Stop measuring when the mean is known to within this share (default: {UNTIL}); 0: read the whole text.",
+        least=0,
+        most=1,
+    )
+    threads: int = option(0, "Compute threads; default: the physical cores.", least=1)  # 0: as many as help
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatherSettings:
+    """How texts become data. `since`: seconds since 1970; `apart`: files whose items are not trained on."""
+
+    personal: Personal = option(
+        "leave-out",
+        "Texts in which personal data or credentials are found: leave them out, show which, or keep them.",
+        choices=get_args(Personal),
+    )
+    test_share: float = option(0.1, "Share of conversations set aside as test items.", least=0, most=0.9)
+    seed: int = option(0, "Seed of the split into data and test items.", least=0, most=MAX_SEED)
+    most: int = option(0, "Take at most this many, the newest; 0: all.", least=0, most=1_000_000)
+    since: float = 0.0
+    apart: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -282,7 +282,7 @@ class StageBase:
     @property
     def chain(self) -> list[dict[str, Any]]:
         """Return the stages that lead to this base, the oldest first."""
-        return self.parent.chain if self.parent else []
+        return self.parent.chain if self.parent else model_chain(self.model, self.digest)
 
     def fitted(self, settings: SettingsType) -> SettingsType:
         """Return settings with the rank and the scale of an adapter that is continued."""
@@ -305,6 +305,69 @@ class StageBase:
 
         beneath = self.parent.path if self.parent else None
         return open_sampling(self.model, packs, many=many, beneath=beneath, **options)
+
+
+def model_chain(model: ModelRef, digest: str) -> list[dict[str, Any]]:
+    """Return the stages of a model that `quantize` or `fuse` made, the oldest first; none of another's file.
+
+    A file that was changed since it was made has another digest than its receipt: nothing is known of it then.
+    """
+    record = receipt_of(model.path) if model.source.startswith("file:") else None
+    if record is None or (record.get("result") or {}).get("sha256") != digest:
+        return []
+    path = receipt_path(model.path)
+    return [*record.get("chain", ()), entry_of(record, path.parent, file_digest(path))]
+
+
+@dataclass(frozen=True, slots=True)
+class StageBases:
+    """What a file is made of: a model, and the adapters that become part of it."""
+
+    model: ModelRef
+    digest: str
+    each: tuple[StageBase, ...]  # one for each adapter
+
+    @classmethod
+    def of(cls, model: ModelRef, adapters: Sequence[Path]) -> StageBases:
+        """Check them. Raises what StageBase.of raises, UsageError for an adapter that is named twice."""
+        if not adapters:
+            check_base(model)
+            return cls(model, model_digest(model), ())
+        each = tuple(StageBase.of(model, adapter) for adapter in adapters)
+        digests = [base.parent.digest for base in each if base.parent]
+        for at, digest in enumerate(digests):
+            earlier = [entry["digest"] for base in each[:at] for entry in base.chain]
+            later = [entry["digest"] for base in each[at + 1 :] for entry in base.chain]
+            if digest in (*earlier, *later):
+                raise UsageError(
+                    f"{adapters[at]} is there twice: by itself, and in another adapter that was trained on top of it",
+                    "name the last adapter of a chain alone: it contains those before it",
+                )
+        return cls(model, each[0].digest, each)
+
+    @property
+    def name(self) -> str:
+        """The model and its adapters behind pluses."""
+        return self.model.name + "".join(base.name.removeprefix(self.model.name) for base in self.each)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Return what a run's inputs say of the parents; nothing without adapters."""
+        parents = [base.parent.inputs for base in self.each if base.parent]
+        return {"parents": parents} if parents else {}
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of how they fit together."""
+        return [note for base in self.each for note in base.notes]
+
+    @property
+    def chain(self) -> list[dict[str, Any]]:
+        """Return the stages that lead here, each once, the oldest first."""
+        if not self.each:
+            return model_chain(self.model, self.digest)
+        entries = [entry for base in self.each for entry in base.chain]
+        return list({str(entry["digest"]): entry for entry in entries}.values())
 
 
 def _fits(model: ModelRef, digest: str, parent: ParentAdapter) -> tuple[str, ...]:

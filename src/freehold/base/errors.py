@@ -150,6 +150,10 @@ class PolicyRefused(FreeholdError):
     """Labels, licences or bars leave no place where a request may be answered."""
 
 
+class NotMet(FreeholdError):
+    """A result is further from what it must be than was allowed, and is not kept."""
+
+
 class BudgetSpent(FreeholdError):
     """A key's budget does not cover a request. `renews_s`: seconds until it is whole again; amounts in nano-dollars."""
 

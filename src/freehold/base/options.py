@@ -7,6 +7,7 @@ same words where Python makes it (`check`). Knows dataclasses; knows no verb and
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
@@ -135,3 +136,12 @@ def limits(low: float | None, high: float | None, *, above: bool = False, below:
         return f"{low:,.15g} to {high:,.15g}"
     most = f"{'below' if below else 'at most'} {high:,.15g}"
     return f"{least}, {most}".removeprefix(", ")
+
+
+_BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+
+
+def size_of(text: str) -> int:
+    """Return the bytes of 400MB, 1.2GB, 900MiB or 1200000000; 0 for a text that is none of these."""
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,6})?)\s*([KMG]I?)?B?", text.strip().upper())
+    return int(float(match[1]) * _BYTES[match[2] or ""]) if match else 0

@@ -90,10 +90,14 @@ class Ticking:
         """Write the line now, cut to the terminal's width."""
         with self._lock:
             if self.text and not self._ended.is_set() and self._open[-1:] == [self]:
-                seconds = f" ({time.monotonic() - self._since:.1f} s)" if self.timed else ""
+                seconds = self.seconds(time.monotonic() - self._since)
                 sys.stderr.write(f"\r\x1b[K{self.text[: _columns() - len(seconds) - 1]}{seconds}")
                 sys.stderr.flush()
                 self._shown = True
+
+    def seconds(self, passed: float) -> str:
+        """Return what follows the text, `passed` seconds after its work began."""
+        return f" ({passed:.1f} s)" if self.timed else ""
 
     def _tick(self) -> None:
         while not self._ended.wait(self.FIRST_S if not self._shown else self.EVERY_S):

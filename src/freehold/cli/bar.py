@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from freehold.adapt.evals.trial import Open, TrialResult
     from freehold.route.router.bar import BarResult, MeasuredModel
     from freehold.route.router.gateway import Gateway, GatewayModel
+    from freehold.route.router.toml.outside import KeptEnvironment
     from freehold.run.store import Store
 
 SCHEMA = 1
@@ -43,7 +44,7 @@ def command() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _BarRun:
+class BarRun:
     """What `run` was asked for, resolved."""
 
     task: str
@@ -91,15 +92,38 @@ def run_bar(
     `prompt` or `messages`, and one of exact, contains, regex, json, json_schema, tests or judge. After Ctrl-C, the
     answers so far are kept, and the same command continues from there.
     """
-    from freehold.adapt.evals.samples import read as read_samples
-    from freehold.adapt.evals.trial import TrialModel, run
-    from freehold.route.router.bar import BarStore, Identities, file_digest
+    from freehold.route.router.bar import BarStore
     from freehold.run.store import Store
 
-    store = Store(settings)
-    identities, path = Identities(store), gateway_path(settings, gateway)
+    store, path = Store(settings), gateway_path(settings, gateway)
     read = _gateway(settings, path)
-    bar_run = _planned_run(read, task, model, called, judge, allow_rented_judge)
+    bar_run = planned_run(read, task, model, called, judge, allow_rented_judge)
+    result = measured_on(settings, store, path, bar_run, labels, key)
+    kept = BarStore(settings.home).keep(result)
+    if as_json:
+        click.echo(json.dumps({"schema": SCHEMA, **result.as_json(), "kept": str(kept)}, indent=1))
+    else:
+        _say(result, bar_run.bar)
+
+
+def measured_on(
+    settings: Settings,
+    store: Store,
+    path: Path | None,
+    bar_run: BarRun,
+    labels: tuple[str, ...] = (),
+    key: str = "",
+    environment: KeptEnvironment | None = None,
+) -> BarResult:
+    """Run a task's cases on a model; return its result, which is not kept. `path`: of a gateway.toml.
+
+    `environment`: as for gateway_models.
+    """
+    from freehold.adapt.evals.samples import read as read_samples
+    from freehold.adapt.evals.trial import TrialModel, run
+    from freehold.route.router.bar import Identities, file_digest
+
+    identities = Identities(store)
     measured = identities.of(bar_run.model)
     judge_model = bar_run.judge
     graded_by = f"{judge_model.name}@{_digest(identities.of(judge_model))}" if judge_model else ""
@@ -107,7 +131,7 @@ def run_bar(
     samples = read_samples(bar_run.file, graded_by)
     subject = TrialModel(bar_run.model.name, _digest(measured))
     with (
-        _opening(settings, store, path, bar_run, labels, key) as open_model,
+        _opening(settings, store, path, bar_run, labels, key, environment) as open_model,
         TrialProgress(bar_run.model.name) as shown,
     ):
         (trial,) = run(
@@ -120,12 +144,7 @@ def run_bar(
         )
     if identities.of(bar_run.model) != measured or file_digest(bar_run.file) != digest:
         raise UsageError("the model or the task file changed while it was measured", "run it again")
-    result = _result(bar_run, samples, trial, measured, digest, graded_by)
-    kept = BarStore(settings.home).keep(result)
-    if as_json:
-        click.echo(json.dumps({"schema": SCHEMA, **result.as_json(), "kept": str(kept)}, indent=1))
-    else:
-        _say(result, bar_run.bar)
+    return _result(bar_run, samples, trial, measured, digest, graded_by)
 
 
 @command.command("list", epilog="Example: freehold bar list --gateway gateway.toml")
@@ -180,9 +199,9 @@ def _gateway(settings: Settings, path: Path | None) -> Gateway | None:
     return read_gateway(settings, path, keys=False)
 
 
-def _planned_run(
+def planned_run(
     read: Gateway | None, task: str, model: str, called: str | None, judge: str | None, rented_judge: bool
-) -> _BarRun:
+) -> BarRun:
     named = read.tasks.get(task) if read else None
     path = Path(named.file) if named and named.file else Path(task).expanduser()
     if not path.is_file():
@@ -199,7 +218,7 @@ def _planned_run(
         )
     name = called or (task if named else path.stem)
     about = read.tasks.get(name) if read else None
-    return _BarRun(name, path.absolute(), _model(read, model), grader, about.bar if about else None)
+    return BarRun(name, path.absolute(), _model(read, model), grader, about.bar if about else None)
 
 
 def _model(read: Gateway | None, name: str) -> GatewayModel:
@@ -219,13 +238,19 @@ def _digest(measured: MeasuredModel) -> str:
 
 @contextmanager
 def _opening(
-    settings: Settings, store: Store, path: Path | None, bar_run: _BarRun, labels: tuple[str, ...], key: str
+    settings: Settings,
+    store: Store,
+    path: Path | None,
+    bar_run: BarRun,
+    labels: tuple[str, ...],
+    key: str,
+    environment: KeptEnvironment | None = None,
 ) -> Iterator[Open]:
     """Give a function that opens the models: in this process, or through the gateway."""
     if path is not None:
         from freehold.cli.serving.hybrid import gateway_models
 
-        with gateway_models(settings, store, path, labels, key) as opened:
+        with gateway_models(settings, store, path, labels, key, environment=environment) as opened:
             yield opened
         return
     if labels or key:
@@ -246,7 +271,7 @@ def _opening(
 
 
 def _result(
-    bar_run: _BarRun,
+    bar_run: BarRun,
     samples: Samples,
     trial: TrialResult,
     measured: MeasuredModel,

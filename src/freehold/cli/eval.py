@@ -5,16 +5,14 @@ Knows options and names; evals answers, marks and compares. The model is loaded 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,7 +20,6 @@ from freehold.base.config import Settings
 from freehold.base.errors import UsageError
 from freehold.base.options import option
 from freehold.base.terminal import Ticking, printable
-from freehold.base.version import __version__
 from freehold.cli.options import setting_options
 from freehold.cli.report.trying import TrialProgress
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, table, with_offline
@@ -31,7 +28,7 @@ from freehold.run.store.naming import adapters_of
 from freehold.run.store.records import digest
 
 if TYPE_CHECKING:
-    from freehold.adapt.evals.evaluate import EvalSubject, EvalTask, EvaluatedModel, TaskResult
+    from freehold.adapt.evals.evaluate import EvalSubject, EvalTask, TaskResult
     from freehold.adapt.evals.results import Report, ResultComparison
 
 
@@ -131,7 +128,7 @@ class _Named:
 
 
 def _evaluated(settings: Settings, model: str, request: EvalRequest, shown: TrialProgress) -> Report:
-    from freehold.adapt.evals.evaluate import evaluate
+    from freehold.adapt.evals.evaluate import evaluate, opened_subject
     from freehold.adapt.evals.results import Report
     from freehold.adapt.evals.tasks.open_task import TaskOptions, open_task
     from freehold.cli.progress import reporter
@@ -147,7 +144,8 @@ def _evaluated(settings: Settings, model: str, request: EvalRequest, shown: Tria
         makers = [open_task(task, options) for task in request.tasks]
     named = _named(store, model)
     results: list[TaskResult] = []
-    with _opened(store, named, request) as subject:
+    limits = {"context": request.context, "threads": request.threads}
+    with opened_subject(named.ref, named.adapter, packs=store.packs, **limits) as subject:
         tasks = _named_once(make(subject.model.info.can_call) for make in makers)
         _check_sees(subject, tasks)
         for task in tasks:
@@ -203,31 +201,6 @@ def _named(store: Store, model: str) -> _Named:
         )
     path, beside = (adapters[0].path, f"+{adapters[0].name}") if adapters else (None, "")
     return _Named(held_or_fetched(store, name), path, f"{name}{beside}")
-
-
-@contextmanager
-def _opened(store: Store, named: _Named, request: EvalRequest) -> Iterator[EvalSubject]:
-    from freehold.adapt.evals.evaluate import EvalSubject, EvaluatedModel
-    from freehold.run.local import open_shown
-
-    adapters_named = {"adapter": named.adapter} if named.adapter else {}
-    loaded = open_shown(
-        named.ref,
-        context=request.context,
-        threads=request.threads,
-        adapters=adapters_named,
-        packs=store.packs,
-        kind=EvaluatedModel,
-    )
-    with ExitStack() as stack:
-        model = cast("EvaluatedModel", stack.enter_context(loaded))
-        adapters = [(info.name, info.digest) for info in model.info.adapters]
-        overlay = named.ref.overlay
-        own = overlay.adapter_name if overlay and overlay.adapter else ""
-        overlay_digest = overlay.digest if overlay else ""
-        parts = [digest(named.ref), named.ref.rounding, overlay_digest, adapters, __version__]
-        whole = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-        yield EvalSubject(model, next(iter(adapters_named), own), whole)
 
 
 def _judged(

@@ -6,7 +6,6 @@ Knows how click writes a range, and how a format is given; knows no model. Range
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from freehold.base.errors import UsageError
-from freehold.base.options import FieldOption, options_of
+from freehold.base.options import FieldOption, options_of, size_of
 from freehold.base.types import MAX_FORMAT_CHARS, Format, SamplingParams, as_format
 from freehold.cli.shared import Amount, Billions, MemorySize, Seconds
 
@@ -34,9 +33,6 @@ class FiniteRange(click.FloatRange):
         return number
 
 
-_BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
-
-
 class FileSize(click.ParamType):
     """A number of bytes: 400MB, 1.2GB, 900MiB or 1200000000."""
 
@@ -46,8 +42,7 @@ class FileSize(click.ParamType):
         """Return bytes."""
         if isinstance(value, int):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?)?B?", str(value).strip().upper())
-        size = int(float(match[1]) * _BYTES[match[2] or ""]) if match else 0
+        size = size_of(str(value))
         if not size:
             self.fail(f"{value!r} is not a size; write 400MB, 1.2GB or 900MiB", param, ctx)
         return size

@@ -19,16 +19,17 @@ from freehold.base.errors import UsageError
 from freehold.cli.options import setting_options
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
+from freehold.cli.training import BASE
 from freehold.run.store.space import human
 
 if TYPE_CHECKING:
     from freehold.adapt.evals.divergence import DivergenceCounter
-    from freehold.adapt.quantize.quantising import SpentSeconds
+    from freehold.adapt.quantize.quantising import SpentSeconds, Watching
     from freehold.adapt.quantize.recipes import TensorChoice
 
 
 @click.command("quantize")
-@click.argument("model")
+@click.argument("model", metavar=BASE)
 @click.option(
     "-o",
     "--out",
@@ -50,6 +51,8 @@ def command(
 ) -> None:
     """Quantise MODEL into the folder OUT: model.gguf, and receipt.json, which records how it was made.
 
+    MODEL+ADAPTER quantises MODEL with the adapter in its weights; freehold fuse also checks the result.
+
     If a type does not fit a tensor's rows, the tensor gets the type that llama.cpp would use, and a note names it.
     After Ctrl-C or a crash, the same command continues and gives the same bytes. Run the result by its path:
     freehold run OUT/model.gguf
@@ -58,10 +61,11 @@ def command(
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # texts go side by side; NumPy's threads wait spinning
     from freehold.adapt.quantize.planning import QuantizeRequest
-    from freehold.adapt.quantize.quantising import SpentSeconds, Watching, quantise
+    from freehold.adapt.quantize.quantising import quantise
     from freehold.adapt.registry import note
     from freehold.choose.choosing import company_facts
     from freehold.run.store import Store
+    from freehold.run.store.naming import adapted
 
     wishes = {name: value for name, value in options.items() if value is not None}
     for name in ("text", "until"):
@@ -77,25 +81,32 @@ def command(
             f"{request.name or 'a portable mix'} is written without calibration, which --tokens bounds",
             "add --calibrate default, or leave out --tokens",
         )
-    ref = Store(settings).resolve(model)
+    base = adapted(Store(settings), model)
+    ref, adapters = base.ref, [each.path for each in base.adapters]
     note(settings.home, "quantize", out)
     with StatusLine(result_of(out)) as line:
-        spent = SpentSeconds()
-        progress = _QuantizeProgress(line, spent)
-        watching = Watching(
-            on_note=line.note,
-            on_group=progress.group,
-            on_tensor=progress.tensor,
-            on_text=progress.text,
-            on_block=progress.block,
-            spent=spent,
-        )
         line.begin(f"reading {ref.name}")
-        record = quantise(ref, out, request, settings, watching)
+        record = quantise(ref, out, request, settings, watching_on(line), adapters=adapters)
     if as_json:
         click.echo(json.dumps(record))
     else:
         pairs(_rows(out, record))
+
+
+def watching_on(line: StatusLine) -> Watching:
+    """Return what shows the progress of a quantisation on a line."""
+    from freehold.adapt.quantize.quantising import SpentSeconds, Watching
+
+    spent = SpentSeconds()
+    progress = _QuantizeProgress(line, spent)
+    return Watching(
+        on_note=line.note,
+        on_group=progress.group,
+        on_tensor=progress.tensor,
+        on_text=progress.text,
+        on_block=progress.block,
+        spent=spent,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +150,9 @@ def _rows(out: Path, record: dict[str, Any]) -> list[tuple[str, str]]:
         ("type", _type(result)),
         ("holds", types),
         *_mix_rows(record.get("mix")),
-        *_divergence_rows(record.get("divergence")),
-        *_speed_rows(record.get("speed")),
-        *_spent_rows(record["cpu_seconds_by_part"]),
+        *divergence_rows(record.get("divergence")),
+        *speed_rows(record.get("speed")),
+        *spent_rows(record["cpu_seconds_by_part"]),
         ("licence", f"{licences or 'not known'}: {record['licence']['answer']} to be changed"),
         ("receipt", str(out / "receipt.json")),
     ]
@@ -162,7 +173,8 @@ def _mix_rows(mix: dict[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def _divergence_rows(divergence: dict[str, Any] | None) -> list[tuple[str, str]]:
+def divergence_rows(divergence: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what a report says of a divergence from the source."""
     if divergence is None:
         return []
     early = ", stopped early" if divergence["stopped_early"] else ""
@@ -191,7 +203,8 @@ def _divergence_rows(divergence: dict[str, Any] | None) -> list[tuple[str, str]]
     ]
 
 
-def _speed_rows(speed: dict[str, Any] | None) -> list[tuple[str, str]]:
+def speed_rows(speed: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the decode speeds of a result and its source."""
     if speed is None:
         return []
     return [
@@ -204,7 +217,8 @@ def _speed_rows(speed: dict[str, Any] | None) -> list[tuple[str, str]]:
     ]
 
 
-def _spent_rows(spent: dict[str, float]) -> list[tuple[str, str]]:
+def spent_rows(spent: dict[str, float]) -> list[tuple[str, str]]:
+    """Return what the processor seconds were spent on."""
     parts = [f"{seconds:,.0f} s {part}" for part, seconds in spent.items() if seconds >= 1]
     return [("processor", ", ".join(parts))] if parts else []
 

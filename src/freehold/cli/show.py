@@ -85,6 +85,7 @@ def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
         *(("system" if not i else "", line) for i, line in enumerate(card.get("system", "").splitlines())),
         ("messages", f"{card['messages']} before each chat" if card.get("messages") else ""),
         ("adapter", card.get("adapter", "")),
+        *(("made by" if not i else "", _stage(each)) for i, each in enumerate(card.get("descent", ()))),
         ("stop", ", ".join(map(repr, card.get("stop", ())))),
     ]
     sampling = card.get("sampling", {}).items()
@@ -94,6 +95,21 @@ def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     known = facts_lines(catalog.model(card["model"]), date.today()) if card.get("model") else []
     return [(k, v) for k, v in rows if v] + known
+
+
+def _stage(stage: Mapping[str, Any]) -> str:
+    """Return a stage of a line of descent in words: its verb, its folder, and what its receipt measured."""
+    gate = stage.get("gate") or {}
+    parts = [f"{stage['verb'] or 'another program'}: {stage['path']}"]
+    if gate.get("items"):
+        before, after, p = gate["before"], gate["after"], gate["p"]
+        sure = "" if p is None else f", p = {p:.2g}"
+        parts.append(f"{before:.0%} to {after:.0%} of {gate['items']} items{sure}")
+    if gate.get("divergence") is not None:
+        parts.append(f"{gate['divergence']:.4f} nats per token from its source")
+    if gate.get("lost"):
+        parts.append(f"{gate['lost']} facts lost")
+    return "; ".join(parts)
 
 
 def _parameters(card: Mapping[str, Any]) -> str:

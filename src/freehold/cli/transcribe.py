@@ -1,6 +1,6 @@
 """`freehold transcribe FILE...`: recordings to text or subtitles, on this machine.
 
-Knows files and options; local/speech.py hears. The model is loaded in this process.
+Knows files and options; local/speech.py transcribes. The model is loaded in this process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt"}
 @click.option(
     "--model",
     metavar="MODEL",
-    help="A Whisper: a name, org/repo, a folder, or whisper.cpp's file. Default: speech_model of config.toml, or "
+    help="Whisper model: a name, org/repo, a folder or a whisper.cpp file. Default: speech_model in config.toml, or "
     "whisper:base.",
 )
 @click.option(
@@ -42,19 +42,26 @@ SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt"}
     type=click.Choice(list(FORMS)),
     default="text",
     show_default=True,
-    help="Print text, or subtitles.",
+    help="Output: text or subtitles.",
 )
 @click.option("--srt", "form", flag_value="srt", help="The same as --format srt.")
 @click.option(
-    "--language", default="", metavar="CODE", help="Language, such as de; default: that of the first speech."
+    "--language",
+    default="",
+    metavar="CODE",
+    help="Language, such as de. Default: detected from the first speech.",
 )
-@click.option("--translate", is_flag=True, help="Translate to English.")
-@click.option("--words", is_flag=True, help="With --json: the times of each word.")
+@click.option("--translate", is_flag=True, help="Translate the speech into English.")
+@click.option("--words", is_flag=True, help="With --json: add the start and end of each word.")
 @click.option("--prompt", default="", metavar="TEXT", help="Names and spellings to expect.")
-@click.option("--everything", is_flag=True, help="Hear pauses and music too, instead of speech alone.")
-@click.option("--beside", is_flag=True, help="Write FILE.txt, FILE.srt or FILE.vtt beside each FILE instead.")
+@click.option("--everything", is_flag=True, help="Transcribe pauses and music too, not only speech.")
 @click.option(
-    "--fresh", is_flag=True, help="Start anew where a recording was interrupted, not after what was heard."
+    "--beside",
+    is_flag=True,
+    help="Write FILE.txt, FILE.srt or FILE.vtt next to each FILE instead of printing.",
+)
+@click.option(
+    "--fresh", is_flag=True, help="Start an interrupted recording from the beginning instead of resuming it."
 )
 @click.option("--threads", type=click.IntRange(1), help="Compute threads; default: the physical cores.")
 @offline_option
@@ -72,12 +79,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Print what is said in each FILE: WAV, AIFF or FLAC; with freehold[audio] also MP3, M4A, MP4, Ogg and WebM.
+    """Transcribe each FILE: WAV, AIFF or FLAC; with freehold[audio] also MP3, M4A, MP4, Ogg and WebM.
 
-    Text is printed as it is heard, and what was heard is printed at Ctrl-C. The same command then continues a long
-    recording, also after it was killed: until a recording is done, its text is in a private file of the data home.
-    Pauses, music and noise are left out, unless --everything is given. A model that is not installed is downloaded
-    first.
+    Text is printed as it is transcribed. After Ctrl-C or a crash, the same command resumes a long recording: until
+    a recording is finished, its text is kept in a private file in the data folder. Pauses, music and noise are
+    skipped, unless you add --everything. A model that is not installed is downloaded first.
 
     With --json: one object per FILE, {"file": ..., "text": ..., "language": ..., "segments": [...], ...}; after Ctrl-C
     also "interrupted": true.
@@ -110,20 +116,20 @@ def _one(
     options: dict[str, Any],
     journal: TranscriptJournal,
 ) -> None:
-    """Hear a recording and print it, or what was heard of it until Ctrl-C."""
+    """Transcribe a recording and print its text; after Ctrl-C, the text so far."""
     live = form == "text" and not beside and not as_json
     segments: list[Segment] = []
 
     def kept() -> str:
-        printed = "nothing was written" if beside else "what was heard is printed"
-        return f"{printed}; the same command continues {path.name}" if journal.kept else printed
+        printed = "nothing was written" if beside else "the text so far is printed"
+        return f"{printed}; the same command resumes {path.name}" if journal.kept else printed
 
     with StatusLine(kept) as line:
-        line.begin(f"listening to {path.name}")
+        line.begin(f"transcribing {path.name}")
 
         def heard(segment: Segment, share: float) -> None:
             if not segments and journal.taken:
-                line.note(f"{path.name} continues after what was heard of it before; --fresh starts anew")
+                line.note(f"{path.name}: resumed where it was interrupted; --fresh starts from the beginning")
             segments.append(segment)
             if live:
                 line.blank()
@@ -170,4 +176,4 @@ def _told(
     elif not live:
         click.echo(printable(FORMS[form](transcript)), nl=False)
     if not transcript.segments:
-        click.echo(f"{path}: no speech was heard", err=True)
+        click.echo(f"{path}: no speech found", err=True)

@@ -27,7 +27,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
         ),
         "transcribe": Verb(
             "Turn recordings of speech into text or subtitles.",
-            "freehold transcribe talk.wav --model whisper-base --srt",
+            "freehold transcribe talk.wav --srt",
         ),
         "embed": Verb("Turn texts into vectors.", 'freehold embed all-minilm:22m "a cat" "a dog"'),
     },
@@ -88,6 +88,14 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Teach a model your examples, without forgetting the rest.",
             "freehold finetune smollm2:135m --data examples.jsonl --test test.jsonl -o mine",
         ),
+        "data": Verb(
+            "Make files to train on from a gateway's kept texts or from your chats.",
+            "freehold data from-ledger --route tickets -o tickets",
+        ),
+        "fuse": Verb(
+            "Put an adapter into a model's weights, as one file, and check it.",
+            "freehold fuse smollm2:135m+./mine -o whole --test test.jsonl",
+        ),
         "quantize": Verb(
             "Store a model's weights in fewer bits, and measure the loss.",
             "freehold quantize qwen2.5-coder:0.5b -o small --quant Q4_K_M --report",
@@ -103,6 +111,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "reinforce": Verb(
             "Train a model on scores that a program gives its answers.",
             "freehold reinforce smollm2:135m --reward reward.py --prompts prompts.jsonl --steps 60 -o mine",
+        ),
+        "build": Verb(
+            "Build a model in stages from a recipe, with a test at each gate.",
+            "freehold build recipe.toml --plan",
         ),
     },
     "Serve models": {
@@ -135,6 +147,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "bar": Verb(
             "Measure models on your own cases, for the quality bars of routes.",
             "freehold bar run cases.jsonl --model qwen2.5-coder:0.5b",
+        ),
+        "graduate": Verb(
+            "Teach a model of your own from what a route rents, and let it take over.",
+            "freehold graduate tickets --gateway gateway.toml",
         ),
         "audit": Verb(
             "Show which requests with a label were sent to a provider, and to which.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import NormalDist
@@ -25,6 +25,7 @@ from freehold.run.engine import Engine, scoring
 from freehold.run.formats import open_model_file
 from freehold.run.local.opening import text_side
 from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.lora import Adapter
 from freehold.run.tokenizer import Tokenizer
 
 F32 = npt.NDArray[np.float32]
@@ -197,23 +198,36 @@ class LogitSource:
     """A model that gives rows of logits. Its cache keeps float32: it adds no rounding of its own."""
 
     engine: Engine
+    adapter: Adapter | None = None  # that its rows are computed with
 
     @classmethod
     @contextmanager
-    def open(cls, model: Path | LoadedModel, threads: native.Threads) -> Iterator[LogitSource]:
-        """Load a model file, or take a loaded model, with room for one window. Raises CapacityExceeded."""
+    def open(
+        cls,
+        model: Path | LoadedModel,
+        threads: native.Threads,
+        packed: Callable[[LoadedModel], Adapter] | None = None,
+    ) -> Iterator[LogitSource]:
+        """Load a model file, or take a loaded model, with room for one window. Raises CapacityExceeded.
+
+        `packed`: gives the adapter that its rows are computed with.
+        """
         loaded = model if isinstance(model, LoadedModel) else load_model(model, threads=threads)
         if loaded.family.encoder:
             raise UsageError(f"{loaded.name} makes embeddings and has no next-token distribution")
         engine = Engine(loaded, context=WINDOW, max_num_batched_tokens=ROWS, kv_type="f32", speculate=False)
         try:
-            yield cls(engine)
+            yield cls(engine, packed(loaded) if packed else None)
         finally:
             engine.close()
 
     def rows(self, ids: Sequence[int]) -> Iterator[F32]:
         """Yield the logits after each of `ids`, in pieces float32 [rows, V]."""
-        yield from scoring.logit_chunks(self.engine, ids)
+        yield from scoring.logit_chunks(self.engine, ids, adapter=self.adapter)
+
+    def plain(self) -> LogitSource:
+        """Return the model without its adapter, in the same engine."""
+        return replace(self, adapter=None)
 
 
 def tokenizer_of(path: Path) -> Tokenizer:
@@ -278,3 +292,31 @@ def _paired(
             rows, held, at = rows[count:], held[count:], at + count
     for _ in beside:  # the row after the last token, so that the engine is done with the text
         pass
+
+
+AnsweredIds = tuple[Sequence[int], int]  # the ids of a prompt and its answer, and where that begins
+
+
+def diverge_answers(
+    reference: LogitSource, other: LogitSource, rows: Sequence[AnsweredIds]
+) -> TextDivergence | None:
+    """Compare two models at the tokens of answers, of which each is a block; None without any.
+
+    A row beyond WINDOW tokens must not be among them.
+    """
+    counter = DivergenceCounter()
+    for ids, first in rows:
+        logits, beside = _answer_rows(reference, ids, first), _answer_rows(other, ids, first)
+        counter.add(logits, beside, np.array(ids[first:], np.int64))
+        counter.close_block()
+    return counter.result() if counter.tokens else None
+
+
+def _answer_rows(source: LogitSource, ids: Sequence[int], first: int) -> F32:
+    """Return the rows of logits that the tokens from `first` on are drawn from: one model after the other, whole."""
+    kept: list[F32] = []
+    at = 1  # the place of the token that a row is for
+    for rows in source.rows(ids[:-1]):
+        kept.append(rows[max(first - at, 0) :].copy())
+        at += len(rows)
+    return np.concatenate(kept)

@@ -12,11 +12,11 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from freehold.adapt.evals.pictures import digest_of, images_of
 from freehold.adapt.evals.samples import ask
@@ -24,8 +24,11 @@ from freehold.adapt.evals.trial import AppendedLines, Write, kept_rows
 from freehold.base.errors import ContextOverflow
 from freehold.base.serving import Job
 from freehold.base.types import Message, Tool
+from freehold.base.version import __version__
 from freehold.run.engine.pictures import PICTURE_IDS
-from freehold.run.local import LLM
+from freehold.run.local import LLM, open_shown
+from freehold.run.store.records import ModelRef
+from freehold.run.store.records import digest as model_identity
 
 # --- tasks of items, each a question, a target and a way to mark the reply --------------------------
 # Plain data, and marking as a function of the reply alone.
@@ -154,6 +157,30 @@ class EvalSubject:
     model: EvaluatedModel
     adapter: str
     digest: str
+
+
+@contextmanager
+def opened_subject(
+    ref: ModelRef,
+    adapter: Path | None = None,
+    *,
+    packs: Path | None = None,
+    context: int | None = None,
+    threads: int | None = None,
+) -> Iterator[EvalSubject]:
+    """Load a model with an adapter to evaluate; a terminal sees how far it is. Raises what loading raises."""
+    named = {"adapter": adapter} if adapter else {}
+    loaded = open_shown(
+        ref, context=context, threads=threads, adapters=named, packs=packs, kind=EvaluatedModel
+    )
+    with ExitStack() as stack:
+        model = cast("EvaluatedModel", stack.enter_context(loaded))
+        adapters = [(info.name, info.digest) for info in model.info.adapters]
+        overlay = ref.overlay
+        own = overlay.adapter_name if overlay and overlay.adapter else ""
+        overlay_digest = overlay.digest if overlay else ""
+        parts = [model_identity(ref), ref.rounding, overlay_digest, adapters, __version__]
+        yield EvalSubject(model, next(iter(named), own), digest(json.dumps(parts)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,8 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
-from freehold.choose.advisor.interval import LEVEL, Interval
+from freehold.choose.advisor.interval import LEVEL, Interval, wilson
 
 _RESAMPLES = 2000
 _Z = 1.2816  # standard deviations that hold 80 % of a normal distribution
@@ -36,22 +35,6 @@ class Compared:
 def share(marks: Sequence[bool]) -> Interval:
     """Return the share passed in per cent with 80 % bounds (Wilson 1927), which hold for a few cases too."""
     return wilson(marks, LEVEL).times(100)
-
-
-def wilson(scores: Sequence[float], level: float) -> Interval:
-    """Return the mean of scores from 0 to 1 with bounds (Wilson 1927), which hold for a few cases too.
-
-    For graded scores the bounds are too wide rather than too narrow: their variance is at most that of zeros and ones.
-    """
-    n = len(scores)
-    if not n:
-        raise ValueError("no cases")
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    mean = sum(scores) / n
-    middle = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(mean * (1 - mean) / n + z**2 / (4 * n**2))
-    low, high = max(middle - half, 0.0), min(middle + half, 1.0)
-    return Interval(min(low, mean), mean, max(high, mean), level)
 
 
 def resampled_mean(scores: Sequence[float], level: float) -> Interval:

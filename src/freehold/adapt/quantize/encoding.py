@@ -114,9 +114,9 @@ _LARGEST_F16 = 65504.0
 def slabs(tensor: Tensor) -> Iterator[F32]:
     """Yield a tensor's values in rows, float32 [rows, K]. Raises BadModelFile for NaN and infinity."""
     k = tensor.shape[-1] if tensor.shape else 1
-    step = max(SLAB // k, 1)
-    for first in range(0, len(tensor.rows), step):
-        values = dequantize(tensor.rows[first : first + step], tensor.type, k, tensor.table)
+    step, rows = max(SLAB // k, 1), tensor.rows  # once: a changed tensor computes them
+    for first in range(0, len(rows), step):
+        values = dequantize(rows[first : first + step], tensor.type, k, tensor.table)
         if not np.isfinite(values).all():
             raise BadModelFile(
                 f"tensor {tensor.name} holds NaN or infinity", "it is damaged; fetch the model again"

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.adapt.evals.divergence import DivergenceCounter, LogitSource
+from freehold.adapt.quantize.changed import FusedFile, own_type
 from freehold.adapt.quantize.encoding import encode, encode_rows, slabs
 from freehold.adapt.quantize.recipes import (
     FILE_TYPES,
     FLOATS,
+    WRITTEN,
     TensorChoice,
     choose,
     divides,
@@ -154,10 +156,10 @@ def sampled_error(tensor: Tensor, type: QuantType, threads: native.Threads) -> f
     """Estimate the sum of squared errors of a tensor in a type, from rows spread over it."""
     if type in FLOATS:
         return 0.0
-    k = tensor.shape[-1]
-    count = len(tensor.rows)
+    k, rows = tensor.shape[-1], tensor.rows
+    count = len(rows)
     take = np.unique(np.linspace(0, count - 1, max(min(SAMPLE // k, count), 1)).astype(np.int64))
-    values = dequantize(np.ascontiguousarray(tensor.rows[take]), tensor.type, k, tensor.table)
+    values = dequantize(np.ascontiguousarray(rows[take]), tensor.type, k, tensor.table)
     if type in BITS:
         coded, share = encode(values, None, BITS[type], threads).values, FED_BACK
     else:
@@ -198,8 +200,8 @@ class _Sensitivity:
     """Measures what a model loses when one group of its matrices is coarse."""
 
     def __init__(self, source: GGUFFile, ids: Sequence[int], threads: native.Threads) -> None:
-        self._path, self._pool = source.path, threads
-        self._model = load_model(source.path, threads=threads)
+        self._source, self._pool = source, threads
+        self._model = load_model(source, threads=threads)
         most = max(REFERENCE_BYTES // (4 * self._model.vocab), 32)
         self._ids = list(ids)[:most]
         with LogitSource.open(self._model, threads) as reference:
@@ -224,7 +226,7 @@ class _Sensitivity:
                 shape = len(t.rows), t.shape[-1]
                 coarse[t.name] = native.Matrix.pack(rows.reshape(-1), type.name, *shape, self._pool)
         packed = {**self._model.matrices, **coarse}
-        model = load_model(self._path, threads=self._pool, packed=packed)
+        model = load_model(self._source, threads=self._pool, packed=packed)
         counter = DivergenceCounter()
         targets: NDArray[np.int64] = np.array(self._ids[1:], np.int64)
         at = 0
@@ -303,6 +305,7 @@ def _gain(a: SizedOption, b: SizedOption) -> float:
 # --- a request, and the plan that it becomes --------------------------------------------------------
 
 NAMED_BITS = {2: "T2", 3: "T3", 4: "Q4_K_M"}
+TRELLIS_NAMES = ("T2", "T3")
 DEFAULT_TEXTS = "default"
 COARSE_BITS = 6.0  # of a source: below, its own errors are part of what is quantised
 MIX = "mix"  # the name of a file type that a byte target chose
@@ -322,6 +325,8 @@ class QuantizeRequest(QuantizeSettings):
     fresh: bool = False
     facts: Facts = field(default_factory=Facts)  # the user's, for the licence
     base: str = ""  # the model's name, written into the file; empty: the source's own word stays
+    verb: str = "quantize"
+    as_base: bool = False  # each matrix keeps the type that it has in its model's file
 
     def check(self) -> None:
         """Raise UsageError for wishes that exclude each other."""
@@ -339,12 +344,14 @@ class QuantizeRequest(QuantizeSettings):
     @property
     def name(self) -> str:
         """The file type that is asked for; empty: a byte target chooses."""
-        return "" if self.target_bytes else file_type(self.quant or NAMED_BITS[self.bits or 4])[0]
+        if self.target_bytes or self.as_base:
+            return ""
+        return file_type(self.quant or NAMED_BITS[self.bits or 4])[0]
 
     @property
     def texts(self) -> str:
         """What to calibrate on: "default", a path, or nothing."""
-        own = self.name in ("T2", "T3") or (self.target_bytes and not self.portable)
+        own = self.name in TRELLIS_NAMES or (self.target_bytes and not self.portable)
         return self.calibrate or (DEFAULT_TEXTS if own else "")
 
 
@@ -388,6 +395,8 @@ def planned(
     """Choose each tensor's type; `kept`: the state of an interrupted run. Raises UsageError."""
     if request.target_bytes:
         return _of_target(source, request, texts, threads, kept, on_group)
+    if request.as_base:
+        return _as_base(source, request)
     name, kind = file_type(request.name)
     choices = choose(source, name, weighted=bool(texts))
     if not any(c.changes for c in choices):
@@ -396,6 +405,30 @@ def planned(
             "choose another type",
         )
     return QuantizationPlan(name, choices, _keys(source, request, name, kind.id, choices))
+
+
+def _as_base(source: GGUFFile, request: QuantizeRequest) -> QuantizationPlan:
+    """Give each matrix the type that it has in its model's file, and a changed one of fewer bits eight.
+
+    On the grid of four bits a small change is rounded away: smollm2 answered as if it had no adapter
+    (docs/log/adapt.md). T2 and T3, whose errors cancel, are kept. Raises UsageError for a type that is not written.
+    """
+    choices = []
+    for tensor in in_layer_order(source.tensors.values()):
+        own = own_type(tensor)
+        coarse = tensor.type is not own and own not in (*FLOATS, *TABLE_TYPES)
+        choices.append(TensorChoice(tensor, *(2 * [fitting(tensor, QuantType.Q8_0) if coarse else own])))
+    for choice in choices:
+        if choice.changes and choice.type not in WRITTEN:
+            raise UsageError(
+                f"{choice.tensor.name} has the type {choice.type.name}, which is not written",
+                "name a type of the result: --quant Q4_K_M, for example",
+            )
+    meta = source.metadata
+    by_id = {kind.id: name for name, kind in FILE_TYPES.items()}
+    stated = meta.get_int("general.file_type", -1)
+    name = meta.get_str("freehold.quantized_as", "") or by_id.get(stated, MIX)
+    return QuantizationPlan(name, choices, _keys(source, request, name, max(stated, 0), choices))
 
 
 def _of_target(
@@ -449,6 +482,8 @@ def _keys(
         ours["freehold.base"] = request.base
     if any(c.type in TABLE_TYPES for c in choices):
         ours["freehold.requires"] = REQUIRES
+    if isinstance(source, FusedFile):
+        ours["freehold.adapters"] = ",".join(source.adapters.digests)
     changed: dict[str, Value] = {
         "general.file_type": type_id,
         "general.quantization_version": QUANTIZATION_VERSION,

@@ -13,23 +13,26 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 
 from freehold import _native as native
 from freehold.adapt.evals.divergence import (
     UNTIL,
+    AnsweredIds,
     LogitSource,
     OnBlock,
     TextDivergence,
     diverge,
+    diverge_answers,
     held_out_text,
     tokenizer_of,
     windows,
 )
-from freehold.adapt.licences import base_licence, check_base
+from freehold.adapt.licences import base_licence
 from freehold.adapt.quantize.calibration import CalibratedLayer, KeptLayers, Moments, OnText, calibrate
+from freehold.adapt.quantize.changed import FusedFile, fused_file
 from freehold.adapt.quantize.encoding import DAMPING, F32, U8, encode, encoded_pieces, feedback
 from freehold.adapt.quantize.planning import (
     MODEL,
@@ -47,9 +50,10 @@ from freehold.adapt.quantize.planning import (
 )
 from freehold.adapt.quantize.recipes import TensorChoice, layer_of
 from freehold.adapt.quantize.texts import held_out, plain_text, texts_hash
-from freehold.adapt.run import RunFolder, cpu_seconds, file_digest, model_digest, receipt, text_digest
+from freehold.adapt.run import RunFolder, cpu_seconds, file_digest, receipt, text_digest
+from freehold.adapt.stages import StageBases
 from freehold.base.config import Settings
-from freehold.base.errors import FreeholdError, UnsupportedModel
+from freehold.base.errors import FreeholdError, NotMet, UnsupportedModel
 from freehold.base.machine import default_threads
 from freehold.base.types import SamplingParams
 from freehold.base.version import __version__
@@ -60,6 +64,8 @@ from freehold.run.engine import Engine
 from freehold.run.formats import GGUFFile, open_model_file
 from freehold.run.formats.trellis import BITS
 from freehold.run.models.binding.bind import Source, read_source
+from freehold.run.models.load import LoadedModel
+from freehold.run.models.lora import Adapter
 from freehold.run.store import ModelRef
 
 # Processor seconds of a quantisation by what they were spent on, over all runs that made it.
@@ -118,26 +124,39 @@ class Watching:
     spent: SpentSeconds = field(default_factory=SpentSeconds)
 
 
+# What a verb says of a written file beside its size: parts of the receipt. Raises NotMet for one that is not kept.
+Examine: TypeAlias = Callable[[Path], Mapping[str, Any]]
+
+
 def quantise(
-    ref: ModelRef, out: Path, request: QuantizeRequest, settings: Settings, watching: Watching | None = None
+    ref: ModelRef,
+    out: Path,
+    request: QuantizeRequest,
+    settings: Settings,
+    watching: Watching | None = None,
+    *,
+    adapters: Sequence[Path] = (),
+    examine: Examine | None = None,
 ) -> dict[str, Any]:
-    """Quantise a model into the folder `out`; return its receipt.
+    """Quantise a model, with `adapters` in its weights, into the folder `out`; return its receipt.
 
     The same call after an interruption continues, and makes the same bytes. Raises UsageError, UnsupportedModel,
     CapacityExceeded and StoreError.
     """
     request.check()
-    check_base(ref)
+    bases = StageBases.of(ref, adapters)
     if not ref.source.startswith("file:"):  # a file's name says nothing of what is in it
         request = replace(request, base=ref.name)
     watching = watching or Watching()
     threads = request.threads or default_threads()
     pool = native.Threads(threads)
-    with closing(_opened(ref)) as source:
+    with closing(_opened(ref, adapters)) as source:
         bound = read_source(source)
         texts = calibration_texts(request, source)
-        inputs = _inputs(ref, request, texts)
-        with RunFolder.open(out, "quantize", inputs, fresh=request.fresh) as run:
+        inputs = _inputs(bases, request, texts) | bases.inputs
+        for note in bases.notes:
+            watching.on_note(note)
+        with RunFolder.open(out, request.verb, inputs, fresh=request.fresh) as run:
             kept = run.kept.state if run.kept else {}
             spent = watching.spent
             spent.resume(kept.get("spent", {}))
@@ -155,9 +174,15 @@ def quantise(
                 measurement = None
                 if request.report:
                     reading = {"text": request.text, "until": request.until, "threads": threads}
-                    measurement = measured(ref.path, path, settings, **reading, on_block=watching.on_block)
+                    packed = source.adapters.packed if isinstance(source, FusedFile) else None
+                    measurement = measured(
+                        ref.path, path, settings, packed=packed, **reading, on_block=watching.on_block
+                    )
+                parts = _examined(run, path, examine)
             dampings = run.kept.state["damping"] if run.kept else {}
             record = _receipt(ref, source, inputs, plan, path, measurement, request) | {
+                **parts,
+                "chain": bases.chain,
                 "damping": dict(dampings),
                 "cpu_seconds_by_part": spent.so_far(),
             }
@@ -167,11 +192,26 @@ def quantise(
     return record
 
 
-def _opened(ref: ModelRef) -> GGUFFile:
-    """Open a source. Raises UnsupportedModel for what is not written as a GGUF."""
+def _examined(run: RunFolder, path: Path, examine: Examine | None) -> Mapping[str, Any]:
+    """Return what is measured of a file; one that does not meet what it must is removed with the run's work."""
+    if examine is None:
+        return {}
+    try:
+        return examine(path)
+    except NotMet:
+        run.discard()
+        raise
+
+
+def _opened(ref: ModelRef, adapters: Sequence[Path] = ()) -> GGUFFile:
+    """Open a source, with adapters in its weights. Raises UnsupportedModel for what is not written as a GGUF."""
     opened = open_model_file(ref.path)
     if isinstance(opened, GGUFFile):
-        return opened
+        try:
+            return fused_file(opened, adapters) if adapters else opened
+        except BaseException:
+            opened.close()
+            raise
     opened.close()
     raise UnsupportedModel(
         f"{ref.name} is a folder of safetensors; a GGUF is what is quantised",
@@ -179,10 +219,10 @@ def _opened(ref: ModelRef) -> GGUFFile:
     )
 
 
-def _inputs(ref: ModelRef, request: QuantizeRequest, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
+def _inputs(bases: StageBases, request: QuantizeRequest, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
     return {
-        "base": {"name": ref.name, "sha256": model_digest(ref)},
-        "type": request.name,
+        "base": {"name": bases.model.name, "sha256": bases.digest},
+        "type": request.name or ("as the base" if request.as_base else ""),
         "target_bytes": request.target_bytes,
         "portable": request.portable,
         "calibration": {
@@ -259,7 +299,7 @@ def _receipt(
     layers = weight_bits(c for c in plan.choices if layer_of(c.tensor.name) >= 0)
     coarse = coarse_note(layers, result["weights"], measurement.divergence if measurement else None)
     return receipt(
-        "quantize",
+        request.verb,
         inputs,
         result=result,
         licence=base_licence(ref, request.facts).as_json(),
@@ -305,6 +345,8 @@ class Measurement:
     text: str  # where it came from
     text_sha256: str
     speed: Mapping[str, Mapping[str, float]]  # "source" and "result": tokens a second and what they take
+    answers: TextDivergence | None = None  # at the tokens of answers
+    moved: TextDivergence | None = None  # there, of the model without its adapter from itself with it
 
     def as_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -319,23 +361,27 @@ def measured(
     result: Path,
     settings: Settings,
     *,
+    packed: Callable[[LoadedModel], Adapter] | None = None,
+    answers: Sequence[AnsweredIds] = (),
     text: Path | None = None,
     until: float = UNTIL,
     limit: int = 0,
     threads: int = 1,
     on_block: OnBlock | None = None,
 ) -> Measurement:
-    """Compare a quantised model with its source.
+    """Compare a quantised model with its source, or with what `packed` makes of it: with an adapter.
 
     `text`: a file to read, None for the package's held-out text; `limit`: most tokens of it, 0 for all. `until`: stop
-    once the mean divergence is known to this share; 0: read all. Both models are in memory together; raises
-    CapacityExceeded where they do not fit.
+    once the mean divergence is known to this share; 0: read all. `answers`: the models are compared at their tokens
+    too. Both models are in memory together; raises CapacityExceeded where they do not fit.
     """
     read = held_out_text() if text is None else plain_text(text, "replace")
     blocks = windows(tokenizer_of(source), read, limit)
     pool = native.Threads(threads)
-    with LogitSource.open(source, pool) as reference, LogitSource.open(result, pool) as other:
+    with LogitSource.open(source, pool, packed) as reference, LogitSource.open(result, pool) as other:
         divergence = diverge(reference, other, blocks, until=until, on_block=on_block)
+        on_answers = diverge_answers(reference, other, answers)
+        moved = diverge_answers(reference, reference.plain(), answers) if packed else None
         rates = _decode_rates({"source": reference.engine, "result": other.engine}, blocks[0][:PROMPT])
     predicted = {"source": predicted_decode(source, settings), "result": predicted_decode(result, settings)}
     return Measurement(
@@ -343,6 +389,8 @@ def measured(
         "held out with the package" if text is None else str(text),
         text_digest(read),
         {name: {**rates[name], **predicted[name]} for name in rates},
+        on_answers,
+        moved,
     )
 
 

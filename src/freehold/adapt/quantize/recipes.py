@@ -60,6 +60,7 @@ _FALLBACK = {
     T.Q5_K: T.Q5_1,
     T.Q6_K: T.Q8_0,
 }
+WRITTEN = frozenset((*(kind.base for kind in FILE_TYPES.values()), *_FALLBACK.values(), T.F32))
 
 # Parts of names of two-dimensional tensors that keep their type: routers, norms, convolutions, small projections.
 _KEPT = (

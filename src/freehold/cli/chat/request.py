@@ -76,12 +76,12 @@ class RunRequest:
     )
     image: tuple[str, ...] = option(
         (),
-        "Show the model this picture with the prompt, or with a chat's first message. Repeatable.",
+        "Send this picture with the prompt, or with a chat's first message; repeatable.",
         metavar="FILE",
     )
     sound: tuple[str, ...] = option(
         (),
-        "Let the model hear this sound with the prompt, or with a chat's first message. Repeatable.",
+        "Send this audio file with the prompt, or with a chat's first message; repeatable.",
         metavar="FILE",
     )
     continued: bool = option(False, "Continue the latest session.", name="continue")

@@ -62,9 +62,9 @@ def speech_model(settings: Settings, store: Store) -> str:
     interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stderr.isatty()
     chosen = default
     if interactive:
-        _say(f"{len(candidates)} models for speech; freehold models --role transcriber lists larger ones:")
+        _say(f"{len(candidates)} speech models (freehold models --role transcriber lists larger ones):")
         for i, entry in enumerate(candidates, 1):
-            languages = "English alone" if entry.name.endswith(".en") else "99 languages"
+            languages = "English only" if entry.name.endswith(".en") else "99 languages"
             _say(f"  {i}  {entry.name} ({human(entry.bytes)} download; {languages})")
         choice = click.IntRange(1, len(candidates))
         wanted = click.prompt("Which one", type=choice, default=1, err=True, show_choices=False)

@@ -30,8 +30,15 @@ if TYPE_CHECKING:
 class HybridStart:
     """A server's gateway from its start. Raises BadGateway, and UsageError for a missing package."""
 
-    def __init__(self, settings: Settings, store: Store, path: Path, models: Sequence[str] = ()) -> None:
-        environment = KeptEnvironment()
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        path: Path,
+        models: Sequence[str] = (),
+        environment: KeptEnvironment | None = None,
+    ) -> None:
+        environment = environment or KeptEnvironment()
         self._store = store
         outside = outside_of(settings, environment, coming=models)
         self.live = LiveGateway(path, replace(outside, offline=settings.offline))
@@ -88,10 +95,19 @@ DRAIN_S = 5.0
 
 @contextmanager
 def gateway_models(
-    settings: Settings, store: Store, path: Path, labels: tuple[str, ...], key: str
+    settings: Settings,
+    store: Store,
+    path: Path,
+    labels: tuple[str, ...],
+    key: str,
+    door: str = "bar",
+    environment: KeptEnvironment | None = None,
 ) -> Iterator[Callable[[str], ServedChat]]:
-    """Give a function from a name to a model of the gateway, asked with these labels as this key."""
-    start = HybridStart(settings, store, path)
+    """Give a function from a name to a model of the gateway, asked with these labels as this key by this door.
+
+    `environment`: one that a verb keeps which opens the gateway more than once, as keys leave the process's own.
+    """
+    start = HybridStart(settings, store, path, environment=environment)
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="freehold-gateway", daemon=True)
     thread.start()
@@ -102,7 +118,7 @@ def gateway_models(
     models = asyncio.run_coroutine_threadsafe(opened(), loop).result()
 
     def use(name: str) -> ServedChat:
-        directory = models.asked_by(Origin(key=key, labels=labels, door="bar"))
+        directory = models.asked_by(Origin(key=key, labels=labels, door=door))
         return ServedChat(asyncio.run_coroutine_threadsafe(directory.use(name), loop).result(), loop)
 
     try:

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from freehold.base.errors import FreeholdError, StoreError
 from freehold.base.private import folder
 from freehold.base.regular import open_regular
+from freehold.choose.advisor.interval import wilson
 from freehold.route.router.gateway import GatewayModel, QualityTask
 from freehold.run.store.manifest import write_json
 from freehold.run.store.refs import slug
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 FOLDER = "bars"
 SCHEMA = 1
+LEVEL = 0.95  # of the intervals
 RENTED_DAYS = 90  # a provider's alias moves to the next version about that often
 FRESH_S = 5.0  # a verdict is looked up anew after so long, so that a route costs no file access a request
 _MOST_BYTES = 1 << 20
@@ -68,6 +70,8 @@ class BarResult:
     judge: str = ""  # NAME@DIGEST of the model that judged
     tokens: int = 0
     seconds: float = 0.0
+    agreement: float = 0.0  # with its teacher, that a taught model must keep; 0: it was not taught
+    why: str = ""  # of a result that comparisons of its answers took the place of
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values under stable names."""
@@ -193,6 +197,24 @@ class Bars:
             self._verdicts[task.name, model.name] = known
         return known.passed, known.why
 
+    def floor(self, task: QualityTask, model: GatewayModel) -> float:
+        """Return the agreement with its teacher that a taught model must keep; 0 where none is required."""
+        result = self._kept.find(task.name, model.name)
+        return 0.0 if result is None else result.agreement
+
+    def fall(self, task: QualityTask, model: GatewayModel, agreed: int, compared: int, why: str) -> None:
+        """Put newer comparisons in the place of a taught model's result: the route passes it over from now on.
+
+        Raises StoreError.
+        """
+        result = self._kept.find(task.name, model.name)
+        if result is None:
+            return
+        bounds = wilson([1.0] * agreed + [0.0] * (compared - agreed), LEVEL)
+        newer = {"score": bounds.mid, "low": bounds.low, "high": bounds.high, "method": "wilson"}
+        self._kept.keep(replace(result, **newer, cases=compared, why=why, at=now_text(self._clock())))
+        self._verdicts.pop((task.name, model.name), None)
+
     def _verdict(self, task: QualityTask, model: GatewayModel, now: float) -> tuple[bool, str]:
         result = self._kept.find(task.name, model.name)
         again = f"freehold bar run {task.name} --model {model.name}"
@@ -207,6 +229,7 @@ class Bars:
         if why:
             return False, f"its result on {task.name} is void, {why}: {again}"
         of = f"{result.low:.3f} (score {result.score:.3f} on {result.cases:,} cases)"
+        of += f"; {result.why}" if result.why else ""
         if result.low < task.bar:
             return False, f"lower bound {of} is below the bar of {task.bar:g} on {task.name}"
         return True, f"lower bound {of} reaches the bar of {task.bar:g} on {task.name}"

@@ -80,6 +80,17 @@ class Shadow:
 
 
 @dataclass(frozen=True, slots=True)
+class Graduation:
+    """A route's own model, taught by the answers that it rents (freehold graduate)."""
+
+    student: str  # a model of the local store, which is taught
+    at: Annotated[int, Meta(ge=8, le=1_000_000)] = 300  # examples from which it is taught
+    spend_nano: int = 0  # nano-dollars that answers which are missing may cost
+    judge: Literal["cases", "answers"] = "cases"  # the task's own cases, or equal answers to kept texts
+    share: Annotated[float, Meta(gt=0, le=1)] = 0.02  # of its answers that are compared with the teacher's
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayRoute:
     """Targets, asked in this order or the least busy first."""
 
@@ -99,6 +110,7 @@ class GatewayRoute:
     keep_text: bool = False  # keep = "text": prompts and answers are kept, of requests without labels
     # Its answers will train a model: targets whose terms do not allow that are passed over.
     may_teach: bool = False
+    graduate: Graduation | None = None
 
     @property
     def hears(self) -> bool:

@@ -585,7 +585,8 @@ class RoutedHandle:
         parts, route = self._parts, self._planned.route
         shadow = route.shadow if parts.shadows.wanted(route, cleared) else None
         texts = parts.texts if route.keep_text and not cleared.labels else None
-        if not key and shadow is None and texts is None:
+        taught = parts.students.due(self._planned, cleared, target)
+        if not key and shadow is None and texts is None and not taught:
             return None
 
         def done(pieces: list[Piece]) -> None:
@@ -596,6 +597,8 @@ class RoutedHandle:
                 parts.background.begin(asyncio.to_thread(texts.keep, *row, cleared.work, pieces))
             if shadow is not None:
                 parts.shadows.begin(route, self._plan.target(shadow.target), cleared, record)
+            if taught:
+                parts.students.begin(self._planned, cleared, record, pieces)
 
         return done
 

@@ -24,9 +24,11 @@ from freehold.route.providers.contract import Cleared
 from freehold.route.providers.openai.speech import pieces_of
 from freehold.route.providers.signatures import Signatures
 from freehold.route.router.answers import AnswerCache, KeptTexts
+from freehold.route.router.bar import Bars
 from freehold.route.router.calls import NEVER_SENT, TargetCalls, cause_of
 from freehold.route.router.contract import BarCheck, Books
 from freehold.route.router.gateway import GatewayModel, GatewayRoute
+from freehold.route.router.graduation import StudentWatch
 from freehold.route.router.record import RequestAbout, RequestRecord, added
 from freehold.route.router.routing import Breakers, TargetLoad
 from freehold.route.router.tokens import TokenRatio
@@ -34,6 +36,7 @@ from freehold.run.sounds.opening import MeasuredSound, measure_sound
 
 NAME = "shadow"  # of the tasks
 AT_ONCE = 8  # shadows of a server; a request that finds as many has none
+Compare = Callable[[str], str]  # a shadow's answer -> how it compares, in a line
 _log = logging.getLogger("freehold.route.router")
 
 
@@ -59,33 +62,49 @@ class Shadows:
         return self._draw() < shadow.share
 
     def begin(
-        self, route: GatewayRoute, target: GatewayModel, cleared: Cleared[Job], parent: RequestRecord
+        self,
+        route: GatewayRoute,
+        target: GatewayModel,
+        cleared: Cleared[Job],
+        parent: RequestRecord,
+        compare: Compare | None = None,
     ) -> None:
-        """Ask the target, in the background."""
+        """Ask the target, in the background. `compare`: is given its whole text, and returns a line for its row."""
         if self.closed or self.running >= AT_ONCE:
             return
         self.running += 1
-        self._background.begin(self._send(route, target, cleared, parent), NAME)
+        self._background.begin(self._send(route, target, cleared, parent, compare), NAME)
 
     async def _send(
-        self, route: GatewayRoute, target: GatewayModel, cleared: Cleared[Job], parent: RequestRecord
+        self,
+        route: GatewayRoute,
+        target: GatewayModel,
+        cleared: Cleared[Job],
+        parent: RequestRecord,
+        compare: Compare | None,
     ) -> None:
         origin = Origin(request_id=parent.origin.request_id, door=parent.origin.door)
         record = RequestRecord(
             origin, RequestAbout(parent.about.name, parent.about.task), self._books, parent=parent.id
         )
         try:
-            await self._answer(record, route, target, cleared)
+            await self._answer(record, route, target, cleared, compare)
         except FreeholdError as e:
             _log.info("a shadow of route %s at %s failed: %s", route.name, target.name, cause_of(e))
         finally:
             self.running -= 1
 
     async def _answer(
-        self, record: RequestRecord, route: GatewayRoute, target: GatewayModel, cleared: Cleared[Job]
+        self,
+        record: RequestRecord,
+        route: GatewayRoute,
+        target: GatewayModel,
+        cleared: Cleared[Job],
+        compare: Compare | None,
     ) -> None:
         """Read the whole answer and throw it away; the row says what it took, also where it failed."""
         usages: list[Usage] = []
+        texts: list[str] = []
         cause, job, began = "", replace(cleared.work, priority="batch", whole=True), time.monotonic()
         reason = ""
         try:
@@ -99,9 +118,11 @@ class Shadows:
                 )
                 try:
                     record.first_s = record.passed_s
+                    texts.append(first.text)
                     if first.usage is not None:
                         usages.append(first.usage)
                     async for _, chunk in stream:
+                        texts.append(chunk.text)
                         if chunk.usage is not None:
                             usages.append(chunk.usage)
                             reason = chunk.finish_reason or ""
@@ -119,6 +140,8 @@ class Shadows:
         usage = added(usages)
         record.estimated = bool(cause) and target.price is not None
         record.attempted(target, cause, time.monotonic() - began, nano=record.cost(target, usage))
+        if compare is not None and not cause:
+            record.compared = compare("".join(texts))
         await record.book("shadow", target, usage, reason)
 
 
@@ -194,6 +217,7 @@ class GatewayParts:
 
     def __post_init__(self) -> None:
         self.shadows = Shadows(self.calls, self.books, self.background)
+        self.students = StudentWatch(self.shadows.begin, self.bars if isinstance(self.bars, Bars) else None)
 
     def ratio(self, target: GatewayModel) -> TokenRatio:
         """Return what is known of a target's tokens."""

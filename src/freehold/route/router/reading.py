@@ -19,6 +19,7 @@ from freehold.route.router.toml.models import read_models, read_providers
 from freehold.route.router.toml.outside import Outside
 from freehold.route.router.toml.routes import (
     Named,
+    graduating,
     read_keys,
     read_labels,
     read_ledger,
@@ -57,7 +58,7 @@ def read_text(source: str | bytes, outside: Outside | None = None, *, name: str 
     mistakes = Mistakes(line_numbers(text))
     top = TomlTable(mistakes, (), values)
     providers = read_providers(top, outside)
-    models = read_models(top, providers, outside)
+    models = read_models(top, providers, _with_coming(outside, values))
     labels = read_labels(top, providers, models)
     tasks = read_tasks(top, outside)
     routes = values.get("routes")
@@ -76,6 +77,15 @@ def read_text(source: str | bytes, outside: Outside | None = None, *, name: str 
     top.end()
     mistakes.check(name)
     return gateway
+
+
+def _with_coming(outside: Outside, values: dict[str, Any]) -> Outside:
+    """Return what is outside with the models that routes will teach: they need not be in the store yet."""
+    coming = graduating(values.get("models"), values.get("routes"))
+    stored = outside.has_model
+    if stored is None or not coming:
+        return outside
+    return replace(outside, has_model=lambda name: name in coming or stored(name))
 
 
 def _bytes(path: Path) -> bytes:

@@ -26,6 +26,7 @@ from freehold.route.router.gateway import GatewayModel, SpendLimit
 from freehold.route.router.ledger.rows import (
     NOTHING,
     Attempt,
+    Candidate,
     Intent,
     LedgerRow,
     Outcome,
@@ -63,6 +64,7 @@ class RequestRecord:
         self.choice: TargetChoice | None = None
         self.attempts: list[Attempt] = []
         self.warnings: list[str] = []
+        self.compared = ""  # of a shadow: how its answer compares with the one that the client got
         self.estimated = self.left_house = self.booked = False
         self.first_s = 0.0
         self.sound_s = 0.0  # of a recording
@@ -208,13 +210,16 @@ class RequestRecord:
         upstream_id: str,
     ) -> LedgerRow:
         tried = [attempt.target for attempt in self.attempts]
+        candidates = () if self.choice is None else self.choice.candidates(tried)
+        if self.compared and target is not None:
+            candidates = (Candidate(target.name, True, self.compared),)
         return LedgerRow(
             **self._about(target).values(),
             id=self.id,
             at=self.at,
             key=self.origin.key,
             owned=target is not None and target.owned,
-            candidates=() if self.choice is None else self.choice.candidates(tried),
+            candidates=candidates,
             attempts=tuple(self.attempts),
             usage=usage,
             nano=self.spent,

@@ -91,6 +91,22 @@ class Lines(Reporter):
         sys.stderr.flush()
 
 
+class _BarLine(Ticking):
+    """A bar's line, which says how long no bytes have come: the next package of a model is looked up, or joined."""
+
+    STALLED_S = 0.6
+
+    def renew(self) -> None:
+        """Bytes have come."""
+        self._since = time.monotonic()
+
+    def seconds(self, passed: float) -> str:
+        """Return the seconds of the first look-up, and later those without bytes."""
+        if self.timed:
+            return super().seconds(passed)
+        return f", waiting {passed:.1f} s" if passed >= self.STALLED_S else ""
+
+
 class ProgressBar(Reporter):
     """A line on stderr that moves: a bar, bytes, rate and the time left; lines above it for what is news."""
 
@@ -98,9 +114,9 @@ class ProgressBar(Reporter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._line = Ticking("looking it up")
+        self._line = _BarLine("looking it up")
         self._line.start()
-        self._moved = 0.0
+        self._moved, self._drawn = 0.0, -1
 
     def show(self, event: Event) -> None:
         """Move the bar, or print a line above it."""
@@ -109,9 +125,13 @@ class ProgressBar(Reporter):
                 self._line.say(line)
             if isinstance(event, Planned):
                 self._line.timed = False  # the time left is in it
+                self._line.renew()
                 self._line.show(self.line())
         elif time.monotonic() - self._moved >= self.EVERY_S:
             self._moved = time.monotonic()
+            if self.done != self._drawn:
+                self._drawn = self.done
+                self._line.renew()
             self._line.show(self.line())
             self._line.draw()
 

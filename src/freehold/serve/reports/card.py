@@ -53,7 +53,7 @@ def describe(store: Store, model: str, *, disk: bool = True) -> dict[str, Any]:
     except ModelNotFound:
         return _from_catalogue(model)
     overlay = store.overlays.find(listed.name) if listed.base else None
-    card = {**listed.as_json(), **_known(listed)}
+    card = {**listed.as_json(), **_known(listed), "descent": _descent(listed)}
     if listed.state in ("ready", "changed"):
         with open_model_file(listed.path) as file:
             card |= file_facts(file) | sight(listed, file) | hearing(listed, file)
@@ -64,6 +64,17 @@ def describe(store: Store, model: str, *, disk: bool = True) -> dict[str, Any]:
             if not card["licence"] and isinstance(file, GGUFFile):
                 card["licence"] = file.metadata.get_str("general.license", "")
     return card | _own(card, overlay) if overlay else card
+
+
+def _descent(listed: Listed) -> list[dict[str, Any]]:
+    """Return the stages of a model that `quantize` or `fuse` made, the oldest first; none of others."""
+    if not listed.path or not listed.source.startswith("file:"):
+        return []
+    from freehold.adapt.stages import descent
+
+    with suppress(FreeholdError):  # a damaged receipt, or another program's
+        return descent(Path(listed.path))
+    return []
 
 
 def _own(card: Mapping[str, Any], overlay: Overlay) -> dict[str, Any]:

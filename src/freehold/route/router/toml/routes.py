@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import cast, get_args
 
 from freehold.base.config import suggestion
@@ -21,6 +22,7 @@ from freehold.route.router.gateway import (
     Gateway,
     GatewayModel,
     GatewayRoute,
+    Graduation,
     KeyPolicy,
     Label,
     Period,
@@ -166,6 +168,21 @@ def read_tasks(top: TomlTable, outside: Outside) -> dict[str, QualityTask]:
     return tasks
 
 
+def graduating(models: object, routes: object) -> frozenset[str]:
+    """Return the local models that routes with `graduate` will make, from the tables as they are written."""
+    if not isinstance(models, dict) or not isinstance(routes, dict):
+        return frozenset()
+    targets = [
+        target
+        for route in routes.values()
+        if isinstance(route, dict) and isinstance(route.get("graduate"), dict)
+        for target in (route["targets"] if isinstance(route.get("targets"), list) else ())
+        if isinstance(target, str)
+    ]
+    tables = [models[target] for target in targets if isinstance(models.get(target), dict)]
+    return frozenset(each["local"] for each in tables if isinstance(each.get("local"), str))
+
+
 def read_routes(top: TomlTable, named: Named, outside: Outside) -> dict[str, GatewayRoute]:
     """Return the routes by name."""
     routes = {}
@@ -194,6 +211,7 @@ def _route(name: str, table: TomlTable, named: Named, outside: Outside) -> Gatew
         **table.fields(GatewayRoute, "cache_s"),
         keep_text=bool(table.choice("keep", ("text",))),
         **table.fields(GatewayRoute, "may_teach"),
+        graduate=_graduation(table, targets, named, outside),
     )
     _check_route(table, route, named)
     if route.hears:
@@ -201,7 +219,7 @@ def _route(name: str, table: TomlTable, named: Named, outside: Outside) -> Gatew
     return route
 
 
-_OF_TEXT = ("first_token", "escalate", "shadow", "cache", "keep")
+_OF_TEXT = ("first_token", "escalate", "shadow", "cache", "keep", "graduate")
 
 
 def _check_recordings(table: TomlTable, route: GatewayRoute, named: Named) -> None:
@@ -357,6 +375,54 @@ def _shadow(
     shadow = Shadow(target, **inside.fields(Shadow, "share"))
     inside.end()
     return shadow
+
+
+def _graduation(
+    table: TomlTable, targets: tuple[str, ...], named: Named, outside: Outside
+) -> Graduation | None:
+    inside = table.table("graduate")
+    if inside is None:
+        return None
+    student = inside.text("student")
+    inside.need("student", "nothing says which model is taught", 'student = "qwen3:4b"')
+    if student and outside.has_model is not None and not outside.has_model(student):
+        inside.bad(
+            "student", f"{shown(student)} is not downloaded", f"freehold pull {student[:60]} fetches it"
+        )
+    spend = _spend(inside)
+    graduation = Graduation(student, spend_nano=spend, **inside.fields(Graduation, "at", "judge", "share"))
+    inside.end()
+    models = [named.models[name] for name in targets if name in named.models]
+    own = next((i for i, model in enumerate(models) if model.local), None)
+    if models and (own is None or own == len(models) - 1):
+        table.bad(
+            "graduate",
+            "the route has no model of its own before the one that teaches it",
+            f'targets = ["house-model", "{targets[-1]}"], and [models.house-model] with local = "house-model"',
+        )
+    if not table.has("task"):
+        table.bad("graduate", "the route has no task, whose bar its own model must reach", 'task = "tickets"')
+    if not table.has("keep"):
+        table.bad("graduate", "no text is kept that could teach", 'keep = "text"')
+    if table.has("shadow"):
+        table.bad("shadow", "graduate has shadows of its own", "leave shadow out")
+    return graduation
+
+
+_AMOUNT = re.compile(r"(\d{1,7}(?:\.\d{1,9})?) ?USD")
+
+
+def _spend(inside: TomlTable) -> int:
+    text = inside.text("spend")
+    if not text:
+        return 0
+    match = _AMOUNT.fullmatch(text)
+    if match is None or Decimal(match[1]) > MOST_DOLLARS:
+        inside.bad(
+            "spend", f"{shown(text)} is not an amount of at most {MOST_DOLLARS:,} USD", 'spend = "5 USD"'
+        )
+        return 0
+    return round(Decimal(match[1]) * NANO)
 
 
 def _shadow_mistake(
