@@ -23,7 +23,7 @@ from freehold.outgrow.contract import DeployedModel, DeployedTower, DeployPlan, 
 from freehold.outgrow.flags import schema
 from freehold.outgrow.planning import printed
 from freehold.outgrow.planning.eyes import llamacpp_counts
-from freehold.outgrow.planning.facts import nodes_on, of_catalogue, of_path, processor
+from freehold.outgrow.planning.facts import at_the_hub, nodes_on, of_catalogue, of_path, processor
 from freehold.outgrow.replicas.calls import abilities_of
 from freehold.outgrow.replicas.deployment import PictureDoor
 from freehold.run.formats import open_model_file
@@ -165,6 +165,38 @@ def test_a_model_at_the_hub_that_sees_is_planned_as_one(tmp_path: Path):
     assert model.tower is None and model.sees
     plan = planned("vllm", model)
     assert "--limit-mm-per-prompt" in values(plan) and "sees       yes, tower of" in printed.text(plan)
+
+
+@pytest.mark.parametrize(
+    "name, most, batch",
+    [
+        ("ggml-org/gemma-4-26B-A4B-it-GGUF", "280", "1536"),
+        ("ggml-org/gemma-4-E4B-it-GGUF", "280", None),
+        ("ggml-org/gemma-3-27b-it-GGUF", None, "1536"),
+        ("unsloth/Qwen3.5-9B-GGUF", "16384", None),
+    ],
+)
+def test_llamacpp_sees_with_a_gguf_of_the_hub(name: str, most: str | None, batch: str | None):
+    """Its tower comes with it, is among its sizes, and makes no picture that would end the engine."""
+    model = at_the_hub(name, "Q4_K_M")
+    text = sum(part.bytes for part in model.anatomy.parts if part.role != "towers")
+    assert model.sees and not model.here and text < sum(part.bytes for part in model.anatomy.parts)
+    on = nodes_on("h100")
+
+    def planned_there(*flags: str) -> DeployPlan:
+        return drivers.driver("llamacpp").plan(PlanRequest(model, on, flags=flags))
+
+    plan = planned_there()
+    assert wrong(plan) == []
+    flags = values(plan)
+    assert "--mmproj-auto" in flags and "--mmproj" not in flags and abilities_of(plan).images
+    assert flags.get("--image-max-tokens") == most and "--batch-size" not in flags
+    assert any("in one without it reads text alone" in note for note in plan.notes)
+    larger = values(planned_there("--image-max-tokens=1120"))
+    assert larger.get("--ubatch-size") == batch
+    blind = planned_there("--no-mmproj")
+    assert "--mmproj-auto" not in values(blind) or not abilities_of(blind).images
+    assert asyncio.run(PictureDoor().tokens(chat_with(drawn(32, 32)), plan)) is None
 
 
 def test_a_context_shorter_than_a_picture_is_said(tmp_path: Path):

@@ -263,7 +263,7 @@ class DeployPlan:
 
     @property
     def sees(self) -> bool:
-        """Whether its engine is given a tower: MLX's server reads text alone, llama.cpp what --mmproj names."""
+        """Whether its engine has a tower: MLX's server reads text alone, llama.cpp what --mmproj names or fetches."""
         if self.engine == "llamacpp":
             return any(flag.name in _MMPROJ for flag in self.flags)
         return self.engine != "mlx" and self.model.sees
@@ -320,7 +320,7 @@ class DeployPlan:
 _OF_LAYOUT = [each.name for each in fields(Layout) if each.name not in ("memory_share", "why")]
 # Flags that name the model for clients, and so for us.
 _NAMES = ("--served-model-name", "--served_model_name", "--alias")
-_MMPROJ = ("--mmproj", "-mm")
+_MMPROJ = ("--mmproj", "-mm", "--mmproj-auto")
 _VISIBLE = {"NVIDIA": "CUDA_VISIBLE_DEVICES", "AMD": "HIP_VISIBLE_DEVICES"}
 
 

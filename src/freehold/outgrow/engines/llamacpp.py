@@ -185,7 +185,13 @@ def _flags(words: Wording, layout: Layout, listens: Listens, embeds: bool) -> No
 def _pictures(words: Wording, layout: Layout, tower: DeployedTower) -> None:
     """Add the tower beside the model, and limits by which its tokens are counted as ours."""
     counts, add = llamacpp_counts(tower), words.add
-    add("--mmproj", tower.file, "its tower: it reads pictures")
+    if words.request.model.here:
+        add("--mmproj", tower.file, "its tower: it reads pictures")
+    else:
+        add("--mmproj-auto", True, "its tower comes with it from the hub: it reads pictures")
+        words.notes.append(
+            "the tower is the mmproj file that llama.cpp finds in the repository; in one without it reads text alone"
+        )
     if counts.most:
         add("--image-min-tokens", counts.least, "as the model's own files have it: llama.cpp takes constants")
         add("--image-max-tokens", counts.most, "as the model's own files have it: llama.cpp takes constants")

@@ -168,7 +168,7 @@ def _environment(context: int, streams: int, cache_type: str) -> dict[str, str]:
 def _files(plan: DeployPlan) -> tuple[Path, ...]:
     """Return the model's file, and its tower's where it sees: Ollama tells them apart by their headers."""
     tower = plan.model.tower
-    return (Path(plan.model.source), *([Path(tower.file)] if tower is not None else []))
+    return (Path(plan.model.source), *([Path(tower.file)] if tower is not None and tower.file else []))
 
 
 def linked(file: Path, blobs: Path) -> str:

@@ -1,6 +1,7 @@
 """What a plan knows of a model's eyes: where its tower is, what it takes, how many tokens engines make of a picture.
 
     model = with_mmproj(model, gguf, None)     # DeployedModel.tower, and its weights among the sizes
+    model = with_hub(model, published)         # the same of a GGUF that is not here yet
     counts = llamacpp_counts(model.tower)      # what its limits are to be, and where it counts otherwise than we do
 
 vLLM and SGLang use the processor of the model's own repository, as our towers do (models/towers). llama.cpp has rules
@@ -18,10 +19,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from freehold.base.catalog.model import Model
 from freehold.base.errors import FreeholdError
 from freehold.base.sandbox.children import passed_on
 from freehold.base.types import MAX_PICTURES
-from freehold.choose.advisor.anatomy import WeightGroup
+from freehold.choose.advisor.anatomy import WeightGroup, from_catalogue
 from freehold.outgrow.contract import DeployedModel, DeployedTower, PlanRequest
 
 if TYPE_CHECKING:
@@ -77,6 +79,35 @@ def with_mmproj(model: DeployedModel, gguf: Path, mmproj: Path | None) -> Deploy
         return seeing(
             model, _of_file(str(mmproj), str(mmproj.resolve()), str(gguf)), _weights(opened.tensors.values())
         )
+
+
+# By architecture: towers beside the GGUF copies that are published of these models, which llama.cpp fetches with them.
+# Tokens of a picture are the published files' limits.
+_AT_HUB = {
+    "gemma3": DeployedTower("", "gemma3", 256, 256, True),
+    "gemma4": DeployedTower("", "gemma4", 252, 280, True),
+    "qwen2vl": DeployedTower("", "qwen25vl", 4, 16_384),
+    **dict.fromkeys(
+        ("qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"), DeployedTower("", "qwen3vl", 64, 16_384)
+    ),
+    **dict.fromkeys(("mistral3", "mistral4"), DeployedTower("", "pixtral", 1, 3025)),
+}
+_WORD_BY_WORD = (1536, 2560)  # widths of Gemma 4 E2B and E4B, which see a picture as they read words
+
+
+def with_hub(model: DeployedModel, published: Model) -> DeployedModel:
+    """Return the model of a GGUF at the hub with the tower that is published beside it, where it is one that is known.
+
+    Sizes are those of the catalogue; without a count of the tower's weights the model stays one of text.
+    """
+    tower = _AT_HUB.get(published.architecture)
+    if tower is None or "image" not in published.modalities:
+        return model
+    if tower.name == "gemma4" and published.hidden in _WORD_BY_WORD:
+        tower = replace(tower, whole=False)
+    parts = from_catalogue(published, "BF16").parts
+    towers = [part for part in parts if part.role == "towers"]
+    return seeing(model, tower, towers) if towers else model
 
 
 def _weights(tensors: Iterable[Tensor]) -> list[WeightGroup]:

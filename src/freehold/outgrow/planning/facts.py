@@ -34,7 +34,7 @@ from freehold.choose.advisor.file_anatomy import (
 )
 from freehold.outgrow.contract import DeployedModel, Nodes, named
 from freehold.outgrow.planning import parsers
-from freehold.outgrow.planning.eyes import with_folder, with_mmproj
+from freehold.outgrow.planning.eyes import with_folder, with_hub, with_mmproj
 from freehold.run.formats.safetensors import MAX_CONFIG_BYTES
 from freehold.run.store.refs import parse_ref
 
@@ -128,7 +128,7 @@ def of_catalogue(model: Model, quant: str = "", copy: Copy | None = None) -> Dep
     # Blocks lie along an expert's width, where its width is known: labs' FP8 has blocks of 128.
     width, block = expert_width(model), {"FP8": 128, "INT4": 128, "INT4-32": 32}.get(anatomy.quant, 0)
     whole = not gguf and not (copy and copy.channels) and block and width % block == 0
-    return DeployedModel(
+    deployed_model = DeployedModel(
         name=model.name or model.id,
         source=f"{source}:{anatomy.quant}" if gguf else source,
         files="gguf" if gguf else "safetensors",
@@ -145,6 +145,7 @@ def of_catalogue(model: Model, quant: str = "", copy: Copy | None = None) -> Dep
         blocks=width // block if whole else 0,
         base=model.id,
     )
+    return with_hub(deployed_model, model) if gguf else deployed_model
 
 
 def _not_published(model: Model, quant: str) -> UsageError:

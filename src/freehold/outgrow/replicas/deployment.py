@@ -94,7 +94,7 @@ class PictureDoor:
 
     def _tokens(self, pictures: list[tuple[Image, str]], plan: DeployPlan) -> int | None:
         tower = plan.model.tower
-        if tower is None or not tower.name:
+        if tower is None or not tower.name or not plan.model.here:
             return None
         source = tower.file or plan.model.source
         sizes = [self._size(image, place)[0] for image, place in pictures]
