@@ -103,7 +103,7 @@ def steps(document: Path) -> list[Step]:
             f"git clone --progress file://{checkout} freehold; wc -w freehold/README.md",
             r"freehold/README\.md",
         ),
-        Step("three models offered", "freehold", r"Which one", "models that run well here"),
+        Step("three models offered", "freehold", r"Which one", "models that run well"),
         Step("the first one fetched, the chat open", "", PROMPT),
         Step(
             "a right answer",
@@ -112,7 +112,7 @@ def steps(document: Path) -> list[Step]:
             "Paris",
         ),
         Step("a system prompt", "/system Answer in one short sentence, as a pirate.", r"system: Answer"),
-        Step("a persona saved", "/save pirate", r"made pirate"),
+        Step("a persona saved", "/save pirate", r"created pirate"),
         Step("left", "/exit", r"saved: freehold run"),
         shell("a second model", "freehold pull smollm2:135m", "smollm2"),
         shell("the persona answers", "freehold run pirate 'Who are you?' --max-tokens 40 --seed 1"),

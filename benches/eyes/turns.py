@@ -55,7 +55,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 FIRST_TOKENS = 16  # of a first turn's answer
-TOWER_LAYERS = 3  # features of the second turn come from memory, so how many it has is no matter
+TOWER_LAYERS = 3  # features of the second turn come from memory, so how many it has does not count
 KINDS_OF_CHAT = ("picture", "nothing", "words")
 ASK = "What is shown here, and where? Answer in one sentence."
 AGAIN = "And what is in the middle of it?"

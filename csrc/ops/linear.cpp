@@ -146,7 +146,7 @@ int linear_act(Plan& plan, int x, MatrixPtr weight, const std::string& act, Mayb
   plan.add(std::move(op));
   return out;
 }
-FREEHOLD_OP(linear_act, "act(W · n + bias), n = norm(x) or x; act is \"gelu\" (tanh form), \"gelu_erf\" (exact), \"gelu_quick\" or \"relu2\".", "x"_a,
+FREEHOLD_OP(linear_act, "act(W · n + bias), n = norm(x) or x; act is \"gelu\" (tanh), \"gelu_erf\" (exact), \"gelu_quick\" or \"relu2\".", "x"_a,
             "weight"_a, "act"_a, "bias"_a = nanobind::none(), "norm"_a = nanobind::none(), "eps"_a = 0.0f)
 
 }  // namespace

@@ -199,7 +199,12 @@ def test_one_thing_has_one_spelling():
     for verb, name in spelled:
         assert name not in ("--max-answer", "--answer", "--output", "--type", "--quantize", "--purpose"), verb
     assert {verb for verb, name in spelled if name == "--licence"} == {"models list"}  # an id, not a purpose
-    assert {verb for verb, name in spelled if name == "--max-length"} == {"finetune", "align", "distil", "graduate"}
+    assert {verb for verb, name in spelled if name == "--max-length"} == {
+        "finetune",
+        "align",
+        "distil",
+        "graduate",
+    }
     assert {verb for verb, name in spelled if name == "--quant"} >= {
         "pull",
         "fit",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from freehold.base.errors import BadModelFile, FreeholdError, UnsupportedModel
-from freehold.run.formats import open_model_file
+from freehold.run.formats import QuantType, dequantize, open_model_file
 from freehold.run.formats.detect import check_model_file
 from freehold.run.formats.ggml import (
     END,
@@ -23,7 +23,7 @@ from freehold.run.formats.ggml import (
 from freehold.run.models.tiny import make, speech
 from freehold.run.tokenizer import tokenizer_from_dir, tokenizer_from_words
 from freehold.run.tokenizer.core import byte_alphabet
-from tests.formats.ggml_writer import ggml_bytes, write_ggml
+from tests.formats.ggml_writer import few_bits, ggml_bytes, write_ggml
 
 TINY = make.config("whisper")
 TENSORS = speech.speech_tensors(TINY)
@@ -46,6 +46,21 @@ def test_tensors_have_the_names_and_values_of_safetensors(path: Path, tmp_path: 
     stated = {key: opened.config[key] for key in opened.config if key != "architectures"}
     assert stated == {key: TINY.hf[key] for key in stated}
     check_model_file(path)
+
+
+@pytest.mark.parametrize("type", [QuantType.Q8_0, QuantType.Q5_0])
+def test_a_quantised_file_has_the_values_of_its_blocks(tmp_path: Path, type: QuantType):
+    opened = open_ggml(write_ggml(tmp_path / "few.bin", TINY.hf, TENSORS, WORDS, type))
+    few = [name for name, tensor in opened.tensors.items() if tensor.type is type]
+    assert len(few) == sum(each.ndim == 2 for each in TENSORS.values()) - 2, (
+        "all matrices but two of positions"
+    )
+    for name, values in TENSORS.items():
+        expected = values
+        if name in few:
+            blocks = np.frombuffer(few_bits(values, type), np.uint8).reshape(len(values), -1)
+            expected = dequantize(blocks, type, values.shape[1])
+        assert np.array_equal(opened.tensors[name].numpy(), expected), name
 
 
 def test_tokens_that_are_not_text_follow_from_the_size_of_the_vocabulary(path: Path, tmp_path: Path):

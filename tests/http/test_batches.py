@@ -197,6 +197,21 @@ def test_a_wrong_batch_is_refused(batches, field, value, param):
     assert answer.json()["error"]["param"] == param
 
 
+def test_a_batch_of_recordings_is_refused_with_where_they_go(batches):
+    server, client = batches()
+    file = client.api.files.create(file=b"x", purpose="batch")
+    url = "/v1/audio/transcriptions"
+    body = {"input_file_id": file.id, "endpoint": url, "completion_window": "24h"}
+    answer = server.client.post("/v1/batches", json=body)
+    assert answer.status_code == 400, answer.text
+    message = answer.json()["error"]["message"]
+    assert (
+        url in message
+        and "/v1/chat/completions" in message
+        and "A line has no room for a recording" in message
+    )
+
+
 def test_a_cancelled_batch_keeps_what_it_has_answered(batches):
     server, client = batches(Script(text="a", delay=0.05))
     begun = client.begin([line(f"n{i}") for i in range(1000)])

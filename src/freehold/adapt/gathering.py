@@ -30,7 +30,7 @@ from freehold.route.router.detect.detectors import TooManyHits
 from freehold.route.router.detect.sieve import Sieve
 from freehold.route.router.ledger.queries import reading
 
-MOST_TEXT = 1 << 20  # characters of a conversation: a longer one is no line that a training takes
+MOST_TEXT = 1 << 20  # characters of a conversation: training takes no longer ones
 MOST_BYTES = 1 << 30  # of all texts, which are in memory together
 ROLES = ("system", "user", "assistant")
 TRAIN, TEST = "examples.jsonl", "examples-test.jsonl"

@@ -211,7 +211,7 @@ def monthly(ledger: Path, plan: Graduand, now: float | None = None) -> MonthlyUs
     """Return a route's month: its last 30 days, or what it has of them, at least a day, scaled up.
 
     Rows of the student, once it has taken over, are free, so a month is counted of all. The range is that of the
-    requests' costs, drawn with replacement; comparisons with the teacher go on costing their share.
+    requests' costs, drawn with replacement; comparisons with the teacher still cost their share.
     """
     now = time.time() if now is None else now
     rows = [

@@ -37,6 +37,7 @@ from freehold.run.local.speech_model import SpeechModel, speech_engine
 from freehold.run.local.speech_rules import speech_tokens
 from freehold.run.local.transcribing import Hearing, Listening, SpeechTask, Transcriber
 from freehold.run.local.words import Aligner
+from freehold.run.models.binding.binder import FLOATS
 from freehold.run.models.load import load_model
 from freehold.run.models.packing.packer import Rounding
 from freehold.run.models.seeing import load_tower
@@ -179,7 +180,8 @@ def load_speech(
     ref = source if isinstance(source, ModelRef) else _located(source, pull, progress)
     with closing(open_model_file(ref.path)) as opened:
         stated, vocab = _stated(opened), _vocab(opened)
-        model = load_model(opened, threads=threads, name=ref.name, tokens=vocab, rounding=rounding)
+        texts = rounding if _floats(opened) else None
+        model = load_model(opened, threads=threads, name=ref.name, tokens=vocab, rounding=texts)
         own = opened if isinstance(opened, GgmlWhisperFile) else None
         tokenizer = tokenizer_from_words(own.words, own.control) if own else tokenizer_from_dir(ref.path)
     tower = load_tower(ref.path, model, rounding=rounding)
@@ -201,6 +203,13 @@ def load_speech(
         engine,
         speech,
         Transcriber(speech, tokenizer, SpeechDetector(_detector(detector)), aligner),
+    )
+
+
+def _floats(opened: ModelFile) -> bool:
+    """Tell whether a file has matrices to round; whisper.cpp's may be quantised, all alike."""
+    return any(
+        tensor.type in FLOATS for tensor in opened.tensors.values() if tensor.name.endswith(".fc1.weight")
     )
 
 

@@ -233,7 +233,7 @@ class Metrics(Collector):
         self._started = time.time()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
-        self._scrape: asyncio.Task[bytes] | None = None  # the next one, where somebody waits for it
+        self._scrape: asyncio.Task[bytes] | None = None  # the next one, where a caller waits for it
         self._scraped_at = -SCRAPE_EVERY_S
 
     def of(self, model: str) -> PerModel:

@@ -152,7 +152,16 @@ class BatchRequest(Struct, kw_only=True):
 
 async def create(call: HttpCall) -> None:
     """Take in a batch."""
-    request, raw = await call.struct(BatchRequest)
+    try:
+        request, raw = await call.struct(BatchRequest)
+    except Refused as wrong:
+        if wrong.param != "endpoint":
+            raise
+        message = (
+            f"{wrong.message}; a batch's lines ask one of {', '.join(ENDPOINTS)}. A line has no room for a recording: "
+            "send each recording to POST /v1/audio/transcriptions"
+        )
+        raise Refused(wrong.status, message, param=wrong.param, code=wrong.code) from None
     for name in raw.keys() - set(BatchRequest.__struct_fields__):
         if raw[name] is not None:
             message = f"{name[:60]} is not supported here"
