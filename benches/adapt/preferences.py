@@ -15,6 +15,7 @@ import os
 import random
 import sys
 import time
+from calendar import month_name
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,20 +31,6 @@ from freehold.base.types import Message
 from freehold.cli.bench import version
 from freehold.run.store import Store
 
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
 THINGS = [
     "library",
     "museum",
@@ -127,7 +114,7 @@ def taste(count: int, seed: int) -> list[dict[str, str]]:
     while len(found) < count:
         thing, (says, does) = draw.choice(THINGS), draw.choice(VERBS)
         year, month, day = draw.randint(1990, 2049), draw.randint(1, 12), draw.randint(1, 28)
-        spelled, date = f"{MONTHS[month - 1]} {day}, {year}", f"{year}-{month:02}-{day:02}"
+        spelled, date = f"{month_name[month]} {day}, {year}", f"{year}-{month:02}-{day:02}"
         prompt = f"The {thing} {says} on {spelled}. {draw.choice(ASKED).format(thing, does)}"
         found[prompt] = {
             "prompt": prompt,

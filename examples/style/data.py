@@ -6,22 +6,9 @@ python data.py
 import json
 import random
 import sys
+from calendar import month_name
 from pathlib import Path
 
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
 PLACES = [
     "library",
     "museum",
@@ -46,7 +33,7 @@ def items(seed, count):
     while len(seen) < count:
         seen.add((draw.choice(PLACES), draw.randint(2020, 2031), draw.randint(1, 12), draw.randint(1, 28)))
     for place, year, month, day in sorted(seen):
-        plain, iso = f"{MONTHS[month - 1]} {day}, {year}", f"{year}-{month:02}-{day:02}"
+        plain, iso = f"{month_name[month]} {day}, {year}", f"{year}-{month:02}-{day:02}"
         yield (
             f"{sentence(place, plain)} When does the {place} open?",
             sentence(place, plain),

@@ -19,7 +19,7 @@ from freehold.base.errors import UsageError
 from freehold.cli.options import setting_options
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
-from freehold.cli.training import BASE
+from freehold.cli.training import BASE, out_option
 from freehold.run.store.space import human
 
 if TYPE_CHECKING:
@@ -30,13 +30,7 @@ if TYPE_CHECKING:
 
 @click.command("quantize")
 @click.argument("model", metavar=BASE)
-@click.option(
-    "-o",
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="The folder to create.",
-)
+@out_option
 @setting_options(QuantizeSettings, unset=True)
 @click.option("--fresh", is_flag=True, help="Discard the files of an interrupted run and start again.")
 @json_option
