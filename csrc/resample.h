@@ -1,4 +1,4 @@
-// Samples at another rate, for sounds/resampling.py, which makes the filter and is the oracle in NumPy.
+// Samples at another rate, for sounds/opening.py, which makes the filter and is the oracle in NumPy.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,5 +1,5 @@
 // Vocabularies: the string lists of a model file, and byte-pair merging over them. Knows no text rules: words come from
-// tokenizer/encoders.py as bytes, already normalised and cut.
+// tokenizer/core.py as bytes, already normalised and cut.
 //
 // A vocabulary of 150,000 tokens and as many merges costs half a second as Python strings and dictionaries, at every
 // start of the process; as bytes and two hash tables it costs some hundredths.

@@ -148,7 +148,8 @@ def run(args: argparse.Namespace, name: str, path: Path, stack: ExitStack) -> di
     before, figures = ceilings(ours, [args.threads]), []
     for figure in figures_of(shape):
         say(f"{name}: {figure.name}")
-        if figure.kind == "decode" and figure.size > shape.peer_depth:
+        most = {"decode": shape.peer_depth, "batch": shape.peer_streams}.get(figure.kind, figure.size)
+        if figure.size > most:
             figures.append(alone(ours, figure, args.threads, args.rounds))
         else:
             figures.append(race(ours, theirs, figure, args.threads, args.rounds))

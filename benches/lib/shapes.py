@@ -20,6 +20,7 @@ class Shape:
     source: str
     depths: tuple[int, ...] = (512,)  # tokens before those whose decoding is timed
     peer_depth: int = 4096  # beyond it the peer is not timed: it would take an hour to get there
+    peer_streams: int = 8  # with more the peer is not timed
 
 
 COMMON = {"context_length": 20480, "attention.layer_norm_rms_epsilon": 1e-6}
@@ -130,6 +131,29 @@ SHAPES = {
             "ssm.group_count": 1, "ssm.inner_size": 3072, "ssm.time_step_rank": 48,
         },
         "tiiuae/Falcon-H1-1.5B-Instruct",
+    ),
+    "falcon-mamba-7b": Shape(
+        "mamba",
+        {
+            **COMMON, "block_count": 3, "embedding_length": 4096, "feed_forward_length": 0,
+            "attention.head_count": 0, "attention.layer_norm_rms_epsilon": 1e-5, "ssm.conv_kernel": 4,
+            "ssm.inner_size": 8192, "ssm.state_size": 16, "ssm.time_step_rank": 256, "ssm.dt_b_c_rms": True,
+        },
+        "tiiuae/falcon-mamba-7b",
+        peer_streams=1,  # llama.cpp (llama-cpp-python 0.3.36) ends with a segmentation fault
+    ),
+    "laguna-xs.2": Shape(
+        "laguna",
+        {
+            **COMMON, "block_count": 4, "embedding_length": 2048, "feed_forward_length": 8192,
+            "attention.head_count": [48, 64, 64, 64], "attention.head_count_kv": 8, "attention.key_length": 128,
+            "attention.value_length": 128, "attention.sliding_window": 512, "rope.freq_base": 5e5,
+            "rope.freq_base_swa": 1e4, "rope.dimension_count": 64, "rope.dimension_count_swa": 128,
+            "expert_count": 256, "expert_used_count": 8, "expert_gating_func": 2,
+            "expert_feed_forward_length": 512, "expert_shared_feed_forward_length": 512,
+            "expert_weights_norm": True, "expert_weights_scale": 2.5, "leading_dense_block_count": 1,
+        },
+        "poolside/Laguna-XS.2",
     ),
     "lfm2-1.2b": Shape(
         "lfm2",

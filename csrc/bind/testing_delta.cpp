@@ -21,6 +21,15 @@ Out<float> delta_decays(const std::string& isa, Row x, Row a, Row bias) {
   return out;
 }
 
+Out<float> delta_bounded(const std::string& isa, Row x, Row a, Row bias, float bound) {
+  const int64_t n = dim(x, 0);
+  expect(dim(a, 0) == n && dim(bias, 0) == n, "x, a and bias need one length");
+  Out<float> out = zeros<float>({n});
+  const Kernels* k = table(isa);
+  (k ? delta_kernels(*k).bounded : reference::delta_bounded)(x.data(), a.data(), bias.data(), bound, n, out.data());
+  return out;
+}
+
 Out<float> delta_betas(const std::string& isa, Row x, float scale) {
   Out<float> out = copy<1>(x, {dim(x, 0)});
   const Kernels* k = table(isa);
@@ -66,6 +75,7 @@ nb::tuple delta_scan(const std::string& isa, Rows q, Rows k, Rows v, Rows decay,
 void bind_testing_delta(nb::module_& t) {
   using namespace testing;
   t.def("delta_decays", &delta_decays, "isa"_a, "x"_a, "a"_a, "bias"_a);
+  t.def("delta_bounded", &delta_bounded, "isa"_a, "x"_a, "a"_a, "bias"_a, "bound"_a);
   t.def("delta_betas", &delta_betas, "isa"_a, "x"_a, "scale"_a = 1.0f);
   t.def("delta_scan", &delta_scan, "isa"_a, "q"_a, "k"_a, "v"_a, "decay"_a, "beta"_a, "state"_a.none(), "in_place"_a = false, "apart"_a = false);
 }

@@ -47,6 +47,13 @@ void delta_decays(const float* x, const float* a, const float* bias, int64_t n, 
   }
 }
 
+void delta_bounded(const float* x, const float* a, const float* bias, float bound, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    const double y = a[i] * (static_cast<double>(x[i]) + bias[i]);
+    out[i] = static_cast<float>(std::exp(bound / (1.0 + std::exp(-y))));
+  }
+}
+
 void delta_betas(float* x, float scale, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(scale / (1.0 + std::exp(-static_cast<double>(x[i]))));
 }

@@ -39,6 +39,8 @@ struct DeltaKernels {
   float (*prepare)(const float* q, const float* k, int64_t keys, float scale, float* row);
   // out = exp(a * softplus(x + bias)), in place allowed; and x = scale * sigmoid(x).
   void (*decays)(const float* x, const float* a, const float* bias, int64_t n, float* out);
+  // The same with a bound: out = exp(bound * sigmoid(a * (x + bias))).
+  void (*bounded)(const float* x, const float* a, const float* bias, float bound, int64_t n, float* out);
   void (*betas)(float* x, float scale, int64_t n);
   void (*scan)(const DeltaScan& s);
   // y *= silu(gate), or sigmoid(gate).
@@ -54,6 +56,7 @@ const DeltaKernels& delta_kernels(const Kernels& table);     // those that go wi
 namespace reference {
 float delta_prepare(const float* q, const float* k, int64_t keys, float scale, float* row);
 void delta_decays(const float* x, const float* a, const float* bias, int64_t n, float* out);
+void delta_bounded(const float* x, const float* a, const float* bias, float bound, int64_t n, float* out);
 void delta_betas(float* x, float scale, int64_t n);
 void delta_scan(const DeltaScan& s);
 }  // namespace reference

@@ -125,6 +125,13 @@ static void delta_decays(const float* x, const float* a, const float* bias, int6
   }
 }
 
+static void delta_bounded(const float* x, const float* a, const float* bias, float bound, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const F y = mul(delta_load(a + i, n - i), add(delta_load(x + i, n - i), delta_load(bias + i, n - i)));
+    delta_store(out + i, fexp(div(fset(bound), add(fset(1.0f), fexp(sub(fzero(), y))))), n - i);
+  }
+}
+
 static void delta_betas(float* x, float scale, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
     const F y = div(fset(scale), add(fset(1.0f), fexp(sub(fzero(), delta_load(x + i, n - i)))));
@@ -139,4 +146,4 @@ static void delta_gate(const float* gate, bool silu, int64_t n, float* y) {
   }
 }
 
-constexpr DeltaKernels kDeltaTable{delta_prepare, delta_decays, delta_betas, delta_scan, delta_gate};
+constexpr DeltaKernels kDeltaTable{delta_prepare, delta_decays, delta_bounded, delta_betas, delta_scan, delta_gate};

@@ -46,5 +46,24 @@ void mamba_scan(const MambaScan& s) {
   }
 }
 
+void selective_scan(const SelectiveScan& s) {
+  for (int p = 0; p < s.channels; ++p) {
+    std::vector<double> state(static_cast<size_t>(s.states), 0.0);
+    for (int n = 0; s.from && n < s.states; ++n) state[static_cast<size_t>(n)] = s.from[n * s.state_stride + p];
+    for (int64_t t = 0; t < s.tokens; ++t) {
+      const double x = s.x[t * s.stride + p], v = static_cast<double>(s.dt[t * s.stride + p]) + s.bias[p];
+      const double step = std::fmax(v, 0.0) + std::log1p(std::exp(-std::fabs(v)));
+      double y = s.d[p] * x;
+      for (int n = 0; n < s.states; ++n) {
+        double& h = state[static_cast<size_t>(n)];
+        h = std::exp(step * s.a[n * s.a_stride + p]) * h + step * x * s.b[t * s.states + n];
+        y += h * s.c[t * s.states + n];
+      }
+      s.y[t * s.y_stride + p] = static_cast<float>(y);
+    }
+    for (int n = 0; n < s.states; ++n) s.to[n * s.state_stride + p] = static_cast<float>(state[static_cast<size_t>(n)]);
+  }
+}
+
 }  // namespace reference
 }  // namespace fh

@@ -1,4 +1,4 @@
-// Mamba-2's recurrence: the step sizes of a token's heads, and one head's scan over the tokens of a piece.
+// Mamba-2's recurrence: the step sizes of a token's heads, and one head's scan over the tokens of a piece; and Mamba-1's.
 // Its own table of kernels, filled by a translation unit for each ISA. Knows plain arrays; no plan, no cache, no thread.
 //
 //   step = softplus(dt + bias),  decay = exp(step * a)
@@ -30,9 +30,28 @@ struct MambaScan {
   int states, channels;                                // channels: a multiple of 16
 };
 
+// Mamba-1's: every channel has steps of its own, and a decay for each state. Some channels over consecutive tokens.
+//
+//   step = softplus(dt + bias),  h = exp(step * a) * h + step x b',  y = h c + d x     (arXiv 2312.00752, algorithm 2)
+//
+// a, like a state, is [states][channels]. Lanes are channels again, so the same holds of bits.
+struct SelectiveScan {
+  const float *x, *dt; int64_t stride;                 // [channels]; row t lies t strides on
+  const float *b, *c;                                  // [states], rows one after another
+  const float *a, *d, *bias;                           // [states][a_stride], [channels], [channels]
+  int64_t a_stride;
+  const float* from;                                   // as in MambaScan
+  float* to;
+  int64_t state_stride;
+  float* y; int64_t y_stride;
+  int64_t tokens;
+  int states, channels;
+};
+
 struct MambaKernels {
   void (*steps)(const float* dt, const float* bias, const float* a, int64_t heads, float* step, float* decay);
   void (*scan)(const MambaScan& s);
+  void (*selective)(const SelectiveScan& s);
 };
 
 const MambaKernels& mamba_scalar();
@@ -44,6 +63,7 @@ const MambaKernels& mamba_kernels(const Kernels& table);     // those that go wi
 namespace reference {
 void mamba_steps(const float* dt, const float* bias, const float* a, int64_t heads, float* step, float* decay);
 void mamba_scan(const MambaScan& s);
+void selective_scan(const SelectiveScan& s);
 }  // namespace reference
 
 }  // namespace fh

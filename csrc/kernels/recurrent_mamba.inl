@@ -93,4 +93,50 @@ static void mamba_scan(const MambaScan& s) {
   }
 }
 
-static const MambaKernels kMambaTable{mamba_steps, mamba_scan};
+// ---- Mamba-1 -----------------------------------------------------------------------------------------------------
+// Sixteen channels at a time. An exponential for each state and channel is what bounds it: some fifteen operations, of the
+// eighteen an element takes; its latency is hidden by the states of a slab, which do not depend on one another.
+struct SelectiveBlock {
+  alignas(64) float step[kScanTokens * 16], x[kScanTokens * 16], y[kScanTokens * 16];   // x: step * x
+  int tokens;
+};
+
+template <int States> OP void selective_slab(const SelectiveScan& s, SelectiveBlock& k, const float* from, int64_t t0, int n, int p) {
+  F h[States], a[States];
+  for (int i = 0; i < States; ++i) h[i] = from ? fload(from + (n + i) * s.state_stride + p) : fzero();
+  for (int i = 0; i < States; ++i) a[i] = fload(s.a + (n + i) * s.a_stride + p);
+  for (int t = 0; t < k.tokens; ++t) {
+    const float *b = s.b + (t0 + t) * s.states + n, *c = s.c + (t0 + t) * s.states + n;
+    const F step = fload(k.step + 16 * t), x = fload(k.x + 16 * t);
+    F y = fload(k.y + 16 * t);
+    for (int i = 0; i < States; ++i) {
+      h[i] = fma(x, fset(b[i]), mul(h[i], fexp(mul(step, a[i]))));
+      y = fma(h[i], fset(c[i]), y);
+    }
+    fstore(k.y + 16 * t, y);
+  }
+  for (int i = 0; i < States; ++i) fstore(s.to + (n + i) * s.state_stride + p, h[i]);
+}
+
+static void selective_scan(const SelectiveScan& s) {
+  SelectiveBlock k;
+  const float* from = s.from;
+  for (int64_t t0 = 0; t0 < s.tokens; t0 += kScanTokens, from = s.to) {
+    k.tokens = s.tokens - t0 < kScanTokens ? static_cast<int>(s.tokens - t0) : kScanTokens;
+    for (int p = 0; p < s.channels; p += 16) {
+      for (int t = 0; t < k.tokens; ++t) {
+        const F x = fload(s.x + (t0 + t) * s.stride + p);
+        const F step = fsoftplus(add(fload(s.dt + (t0 + t) * s.stride + p), fload(s.bias + p)));
+        fstore(k.step + 16 * t, step);
+        fstore(k.x + 16 * t, mul(step, x));
+        fstore(k.y + 16 * t, mul(x, fload(s.d + p)));
+      }
+      int n = 0;
+      for (; n + kScanStates <= s.states; n += kScanStates) selective_slab<kScanStates>(s, k, from, t0, n, p);
+      for (; n < s.states; ++n) selective_slab<1>(s, k, from, t0, n, p);
+      for (int t = 0; t < k.tokens; ++t) fstore(s.y + (t0 + t) * s.y_stride + p, fload(k.y + 16 * t));
+    }
+  }
+}
+
+static const MambaKernels kMambaTable{mamba_steps, mamba_scan, selective_scan};

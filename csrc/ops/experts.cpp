@@ -224,8 +224,9 @@ FREEHOLD_OP(experts,
             "residual += weight * down(act(gate · n) * (up · n)) for each of a row's experts, by ascending id.\n\n"
             "n = norm(x) or x. gate and up: [experts * intermediate, width of x], down: [experts * width of residual,\n"
             "intermediate], both sizes multiples of 16; a bias has a value for each row of its matrix. Returns residual, or\n"
-            "without one a buffer of the sum. act: \"silu\", \"gelu\", \"clamped\" (gpt-oss's, by `limit` and `alpha`), or \"relu2\"\n"
-            "without a gate. `weigh_input`: weights multiply n instead. A step with an adapter for a matrix is refused.",
+            "without one a buffer of the sum. act: \"silu\" (with a `limit` as in gated()), \"gelu\", \"clamped\" (gpt-oss's, by\n"
+            "`limit` and `alpha`), or \"relu2\" without a gate. `weigh_input`: weights multiply n instead. A step with an\n"
+            "adapter for a matrix is refused.",
             "x"_a, "routes"_a, "gate"_a.none(), "up"_a, "down"_a, "residual"_a.none(), nanobind::kw_only(), "act"_a, "norm"_a = nanobind::none(), "eps"_a = 0.0f,
             "gate_bias"_a = nanobind::none(), "up_bias"_a = nanobind::none(), "down_bias"_a = nanobind::none(), "limit"_a = 0.0f, "alpha"_a = 1.0f,
             "weigh_input"_a = false)

@@ -19,7 +19,7 @@ struct Part {
 // Items are a chain of pieces, a value head, and some of its columns: a thread takes one through all its tokens, so that
 // every element of a state sees them in order.
 struct GatedDelta final : Op {
-  int layer, decay, beta, out; Part qkv[3]; int64_t key_heads, keys, heads, columns; bool by_key, tiled; float beta_scale;
+  int layer, decay, beta, out; Part qkv[3]; int64_t key_heads, keys, heads, columns; bool by_key, tiled; float beta_scale, bound;
   Vector a, bias;                             // by the decay's columns
   DeltaTokens* shared;
   int64_t groups() const { return (columns + kDeltaColumns - 1) / kDeltaColumns; }
@@ -28,17 +28,21 @@ struct GatedDelta final : Op {
     shared->rows.resize(std::max(shared->rows.size(), static_cast<size_t>(max_rows * key_heads * row_width())));
     shared->kq.resize(std::max(shared->kq.size(), static_cast<size_t>(max_rows * key_heads)));
   }
+  void decays(const DeltaKernels& own, const float* x, int64_t at, int64_t n, float* to) const {
+    if (bound != 0) return own.bounded(x, a.data() + at, bias.data() + at, bound, n, to);
+    own.decays(x, a.data() + at, bias.data() + at, n, to);
+  }
   void prepare_token(const Run& r, int64_t t) const {
     const DeltaKernels& own = delta_kernels(*r.k);
     const float *q = qkv[0].row(r, t), *k = qkv[1].row(r, t);
     const float scale = 1.0f / std::sqrt(static_cast<float>(keys));
     own.betas(r.buffer[beta] + t * heads, beta_scale, heads);
-    if (!by_key) own.decays(r.buffer[decay] + t * heads, a.data(), bias.data(), heads, r.buffer[decay] + t * heads);
+    if (!by_key) decays(own, r.buffer[decay] + t * heads, 0, heads, r.buffer[decay] + t * heads);
     for (int64_t h = 0; h < key_heads; ++h) {
       const int64_t at = h * r.step->rows + t;
       float* to = shared->rows.data() + at * row_width();
       shared->kq[static_cast<size_t>(at)] = own.prepare(q + h * keys, k + h * keys, keys, scale, to);
-      if (by_key) own.decays(r.buffer[decay] + (t * heads + h) * keys, a.data() + h * keys, bias.data() + h * keys, keys, to + 2 * keys);
+      if (by_key) decays(own, r.buffer[decay] + (t * heads + h) * keys, h * keys, keys, to + 2 * keys);
     }
   }
   float* state(const Run& r, int64_t slot, int64_t head, int64_t column) const {
@@ -102,7 +106,8 @@ Vector spread(const Vector& a, int64_t times) {
 }
 
 int gated_delta(Plan& plan, int layer, const std::vector<int>& qkv, int decay, int beta, Vector a, Vector bias, int key_heads, int keys, bool tiled,
-                float beta_scale) {
+                float beta_scale, float bound) {
+  if (!(bound <= 0)) refuse("a bound of the decay's logarithm must be 0 (none) or less");
   auto op = std::make_unique<GatedDelta>();
   op->layer = layer;
   op->decay = decay;
@@ -113,6 +118,7 @@ int gated_delta(Plan& plan, int layer, const std::vector<int>& qkv, int decay, i
   op->by_key = plan.width_of(decay) != op->heads;
   op->tiled = tiled;
   op->beta_scale = beta_scale;
+  op->bound = bound;
   op->bias = std::move(bias);
   check(plan, *op);
   take(plan, *op, qkv);
@@ -128,12 +134,13 @@ int gated_delta(Plan& plan, int layer, const std::vector<int>& qkv, int decay, i
 }
 FREEHOLD_OP(gated_delta,
             "The gated delta rule; qkv: q of all key heads, k, v of all value heads, in one buffer or three.\n\n"
-            "g = exp(a * softplus(decay + bias)), b = beta_scale * sigmoid(beta); q, k of unit length, q times keys ** -0.5.\n"
+            "g = exp(a * softplus(decay + bias)), with a `bound` below 0 exp(bound * sigmoid(a * (decay + bias)));\n"
+            "b = beta_scale * sigmoid(beta); q, k of unit length, q times keys ** -0.5.\n"
             "S = g S, d = b (v - S' k), S = S + k d', o = S' q. decay: [heads], or [heads * keys] for a g of each key.\n"
             "Value head j reads key head j % key_heads if `tiled`, else j / (heads / key_heads).\n"
             "The layer's state is [heads][blocks of 16 columns][keys][16]. decay and beta are overwritten.",
             "layer"_a, "qkv"_a, "decay"_a, "beta"_a, "a"_a, "bias"_a, nanobind::kw_only(), "key_heads"_a, "keys"_a, "tiled"_a = false,
-            "beta_scale"_a = 1.0f)
+            "beta_scale"_a = 1.0f, "bound"_a = 0.0f)
 
 }  // namespace
 }  // namespace fh

@@ -2,6 +2,7 @@
 // Knows rows and positions; a few kilobytes a token, bound by memory.
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <optional>
 
 #include "ops/angles.h"
@@ -71,6 +72,56 @@ void gelu(Plan& plan, int x) {
   plan.add(std::move(op));
 }
 FREEHOLD_OP(gelu, "GELU of every value in its exact form, in place.", "x"_a)
+
+// exp(x) - 1 - x for x <= 0: with n = round(x / ln 2) and r = x - n ln 2, exp(x) = 2^n (1 + r + r^2 q(r)), by the polynomial of
+// kernels/functions.inl. Where n is 0 that is r^2 q(r), and nothing cancels.
+inline float exp_beyond(float x) {
+  const float z = x >= -104.0f ? x : -104.0f;                // so does NaN, which the last term brings back
+  const int32_t n = static_cast<int32_t>(z * 1.44269504f - 0.5f);
+  const float whole = static_cast<float>(n);
+  const float r = (z - whole * 0.693359375f) - whole * -2.12194440e-4f;
+  float q = 1.381455804e-3f;
+  q = q * r + 8.368736133e-3f;
+  q = q * r + 4.166838899e-2f;
+  q = q * r + 0.1666652113f;
+  q = q * r + 0.4999999404f;
+  const float above = r * r * q;
+  const uint32_t bits = static_cast<uint32_t>(n < -126 ? 0 : n + 127) << 23;   // 2^n; nothing below the least normal one
+  float scale;
+  std::memcpy(&scale, &bits, 4);
+  return n == 0 ? above : scale * (above + r + 1.0f) - 1.0f - x;
+}
+
+struct Xielu final : Op {
+  int x; float positive, negative, beta, eps; int64_t k;
+  void run(Run& r, int) override {
+    each_row(r, first, r.step->rows, [&](int64_t t) {
+      float* y = r.buffer[x] + t * k;
+      for (int64_t i = 0; i < k; ++i) {
+        const float v = y[i], low = v > eps ? eps : v;
+        y[i] = (v > 0.0f ? positive * v * v : (exp_beyond(low) + (low - v)) * negative) + beta * v;
+      }
+    });
+  }
+};
+
+void xielu(Plan& plan, int x, float positive, float negative, float beta, float eps) {
+  if (!(eps <= 0.0f && std::isfinite(positive) && std::isfinite(negative) && std::isfinite(beta))) refuse("xielu() needs finite factors and an eps of 0 or less");
+  auto op = std::make_unique<Xielu>();
+  op->x = x;
+  op->positive = positive;
+  op->negative = negative;
+  op->beta = beta;
+  op->eps = eps;
+  op->k = plan.width_of(x);
+  op->reads = {x};
+  plan.add(std::move(op));
+}
+FREEHOLD_OP(xielu,
+            "xIELU of every value, in place.\n\n"
+            "Above 0 it is positive * x^2 + beta * x, else negative * (exp(min(x, eps)) - 1 - x) + beta * x.\n"
+            "Source: arXiv 2411.13010.",
+            "x"_a, "positive"_a, "negative"_a, "beta"_a, "eps"_a)
 
 // Attention thins out over more keys than training showed it: queries far back are scaled up.
 struct Temper final : Op {

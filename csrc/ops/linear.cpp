@@ -5,7 +5,7 @@
 namespace fh {
 namespace {
 
-enum class Act { None, Gelu, GeluErf, GeluQuick, Relu2 };
+enum class Act { None, Gelu, GeluErf, GeluQuick, Relu, Relu2 };
 
 constexpr float kQuick = 1.702f;              // of the quick GELU, x * sigmoid(1.702 x)
 
@@ -77,6 +77,7 @@ struct Linear final : Op {
     for (int64_t i = 0; act == Act::Gelu && i < n; i += panel) r.k->gelu_rows(tiles + i, ones.data(), kPanelRows, nt, tiles + i, kPanelRows);
     if (act == Act::GeluQuick) r.k->scale(tiles, kQuick, n);
     for (int64_t i = 0; act == Act::GeluQuick && i < n; i += panel) r.k->silu_rows(tiles + i, ones.data(), kPanelRows, nt, tiles + i, kPanelRows);
+    for (int64_t i = 0; act == Act::Relu && i < n; ++i) tiles[i] = tiles[i] < 0.0f ? 0.0f : tiles[i];               // NaN stays
     for (int64_t i = 0; act == Act::Relu2 && i < n; ++i) tiles[i] = tiles[i] < 0.0f ? 0.0f : tiles[i] * tiles[i];   // NaN stays
     const Place to(m, p0, p1, t0, r.buffer[out[0]]);
     r.k->store_rows(tiles, to.width, nt, nullptr, false, to.y, to.ld);
@@ -132,8 +133,9 @@ Act act_named(const std::string& name) {
   if (name == "gelu") return Act::Gelu;
   if (name == "gelu_erf") return Act::GeluErf;
   if (name == "gelu_quick") return Act::GeluQuick;
+  if (name == "relu") return Act::Relu;
   if (name == "relu2") return Act::Relu2;
-  throw Error(ErrorKind::Usage, "act must be 'gelu', 'gelu_erf', 'gelu_quick' or 'relu2', got '" + name + "'");
+  throw Error(ErrorKind::Usage, "act must be 'gelu', 'gelu_erf', 'gelu_quick', 'relu' or 'relu2', got '" + name + "'");
 }
 
 int linear_act(Plan& plan, int x, MatrixPtr weight, const std::string& act, MaybeVector bias, MaybeVector norm, float eps) {
@@ -146,7 +148,7 @@ int linear_act(Plan& plan, int x, MatrixPtr weight, const std::string& act, Mayb
   plan.add(std::move(op));
   return out;
 }
-FREEHOLD_OP(linear_act, "act(W · n + bias), n = norm(x) or x; act is \"gelu\" (tanh), \"gelu_erf\" (exact), \"gelu_quick\" or \"relu2\".", "x"_a,
+FREEHOLD_OP(linear_act, "act(W · n + bias), n = norm(x) or x; act: \"gelu\" (tanh), \"gelu_erf\", \"gelu_quick\", \"relu\" or \"relu2\".", "x"_a,
             "weight"_a, "act"_a, "bias"_a = nanobind::none(), "norm"_a = nanobind::none(), "eps"_a = 0.0f)
 
 }  // namespace

@@ -57,7 +57,7 @@ struct Logits final : Op {
       else show(r, t - s.nlogits - s.nchoices);
     });
     if (screens(s)) return screen(r, thread);
-    walk(*this, r, w->w.count(), (s.nlogits + s.nchoices) * parts(), kGemmPanels, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
+    walk(*this, r, panels(s), (s.nlogits + s.nchoices) * parts(), kGemmPanels, [&](int64_t begin, int64_t end, int64_t t0, int64_t nt) {
       for (int64_t p = begin; p < end; ++p) store(r, thread, p, t0, nt, w->w.high(panel_after(*this, r, p, end)));   // t0, nt: multiples of parts()
     });
   }
@@ -130,7 +130,11 @@ struct Logits final : Op {
       std::copy_n(tile + t * kPanelRows, panel_width(*w, p), y + p * kPanelRows);
     }
   }
-  static int64_t panels(const Step& s) { return (s.tokens_end + kPanelRows - 1) / kPanelRows; }   // whose ids may be chosen
+  // Panels that a step reads: all for rows of logits, else those whose ids may be chosen.
+  int64_t panels(const Step& s) const {
+    if (s.nlogits) return w->w.count();
+    return s.nchoices ? (s.tokens_end + kPanelRows - 1) / kPanelRows : 0;
+  }
   // All of `next`, where two tiles or more are long enough for it to come.
   int64_t ahead(const Run& r) const { return r.step->rows < r.k->gemm_rows ? r.ahead : w->w.panel_bytes; }
   void screen(Run& r, int thread) {

@@ -60,6 +60,7 @@ void check_rule(const Routing& rule, int64_t experts) {
   if (rule.groups < 1 || experts % rule.groups) refuse(std::to_string(rule.groups) + " groups do not divide " + std::to_string(experts) + " experts");
   if (rule.kept < 1 || rule.kept > rule.groups || rule.kept * per_group < rule.top_k || (rule.groups > 1 && per_group < best))
     refuse(std::to_string(rule.kept) + " of " + std::to_string(rule.groups) + " groups of " + std::to_string(per_group) + " experts cannot hold " + std::to_string(rule.top_k));
+  if (rule.corrects_logits && !rule.correction) refuse("there is no correction to join logits");
   const bool mixer = rule.scoring == Scoring::SparseMixer;
   if (mixer && (rule.top_k != 2 || experts < 2 || rule.groups > 1 || rule.correction)) refuse("a sparse mixer chooses two experts, without groups or a correction");
   if (mixer && !(rule.jitter > 0)) refuse("a sparse mixer needs a jitter above 0");
@@ -67,13 +68,14 @@ void check_rule(const Routing& rule, int64_t experts) {
 }
 
 int route(Plan& plan, int x, MatrixPtr router, int top_k, MaybeVector norm, float eps, bool renormalise, const std::string& scoring, MaybeVector bias,
-          MaybeVector correction, int groups, int kept, const std::string& group_score, float epsilon, float least, float scale, float jitter) {
+          MaybeVector correction, int groups, int kept, const std::string& group_score, float epsilon, float least, float scale, float jitter,
+          bool corrects_logits) {
   const int64_t experts = router->w.n;
   if (traits(router->w.type).act() != kActF32) refuse(std::string("a router is a matrix of floats, not of ") + traits(router->w.type).name);
   if (experts >= 1 << 24) refuse("a router of " + std::to_string(experts) + " experts");
   if (group_score != "best" && group_score != "top2") throw Error(ErrorKind::Usage, "group_score must be 'best' or 'top2', got '" + group_score + "'");
   auto op = std::make_unique<Route>();
-  op->rule = {scoring_of(scoring), top_k, renormalise, groups, kept, group_score == "top2", epsilon, least, scale, jitter, std::move(bias), std::move(correction)};
+  op->rule = {scoring_of(scoring), top_k, renormalise, groups, kept, group_score == "top2", epsilon, least, scale, jitter, std::move(bias), std::move(correction), corrects_logits};
   check_rule(op->rule, experts);
   op->in = Input::record(plan, x, {std::move(norm), eps}, {router});
   op->w = std::move(router);
@@ -88,12 +90,13 @@ FREEHOLD_OP(route,
             "Scores router · (norm(x) or x) + bias; returns each row's top_k experts and their weights, for experts().\n\n"
             "router: [experts, width], of a float type. Of equal scores the lowest id is chosen, of equal groups the lowest.\n"
             "scoring: \"softmax\" over all experts, \"sigmoid\" of each, or \"sparsemixer\" (two masked softmaxes, `jitter`).\n"
-            "`correction` joins a score where experts are compared, and no weight. Only the `kept` best of `groups` are\n"
+            "`correction` joins a score where experts are compared, and no weight; with `corrects_logits` logits are compared\n"
+            "instead, and it joins those. Only the `kept` best of `groups` are\n"
             "chosen from: a group's score is its \"best\" or the sum of its \"top2\". `renormalise` divides the weights by\n"
             "max(their sum + epsilon, least); `scale` multiplies them.",
             "x"_a, "router"_a, "top_k"_a, nanobind::kw_only(), "norm"_a = nanobind::none(), "eps"_a = 0.0f, "renormalise"_a, "scoring"_a = "softmax",
             "bias"_a = nanobind::none(), "correction"_a = nanobind::none(), "groups"_a = 1, "kept"_a = 1, "group_score"_a = "best", "epsilon"_a = 0.0f,
-            "least"_a = 0.0f, "scale"_a = 1.0f, "jitter"_a = 0.0f)
+            "least"_a = 0.0f, "scale"_a = 1.0f, "jitter"_a = 0.0f, "corrects_logits"_a = false)
 
 }  // namespace
 }  // namespace fh

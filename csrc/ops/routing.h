@@ -16,6 +16,7 @@ struct Routing {
   int groups, kept; bool sum_of_two;          // a group's score: its best, or the sum of its two best
   float epsilon, least, scale, jitter;
   MaybeVector bias, correction;               // of the logits; of what is compared alone
+  bool corrects_logits;                       // logits are compared, with the correction, not scores
 
   // Floats of a thread's own that choose() works in: what is compared, the groups' scores, the groups that are kept.
   int64_t room(int64_t experts) const { return experts + groups + kept; }
@@ -27,8 +28,9 @@ struct Routing {
     // sum of two depend on their values.
     const bool plain = !correction && !sum_of_two;
     if (plain) pick(row, experts, ids, room + experts);
+    else if (corrects_logits) pick_corrected(row, experts, ids, room);
     const float damage = scoring == Scoring::Softmax ? softmax(row, experts) : sigmoid(row, experts);
-    if (!plain) pick_corrected(row, experts, ids, room);
+    if (!plain && !corrects_logits) pick_corrected(row, experts, ids, room);
     std::sort(ids, ids + top_k);
     float sum = 0;
     for (int i = 0; i < top_k; ++i) sum += weights[i] = row[static_cast<int64_t>(ids[i])];

@@ -315,8 +315,9 @@ class Plan:
 
         n = norm(x) or x. gate and up: [experts * intermediate, width of x], down: [experts * width of residual,
         intermediate], both sizes multiples of 16; a bias has a value for each row of its matrix. Returns residual, or
-        without one a buffer of the sum. act: "silu", "gelu", "clamped" (gpt-oss's, by `limit` and `alpha`), or "relu2"
-        without a gate. `weigh_input`: weights multiply n instead. A step with an adapter for a matrix is refused.
+        without one a buffer of the sum. act: "silu" (with a `limit` as in gated()), "gelu", "clamped" (gpt-oss's, by
+        `limit` and `alpha`), or "relu2" without a gate. `weigh_input`: weights multiply n instead. A step with an
+        adapter for a matrix is refused.
         """
 
     def features(self, width: int, at: int = 0) -> int:
@@ -332,9 +333,19 @@ class Plan:
         """y = norm(y * silu(z)) in place, an RMS norm of each group; without a weight the gate alone."""
 
     def gated(
-        self, x: int, gate: Matrix, up: Matrix, act: str, norm: F32 | None = None, eps: float = 0.0
+        self,
+        x: int,
+        gate: Matrix,
+        up: Matrix,
+        act: str,
+        norm: F32 | None = None,
+        eps: float = 0.0,
+        limit: float = 0.0,
     ) -> int:
-        """act(gate · n) * (up · n) with n = norm(x) or x; act is "silu" or "gelu" (tanh form)."""
+        """act(gate · n) * (up · n) with n = norm(x) or x; act is "silu" or "gelu" (tanh form).
+
+        `limit` > 0: min(silu(gate · n), limit) * clamp(up · n, -limit, limit).
+        """
 
     def gated_delta(
         self,
@@ -349,10 +360,12 @@ class Plan:
         keys: int,
         tiled: bool = False,
         beta_scale: float = 1.0,
+        bound: float = 0.0,
     ) -> int:
         """The gated delta rule; qkv: q of all key heads, k, v of all value heads, in one buffer or three.
 
-        g = exp(a * softplus(decay + bias)), b = beta_scale * sigmoid(beta); q, k of unit length, q times keys ** -0.5.
+        g = exp(a * softplus(decay + bias)), with a `bound` below 0 exp(bound * sigmoid(a * (decay + bias)));
+        b = beta_scale * sigmoid(beta); q, k of unit length, q times keys ** -0.5.
         S = g S, d = b (v - S' k), S = S + k d', o = S' q. decay: [heads], or [heads * keys] for a g of each key.
         Value head j reads key head j % key_heads if `tiled`, else j / (heads / key_heads).
         The layer's state is [heads][blocks of 16 columns][keys][16]. decay and beta are overwritten.
@@ -426,7 +439,7 @@ class Plan:
         norm: F32 | None = None,
         eps: float = 0.0,
     ) -> int:
-        """act(W · n + bias), n = norm(x) or x; act is "gelu" (tanh), "gelu_erf" (exact), "gelu_quick" or "relu2"."""
+        """act(W · n + bias), n = norm(x) or x; act: "gelu" (tanh), "gelu_erf", "gelu_quick", "relu" or "relu2"."""
 
     def linear_add(
         self,
@@ -536,18 +549,27 @@ class Plan:
         least: float = 0.0,
         scale: float = 1.0,
         jitter: float = 0.0,
+        corrects_logits: bool = False,
     ) -> int:
         """Scores router · (norm(x) or x) + bias; returns each row's top_k experts and their weights, for experts().
 
         router: [experts, width], of a float type. Of equal scores the lowest id is chosen, of equal groups the lowest.
         scoring: "softmax" over all experts, "sigmoid" of each, or "sparsemixer" (two masked softmaxes, `jitter`).
-        `correction` joins a score where experts are compared, and no weight. Only the `kept` best of `groups` are
+        `correction` joins a score where experts are compared, and no weight; with `corrects_logits` logits are compared
+        instead, and it joins those. Only the `kept` best of `groups` are
         chosen from: a group's score is its "best" or the sum of its "top2". `renormalise` divides the weights by
         max(their sum + epsilon, least); `scale` multiplies them.
         """
 
     def scale(self, x: int, factor: float) -> None:
         """x *= factor, in place."""
+
+    def selective_scan(self, layer: int, x: int, dt: int, b: int, c: int, a: F32, d: F32, bias: F32) -> int:
+        """Mamba-1's recurrence; x and dt are [channels], b and c [states], a [states][channels].
+
+        step = softplus(dt + bias), h = exp(step * a) * h + step * x b', y = h c + d x, for each channel; returns y.
+        The layer's state is [states][channels]; channels are a multiple of 16.
+        """
 
     def short_conv(
         self,
@@ -586,6 +608,13 @@ class Plan:
 
     def weigh(self, routes: int, scale: F32) -> None:
         """Multiply the weights that route() returned by those of the chosen experts, in place."""
+
+    def xielu(self, x: int, positive: float, negative: float, beta: float, eps: float) -> None:
+        """xIELU of every value, in place.
+
+        Above 0 it is positive * x^2 + beta * x, else negative * (exp(min(x, eps)) - 1 - x) + beta * x.
+        Source: arXiv 2411.13010.
+        """
 
     @property
     def hidden_width(self) -> int:
@@ -798,4 +827,12 @@ def count_json(text: bytes) -> tuple[int, int, int, int, bool]:
 
     Punctuation inside strings does not count; backslashes do, wherever they are. Values: items of lists and objects, at
     most. Wide: a string may hold a character beyond ASCII. What is no JSON gives some numbers.
+    """
+
+def cut_json(text: bytes, begin: int, end: int, piece: int) -> list[int]:
+    """Return begin and end of each piece of the list or object in text[begin:end], one after the other.
+
+    A piece is items of less than `piece` bytes together, or one longer item. Only brackets, quotes and commas are
+    looked at: pieces may be no JSON. Raises ValueError where an item is missing, the text ends early or something
+    follows it.
     """

@@ -116,6 +116,16 @@ def test_decays_agree_with_the_reference_where_steps_are_tiny_and_where_they_are
 
 
 @every_isa
+def test_bounded_decays_agree_with_the_reference_and_keep_within_their_bound(isa):
+    x = np.concatenate([np.linspace(-80, 80, 321), normal(1, 30) * 9 - 9]).astype(np.float32)
+    bias, a = normal(2, len(x)), np.exp(normal(3, len(x)))
+    got, want = (kernels.delta_bounded(name, x, a, bias, -5.0) for name in (isa, "reference"))
+    assert np.all(np.abs(got - want) <= (64 + 8 * np.abs(a * (x + bias))) * ULP * want)
+    assert got.min() >= np.exp(-5.0) * (1 - 8 * ULP) and got.max() <= 1
+    assert np.isnan(kernels.delta_bounded(isa, *(np.array([np.nan], np.float32),) * 3, -5.0)).all()
+
+
+@every_isa
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_betas_are_sigmoids_times_their_scale(isa, scale):
     x = np.linspace(-100, 100, 403, dtype=np.float32)

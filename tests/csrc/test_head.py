@@ -237,6 +237,21 @@ def test_padding_rows_never_win(name):
         Head(raw, name, hidden).check(end)
 
 
+@pytest.mark.parametrize("name", ["F32", "Q8_0"])
+def test_rows_from_the_end_on_are_not_looked_at(name):
+    """Drafts are chosen among the first ids: what stands in panels after them is not read."""
+    k = 96
+    raw = raw_rows(name, 200, k)
+    damaged = np.array(raw).reshape(200, -1)
+    damaged[112:] = 0xFF  # NaN, as float32 and as a scale
+    hidden = normal(1, 4, k)
+    choices = [(i, float(i % 2), 3, i) for i in range(4)]
+    for end in (1, 64, 97, 112):
+        want = Head(raw, name, hidden).run([], choices, end)[1]
+        assert Head(damaged, name, hidden).run([], choices, end)[1].tolist() == want.tolist()
+        assert (want < end).all()
+
+
 @HEADS
 def test_tiny_heads_choose(name):
     for n in (1, 2, 16, 17):

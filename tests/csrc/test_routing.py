@@ -98,6 +98,13 @@ RULES: dict[str, Variant] = {
     "gpt-oss": Variant(
         4, {"renormalise": True, "bias": CORRECTION}, {"act": "clamped", "limit": 1.5, "alpha": 1.702, **BIASES}
     ),
+    "kolibri": Variant(
+        rule={"renormalise": False, "scoring": "sigmoid", "correction": CORRECTION, "corrects_logits": True}
+    ),
+    "step": Variant(
+        3, {"renormalise": True, "scoring": "sigmoid", "correction": CORRECTION},
+        {"act": "silu", "limit": 0.2, **{key: BIASES[key] for key in ("gate_bias", "up_bias")}},
+    ),
     "llama 4": Variant(1, {"renormalise": False, "scoring": "sigmoid"}, {"act": "silu", "weigh_input": True}),
     "two weighed inputs": Variant(
         2, {"renormalise": False, "scoring": "sigmoid"}, {"act": "gelu", "weigh_input": True}

@@ -36,6 +36,7 @@ VALUES = {
     "downs": normal(12, 4 * WIDTH, 32) * np.float32(0.2),
     "pair": normal(13, 2 * WIDTH, WIDTH) * np.float32(0.2),
     "few": normal(14, 17, WIDTH),
+    "wide": normal(15, 96, WIDTH) * np.float32(0.4),
 }
 WEIGHT, BIAS, WIDE = 1 + normal(6, WIDTH) / 4, normal(7, WIDTH), normal(8, 96)
 SPEC = LayerSpec("full", 1, 2, HEAD)
@@ -97,7 +98,7 @@ def layer_norms(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
 
 def without_gates(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
     x = ops.embed(m["embed"])
-    for act in ("gelu", "gelu_erf", "gelu_quick", "relu2"):
+    for act in ("gelu", "gelu_erf", "gelu_quick", "relu", "relu2"):
         h = ops.linear_act(x, m["up"], act, WIDE, WEIGHT, EPS)
         ops.linear_add(h, m["down"], x, BIAS, scale=0.22)
     ops.logits(x, m["embed"], WEIGHT, EPS)
@@ -193,7 +194,25 @@ def gated_heads(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
     ops.logits(x, m["embed"], WEIGHT, EPS)
 
 
+def limited(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    x = ops.embed(m["embed"])
+    for limit in (0.0, 0.05, 1.5, 7.0):
+        h = ops.gated(x, m["up"], m["wide"], "silu", WEIGHT, EPS, limit)
+        ops.linear_add(h, m["down"], x)
+    ops.logits(x, m["embed"], WEIGHT, EPS)
+
+
+def xielu(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+    x = ops.embed(m["embed"])
+    for weights in ((0.8, 0.9, 0.5, -1e-6), (1.3, 0.6, 0.25, 0.0)):
+        (h,) = ops.linear(x, (m["up"],), (WIDE,), WEIGHT, EPS)
+        ops.xielu(h, *weights)
+        ops.linear_add(h, m["down"], x, BIAS, scale=0.22)
+    ops.logits(x, m["embed"], WEIGHT, EPS)
+
+
 PROGRAMS = [layer_norms, without_gates, turned, beside, weighed, streams, clipped, beyond, gated_heads]
+PROGRAMS += [limited, xielu]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -293,6 +312,36 @@ def test_gelu_in_place_has_its_exact_form():
         plan.gelu(plan.part(plan.embed(packed(VALUES["embed"])), 0, 24))
 
 
+def test_xielu_keeps_its_precision_near_zero_and_far_below():
+    """exp(x) - 1 - x is x^2 / 2 near 0, where exp(x) in float32 is 1."""
+    values = -np.logspace(-6, 2.4, 64, dtype=np.float32)[None]
+    values[0, ::7] *= -1
+
+    def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+        x = ops.embed(m["values"])
+        ops.xielu(x, 0.8, 0.9, 0.0, 0.0)
+        ops.logits(x, m["identity"], None)
+
+    extra = {"values": values, "identity": np.eye(WIDTH, dtype=np.float32)}
+    got, want = computed(program, 1, values=extra), meant(program, 1, extra)
+    np.testing.assert_allclose(got, want, rtol=3e-6)
+
+
+def test_a_limit_of_a_gate_is_reached_and_not_passed():
+    """silu reaches the limit where its argument is cut; NaN is not cut."""
+    gates = np.linspace(-9, 9, 64, dtype=np.float32)[None]
+
+    def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
+        x = ops.gated(ops.embed(m["gates"], 1.0), m["identity"], m["ones"], "silu", None, 0.0, 0.75)
+        ops.logits(x, m["identity"], None)
+
+    identity = np.eye(WIDTH, dtype=np.float32)
+    extra = {"gates": gates, "identity": identity, "ones": np.ones((WIDTH, WIDTH), np.float32)}
+    got, want = computed(program, 1, values=extra), meant(program, 1, extra)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    assert np.isnan(computed(program, 1, values=extra | {"gates": np.full_like(gates, np.nan)})).all()
+
+
 def test_streams_of_zeros_stay_zeros():
     def program(ops: Any, m: Mapping[str, Any], rope: Any) -> None:
         first = ops.embed(m["embed"], 0.0)
@@ -327,6 +376,12 @@ def test_what_does_not_fit_is_refused():
         plan.gate_heads(x, plan.part(x, 0, 24), act="sigmoid")
     with pytest.raises(UsageError, match="act must be 'sigmoid' or 'softplus', got 'silu'"):
         plan.gate_heads(x, plan.part(x, 0, 4), act="silu")
+    with pytest.raises(UsageError, match="act gelu takes no limit"):
+        plan.gated(x, packed(VALUES["up"]), packed(VALUES["up"]), "gelu", None, 0.0, 1.0)
+    with pytest.raises(UsageError, match="a limit must be 0"):
+        plan.gated(x, packed(VALUES["up"]), packed(VALUES["up"]), "silu", None, 0.0, -1.0)
+    with pytest.raises(UsageError, match="finite factors and an eps of 0 or less"):
+        plan.xielu(x, 1.0, np.inf, 0.5, 0.0)
     with pytest.raises(UsageError, match="an original length of 1"):
         plan.temper(x, 0.1, 0)
     with pytest.raises(UsageError, match="act must be"):

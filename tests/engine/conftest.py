@@ -59,6 +59,12 @@ def side_by_side(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
+def selective(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """A jamba: Mamba-1, attention on one layer, experts on every second."""
+    return tiny_hybrid("jamba", tmp_path_factory.mktemp("engine") / "jamba")
+
+
+@pytest.fixture(scope="session")
 def latent(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A deepseek_v3: latent attention, experts by groups."""
     return tiny_hybrid("latent", tmp_path_factory.mktemp("engine") / "latent")

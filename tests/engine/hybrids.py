@@ -144,6 +144,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mamba_d_conv": 4,
         "key_multiplier": 0.5,
     },
+    "jamba": COMMON
+    | {
+        "architectures": ["JambaForCausalLM"],
+        "model_type": "jamba",
+        "attn_layer_period": 4,
+        "attn_layer_offset": 2,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "mamba_d_state": 16,
+        "mamba_dt_rank": 32,
+    },
     "gemma4": COMMON
     | {
         "architectures": ["Gemma4ForCausalLM"],
@@ -192,6 +203,7 @@ def _stored(prefix: str, specs: dict[str, TensorSpec]) -> dict[str, tuple[int, .
     for spec in specs.values():
         stored = spec.hf[0]
         name, shape = (stored.name, stored.shape) if isinstance(stored, Cut) else (stored, spec.shape)
+        assert isinstance(name, str)
         if "{e}" in name:
             found |= {prefix + name.replace("{e}", str(e)): shape[1:] for e in range(shape[0])}
         elif not spec.default:

@@ -12,10 +12,9 @@ from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.base.types import SamplingParams
 from freehold.run.engine.cache.blocks import BlockManager, blocks_for
 from freehold.run.engine.cache.capacity import kinds_beside_full
-from freehold.run.engine.cache.disk import DiskCache, dependencies
+from freehold.run.engine.cache.disk import DiskCache, KvPages, dependencies
 from freehold.run.engine.cache.pool import BlockPool, Node
 from freehold.run.engine.cache.recurrent import Recurrent
-from freehold.run.engine.cache.tier import KvPages
 from freehold.run.engine.cache.window import SlidingWindow
 from freehold.run.engine.runner import ModelRunner
 from freehold.run.engine.sequence import Request, ScheduledChunk, Sequence

@@ -14,12 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold._native import BLOCK_TOKENS as SIZE
+from freehold.run.engine.cache import Copies, FullAttention
 from freehold.run.engine.cache.blocks import BlockManager
-from freehold.run.engine.cache.contract import Copies
-from freehold.run.engine.cache.disk import DiskCache
-from freehold.run.engine.cache.full import FullAttention
+from freehold.run.engine.cache.disk import DiskCache, Memory
 from freehold.run.engine.cache.recurrent import Recurrent
-from freehold.run.engine.cache.tier import Memory
 from freehold.run.engine.cache.window import SlidingWindow
 from freehold.run.engine.sequence import ScheduledChunk, Sequence
 from tests.engine.rig import Stepper

@@ -14,10 +14,10 @@ from freehold.base.types import KvType, SamplingParams
 from freehold.run.engine import Engine, Generation, TokenOut, scoring
 from freehold.run.engine import engine as stepping
 from freehold.run.engine.cache.capacity import KV_TYPES
-from freehold.run.engine.pictures import PictureIds, PromptPictures
 from freehold.run.engine.schedule import scheduler, shares
 from freehold.run.engine.schedule import scheduler as preemption_module
-from freehold.run.engine.speculate import speculation
+from freehold.run.engine.sequence import PictureIds, PromptPictures
+from freehold.run.engine.speculate import head, speculation
 from freehold.run.models.load import LoadedModel
 from freehold.run.models.lora import Adapter
 from tests.engine.formats import FORMATS, TOKENIZER, constraint
@@ -31,6 +31,7 @@ ADAPTERS = {
     "hybrid": "no_adapters",
     "mamba": "no_adapters",
     "mamba_experts": "no_adapters",
+    "selective": "no_adapters",
     "side_by_side": "no_adapters",
     "delta": "no_adapters",
     "kda": "no_adapters",
@@ -184,6 +185,10 @@ def test_batches_chunks_threads_preemption_hits_forks_deaths_drafts_formats_adap
             for module, limit in SLOW_GRAMMARS:
                 patch.setattr(module, limit, 0.0)
         eager(patch, data.draw(st.integers(1, 9)))
+        if data.draw(st.booleans()):  # a head drafts whatever it costs, among a part of the ids
+            patch.setattr(speculation.Speculation, "_price", lambda *_: 0.0)
+            patch.setattr(head, "LEAST_IDS", 1)
+            patch.setattr(head, "MOST_WAITING", data.draw(st.sampled_from([8, 1024])))
         shared = Engine(
             model,
             context=CONTEXT,

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 
 from freehold._native import BLOCK_TOKENS as SIZE
 from freehold.run.engine.cache import blocks as blocks_module
-from freehold.run.engine.cache import tier as tier_module
+from freehold.run.engine.cache import disk as tier_module
 from freehold.run.engine.cache.blocks import blocks_for, common_prefix
 from freehold.run.engine.sequence import ScheduledChunk, Sequence
 from freehold.run.models.load import LoadedModel

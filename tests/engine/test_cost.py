@@ -86,7 +86,7 @@ def test_cost_not_seen_for_long_is_forgotten():
 def test_sizes_that_were_slow_while_others_had_the_machine_are_tried_again_soon():
     """As the first answers beside the writing of a pack see it: all of the ladder looks dear, and then is not."""
     cost = StepCost()
-    for tokens in (1, *LADDER):
+    for tokens in (1, *LADDER, *LADDER):
         cost.add(tokens, 1.0 if tokens == 1 else 9.0, drafted=tokens > 1)
     assert best_extra(CERTAIN[:4], 1, cost.seconds) == 0
     steps = 0
@@ -94,6 +94,17 @@ def test_sizes_that_were_slow_while_others_had_the_machine_are_tried_again_soon(
         cost.add(1, 0.5)
         steps += 1
     assert steps <= FORGET
+
+
+def test_first_step_with_drafts_of_a_size_is_no_measure_of_it():
+    """It touches memory for the first time; priced by it, drafts were not tried again for FORGET steps."""
+    cost = StepCost()
+    for _ in range(4):
+        cost.add(1, 1.0)
+    cost.add(3, 5.0, drafted=True)
+    assert cost.count(3) == 0 and best_extra([0.9, 0.8], 1, cost.seconds) > 0
+    cost.add(3, 1.3, drafted=True)
+    assert cost.seconds(3) == 1.3
 
 
 def test_what_newest_tokens_alone_take_is_not_forgotten_while_every_step_has_a_draft():

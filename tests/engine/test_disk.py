@@ -18,11 +18,10 @@ from freehold.run import models
 from freehold.run.engine import Engine
 from freehold.run.engine.cache import blocks as blocks_module
 from freehold.run.engine.cache import disk as disk_module
-from freehold.run.engine.cache import tier as tier_module
+from freehold.run.engine.cache import disk as tier_module
 from freehold.run.engine.cache.capacity import KV_TYPES
-from freehold.run.engine.cache.disk import DiskCache, dependencies
+from freehold.run.engine.cache.disk import DiskCache, KvPages, dependencies
 from freehold.run.engine.cache.pool import PrefixTree, key_of
-from freehold.run.engine.cache.tier import KvPages
 from freehold.run.engine.schedule.scheduler import Scheduler
 from freehold.run.models.load import LoadedModel
 from tests.engine.rig import GREEDY, Rig, check_books, sequence

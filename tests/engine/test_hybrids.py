@@ -35,9 +35,9 @@ def ids(outs: list[TokenOut]) -> list[int]:
     return [out.id for out in outs]
 
 
-@pytest.fixture(params=["hybrid", "mamba", "side_by_side", "delta", "kda"])
+@pytest.fixture(params=["hybrid", "mamba", "selective", "side_by_side", "delta", "kda"])
 def each(request: pytest.FixtureRequest) -> LoadedModel:
-    """One model of each sort of state: a convolution's inputs, Mamba-2 alone and beside attention, delta rules."""
+    """One model of each sort of state: a convolution's inputs, Mamba-2 alone and beside attention, Mamba-1, deltas."""
     return request.getfixturevalue(request.param)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from freehold.base.errors import CapacityExceeded, UsageError
 from freehold.base.types import SamplingParams
 from freehold.run.engine import Engine
-from freehold.run.engine import pictures as module
-from freehold.run.engine.pictures import PICTURE_IDS, PictureIds, PromptPictures
+from freehold.run.engine import sequence as module
+from freehold.run.engine.sequence import PICTURE_IDS, PictureIds, PromptPictures
 from freehold.run.models.load import LoadedModel
 
 GREEDY = SamplingParams(temperature=0.0)

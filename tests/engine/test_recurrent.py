@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from freehold._native import BLOCK_TOKENS as SIZE
-from freehold.run.engine.cache import tier as tier_module
+from freehold.run.engine.cache import disk as tier_module
 from freehold.run.engine.cache.recurrent import Recurrent, snapshot_points
 from freehold.run.engine.cache.window import SlidingWindow
 from freehold.run.engine.sequence import Request, ScheduledChunk, Sequence

@@ -74,6 +74,7 @@ def eager(patch: pytest.MonkeyPatch, count: int = 5) -> None:
 
     patch.setattr(speculation_module, "best_extra", some)
     patch.setattr(speculation_module, "BASE_SAMPLES", 1)
+    patch.setattr(speculation_module, "MODEL_SAMPLES", 1)
     patch.setattr(speculation_module, "TRICKLE", 100.0)
 
 
@@ -274,7 +275,7 @@ def test_damaged_draft_model_is_given_up_and_changes_nothing(
         lambda batch, choose: [rows * np.float32("nan") for rows in run(batch, choose)],
     )
     eager(monkeypatch)
-    monkeypatch.setattr(Speculation, "_worth_starting", lambda *_: True)
+    monkeypatch.setattr(Speculation, "_worth_starting", lambda *_: [0])
     assert list(engine.generate(PROMPT, WARM, max_tokens=40)) == answer
     assert speculation._draft_model is None
 

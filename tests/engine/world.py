@@ -7,8 +7,8 @@ from math import inf
 from typing import Any
 
 from freehold.base.types import Priority, SamplingParams
+from freehold.run.engine.cache import CacheKind
 from freehold.run.engine.cache.blocks import BlockManager
-from freehold.run.engine.cache.contract import CacheKind
 from freehold.run.engine.cache.recurrent import Recurrent
 from freehold.run.engine.cache.window import SlidingWindow, quota
 from freehold.run.engine.schedule.scheduler import Scheduler

@@ -28,7 +28,7 @@ from freehold.run.local.opening import ServedModel
 from freehold.run.models import seeing
 from freehold.run.models.tiny import make
 from freehold.run.store import ModelRef
-from freehold.serve.worker.options import EngineOptions
+from freehold.serve.worker.client import EngineOptions
 from tests.worker import conftest as worker
 
 pytestmark = pytest.mark.heavy

@@ -18,8 +18,8 @@ from freehold.base.types import image_budget
 from freehold.run.models import seeing
 from freehold.run.models.tiny import make
 from freehold.run.store import ModelRef, Store
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.options import EngineOptions
 from tests.cli.test_run import freehold as freehold_command  # noqa: F401
 
 TINY = make.config("qwen3_vl")
@@ -90,10 +90,10 @@ def test_a_file_that_is_no_tower_of_the_model_is_refused_by_name(model: Path, tm
     with pytest.raises(UsageError, match="there is no such file") as e:
         freehold.load(model, eyes=str(tmp_path / "none.gguf"))
     assert "lazy, eager, off" in e.value.hint
-    with pytest.raises(UnsupportedModel, match="no tower"):
+    with pytest.raises(UnsupportedModel, match="no vision encoder"):
         freehold.load(model, eyes=str(model))
     other = make.write_mmproj(make.config("gemma3-eyes"), tmp_path / "mmproj-other.gguf")
-    with pytest.raises(UnsupportedModel, match="reads no pictures of the tower"):
+    with pytest.raises(UnsupportedModel, match="does not support the vision encoder"):
         freehold.load(model, eyes=str(other))
 
 
@@ -150,7 +150,7 @@ def test_run_and_serve_take_both(freehold_command, model: Path, tower: str, tmp_
     status, _, err = freehold_command(*run, "--eyes", tower, "--image-tokens", "1:4", "what?")
     assert status == 0 and "its 256 x 256 pixels are seen as 64 x 64, 4 tokens" in err
     status, _, err = freehold_command(*run, "--eyes", "off", "what?")
-    assert status != 0 and "reads text" in err
+    assert status != 0 and "cannot read pictures" in err
     for command in (run[:2], ("serve", str(model))):
         status, _, err = freehold_command(*command, "--eyes", str(tmp_path / "none.gguf"))
         assert status == 2 and "there is no such file" in err

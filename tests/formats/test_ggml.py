@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from freehold.base.errors import BadModelFile, FreeholdError, UnsupportedModel
-from freehold.run.formats import QuantType, dequantize, open_model_file
-from freehold.run.formats.detect import check_model_file
+from freehold.run.formats import QuantType, check_model_file, dequantize, open_model_file
 from freehold.run.formats.ggml import (
     END,
     LANGUAGES,

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from freehold.base.errors import BadModelFile, UnsupportedModel
-from freehold.run.formats import QuantType, dequantize, open_gguf, row_bytes, split_codes, trellis
-from freehold.run.formats.detect import quantization_of
+from freehold.run.formats import (
+    QuantType,
+    dequantize,
+    open_gguf,
+    quantization_of,
+    row_bytes,
+    split_codes,
+    trellis,
+)
 
 from .gguf_writer import ARCHITECTURE, STRING, Entry, Value, write_gguf
 from .trellis_rows import draw, nearest, read_slowly

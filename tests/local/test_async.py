@@ -16,7 +16,7 @@ import freehold
 from freehold import AsyncLLM
 from freehold.base.errors import EngineClosed, UsageError
 from freehold.run.local.answering import LocalJob
-from freehold.run.local.keywords import DEFAULTS, ChatOptions, GenerateOptions, LoadOptions
+from freehold.run.local.jobs import DEFAULTS, ChatOptions, GenerateOptions, LoadOptions
 from freehold.run.local.llm import LLM
 from freehold.run.local.opening import load
 from tests.vectors.files import write_gguf

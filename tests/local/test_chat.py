@@ -6,7 +6,7 @@ import pytest
 
 from freehold.base.errors import UsageError
 from freehold.base.types import Message, Tool, ToolCall
-from freehold.run.local.keywords import as_choice, as_messages, as_tools
+from freehold.run.local.jobs import as_choice, as_messages, as_tools
 
 OFFER = {
     "type": "function",

@@ -17,8 +17,7 @@ from freehold.base.errors import UsageError
 from freehold.base.serving import Job
 from freehold.base.types import Chunk, Format, Message, Tool
 from freehold.run.engine.constrain.constraint import Constraint
-from freehold.run.local.answering import AnswerDelta, AnswerText
-from freehold.run.local.constraints import ConstraintBuilder
+from freehold.run.local.answering import AnswerDelta, AnswerText, ConstraintBuilder
 from freehold.run.local.prompt import Prompt, Prompter
 from freehold.run.tokenizer import Tokenizer, TokenKind, tokenizer_from_gguf
 from freehold.run.tokenizer.dialects import dialect_of

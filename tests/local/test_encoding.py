@@ -17,8 +17,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from freehold.base.errors import CapacityExceeded, EngineClosed, NonFiniteLogits, Overloaded, UsageError
 from freehold.base.stopping import Stopped, stops_when
 from freehold.run.local import encoding
-from freehold.run.local.encoding import EncodeQueue, EncodeRun, EncodeTurns, EncodeWork, Seeing, WantedPicture
-from freehold.run.local.features import FeatureCache
+from freehold.run.local.encoding import (
+    EncodeQueue,
+    EncodeRun,
+    EncodeTurns,
+    EncodeWork,
+    FeatureCache,
+    Seeing,
+    WantedPicture,
+)
 from freehold.run.models.seeing import BATCH_ROWS, LIVE_ROWS, SMALL_RUNS, Picture, TowerRun
 from freehold.run.models.tower import PicturePlan
 from freehold.run.pictures.opening import Resize

@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from freehold.base.types import Segment
-from freehold.run.local.resuming import TranscriptJournal
-from freehold.run.local.spans import RATE
-from freehold.run.local.speech import Speech, load_speech
+from freehold.run.local.speech import Speech, TranscriptJournal, load_speech
 from freehold.run.local.speech_model import TOGETHER, SpeechModel
-from freehold.run.local.transcribing import Hearing, Listening, Transcriber
+from freehold.run.local.transcribing import RATE, Hearing, Listening, Transcriber
 from freehold.run.local.words import words_of
 from freehold.run.tokenizer import Tokenizer
 from tests.vectors.whisper import write_listener

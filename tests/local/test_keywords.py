@@ -6,7 +6,7 @@ import pytest
 
 from freehold.base.errors import BadPrompt, UsageError
 from freehold.base.types import Image, Message
-from freehold.run.local.keywords import as_messages
+from freehold.run.local.jobs import as_messages
 
 SEEN = Image.of(b"\x89PNG\r\n\x1a\n" + bytes(20))
 WHOLE = Message("user", "What is it?", parts=(SEEN, "What is it?"))

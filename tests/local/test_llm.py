@@ -392,6 +392,20 @@ def test_draft_model_without_speculation_is_refused(path: Path, sibling: Path):
         freehold.load(path, context=CONTEXT, draft=sibling, speculate=False)
 
 
+def test_own_head_takes_memory_only_where_it_may_draft(path: Path, tmp_path: Path):
+    own = write_gguf("qwen3_5-head", tmp_path / "own.gguf")
+    answers = []
+    for options, loads in (
+        ({"draft": "head"}, True),
+        ({"draft": "none"}, False),
+        ({"speculate": False}, False),
+    ):
+        with freehold.load(own, context=CONTEXT, threads=1, **options) as llm:
+            assert (llm._engine.model.drafter is not None) == loads
+            answers.append(llm.chat("Hi", max_tokens=20, seed=3).token_ids)
+    assert answers[0] == answers[1] == answers[2]
+
+
 def test_a_list_of_prompts_is_one_batch_of_the_answers_each_gets_alone(llm: LLM):
     prompts = ["a", "b c", "the end"]
     alone = [llm.generate(p, max_tokens=20, seed=5) for p in prompts]

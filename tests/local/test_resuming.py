@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from freehold.base.types import Segment, Word
-from freehold.run.local.resuming import KEPT_S, TranscriptJournal
+from freehold.run.local.speech import KEPT_S, TranscriptJournal
 
 CHUNKS = [
     (

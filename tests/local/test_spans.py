@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.run.local.spans import CHUNK, PAD_S, RATE, SpeechChunk, SpeechSpan, chunks, speech_spans
+from freehold.run.local.transcribing import CHUNK, PAD_S, RATE, SpeechChunk, SpeechSpan, chunks, speech_spans
 
 
 def probabilities(*parts: tuple[float, float]) -> np.ndarray:

@@ -12,7 +12,7 @@ from freehold.base.errors import ModelNotFound, UnsupportedModel
 from freehold.cli import main
 from freehold.run.formats import Metadata, QuantType, dequantize
 from freehold.run.local.speech import load_speech
-from freehold.run.local.speech_rules import speech_tokens, unspoken
+from freehold.run.local.speech_model import speech_tokens, unspoken
 from freehold.run.models.tiny import speech
 from freehold.run.tokenizer import tokenizer_from_dir, tokenizer_from_words
 from tests.formats.ggml_writer import few_bits, write_ggml

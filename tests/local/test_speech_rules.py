@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from freehold.run.local.speech_rules import FIRST_MARKS, SpeechTokens, TranscriptMatcher, TranscriptRules
+from freehold.run.local.speech_model import FIRST_MARKS, SpeechTokens, TranscriptMatcher, TranscriptRules
 
 END, FIRST, MARKS = 20, 30, 150
 TOKENS = SpeechTokens(

@@ -13,10 +13,16 @@ import numpy as np
 import pytest
 
 from freehold.base.types import Segment
-from freehold.run.local.spans import RATE, SpeechChunk, SpeechSpan
-from freehold.run.local.speech_model import Decoded, Heard, SpeechModel
-from freehold.run.local.speech_rules import SpeechTokens
-from freehold.run.local.transcribing import Hearing, Listening, Transcriber, ratio
+from freehold.run.local.speech_model import Decoded, Heard, SpeechModel, SpeechTokens
+from freehold.run.local.transcribing import (
+    RATE,
+    Hearing,
+    Listening,
+    SpeechChunk,
+    SpeechSpan,
+    Transcriber,
+    ratio,
+)
 from freehold.run.models.vad import SpeechDetector
 from freehold.run.tokenizer import Tokenizer
 

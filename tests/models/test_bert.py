@@ -169,7 +169,7 @@ def test_another_berts_config_is_refused(tmp_path: Path, fields: dict[str, objec
 
 def test_the_pooler_is_left_out_and_said(folder: Path):
     assert load_model(folder, threads=1, tokens=256).notes == (
-        "the pooler, which no embedding is made with, is left out",
+        "the pooler is left out, because embeddings do not use it",
     )
 
 

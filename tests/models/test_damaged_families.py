@@ -17,9 +17,9 @@ import pytest
 
 from freehold.base.errors import BadModelFile
 from freehold.run.formats import QuantType, Tensor, open_model_file
-from freehold.run.formats.metadata import Metadata
+from freehold.run.formats.fields import Metadata
 from freehold.run.models.binding.bind import read_source
-from freehold.run.models.binding.binder import ExpertStack, Joined, Stored
+from freehold.run.models.binding.binder import ExpertStack, RowCut, Stored, Taken
 from tests.models.golden import write_model
 from tests.vectors.weights import FAMILIES
 
@@ -57,7 +57,7 @@ def impossible(value: Any) -> Iterator[Any]:
     elif isinstance(value, str):
         yield from ("unheard-of", 7)
     elif isinstance(value, list | np.ndarray):
-        odd = ("odd",) if len(value) and isinstance(value[0], float) else ("odd", -7)
+        odd = ("odd",) if len(value) and isinstance(value[0], float | np.floating) else ("odd", -7)
         yield from ([each] * len(value) for each in odd if len(value))
     elif isinstance(value, Mapping):
         yield 7
@@ -92,7 +92,7 @@ def stored_names(tensor: Stored) -> list[str]:
         return [tensor.name]
     if isinstance(tensor, ExpertStack):
         return [each.name for each in tensor.each]
-    return [] if isinstance(tensor, Joined) else stored_names(tensor.whole)
+    return stored_names(tensor.whole) if isinstance(tensor, RowCut | Taken) else []
 
 
 @pytest.mark.parametrize(("family", "form"), FORMS)
@@ -128,7 +128,8 @@ def test_missing_misshapen_and_foreign_tensors_are_refused_by_name(family: str, 
     ]
     for name in needed[:: max(len(needed) // 12, 1)]:
         tensor = file.tensors[name]
-        longer = Tensor(name, QuantType.F32, (*tensor.shape[:-1], tensor.shape[-1] + 1), tensor.raw)
+        last = tensor.shape[-1] + 1 if tensor.shape else 2  # a single value has no shape
+        longer = Tensor(name, QuantType.F32, (*tensor.shape[:-1], last), tensor.raw)
         wrong.append(refused(file, sound, {**file.tensors, name: longer}, name))
         rest = {other: tensor for other, tensor in file.tensors.items() if other != name}
         wrong.append(refused(file, sound, rest, name))

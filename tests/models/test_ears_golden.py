@@ -176,16 +176,16 @@ def test_openais_parts_and_sounds_in_python_are_the_same(tmp_path: Path):
         mine = llm.chat([Message("user", parts=(sound, "what?"))], max_tokens=4, temperature=0)
         openais = llm.chat([{"role": "user", "content": [heard, text]}], max_tokens=4, temperature=0)
         assert mine.token_ids == openais.token_ids and llm.stats.sounds_encoded == 1
-        with pytest.raises(UsageError, match="prompt_logprobs are of words, and the chat has a sound"):
+        with pytest.raises(UsageError, match="prompt_logprobs are only for text, but the chat has a sound"):
             llm._prepared(
                 Job(messages=(Message("user", parts=(sound,)),), prompt_logprobs=1), llm.default_sampling
             )
         long = [Message("user", parts=(Audio.of(recording(4)), "?") * 4)]
-        with pytest.raises(ContextOverflow, match=r"252 of them of 4 sounds"):
+        with pytest.raises(ContextOverflow, match=r"252 of them for 4 recordings"):
             llm.chat(long)
     with freehold.load(path, context=256, threads=1, eyes="off") as deaf:
         assert not deaf.can_listen
-        with pytest.raises(UsageError, match="reads text only, and the chat has a sound"):
+        with pytest.raises(UsageError, match="reads text only, but the chat has audio"):
             deaf.chat([Message("user", parts=(sound,))])
 
 
@@ -202,7 +202,9 @@ def test_seconds_beyond_the_limit_are_refused_by_value():
         (160, r"0\.01"),
         (0, r"0\.00"),
     ):
-        with pytest.raises(UsageError, match=rf"the sound lasts {seconds} s; this model hears 0\.01 to 30 s"):
+        with pytest.raises(
+            UsageError, match=rf"the recording lasts {seconds} s; this model accepts 0\.01 to 30 s"
+        ):
             gemma4_audio.plan(sizes, samples_)
     assert gemma4_audio.plan(sizes, 161).tokens == 1
     unified = gemma4_unified_audio.config_from_hf(Fields(make.config("gemma4_unified-ears").hf), Fields({}))
@@ -234,7 +236,7 @@ def test_rows_are_as_many_as_the_processor_counts():
         ("audio_config", "attention_chunk_size", 8, "only 12 is supported"),
         ("audio_config", "hidden_act", "gelu", "supported: silu"),
         ("audio_config", "subsampling_conv_channels", [32], "expected two counts"),
-        ("audio_config", "subsampling_conv_channels", [64, 16], "as many of both"),
+        ("audio_config", "subsampling_conv_channels", [64, 16], "the same number of both"),
         ("", "sampling_rate", 8000, "16000 is supported"),
         ("", "mel_floor", 0.1, "0.001 is supported"),
         ("", "per_bin_mean", [0.0] * 32, "None is supported"),
@@ -278,7 +280,7 @@ def test_voxtral_fills_a_sound_up_to_whole_chunks():
     sizes = voxtral.config_from_hf(Fields(hf), Fields(tiny.extractor))
     seconds = (1, 30, 31, 150)
     assert [voxtral.plan(sizes, s * RATE).tokens for s in seconds] == [375, 375, 750, 1875]
-    with pytest.raises(UsageError, match=r"lasts 151\.00 s; this model hears 0\.01 to 150 s"):
+    with pytest.raises(UsageError, match=r"lasts 151\.00 s; this model accepts 0\.01 to 150 s"):
         voxtral.plan(sizes, 151 * RATE)
     silent = voxtral.rows(sizes, voxtral.plan(sizes, RATE), [np.zeros(RATE, np.float32)])
     assert silent.groups == (1500,) and np.isfinite(silent.values).all()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import freehold
-from freehold.run.engine.pictures import PICTURE_IDS
+from freehold.run.engine.sequence import PICTURE_IDS
 from freehold.run.local import opening
 from freehold.run.models.oracle.session import Oracle
 from freehold.run.models.seeing import load_tower

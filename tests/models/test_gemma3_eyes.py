@@ -15,7 +15,7 @@ from freehold import Image, Message
 from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
 from freehold.base.types import SamplingParams
 from freehold.run.engine import Engine
-from freehold.run.engine.pictures import PICTURE_IDS, PromptPictures
+from freehold.run.engine.sequence import PICTURE_IDS, PromptPictures
 from freehold.run.formats.fields import Fields
 from freehold.run.models.binding.bind import family_of
 from freehold.run.models.tiny import make
@@ -132,7 +132,7 @@ def test_a_step_that_begins_within_a_cached_picture_has_the_bits_of_the_whole(fo
 def test_a_picture_of_more_rows_than_the_engine_has_room_for_is_refused(folder: EyesOnDisk):
     ids, pictures = shown_in(range(PICTURE_IDS, PICTURE_IDS + 100), folder.shown(1), folder.mark)
     engine = Engine(folder.text, context=160, span_rows=folder.tower.span_rows() - 1)
-    with pytest.raises(UsageError, match="rows that see each other"):
+    with pytest.raises(UsageError, match="tokens that attend to each other"):
         answers(engine, ids, pictures)
 
 
@@ -278,7 +278,7 @@ def test_a_config_of_another_tower_is_refused(fields: Fields, error: type[Except
     ("change", "error", "message"),
     [
         ({"clip.use_gelu": False}, UnsupportedModel, "clip.use_gelu is not true"),
-        ({"clip.use_silu": True}, UnsupportedModel, "only towers with GELU"),
+        ({"clip.use_silu": True}, UnsupportedModel, "only encoders with GELU"),
         ({"clip.vision.image_size": None}, BadModelFile, "clip.vision.image_size is missing"),
         ({"clip.vision.projector.scale_factor": 5}, UnsupportedModel, "64 patches a side"),
     ],

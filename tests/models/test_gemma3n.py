@@ -12,7 +12,7 @@ import pytest
 
 from freehold.base.errors import BadModelFile, UnsupportedModel
 from freehold.run.formats import open_model_file
-from freehold.run.formats.metadata import Metadata
+from freehold.run.formats.fields import Metadata
 from freehold.run.models.binding.bind import read_source
 from freehold.run.models.families.gemma3n import FAMILY, AltUpLayer
 from freehold.run.models.oracle.session import Oracle

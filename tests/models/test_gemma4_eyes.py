@@ -23,7 +23,7 @@ from freehold import _native as native
 from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
 from freehold.base.types import SamplingParams
 from freehold.run.engine import Engine
-from freehold.run.engine.pictures import PICTURE_IDS, PromptPictures
+from freehold.run.engine.sequence import PICTURE_IDS, PromptPictures
 from freehold.run.formats import QuantType
 from freehold.run.formats.fields import Fields
 from freehold.run.models.binding.bind import family_of
@@ -540,7 +540,7 @@ def test_a_model_whose_tower_is_refused_reads_text(tmp_path: Path):
     (path / "config.json").write_text(json.dumps(biased), encoding="utf-8")
     with freehold.load(path, context=64, threads=1) as llm:
         assert not llm.can_see
-        assert any("reads text only" in note and "attention_bias" in note for note in llm.notes)
+        assert any("cannot read pictures" in note and "attention_bias" in note for note in llm.notes)
 
 
 def mmproj(tiny: make.TinyConfig, path: Path, **changed: np.ndarray | None) -> Path:
@@ -563,7 +563,7 @@ def test_bounds_of_a_matrix_that_hold_nothing_are_damage(tmp_path: Path):
     low = {"v__blk__1__attn_out__input_min": np.array([2.0], np.float32)}
     tower = load_tower(mmproj(tiny, tmp_path / "mmproj.gguf", **low), text)
     assert tower is not None
-    with pytest.raises(BadModelFile, match=r"bounded by 2\.0 and"):
+    with pytest.raises(BadModelFile, match=r"the bounds 2\.0 and"):
         tower.features([(tower.plan(24, 24), [picture(0)])])
     some = {"v__blk__1__attn_out__input_min": None}
     with pytest.raises(BadModelFile, match=r"v\.blk\.1\.attn_out\.input_min is missing"):

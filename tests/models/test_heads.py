@@ -11,10 +11,10 @@ import pytest
 
 from freehold import _native as native
 from freehold.run.formats import open_model_file
-from freehold.run.models.binding import bind, heads
+from freehold.run.models.binding import bind, binder
 from freehold.run.models.binding.bind import assemble, assemble_head, read_source
 from freehold.run.models.family import Ops
-from freehold.run.models.load import LoadedModel, load_model
+from freehold.run.models.load import LoadedModel, head_gain, load_model
 from freehold.run.models.oracle.session import DenseMatrix, KvStore, NumpyOps, PictureRows
 from freehold.run.models.packing.packer import packed_sizes
 from freehold.run.models.tiny import make
@@ -104,7 +104,7 @@ def test_file_whose_head_was_stripped_loads_without_one(
     plain = replace(FAMILIES[family], head="")
     path = make.write_safetensors(plain, tmp_path / "model")
     model = load_model(path, threads=1)
-    assert model.drafter is None and heads.LEFT_OUT not in model.notes
+    assert model.drafter is None and binder.LEFT_OUT not in model.notes
 
 
 def test_head_that_lacks_a_tensor_is_left_out_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -117,7 +117,7 @@ def test_head_that_lacks_a_tensor_is_left_out_with_its_name(tmp_path: Path, monk
     monkeypatch.setattr(bind, "take_head", without_fc)
     model = load_model(write_gguf("qwen3_5-head", tmp_path / "model.gguf"), threads=1)
     assert model.drafter is None
-    assert model.notes == (f"{heads.LEFT_OUT}: tensor nextn.eh_proj.weight is missing",)
+    assert model.notes == (f"{binder.LEFT_OUT}: tensor nextn.eh_proj.weight is missing",)
 
 
 def test_head_counts_in_memory_and_not_in_what_a_token_reads(tmp_path: Path):
@@ -133,4 +133,30 @@ def test_head_is_left_out_where_memory_holds_the_model_alone(tmp_path: Path, mon
     whole = sum(packed_sizes(read_source(open_model_file(path))).values())
     monkeypatch.setattr("freehold.run.models.load.available_bytes", lambda: whole - 1)
     model = load_model(path, threads=1)
-    assert model.drafter is None and model.notes[-1] == f"{heads.LEFT_OUT}: memory has no room for them"
+    assert model.drafter is None and model.notes[-1] == f"{binder.LEFT_OUT}: they do not fit in memory"
+
+
+def test_head_is_loaded_where_it_promises_to_pay_or_is_required(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = write_gguf("qwen3_5-head", tmp_path / "model.gguf")
+    monkeypatch.setattr("freehold.run.models.load.head_gain", lambda *_: 1.04)
+    left_out, required, never = (load_model(path, threads=1, head=head) for head in (None, True, False))
+    assert left_out.drafter is None and required.drafter is not None and never.drafter is None
+    promise = "they promise 1.04 times the speed; --draft head loads them"
+    assert left_out.notes == (f"{binder.LEFT_OUT}: {promise}",) and required.notes == never.notes == ()
+    assert left_out.nbytes == never.nbytes < required.nbytes
+    monkeypatch.setattr("freehold.run.models.load.head_gain", lambda *_: 1.05)
+    assert load_model(path, threads=1, head=None).drafter is not None
+
+
+def test_rows_that_bring_their_own_experts_promise_less(tmp_path: Path):
+    """By bytes: a head of a tenth, verified rows that cost an eighth of a step or, with experts, most of one."""
+    source = read_source(open_model_file(write_gguf("glm4_moe-head", tmp_path / "model.gguf")))
+    sizes, shares = packed_sizes(source), source.shares
+    step = sum(size * shares[name] for name, size in sizes.items())
+    experts = sum(size * shares[name] for name, size in sizes.items() if shares[name] < 1)
+    gain = head_gain(source, {})
+    assert 0 < experts < step and 0 < gain < 1.8 / (1 + 0.13 + 0.87 * experts / step)
+    dense = read_source(open_model_file(write_gguf("qwen3_5-head", tmp_path / "dense.gguf")))
+    assert gain < head_gain(dense, {}) < 1.8 / 1.13

@@ -19,7 +19,7 @@ from freehold.run.formats.fields import Fields
 from freehold.run.models.binding.bind import family_of
 from freehold.run.models.binding.towers import read_tower
 from freehold.run.models.load import load_model
-from freehold.run.models.parts.tiles import nearest_grid
+from freehold.run.models.parts.vision import nearest_grid
 from freehold.run.models.seeing import LoadedTower, load_tower
 from freehold.run.models.tiny import make
 from freehold.run.models.tower import CLIP_MEAN, TokenBudget
@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_named(config: Callable[[], Any], error: type[Excep
         (internvl, INTERN_GGUF, "clip.use_gelu", False, "clip.use_gelu is not true"),
         (internvl, INTERN_GGUF, "clip.vision.image_size", 450, "32.1429 patches a side"),
         (internvl, INTERN_GGUF, "clip.vision.patch_size", None, "clip.vision.patch_size is missing"),
-        (lfm2vl, LIQUID_GGUF, "clip.use_silu", True, "only towers with GELU"),
+        (lfm2vl, LIQUID_GGUF, "clip.use_silu", True, "only encoders with GELU"),
         (lfm2vl, LIQUID_GGUF, "clip.projector.width", None, "clip.projector.width is missing"),
         (lfm2vl, LIQUID_GGUF, "clip.vision.attention.head_count", 7, "7 heads"),
     ],

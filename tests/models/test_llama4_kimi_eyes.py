@@ -238,7 +238,7 @@ def test_what_does_not_fit_is_named(config: Callable[[], Any], error: type[Excep
         (llama4, SCOUT_GGUF, "clip.vision.image_size", 340, "24.2857 patches a side"),
         (llama4, SCOUT_GGUF, "clip.projector.width", None, "clip.projector.width is missing"),
         (llama4, SCOUT_GGUF, "clip.vision.attention.head_count", 12, "12 heads"),
-        (kimivl, MOON_GGUF, "clip.use_silu", True, "only towers with GELU"),
+        (kimivl, MOON_GGUF, "clip.use_silu", True, "only encoders with GELU"),
         (kimivl, MOON_GGUF, "clip.vision.image_size", 900, "not a multiple of the patches' 14"),
         (kimivl, MOON_GGUF, "clip.vision.patch_size", None, "clip.vision.patch_size is missing"),
     ],
@@ -254,7 +254,9 @@ def test_a_gguf_of_another_tower_is_refused(
 def test_a_tower_beside_another_text_model_is_refused(tmp_path: Path):
     text = load_model(make.write_gguf(make.config("llama"), tmp_path / "model.gguf"), threads=1)
     tower = make.write_mmproj(make.config("kimi_vl"), tmp_path / "mmproj.gguf")
-    with pytest.raises(UnsupportedModel, match=r"reads no pictures of the tower \w+ \(kimivl, kimik25\)"):
+    with pytest.raises(
+        UnsupportedModel, match=r"does not support the vision encoder \w+ \(kimivl, kimik25\)"
+    ):
         load_tower(tower, text)
 
 

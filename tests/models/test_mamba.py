@@ -17,10 +17,13 @@ from freehold.choose.advisor.file_anatomy import SizeKeys, from_file
 from freehold.run.formats import open_model_file
 from freehold.run.formats.fields import Fields
 from freehold.run.models.binding.bind import read_source
-from freehold.run.models.families import falcon_h1, granitehybrid, mamba2, nemotron_h
+from freehold.run.models.families import falcon_h1, granitehybrid, jamba, mamba, mamba2, nemotron_h
 from freehold.run.models.family import Cut, Layer
 from freehold.run.models.oracle.arithmetic import RecurrentVerbs
-from freehold.run.models.parts.mamba import Mamba2, MambaSizes
+from freehold.run.models.parts.attention import Attention
+from freehold.run.models.parts.mamba import Mamba1, Mamba2, MambaSizes, SelectiveSizes
+from freehold.run.models.parts.moe import Moe
+from freehold.run.models.tiny import make
 from tests.engine.hybrids import hybrid
 from tests.models.golden import write_model
 
@@ -98,7 +101,7 @@ def test_steps_without_limits_are_read_in_every_spelling(family: str, limit: Any
 @pytest.mark.parametrize("limit", [[0.001, math.inf], [0.0, 100.0], [0.001, 0.1]])
 def test_steps_with_limits_are_refused(family: str, limit: list[float]):
     """transformers applies them to a prompt and not to single tokens: no forward pass has both results."""
-    with pytest.raises(UnsupportedModel, match="step sizes without limits alone are supported"):
+    with pytest.raises(UnsupportedModel, match="only step sizes without limits are supported"):
         read(family, time_step_limit=limit)
 
 
@@ -291,3 +294,82 @@ def test_the_gate_comes_before_the_norm_of_each_group(weight: np.ndarray | None)
     again = y.copy()
     RecurrentVerbs().gate_norm(again, z, weight, 1e-5, 2)
     assert np.abs(out - again).max() <= 1e-5
+
+
+# --- Mamba-1 -----------------------------------------------------------------------------------------
+
+
+def selective(name: str, **changed: Any) -> Any:
+    reader = jamba.config_from_hf if name.startswith("jamba") else mamba.config_from_hf
+    return reader(Fields(make.config(name).hf | changed))
+
+
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "jamba", "jamba-dense"])
+def test_both_formats_state_the_same_mixers(name: str, tmp_path: Path):
+    sizes: list[Any] = []
+    for form in ("hf", "gguf"):
+        (folder := tmp_path / form).mkdir()
+        source = read_source(open_model_file(write_model(name, form, folder)))
+        sizes.append(
+            (source.cfg.mamba, [type(part) for layer in source.network.layers for part in layer.parts])
+        )
+    assert sizes[0] == sizes[1]
+
+
+def test_a_rank_of_auto_is_a_sixteenth_of_the_hidden_width():
+    assert selective("mamba", time_step_rank="auto").mamba.rank == 4
+    assert selective("mamba", time_step_rank="auto", hidden_size=768).mamba.rank == 48
+
+
+def test_a_rank_is_filled_up_where_nothing_normalises_it():
+    """The 130M has a rank of 48, and 32 does not divide it."""
+    sizes = SelectiveSizes(inner=64, states=4, rank=48, kernel=4)
+    part = Mamba1(hidden=64, sizes=sizes, eps=1e-5)
+    specs = part.tensors()
+    assert specs["r"].shape == (64, 64) and specs["dt"].shape == (64, 64)
+    cut = specs["dt"].hf[0]
+    assert (
+        isinstance(cut, Cut)
+        and cut.take is not None
+        and not cut.take(np.ones((64, 48), np.float32))[:, 48:].any()
+    )
+    with pytest.raises(UnsupportedModel, match="a rank of 48 that is normalised"):
+        Mamba1(hidden=64, sizes=sizes, eps=1e-5, inner_norm="bare")
+
+
+def test_a_jambas_layers_follow_their_periods():
+    cfg = selective("jamba", num_hidden_layers=8)
+    kinds = [[type(part) for part in jamba.layer(cfg, i)] for i in range(8)]
+    assert [Attention in kind for kind in kinds] == [i % 4 == 2 for i in range(8)]
+    assert [Moe in kind for kind in kinds] == [i % 2 == 1 for i in range(8)]
+    assert selective("jamba-dense").mixture is None
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "error", "named"),
+    [
+        ("mamba", {"use_bias": True}, UnsupportedModel, "use_bias"),
+        ("mamba", {"hidden_act": "gelu"}, UnsupportedModel, "hidden_act"),
+        ("mamba", {"time_step_rank": "many"}, BadModelFile, "time_step_rank"),
+        ("mamba", {"state_size": 1024}, BadModelFile, "state_size is 1024"),
+        ("jamba", {"mamba_proj_bias": True}, UnsupportedModel, "mamba_proj_bias"),
+        ("jamba", {"attn_layer_offset": 4}, BadModelFile, "attn_layer_offset is 4"),
+        ("jamba", {"expert_layer_offset": 2}, BadModelFile, "expert_layer_offset is 2"),
+        ("jamba", {"num_experts_per_tok": 5}, BadModelFile, "5 of 4 experts"),
+    ],
+)
+def test_what_a_mamba1_does_not_compute_is_refused_by_its_key(
+    name: str, changed: dict[str, Any], error: type[FreeholdError], named: str
+):
+    with pytest.raises(error, match=named):
+        selective(name, **changed)
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+@pytest.mark.parametrize("name", ["mamba", "falcon_mamba", "jamba", "jamba-dense"])
+def test_fit_keeps_of_a_mamba1_what_the_engine_keeps(name: str, form: str, tmp_path: Path):
+    path = write_model(name, form, tmp_path)
+    layers = [layer.keeps for layer in read_source(open_model_file(path)).network.layers]
+    anatomy = from_file(path)
+    assert kept_bytes(anatomy.layers, 100) == kept_bytes(layers, 100)
+    assert recurrent_bytes(anatomy.layers) == recurrent_bytes(layers) > 0

@@ -30,6 +30,7 @@ MIXTURES = ["mixtral", "qwen2moe", "qwen3moe", "olmoe"]
 # Sigmoid routers, corrections, sparse mixers, sinks and windows, chunks and weighed inputs, factors, shared experts.
 OTHERS = ["dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "hunyuan_v1_moe", "llama4", "minimax_m2", "phimoe"]
 OTHERS += ["afmoe", "exaone_moe", "laguna", "mellum", "qwen3_vl_moe"]  # a token reads nothing of its tower
+OTHERS += ["cohere2_moe", "mimo_v2_flash", "step3p7"]
 
 
 def reopened(path: Path, tensors: dict[str, Tensor] | None = None, /, **keys: Any) -> Any:

@@ -226,7 +226,7 @@ def test_a_budget_beyond_the_models_limit_is_refused():
         ("vision_config.hidden_act", "gelu", UnsupportedModel, "hidden_act is 'gelu'"),
         ("vision_config.num_channels", 4, UnsupportedModel, "num_channels is 4"),
         ("vision_config.num_attention_heads", 3, UnsupportedModel, "3 heads over a width of 1024"),
-        ("vision_config.intermediate_size", 4100, UnsupportedModel, "tower's MLP width is 4100"),
+        ("vision_config.intermediate_size", 4100, UnsupportedModel, "encoder's MLP width is 4100"),
         ("vision_config.rope_parameters", {"rope_type": "yarn"}, UnsupportedModel, "rope_type is 'yarn'"),
         ("projector_hidden_act", "relu", UnsupportedModel, "projector_hidden_act is 'relu'"),
         ("vision_feature_layer", -2, UnsupportedModel, "vision_feature_layer is -2"),
@@ -268,7 +268,7 @@ def test_pixels_of_another_form_are_named(settings: dict[str, Any], message: str
     ("change", "error", "message"),
     [
         ({"clip.use_silu": False}, UnsupportedModel, "clip.use_silu is not true"),
-        ({"clip.use_gelu": True}, UnsupportedModel, "only towers with SiLU"),
+        ({"clip.use_gelu": True}, UnsupportedModel, "only encoders with SiLU"),
         ({"clip.vision.image_size": None}, BadModelFile, "clip.vision.image_size is missing"),
         ({"clip.vision.attention.head_count": 512}, UnsupportedModel, "512 heads over a width of 1024"),
     ],

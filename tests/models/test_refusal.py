@@ -98,7 +98,7 @@ def test_a_download_that_would_not_run_is_refused_with_what_does():
         ("kimi-k3", "delta rule with a decay for each channel"),
         ("qwen4exp", "n-gram embeddings"),
         ("minimax-m3", "an index picks"),
-        ("mimo2", "sinks"),
+        ("bloom", "ALiBi"),
     ],
 )
 def test_newer_architecture_is_refused_with_what_it_has_that_is_not_computed(name: str, lack: str):

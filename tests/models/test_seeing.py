@@ -252,12 +252,14 @@ def test_older_names_are_read_too(folder: Path, text: LoadedModel, tower: Loaded
 
 
 def test_a_tower_of_another_model_is_refused_by_name(text: LoadedModel, tmp_path: Path):
-    with pytest.raises(UnsupportedModel, match=r"'ldp', which Freehold does not run yet"):
+    with pytest.raises(UnsupportedModel, match=r"'ldp', which is not supported yet"):
         load_tower(mmproj(tmp_path, clip__projector_type="ldp"), text)
     plain = make.write_safetensors(make.config("qwen3"), tmp_path / "plain")
-    with pytest.raises(UnsupportedModel, match=r"reads no pictures of the tower mmproj \(qwen3vl_merger\)"):
+    with pytest.raises(
+        UnsupportedModel, match=r"does not support the vision encoder mmproj \(qwen3vl_merger\)"
+    ):
         load_tower(mmproj(tmp_path), replace(load_model(plain, threads=1), gguf=True))
-    with pytest.raises(BadModelFile, match=r"makes rows of 64 columns; .* reads 256"):
+    with pytest.raises(BadModelFile, match=r"has features of width 64; .* expects 256"):
         load_tower(mmproj(tmp_path, "qwen3_5-eyes"), text)
 
 

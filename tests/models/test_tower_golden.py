@@ -22,7 +22,7 @@ import freehold
 from freehold import Image as Shot
 from freehold import Message
 from freehold.base.errors import UsageError
-from freehold.run.engine.pictures import PICTURE_IDS
+from freehold.run.engine.sequence import PICTURE_IDS
 from freehold.run.formats import open_model_file
 from freehold.run.models.binding.towers import read_tower
 from freehold.run.models.load import LoadedModel, load_model

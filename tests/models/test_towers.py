@@ -12,8 +12,7 @@ import pytest
 
 from freehold.base.errors import BadModelFile, UnsupportedModel, UsageError
 from freehold.run.formats import QuantType, open_model_file
-from freehold.run.formats.fields import Fields
-from freehold.run.formats.metadata import Metadata
+from freehold.run.formats.fields import Fields, Metadata
 from freehold.run.models.binding.bind import family_of, gguf_family
 from freehold.run.models.binding.towers import read_tower
 from freehold.run.models.config.rope import RopeSpec, gguf_sections, hf_sections
@@ -345,7 +344,7 @@ def test_a_config_that_does_not_fit_is_named(changed: dict[str, Any], kind: type
     ("changed", "kind", "named"),
     [
         ({"use_gelu": False}, UnsupportedModel, "clip.use_gelu is not true"),
-        ({"use_silu": True}, UnsupportedModel, "only towers with GELU"),
+        ({"use_silu": True}, UnsupportedModel, "only encoders with GELU"),
         ({"vision__block_count": None}, BadModelFile, "clip.vision.block_count is missing"),
         ({"vision__is_deepstack_layers": [True]}, BadModelFile, "clip.vision.is_deepstack_layers is"),
     ],
@@ -494,7 +493,7 @@ def test_both_formats_say_the_same_tower_of_glm():
     assert (stated.head, stated.side, stated.intermediate, stated.last) == (128, 24, 4096, 13696)
     with pytest.raises(UnsupportedModel, match="attention_bias is True"):
         of_glm(attention_bias=True)
-    with pytest.raises(BadModelFile, match="tower's MLP"):
+    with pytest.raises(BadModelFile, match="encoder's MLP"):
         of_glm(out_hidden_size=4100)
 
 
@@ -630,7 +629,9 @@ def test_qwen2_vls_sizes_are_read_from_both_formats():
     cfg = qwen2vl.config_from_gguf(Fields(stated, "clip."))
     assert cfg == of_qwen2() and (cfg.intermediate, cfg.out, cfg.head) == (5120, 1536, 80)
     for act in ("gelu", "silu"):
-        with pytest.raises(UnsupportedModel, match=f"use_{act} is true; of this tower only the quick GELU"):
+        with pytest.raises(
+            UnsupportedModel, match=f"use_{act} is true; this encoder supports only the quick GELU"
+        ):
             qwen2vl.config_from_gguf(Fields({**stated, f"clip.use_{act}": True}, "clip."))
     with pytest.raises(UnsupportedModel, match="hidden_act is 'silu'"):
         of_qwen2(hidden_act="silu")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from freehold.base.errors import BadModelFile, FreeholdError, UnsupportedModel
-from freehold.run.local.spans import RATE, speech_spans
+from freehold.run.local.transcribing import RATE, speech_spans
 from freehold.run.models.vad import CHUNK, SpeechDetector
 from freehold.run.sounds import open_sound
 

@@ -12,8 +12,7 @@ import pytest
 
 from freehold.run.engine import Engine
 from freehold.run.formats import open_model_file
-from freehold.run.local.speech_model import Heard, SpeechModel
-from freehold.run.local.speech_rules import SpeechTokens
+from freehold.run.local.speech_model import Heard, SpeechModel, SpeechTokens
 from freehold.run.local.words import Aligner, aligned, medians, warped
 from freehold.run.models.load import LoadedModel, load_model
 from freehold.run.models.oracle.tower import TowerOracle

@@ -17,7 +17,7 @@ U8 = NDArray[np.uint8]
 HAS_AVIF = features.check("avif")
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's colour types
 ORIENTATION = 0x0112
-ANIMATED = "an animation: its first frame alone is seen"
+ANIMATED = "an animation: only its first frame is used"
 
 
 def pattern(width: int = 12, height: int = 7, channels: int = 3) -> U8:

@@ -16,8 +16,8 @@ import pytest
 
 from freehold.base import platforms
 from freehold.base.errors import CapacityExceeded, FreeholdError, UsageError
-from freehold.run.sounds import decoding, limits, open_sound, opening
-from freehold.run.sounds.decoding import open_compressed
+from freehold.run.sounds import limits, open_sound, opening
+from freehold.run.sounds.opening import open_compressed
 from tests.fuzz.mutate import mutated
 from tests.sounds.flac_files import FlacShape, flac, frame, head
 from tests.sounds.test_wav import wav
@@ -143,18 +143,18 @@ def test_levels_that_hurt_stay_what_they_are():
 
 REFUSED: dict[str, tuple[bytes, str]] = {
     "zero bytes": (b"", "empty"),
-    "one byte": (b"R", "no known form"),
-    "zeros": (bytes(5000), "no known form"),
-    "a text": (b"hello there", "no known form"),
+    "one byte": (b"R", "known audio format"),
+    "zeros": (bytes(5000), "known audio format"),
+    "a text": (b"hello there", "known audio format"),
     "a path": (b"/etc/passwd", "a path"),
     "an address": (b"http://127.0.0.1/x.mp3", "an address"),
-    "file:": (b"file:///etc/passwd", "no known form"),
+    "file:": (b"file:///etc/passwd", "known audio format"),
     "concat": (b"ffconcat version 1.0\nfile /etc/passwd\n", "a playlist"),
     "HLS": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "a playlist"),
     "DASH": (b"<?xml version='1.0'?><MPD></MPD>", "XML"),
-    "SDP": (b"v=0\no=- 0 0 IN IP4 127.0.0.1\n", "no known form"),
+    "SDP": (b"v=0\no=- 0 0 IN IP4 127.0.0.1\n", "known audio format"),
     "HLS behind ID3": (b"ID3\4\0\0\0\0\0\0#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "MP3"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(50), "no known form"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(50), "known audio format"),
     "ZIP": (b"PK\3\4" + bytes(50), "ZIP"),
     "ID3 of 256 MB": (ID3_OF_256_MB + bytes(500), "MP3"),
     "ID3 of 256 MB, then FLAC": (ID3_OF_256_MB + head(RATE, 1, 16, 0), "MP3"),
@@ -183,13 +183,13 @@ def test_a_truncated_m4a_and_a_video_without_sound_are_refused():
     whole = M4A()
     with pytest.raises(UsageError, match="damaged or cut short"):
         open_sound(whole[: len(whole) // 2])
-    with pytest.raises(UsageError, match="has no sound, only video"):
+    with pytest.raises(UsageError, match="has no audio, only video"):
         open_sound(video_alone())
 
 
 def test_no_more_seconds_are_decoded_than_may_be_read():
     data = encoded("ogg", "libopus", seconds=4)
-    with pytest.raises(UsageError, match=r"more than [23] seconds; at most 2 are read"):
+    with pytest.raises(UsageError, match=r"more than [23] seconds; the limit is 2"):
         open_sound(data, most_s=2)
     assert not _decoders()
 
@@ -198,7 +198,7 @@ def test_six_hours_of_silence_take_the_memory_of_a_piece():
     silence = head(44_100, 2, 16, 0) + frame(np.zeros((65_535, 2), np.int64), 0, 16, CONSTANT) * 14_534
     assert len(silence) < 1_100_000
     before = psutil.Process().memory_info().rss
-    with pytest.raises(UsageError, match="at most 60 are read"):
+    with pytest.raises(UsageError, match="the limit is 60"):
         open_sound(silence, most_s=60)
     assert psutil.Process().memory_info().rss - before < 200 << 20
 
@@ -246,7 +246,7 @@ def test_the_process_is_closed_in_and_ends_when_its_pieces_are_closed():
 
 
 def test_without_pyav_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decoding.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(opening.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="MP3, which needs PyAV") as error:
         open_sound(b"\xff\xfb\x90\x00" + bytes(400))
     assert error.value.hint == 'pip install "freehold[audio]"'
@@ -257,8 +257,8 @@ def test_where_nothing_can_be_confined_time_and_memory_are_limited(monkeypatch: 
         "from freehold.base import platforms; platforms.can_confine = lambda: False; import os; "
         "from freehold.run.sounds.child import main; os._exit(main())"
     )
-    command = (*decoding.COMMAND[:2], "-c", script)
-    monkeypatch.setattr(decoding, "COMMAND", command)
+    command = (*opening.COMMAND[:2], "-c", script)
+    monkeypatch.setattr(opening, "COMMAND", command)
     assert open_sound(encoded("mp3", "libmp3lame")).seconds > 0.9
 
 

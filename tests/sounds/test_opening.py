@@ -11,8 +11,8 @@ import pytest
 
 from freehold.base.errors import Overloaded
 from freehold.run.sounds import open_sound, opening
+from freehold.run.sounds.opening import resampled
 from freehold.run.sounds.pcm import Recording
-from freehold.run.sounds.resampling import resampled
 from tests.sounds.test_wav import RATE, wav
 
 PIECE = np.linspace(-1, 1, RATE, dtype=np.float32)

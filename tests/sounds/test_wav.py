@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from freehold.base.errors import FreeholdError, UsageError
-from freehold.run.sounds import open_sound, resampling
-from freehold.run.sounds.resampling import resampled
-from freehold.run.sounds.wav import read_wav
+from freehold.run.sounds import open_sound, opening
+from freehold.run.sounds.opening import resampled
+from freehold.run.sounds.pcm import read_wav
 
 RATE = 16_000
 WAVE = np.array([0.0, 0.5, -0.5, 0.25, -1.0, 0.999], np.float64)
@@ -96,7 +96,7 @@ def test_resampling_is_a_sum_in_order_whatever_the_pieces(rate: int):
     whole = resampled(samples, rate, RATE)
     shared = math.gcd(rate, RATE)
     up, down = RATE // shared, rate // shared
-    kernels, reach = resampling._kernels(up, down)
+    kernels, reach = opening._kernels(up, down)
     padded = np.concatenate([np.zeros(reach), samples, np.zeros(2 * reach + 1)])
     places = np.arange(-(-3001 * up // down)) * down
     total = np.zeros(len(places))
@@ -104,12 +104,12 @@ def test_resampling_is_a_sum_in_order_whatever_the_pieces(rate: int):
         total += padded[places // up + tap] * kernels[places % up, tap]
     assert whole.tobytes() == total.astype(np.float32).tobytes()
     for cuts in ([1, 2, 700, 2999], list(range(100, 3000, 100))):
-        pieces = resampling.resampled_pieces(np.split(samples, cuts), rate, RATE)
+        pieces = opening.resampled_pieces(np.split(samples, cuts), rate, RATE)
         assert np.concatenate([*pieces]).tobytes() == whole.tobytes()
 
 
 REFUSED = {
-    "no known form": b"hello there, this is text",
+    "known audio format": b"hello there, this is text",
     "empty": b"",
     "FLAC": b"fLaC" + bytes(40),
     "MP4": bytes(4) + b"ftypM4A " + bytes(40),

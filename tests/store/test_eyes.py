@@ -100,7 +100,9 @@ def test_a_model_comes_with_its_tower_and_the_size_of_both_is_said_first(hub: St
     )
     planned = next(e for e in events if isinstance(e, Planned))
     assert (planned.files, planned.total) == (2, len(MODEL) + len(TOWER))
-    assert f"its eyes: mmproj-F16.gguf ({human(len(TOWER))}); --no-eyes leaves them out" in said(events)
+    assert f"with its vision encoder mmproj-F16.gguf ({human(len(TOWER))}); --no-eyes leaves it out" in said(
+        events
+    )
     assert [e.done for e in events if isinstance(e, Progress)][-1] == len(MODEL) + len(TOWER)
     asked = len(hub.requests)
     assert store.pull("org/m").eyes == store.resolve("org/m").eyes == ref.eyes
@@ -189,9 +191,12 @@ def test_a_tower_that_is_gone_is_fetched_again_and_nothing_else(hub: Standin, st
 @pytest.mark.parametrize(
     ("stray", "why"),
     [
-        (tower(2560), "its features have 2,560 columns, the rows of m-Q4_K_M.gguf have 64"),
+        (tower(2560), "its features have 2,560 columns, but m-Q4_K_M.gguf expects 64"),
         (tower(bases=["Qwen/Qwen2-VL-7B"]), "it names other base models than m-Q4_K_M.gguf"),
-        (text_model(), "mmproj-F16.gguf is not a vision tower: its architecture is 'llama', expected 'clip'"),
+        (
+            text_model(),
+            "mmproj-F16.gguf is not a vision encoder: its architecture is 'llama', expected 'clip'",
+        ),
         (b"GGUF" + bytes(range(256)), "mmproj-F16.gguf"),
     ],
     ids=["width", "base", "no-tower", "damaged"],
@@ -203,7 +208,7 @@ def test_a_stray_tower_is_refused_by_name_and_the_model_kept(
     with pytest.raises(BadModelFile) as caught:
         store.pull("org/m")
     assert why in caught.value.message
-    assert caught.value.hint == f"freehold pull {NAME} --no-eyes takes the model without it"
+    assert caught.value.hint == f"freehold pull {NAME} --no-eyes downloads the model without it"
     assert towers(store) == [] and store.list()[0].state == "incomplete"
     hub.sent = 0
     assert store.pull("org/m", eyes=False).eyes is None
@@ -239,8 +244,8 @@ def test_a_tower_for_sound_is_deleted_with_a_note(hub: Standin, store: Store):
     events: list[Event] = []
     ref = store.pull("org/m", events.append)
     assert ref.eyes is None and towers(store) == []
-    assert "mmproj-F16.gguf is a tower for sound, not for pictures: it was deleted" in said(events)
-    assert store.list()[0].detail.endswith("; mmproj-F16.gguf is for sound, and was left out")
+    assert "mmproj-F16.gguf is an audio encoder, not a vision encoder: it was deleted" in said(events)
+    assert store.list()[0].detail.endswith("; mmproj-F16.gguf is an audio encoder, and was left out")
     assert renewal(store, "org/m", lambda _: None).changes == ()
 
 
@@ -248,7 +253,7 @@ def test_a_model_is_pulled_without_eyes_and_gets_them_later(hub: Standin, store:
     ref = store.pull("org/m", eyes=False)
     assert ref.eyes is None and hub.sent == len(MODEL)
     assert store.pull("org/m").eyes is None and renewal(store, "org/m", lambda _: None).changes == ()
-    with pytest.raises(Offline, match="is here without its tower"):
+    with pytest.raises(Offline, match="is installed without its vision encoder"):
         Store(replace(settings, offline=True)).pull("org/m", eyes=True)
     events: list[Event] = []
     hub.sent = 0
@@ -287,7 +292,7 @@ def test_safetensors_come_with_what_their_tower_needs(standin: Standin, store: S
     events: list[Event] = []
     ref = store.pull("org/m", events.append, eyes=False)
     assert ref.eyes is None and {p.name for p in ref.files} >= set(beside)
-    assert "safetensors hold a tower in the same files: nothing is left out" in said(events)
+    assert "safetensors files contain the vision encoder, so --no-eyes has no effect" in said(events)
 
 
 # --- updated -----------------------------------------------------------------------------------------
@@ -417,7 +422,7 @@ def test_the_one_tower_that_fits_beside_a_file_is_taken(store: Store, tmp_path: 
     put(tmp_path / "mmproj-hears-F16.gguf", tower(sees=False))
     put(tmp_path / "mmproj-bad-F16.gguf", b"GGUF")
     assert (
-        store.resolve(str(path)).eyes is None and beside(path).why == "none of 3 mmproj files beside it fits"
+        store.resolve(str(path)).eyes is None and beside(path).why == "none of 3 mmproj files next to it fits"
     )
     put(tmp_path / "mmproj-small-F32.gguf", TOWER)
     its = put(tmp_path / "mmproj-small-F16.gguf", TOWER)

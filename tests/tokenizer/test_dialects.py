@@ -14,9 +14,16 @@ from hypothesis import strategies as st
 from freehold.base.errors import UsageError
 from freehold.base.types import Message, Tool, ToolCall
 from freehold.run.tokenizer import ChatTemplate
-from freehold.run.tokenizer.dialects import Call, HarmonyParser, Thought, ToolParser, dialect_of, notation
+from freehold.run.tokenizer.dialects import (
+    _MARKS,
+    Call,
+    HarmonyParser,
+    Thought,
+    ToolParser,
+    dialect_of,
+    grammar,
+)
 from freehold.run.tokenizer.dialects.contract import Dialect
-from freehold.run.tokenizer.dialects.detect import _MARKS
 from freehold.run.tokenizer.dialects.grammar import closed, pattern_of_bare
 from tests.tokenizer import families
 
@@ -542,7 +549,7 @@ def test_harmony_s_channels_are_thinking_text_and_calls():
 )
 def test_schema_that_gemma_s_notation_cannot_keep_is_refused_by_name(schema, words):
     with pytest.raises(UsageError, match=re.escape(words)):
-        notation.arguments("a", {"properties": {"x": schema}, "required": ["x"]}, json.dumps)
+        grammar.arguments("a", {"properties": {"x": schema}, "required": ["x"]}, json.dumps)
 
 
 def test_schema_of_choices_within_choices_is_refused_before_it_fills_memory():
@@ -550,7 +557,7 @@ def test_schema_of_choices_within_choices_is_refused_before_it_fills_memory():
     for _ in range(14):
         schema = {"anyOf": [{"items": schema}, {"items": schema}]}
     with pytest.raises(UsageError, match="more than 4,096 rules"):
-        notation.arguments("a", {"properties": {"x": schema}}, json.dumps)
+        grammar.arguments("a", {"properties": {"x": schema}}, json.dumps)
 
 
 def test_harmony_without_a_header_is_text():

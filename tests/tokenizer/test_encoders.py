@@ -13,10 +13,9 @@ from tokenizers import models, normalizers
 from freehold._native import Bpe, Strings
 from freehold.base.errors import BadModelFile, UsageError
 from freehold.base.stopping import Stopped, stops_when
-from freehold.run.tokenizer import encoders
+from freehold.run.tokenizer import core
 from freehold.run.tokenizer import vocab as pretokenizers
-from freehold.run.tokenizer.core import byte_alphabet
-from freehold.run.tokenizer.encoders import library_encoder, marking_encoder, merging_encoder
+from freehold.run.tokenizer.core import byte_alphabet, library_encoder, marking_encoder, merging_encoder
 
 LETTERS = "abcdeé€ "
 
@@ -134,7 +133,7 @@ def test_windows_give_the_ids_of_the_whole_text(name: str, monkeypatch: pytest.M
     ]
     whole = ours(texts)
     for window in (7, 16, 50):
-        monkeypatch.setattr(encoders, "WINDOW", window)
+        monkeypatch.setattr(core, "WINDOW", window)
         assert [ours([text])[0] for text in texts] == whole
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.base.errors import UsageError
-from freehold.run.tokenizer.splitters import StopStrings, ThinkingSplitter, held_suffix
+from freehold.run.tokenizer.dialects.contract import StopStrings, ThinkingSplitter, held_suffix
 
 TAGS = ("<think>", "</think>")
 
@@ -47,7 +47,7 @@ def test_the_stop_string_that_came_is_known(pieces, found):
     filter = StopStrings(["STOP", "END"])
     for piece in pieces:
         filter.push(piece)
-    assert filter.found == found
+    assert filter.stop == found
 
 
 @pytest.mark.parametrize("bad", [[""], [3]])

@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 # The converter knows these classes by the name that published files have.
-PUBLISHED = {"PhimoeForCausalLM": "PhiMoEForCausalLM", "MinistralForCausalLM": "MistralForCausalLM"}
+PUBLISHED = {
+    "BailingHybridForCausalLM": "BailingMoeV3ForCausalLM",
+    "MinistralForCausalLM": "MistralForCausalLM",
+    "PhimoeForCausalLM": "PhiMoEForCausalLM",
+}
 WRAPPED = ("Mistral4ForCausalLM",)
 # It reads these configs through transformers, which renames what they state.
-AS_WRITTEN = ("granitemoehybrid", "nemotron_h")
+AS_WRITTEN = ("bailing_hybrid", "falcon", "granitemoehybrid", "mimo_v2_flash", "nemotron_h", "step3p7")
 AS_NAMED = ("gemma4", "gemma4_unified")  # models whose towers hubs name as our files do
 
 

@@ -2,7 +2,6 @@
 
 from freehold.run.engine.encoder import Encoder
 from freehold.run.engine.engine import Engine
-from freehold.run.engine.generation import Generation
-from freehold.run.engine.sequence import TokenOut
+from freehold.run.engine.sequence import Generation, TokenOut
 
 __all__ = ["Encoder", "Engine", "Generation", "TokenOut"]

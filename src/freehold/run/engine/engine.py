@@ -36,18 +36,17 @@ from freehold.run.engine.cache.capacity import (
     choose_context,
     kinds_beside_full,
 )
-from freehold.run.engine.cache.disk import DiskCache, dependencies
-from freehold.run.engine.cache.tier import KvPages, StateSlots
+from freehold.run.engine.cache.disk import DiskCache, KvPages, StateSlots, dependencies
+from freehold.run.engine.cache.recurrent import SHORT_DRAFT
 from freehold.run.engine.constrain.grammar import NotReady
 from freehold.run.engine.counts import Counts, Lifetime, named, traced
-from freehold.run.engine.generation import Generation
 from freehold.run.engine.requests import AnswerOptions, Requests
 from freehold.run.engine.runner import ModelRunner
 from freehold.run.engine.sampler import MAX_SEED, choose, non_finite
 from freehold.run.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS
 from freehold.run.engine.schedule.scheduler import Scheduler
 from freehold.run.engine.schedule.shares import GRAMMAR_S, own_tokens
-from freehold.run.engine.sequence import Request, ScheduledChunk, Sequence, TokenOut
+from freehold.run.engine.sequence import Generation, Request, ScheduledChunk, Sequence, TokenOut
 from freehold.run.engine.speculate.draft_model import DraftModel
 from freehold.run.engine.speculate.head import HeadDrafts
 from freehold.run.engine.speculate.speculation import Speculation
@@ -153,6 +152,7 @@ class Engine:
         source = None
         if drafter is not None:
             source = self._runner.reader = HeadDrafts(model, drafter, count, pool, kv_type)
+            self._runner.touch(1 + SHORT_DRAFT)
         elif draft is not None:
             source = DraftModel(draft.at(self.context), model, self.context, count, pool, kv_type)
         self._speculation = Speculation(self._scheduler.budget.cost, source) if speculate else None
@@ -584,7 +584,7 @@ class Emitter:
         return NonFiniteLogits(
             f"{self._model.name} with the adapter {seq.request.adapter.name!r} computed NaN or infinity "
             f"for the token at position {len(seq.tokens)}",
-            "the adapter is damaged, or was made for another model: ask without it",
+            "the adapter is damaged, or was made for another model: send the request without it",
         )
 
     def _deliver(self, chunk: ScheduledChunk, rows: F32) -> None:

@@ -18,10 +18,9 @@ from freehold import _native as native
 from freehold.base.errors import ContextOverflow, UsageError
 from freehold.base.types import Priority, SamplingParams
 from freehold.run.engine.cache.blocks import blocks_for
-from freehold.run.engine.constrain.rules import TokenRules
-from freehold.run.engine.pictures import PromptPictures
+from freehold.run.engine.constrain.constraint import TokenRules
 from freehold.run.engine.sampler import MAX_TOP_LOGPROBS, check_sampling
-from freehold.run.engine.sequence import Request, Sequence
+from freehold.run.engine.sequence import PromptPictures, Request, Sequence
 from freehold.run.models.load import LoadedModel
 from freehold.run.models.lora import Adapter
 
@@ -136,7 +135,7 @@ class Requests:
         longest = max((end - first for first, end in pictures.spans), default=0)
         if longest > self._span_rows:
             raise UsageError(
-                f"a picture has {longest:,} rows that see each other; {self._model.name} computes "
+                f"a picture has {longest:,} tokens that attend to each other; {self._model.name} computes at most "
                 f"{self._span_rows:,} at once"
             )
         shown = (pictures.rows >= 0).tolist()

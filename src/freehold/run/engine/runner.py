@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from freehold import _native as native
 from freehold.run.engine.cache.blocks import BlockManager
-from freehold.run.engine.pictures import joined_rows, same_places
 from freehold.run.engine.sampler import is_plain
-from freehold.run.engine.sequence import ScheduledChunk
+from freehold.run.engine.sequence import ScheduledChunk, joined_rows, same_places
 from freehold.run.models.load import LoadedModel
 
 F32 = NDArray[np.float32]
@@ -57,6 +56,12 @@ class ModelRunner:
         self._tokens = model.tokens
         self._check = model.check
         self.reader: HiddenReader | None = None  # set by the engine
+
+    def touch(self, slots: int) -> None:
+        """Write the first slots' memory once, before a step that is measured does it: a page takes microseconds."""
+        state = np.zeros(self.cache.bytes_per_slot, np.uint8)
+        for slot in range(min(slots, self.cache.slots)):
+            self.cache.write_state(slot, state)
 
     def run(self, batch: list[ScheduledChunk], choose: bool = True) -> list[F32 | I64]:
         """Make the copies due and compute a step; return each chunk's logits, float32 [logit rows, V].

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from freehold.base.errors import StepFailed, UsageError
 from freehold.run.engine.engine import Engine
-from freehold.run.engine.generation import Generation
 from freehold.run.engine.requests import Sharing
 from freehold.run.engine.sampler import log_sum_exp
+from freehold.run.engine.sequence import Generation
 
 F32 = NDArray[np.float32]
 Pooling = Literal["mean", "last", "cls"]
@@ -57,7 +57,7 @@ class Pool:
         if not (np.isfinite(length) and length > 0):
             raise StepFailed(
                 "the embedding is zero or not finite",
-                "the weights may be damaged: freehold pull fetches them anew",
+                "the weights may be damaged: freehold pull downloads them again",
             )
         return (self._kept / length).astype(np.float32)
 

@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from freehold.base.errors import BadModelFile, UnsupportedModel
-from freehold.run.formats.filemap import FETCH_AGAIN, MappedReader, map_file, read_head, shown
-from freehold.run.formats.metadata import Metadata
+from freehold.run.formats.fields import Metadata
+from freehold.run.formats.filemap import FETCH_AGAIN, MappedReader, Tensor, map_file, read_head, shown
 from freehold.run.formats.safetensors import SafetensorsFile
-from freehold.run.formats.tensor import Tensor
 from freehold.run.formats.weight_types import LAYOUTS, QuantType
 
 WEIGHTS = "model.bin"
@@ -90,7 +89,7 @@ def open_ctranslate2(folder: str | Path) -> Ctranslate2File:
     if aliases != expected:
         raise UnsupportedModel(
             f"{folder / WEIGHTS} shares tensors as {shown(str(aliases))}; a Whisper shares its head with its embedding",
-            "convert the model anew",
+            "convert the model again",
         )
     scales = {name.removesuffix("_scale"): t for name, t in stored.items() if name.endswith("/weight_scale")}
     tensors: dict[str, Tensor] = {}
@@ -151,7 +150,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _count(reader: _Reader, what: str) -> int:
     count = reader.number(4)
     if count > MAX_TENSORS:
-        raise BadModelFile(f"{reader.path} holds {count:,} {what}; at most {MAX_TENSORS:,} are read")
+        raise BadModelFile(f"{reader.path} holds {count:,} {what}; the limit is {MAX_TENSORS:,}")
     return count
 
 
@@ -159,7 +158,7 @@ def _tensor(reader: _Reader) -> Tensor:
     name, rank = reader.name(), reader.number(1)
     where = f"{reader.path}: tensor {shown(name)}"
     if rank > MAX_DIMS:
-        raise BadModelFile(f"{where} has {rank} dimensions; at most {MAX_DIMS} are read")
+        raise BadModelFile(f"{where} has {rank} dimensions; the limit is {MAX_DIMS}")
     shape = tuple(reader.number(4) for _ in range(rank))
     code, size = reader.number(1), reader.number(4)
     if code not in _TYPES:
@@ -201,7 +200,7 @@ def _parts(folder: Path, name: str, tensor: Tensor) -> list[Tensor]:
         if names is not None:
             return _cut(folder, tensor, [f"{prefix}.{each}.{_LEAVES[leaf]}" for each in names])
     raise UnsupportedModel(
-        f"{folder / WEIGHTS} holds the tensor {shown(name)}, which no Whisper has", "convert the model anew"
+        f"{folder / WEIGHTS} holds the tensor {shown(name)}, which no Whisper has", "convert the model again"
     )
 
 

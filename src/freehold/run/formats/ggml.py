@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from freehold.base.errors import BadModelFile, UnsupportedModel
-from freehold.run.formats.filemap import FETCH_AGAIN, MappedReader, map_file, shown
-from freehold.run.formats.metadata import Metadata
+from freehold.run.formats.fields import Metadata
+from freehold.run.formats.filemap import FETCH_AGAIN, MappedReader, Tensor, TensorFile, map_file, shown
 from freehold.run.formats.safetensors import SafetensorsFile
-from freehold.run.formats.tensor import Tensor, TensorFile
 from freehold.run.formats.weight_types import quant_type, tensor_bytes
 
 MAGIC = b"lmgg"  # of other files too, from before GGUF
@@ -98,7 +97,7 @@ def open_ggml(path: str | Path) -> GgmlWhisperFile:
     sizes = _sizes(head[4:])
     if sizes["columns"] > MAX_COLUMNS:
         raise BadModelFile(
-            f"{path} has filters of {sizes['columns']:,} columns; at most {MAX_COLUMNS:,} are read"
+            f"{path} has filters of {sizes['columns']:,} columns; the limit is {MAX_COLUMNS:,}"
         )
     reader.take(4 * sizes["rows"] * sizes["columns"])
     words = _words(reader, sizes["vocab"])
@@ -123,7 +122,7 @@ def control_tokens(path: Path, words: int, vocab: int, heard: int) -> list[str]:
         raise BadModelFile(
             f"{path} has {words:,} tokens of text of {vocab:,}, which leaves {languages:,} languages; "
             f"a Whisper has up to {len(LANGUAGES)}",
-            "convert the model anew",
+            "convert the model again",
         )
     return [END, CONTROL[0], *(f"<|{code}|>" for code in LANGUAGES[:languages]), *CONTROL[1:]]
 
@@ -143,7 +142,7 @@ def _words(reader: MappedReader, vocab: int) -> list[bytes]:
     for _ in range(count):
         size = reader.number(4)
         if size > MAX_TOKEN:
-            raise BadModelFile(f"{reader.path} has a token of {size:,} bytes; at most {MAX_TOKEN:,} are read")
+            raise BadModelFile(f"{reader.path} has a token of {size:,} bytes; the limit is {MAX_TOKEN:,}")
         words.append(reader.take(size).tobytes())
     return words[:-1] if words[-1] == END.encode() else words
 
@@ -178,7 +177,7 @@ def _named(path: Path, stored: str) -> str:
     if match and match[3] in _PARTS:
         return f"model.{match[1]}.layers.{match[2]}.{_PARTS[match[3]]}.{match[4]}"
     raise UnsupportedModel(
-        f"{path} holds the tensor {shown(stored)}, which no Whisper has", "convert the model anew"
+        f"{path} holds the tensor {shown(stored)}, which no Whisper has", "convert the model again"
     )
 
 

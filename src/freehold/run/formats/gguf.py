@@ -24,9 +24,16 @@ import numpy.typing as npt
 
 from freehold._native import Strings
 from freehold.base.errors import BadModelFile, ModelNotFound, UnsupportedModel
-from freehold.run.formats.filemap import FETCH_AGAIN, HEAD_BYTES, map_file, not_a_model, shown
-from freehold.run.formats.metadata import Metadata
-from freehold.run.formats.tensor import Tensor, TensorFile
+from freehold.run.formats.fields import Metadata
+from freehold.run.formats.filemap import (
+    FETCH_AGAIN,
+    HEAD_BYTES,
+    Tensor,
+    TensorFile,
+    map_file,
+    not_a_model,
+    shown,
+)
 from freehold.run.formats.trellis import REQUIRES
 from freehold.run.formats.weight_types import QuantType, quant_type, tensor_bytes
 
@@ -124,7 +131,7 @@ def _read_shard(path: Path) -> _Shard:
     cursor.need(tensor_count, _MIN_DESCRIPTOR_BYTES, "tensors")
     cursor.need(key_count, _MIN_KEY_BYTES, "metadata keys")
     if key_count > MAX_KEYS:
-        raise cursor.bad(f"{key_count:,} metadata keys; at most {MAX_KEYS:,} are read")
+        raise cursor.bad(f"{key_count:,} metadata keys; the limit is {MAX_KEYS:,}")
     values, spans = _read_metadata(cursor, key_count)
     metadata = Metadata(values, str(path))
     _check_requires(metadata, path)
@@ -329,7 +336,7 @@ class _HeaderCursor:
     def string(self, what: str, limit: int) -> str:
         length = self.u64()
         if length > limit:
-            raise self.bad(f"{what} of {length:,} bytes; at most {limit:,} are allowed")
+            raise self.bad(f"{what} of {length:,} bytes; the limit is {limit:,}")
         self.need(length, 1, f"bytes of {what}")
         raw = self.view[self.position : self.position + length]
         self.position += length

@@ -208,7 +208,7 @@ def _named_errors(path: Path) -> Iterator[None]:
         if error.errno in _FULL:
             raise CapacityExceeded(
                 f"the disk of {path.parent} is full ({error.strerror})",
-                "free some space; the same command then continues, or begins anew",
+                "free some space; the same command then continues, or starts again",
             ) from error
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
 

@@ -1,8 +1,8 @@
-"""Reads LoRA adapters: a folder as PEFT writes it, or a GGUF file of type adapter.
+"""Reads LoRA adapters: a folder as PEFT writes it, or a GGUF file of type adapter; and checks their names.
 
 Knows both containers, PEFT's settings and what of them changes the arithmetic; knows no model. What is set and not
-computed here is refused by its name, so that no adapter answers as another one than was trained.
-
+computed here is refused by its name, so that no adapter answers as another one than was trained. A name is valid in
+`base+adapter`, or refused.
 
 PEFT: adapter_config.json, adapter_model.safetensors with base_model.model.MODULE.lora_A.weight [rank, K] and
 lora_B.weight [N, rank]. GGUF: general.type "adapter", adapter.type "lora", adapter.lora.alpha; WEIGHT.lora_a, .lora_b.
@@ -18,12 +18,39 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from freehold.base.errors import BadModelFile, ModelNotFound, UnsupportedModel
-from freehold.run.formats.filemap import check_whole, map_file, not_a_model, read_head, shown
+from freehold.base.config import nearest
+from freehold.base.errors import BadModelFile, ModelNotFound, UnsupportedModel, UsageError
+from freehold.run.formats.fields import Metadata
+from freehold.run.formats.filemap import Tensor, check_whole, map_file, not_a_model, read_head, shown
 from freehold.run.formats.gguf import MAGIC, open_gguf
-from freehold.run.formats.metadata import Metadata
 from freehold.run.formats.safetensors import open_safetensors, side_json
-from freehold.run.formats.tensor import Tensor
+
+# --- names -----------------------------------------------------------------------------------------
+
+MAX_ADAPTERS = 64  # beside one model
+# Without a plus, so that the only plus in `base+adapter` is the one between the two.
+ADAPTER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+
+
+def check_adapter_name(name: str) -> None:
+    """Raise UsageError for a name that is not valid after a plus."""
+    if not re.fullmatch(ADAPTER_NAME, name):
+        raise UsageError(
+            f"{name[:80]!r} cannot be an adapter's name", "use up to 64 letters, digits, dots, dashes and _"
+        )
+
+
+def unknown_adapter(model: str, name: str, held: list[str]) -> ModelNotFound:
+    """Build the error for an adapter that a model does not have."""
+    near = nearest(name, held)
+    spelled = ", ".join(f"{model}+{each}" for each in sorted(held)[:10])
+    known = f"its adapters: {spelled}" if held else "it has none at all"
+    # Others are named in the hint alone: http/core/problems.py replaces it for a key whose scope does not hold them.
+    hint = f"did you mean {model}+{near}?" if near else known
+    return ModelNotFound(f"{model} has no adapter {name[:80]!r}", hint)
+
+
+# --- adapters --------------------------------------------------------------------------------------
 
 MAX_RANK = 512
 MAX_MODULES = 1 << 14  # a thousand layers of seven, twice

@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from freehold.base.errors import BadModelFile, ModelNotFound, UnsupportedModel
+from freehold.run.formats.fields import Metadata
 from freehold.run.formats.filemap import (
     FETCH_AGAIN,
     HEAD_BYTES,
+    Tensor,
+    TensorFile,
     cannot_read,
     map_file,
     not_a_model,
     read_small_file,
     shown,
 )
-from freehold.run.formats.metadata import Metadata
-from freehold.run.formats.tensor import Tensor, TensorFile
 from freehold.run.formats.weight_types import LAYOUTS, QuantType
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -93,7 +94,7 @@ def _open_indexed(directory: Path, index: Path) -> SafetensorsFile:
     places = _weight_map(index)
     names = sorted(set(places.values()))
     if len(names) > MAX_SHARDS:
-        raise BadModelFile(f"{index} names {len(names):,} shards; at most {MAX_SHARDS:,} are read")
+        raise BadModelFile(f"{index} names {len(names):,} shards; the limit is {MAX_SHARDS:,}")
     missing = [name for name in names if not os.path.exists(directory / name)]
     if missing:
         raise ModelNotFound(
@@ -160,7 +161,7 @@ def _describe(path: Path, name: str, entry: object) -> _Entry:
     dtype, shape, span = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in _TYPES:
         raise UnsupportedModel(
-            f"{where} has the number type {shown(str(dtype))}; read are {', '.join(_TYPES)}",
+            f"{where} has the number type {shown(str(dtype))}; supported types are {', '.join(_TYPES)}",
             "fetch this model in bf16 or f16, or as a GGUF file",
         )
     if not _counts(shape) or len(shape) > MAX_DIMS:

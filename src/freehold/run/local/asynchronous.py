@@ -16,9 +16,8 @@ from typing import Any, Self, Unpack, overload
 from freehold.base.types import Chunk, Completion, Embeddings
 from freehold.run.engine import Engine
 from freehold.run.local.answering import LocalJob, Prompts, completion, is_batch
-from freehold.run.local.embedding import Text
-from freehold.run.local.keywords import Chat, ChatOptions, GenerateOptions, LoadOptions, keywords
-from freehold.run.local.llm import LLM, prepared
+from freehold.run.local.jobs import Chat, ChatOptions, GenerateOptions, LoadOptions, keywords
+from freehold.run.local.llm import LLM, Text, prepared
 from freehold.run.local.opening import load
 
 # A pause of the stepping thread with nothing to compute: other threads may be computing the steps of its requests.
@@ -32,7 +31,7 @@ Deliver = Callable[[Arrival], object]
 class AsyncLLM:
     """A loaded model for asyncio: `chat`, `generate` and `embed` are awaited, `stream` is iterated over.
 
-    Use it as an async context manager. `llm` is the same model for threads: everything else is there. Closing a
+    Use it as an async context manager. `llm` is the same model as a synchronous LLM, with all other methods. Closing a
     stream, or cancelling the task that awaits an answer, stops the model within one step.
     """
 

@@ -4,15 +4,23 @@ Knows clients, pictures and threads; knows no prompt's text and no file of pictu
 decides whose picture is next and starts nothing; EncodeQueue has the threads: two that open pictures and read and write
 files of features, one that computes. A run of the tower pauses every few hundredths of a second, where the threads of
 the pool are free for steps, the turn may pass to another client, and work that nothing waits for ends.
+
+Features that were computed before are kept in memory up to a limit of bytes, and in files. A key is a tenant's name and
+a digest of all that the features depend on (senses.py makes it), never a text that a caller chose.
 """
 
 from __future__ import annotations
 
+import hashlib
+import struct
 import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,14 +29,100 @@ from numpy.typing import NDArray
 from freehold.base.errors import CapacityExceeded, EngineClosed, FreeholdError, Overloaded, UsageError
 from freehold.base.platforms import run_thread_below
 from freehold.base.stopping import check_stopped
+from freehold.run.engine.cache.disk import CheckedFolder
 from freehold.run.engine.schedule.shares import Shares
-from freehold.run.local.features import FeatureCache, FeatureKey
 from freehold.run.models.seeing import BATCH_ROWS, LIVE_ROWS, PIXEL_BYTES, SMALL_RUNS, Picture, TowerRun
 from freehold.run.models.tower import PicturePlan
 from freehold.run.pictures.decoders import in_turn_of
 from freehold.run.pictures.opening import open_picture
 
 F32 = NDArray[np.float32]
+
+# --- features computed before ----------------------------------------------------------------------
+
+FeatureKey = tuple[str, bytes]  # the tenant for whom it was computed, "" where tenants share; the digest
+
+MAGIC, SUFFIX = b"FREEHFT1", ".features"
+DISK_BYTES = 1 << 30  # that the files may take: some 60 screenshots of a model of 2,048 columns
+
+
+class FeatureCache:
+    """Features by key, the longest unused ones forgotten first."""
+
+    def __init__(self, most: int, folder: Path | None = None, budget: int | None = None) -> None:
+        """Keep `most` bytes in memory, one picture at least, and in `folder` `budget` bytes, by default DISK_BYTES."""
+        self._most = most
+        self._kept: OrderedDict[FeatureKey, F32] = OrderedDict()
+        self._files = None if folder is None else CheckedFolder(folder, (SUFFIX,), DISK_BYTES, budget)
+        self._lock = Lock()
+        self.nbytes = 0
+        self.hits = 0  # found in memory,
+        self.disk_hits = 0  # and in files
+        self.computed = 0  # and in neither
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether features outlive the process."""
+        return self._files is not None
+
+    def get(self, key: FeatureKey) -> F32 | None:
+        """Return features that are in memory."""
+        with self._lock:
+            features = self._kept.get(key)
+            if features is not None:
+                self._kept.move_to_end(key)
+                self.hits += 1
+            return features
+
+    def add(self, key: FeatureKey, features: F32) -> None:
+        """Keep features that were computed: in memory, see `write`."""
+        with self._lock:
+            self.computed += 1
+        self._keep(key, features)
+
+    def read(self, key: FeatureKey, rows: int, columns: int) -> F32 | None:
+        """Return features that a file has, and keep them in memory."""
+        if self._files is None:
+            return None
+        name, head = _named(key, rows, columns)
+        content = np.empty(4 * rows * columns, np.uint8)
+        if not self._files.fill(content, name, head, time.time_ns()):
+            return None
+        features = content.view("<f4").reshape(rows, columns)
+        if not np.isfinite(features).all():
+            return None
+        with self._lock:
+            self.disk_hits += 1
+        self._keep(key, features)
+        return features
+
+    def write(self, key: FeatureKey, features: F32) -> None:
+        """Write a file unless it is there; a disk that is full or fails costs hits and no answer."""
+        name, head = _named(key, *features.shape)
+        if self._files is not None and not self._files.has(name):
+            content = np.ascontiguousarray(features, "<f4").view(np.uint8).reshape(-1)
+            with suppress(OSError):
+                self._files.write(name, head, content, time.time_ns())
+
+    def _keep(self, key: FeatureKey, features: F32) -> None:
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = features
+                self.nbytes += features.nbytes
+            while self.nbytes > self._most and len(self._kept) > 1:
+                self.nbytes -= self._kept.popitem(last=False)[1].nbytes
+
+
+def _named(key: FeatureKey, rows: int, columns: int) -> tuple[str, bytes]:
+    """Return the name of a file, and what it begins with: tenant, digest, rows and columns, all of a fixed length."""
+    tenant, digest = key
+    whose = hashlib.sha256(b"freehold tenant " + tenant.encode()).digest()
+    head = MAGIC + whose + hashlib.sha256(digest).digest() + struct.pack(">II", rows, columns)
+    return hashlib.sha256(head).hexdigest() + SUFFIX, head
+
+
+# --- turns and threads -----------------------------------------------------------------------------
+
 U8 = NDArray[np.uint8]
 
 OPENERS = (

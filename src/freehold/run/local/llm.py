@@ -1,7 +1,9 @@
-"""A loaded model that answers chats, texts and jobs.
+"""A loaded model that answers chats, texts and jobs, and turns texts into vectors.
 
 Knows prompts, sampling and the engine's interface; knows no weights, no scheduling and no protocol. A call from
 Python and a job from a server (opening.py) take the same path: Prompter, Engine.generate_many, LocalJob.
+
+Texts become vectors by encoders and by decoders alike; a text is cut only where the caller asks for it.
 """
 
 from __future__ import annotations
@@ -19,18 +21,43 @@ import numpy as np
 import numpy.typing as npt
 
 from freehold import _native as native
-from freehold.base.errors import ContextOverflow, EngineClosed, FreeholdError, UnsupportedModel, UsageError
-from freehold.base.serving import AdapterInfo, Begin, EmbedJob, EngineStats, Job, ModelInfo
+from freehold.base.errors import (
+    BadPrompt,
+    ContextOverflow,
+    EngineClosed,
+    FreeholdError,
+    UnsupportedModel,
+    UsageError,
+)
+from freehold.base.serving import MAX_TEXTS, AdapterInfo, Begin, EmbedJob, EngineStats, Job, ModelInfo
+from freehold.base.stopping import check_stopped
 from freehold.base.terminal import Ticking
 from freehold.base.types import Chunk, Completion, Embeddings, Message, SamplingParams, Turn
 from freehold.run.engine import Encoder, Engine, scoring
-from freehold.run.engine.scoring import Pooling
-from freehold.run.formats.adapter_names import MAX_ADAPTERS, check_adapter_name, unknown_adapter
-from freehold.run.local.answering import LocalJob, Prompts, SeenLater, complete, completion, is_batch
-from freehold.run.local.constraints import ConstraintBuilder
-from freehold.run.local.embedding import Embedder, Text
-from freehold.run.local.jobs import chat_job, check_request, sampling_of, seeded, text_job
-from freehold.run.local.keywords import Chat, ChatOptions, GenerateOptions, as_messages, keywords
+from freehold.run.engine.scoring import Pooling, checked_pooling, embed
+from freehold.run.formats.lora import MAX_ADAPTERS, check_adapter_name, unknown_adapter
+from freehold.run.local.answering import (
+    ConstraintBuilder,
+    LocalJob,
+    Prompts,
+    SeenLater,
+    complete,
+    completion,
+    is_batch,
+)
+from freehold.run.local.jobs import (
+    Chat,
+    ChatOptions,
+    GenerateOptions,
+    as_messages,
+    chat_job,
+    check_request,
+    keywords,
+    most_chars,
+    sampling_of,
+    seeded,
+    text_job,
+)
 from freehold.run.local.prompt import Prompt, Prompter
 from freehold.run.local.senses import Senses
 from freehold.run.models.load import LoadedModel
@@ -39,6 +66,97 @@ from freehold.run.store.overlays import Overlay, overlaid, with_messages
 from freehold.run.tokenizer import ChatTemplate, Tokenizer
 
 F32 = npt.NDArray[np.float32]
+
+# --- vectors ---------------------------------------------------------------------------------------
+
+Text = str | Sequence[int]
+
+
+class Embedder:
+    """Makes vectors with one model."""
+
+    def __init__(self, engine: Engine | Encoder, tokenizer: Tokenizer, name: str, pooling: Pooling) -> None:
+        """`pooling`: used where a request names none."""
+        self._engine, self._tokenizer, self._name = engine, tokenizer, name
+        self._pooling: Pooling = pooling
+
+    @property
+    def width(self) -> int:
+        """Length of a vector."""
+        return self._engine.model.cfg.hidden
+
+    def embed(self, job: EmbedJob, adapter: Adapter | None = None) -> Embeddings:
+        """Return the vectors of a job's texts. Raises UsageError, BadPrompt, ContextOverflow naming the text."""
+        if not 1 <= len(job.texts) <= MAX_TEXTS:
+            raise UsageError(f"there are {len(job.texts):,} texts; expected 1 to {MAX_TEXTS:,}")
+        if job.dimensions is not None and not 1 <= job.dimensions <= self.width:
+            raise UsageError(f"dimensions is {job.dimensions}; {self._name} makes vectors of {self.width}")
+        pooling = self._pooling if job.pooling is None else checked_pooling(job.pooling)
+        encoded = [self._ids(f"text {i}", text, job.truncate) for i, text in enumerate(job.texts, job.first)]
+        ids = [each for each, _ in encoded]
+        if isinstance(self._engine, Encoder):
+            vectors = self._engine.embed(ids, pooling, job.priority, job.client or job.tenant)
+        else:
+            vectors = embed(
+                self._engine,
+                ids,
+                pooling,
+                priority=job.priority,
+                tenant=job.tenant,
+                client=job.client,
+                adapter=adapter,
+            )
+        cut = tuple(i for i, (_, shortened) in enumerate(encoded) if shortened)
+        return Embeddings(_first(vectors, job.dimensions), tuple(map(len, ids)), cut)
+
+    def _ids(self, name: str, text: Text, truncate: bool) -> tuple[list[int], bool]:
+        """Return a text's ids, and whether it was cut."""
+        check_stopped()
+        room = self._engine.context
+        most = most_chars(len(text), room, self._tokenizer.longest)
+        far = isinstance(text, str) and len(text) > most
+        if far and not truncate:
+            raise self._too_long(
+                f"{name} has {len(text):,} characters, more than the {most:,} in the {room:,} tokens that"
+            )
+        ids = self._tokenizer.encode(text[:most]) if isinstance(text, str) else self._checked(name, text)
+        if not ids:
+            raise BadPrompt(f"{name} is empty", "leave it out")
+        if len(ids) <= room:
+            return ids, far
+        if not truncate:
+            raise self._too_long(f"{name} has {len(ids):,} tokens; of those")
+        return self._cut(ids, room, isinstance(text, str)), True
+
+    def _too_long(self, what: str) -> ContextOverflow:
+        return ContextOverflow(
+            f"{what} {self._name} takes {self._engine.context:,}",
+            "split it, or ask for it to be cut (truncate)",
+        )
+
+    def _cut(self, ids: list[int], room: int, framed: bool) -> list[int]:
+        """Keep the beginning, and the tokens that the tokenizer itself appended."""
+        end = self._tokenizer.suffix_ids if framed else ()
+        return ids[:room] if len(end) >= room else [*ids[: room - len(end)], *end]
+
+    def _checked(self, name: str, ids: Sequence[int]) -> list[int]:
+        size = self._tokenizer.vocab_size
+        wrong = next((id for id in ids if not 0 <= id < size), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} of {name} is outside the vocabulary of {size:,}")
+        return list(ids)
+
+
+def _first(vectors: F32, dimensions: int | None) -> F32:
+    """Keep the first `dimensions` numbers of each vector, at unit length again; None keeps all."""
+    if dimensions is None or dimensions == vectors.shape[1]:
+        return vectors
+    kept = vectors[:, :dimensions].astype(np.float64)
+    lengths = np.sqrt(np.square(kept).sum(axis=1, keepdims=True))
+    return (kept / np.maximum(lengths, np.finfo(np.float64).tiny)).astype(np.float32)
+
+
+# --- answers ---------------------------------------------------------------------------------------
 
 
 class LLM:
@@ -133,12 +251,12 @@ class LLM:
 
     @property
     def context(self) -> int:
-        """Tokens there is room for, prompt and answer together."""
+        """Maximum tokens of prompt and answer together."""
         return self._engine.context
 
     @property
     def trained_context(self) -> int:
-        """Tokens the model was made for; `context` is less where memory is short."""
+        """The model's own context in tokens; `context` is smaller if memory is short."""
         return self._engine.model.context
 
     @property
@@ -148,17 +266,17 @@ class LLM:
 
     @property
     def threads(self) -> int:
-        """Threads that compute."""
+        """Number of compute threads."""
         return self._engine.threads
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that computing one token reads."""
+        """Bytes of weights that are read to compute one token."""
         return self._engine.model.bytes_per_token
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Bytes of keys and values that a token adds, and that attention reads for each later one within its window."""
+        """Bytes of keys and values per token, which attention reads for each later token in its window."""
         return self._engine.cache_bytes_per_token
 
     @property
@@ -168,16 +286,16 @@ class LLM:
 
     @property
     def can_see(self) -> bool:
-        """Whether its messages may have pictures."""
+        """Whether messages may contain pictures."""
         return self._eyes is not None and "picture" in self._eyes.kinds
 
     @property
     def can_listen(self) -> bool:
-        """Whether its messages may have sounds."""
+        """Whether messages may contain audio."""
         return self._eyes is not None and "sound" in self._eyes.kinds
 
     def check_think(self, think: bool | None) -> None:
-        """Raise UsageError if the model's template has no such switch."""
+        """Raise UsageError if the model's template does not support these thinking settings."""
         if think is not None:
             self._prompter.template.render([Message("user", "x")], think=think)
 
@@ -185,14 +303,13 @@ class LLM:
     def chat(self, messages: Chat, **options: Unpack[ChatOptions]) -> Completion:
         """Answer a chat, or one user message given as text.
 
-        `max_tokens` None: until the model ends or the context is full. `logprobs` N: also the N likeliest
-        tokens of each step. `think`: None leaves reasoning to the template. `think_tokens`: most tokens of
-        it, then it is closed and the answer begins. `effort`: one of the template's levels.
-        `tools` may be called, and `tool_choice` is "auto", "none", "required" or the name of one.
-        `format`: what the text must be: a JSON schema as a dict, "json" for any JSON object, or a Format.
-        `adapter`: by its name, "" for none; None leaves it to `adapters.default`. `options` are fields of
-        SamplingParams and win over `sampling`. Raises ContextOverflow, UsageError, BadTemplate, ModelNotFound
-        for an adapter that is not there.
+        `max_tokens` None: until the model ends or the context is full. `logprobs` N: also return the N most probable
+        tokens of each step. `think`: True or False; None leaves the decision to the template. `think_tokens`: maximum
+        tokens of reasoning, after which the answer begins. `effort`: one of the template's levels. `tools`: tools that
+        the model may call; `tool_choice`: "auto", "none", "required" or the name of one. `format`: a JSON schema as a
+        dict, "json" for any JSON object, or a Format. `adapter`: its name, "" for none; None uses `adapters.default`.
+        `options`: fields of SamplingParams, which override `sampling`. Raises ContextOverflow, UsageError, BadTemplate,
+        and ModelNotFound for an unknown adapter.
         """
         return complete(self._job_of(messages, options))
 
@@ -214,8 +331,8 @@ class LLM:
     ) -> Completion | list[Completion]:
         """Continue text or token ids as they are, without a chat template; a list of prompts as one batch.
 
-        A batch shares the steps of the engine, and each of its answers is the one that prompt gets alone: a `seed`
-        that is given holds for every prompt. An error names the prompt by its index, and then none is answered.
+        Prompts in a batch share the engine's steps, and each answer is the same as for the prompt alone. A `seed`
+        applies to every prompt. If one prompt is invalid, the error gives its index, and no prompt is answered.
         """
         if not is_batch(prompt):
             return complete(self._continued(cast(str, prompt), options))
@@ -229,15 +346,15 @@ class LLM:
     def answer_many(
         self, jobs: Iterable[Job], *, at_once: int = 16
     ) -> Iterator[tuple[int, Completion | ContextOverflow]]:
-        """Answer jobs, `at_once` of them in one batch, and yield each with its number as it ends.
+        """Answer jobs in batches of `at_once`, and yield each answer with its index when it is complete.
 
-        Each answer is the one that its job gets alone. A job that is too long yields its ContextOverflow.
+        Each answer is the same as for the job alone. A job that is too long yields a ContextOverflow.
         """
         self._check_open()
         return as_they_end(self._generating(), self._checked, jobs, at_once)
 
     def prompt_ids(self, job: Job) -> tuple[int, ...]:
-        """Return the prompt of a job as the model gets it. Raises ContextOverflow, BadTemplate, UsageError."""
+        """Return the token ids of a job's prompt. Raises ContextOverflow, BadTemplate, UsageError."""
         self._check_open()
         return tuple(self._prompter.prompt(self._overlaid(job)).ids)
 
@@ -269,7 +386,7 @@ class LLM:
 
     @property
     def stats(self) -> EngineStats:
-        """Counters of the engine, and its present state."""
+        """Counters of the engine, and its current state."""
         stats = self._engine.stats()
         return stats if self._eyes is None else replace(stats, **self._eyes.counts)
 
@@ -306,14 +423,14 @@ class LLM:
         )
 
     def add_adapter(self, name: str, path: str | Path) -> ModelInfo:
-        """Load a LoRA adapter beside the model; requests may name it from now on. See Adapters.add."""
+        """Load a LoRA adapter, which requests can then name. See Adapters.add."""
         self._check_open()
         self._generating()
         self.adapters.add(name, path)
         return self.info
 
     def remove_adapter(self, name: str) -> ModelInfo:
-        """Remove an adapter; running requests keep it to their end."""
+        """Remove an adapter; running requests continue to use it."""
         self._check_open()
         self.adapters.remove(name)
         return self.info
@@ -326,7 +443,7 @@ class LLM:
         return self._prompter.render(messages, think, turn)
 
     def count_tokens(self, messages: Chat) -> int:
-        """Return how many prompt tokens a chat has, also where that exceeds the context."""
+        """Return the number of prompt tokens of a chat, even if it exceeds the context."""
         return len(self.render(as_messages(messages)))
 
     def embed(
@@ -340,10 +457,10 @@ class LLM:
     ) -> Embeddings:
         """Return a vector of unit length for each text, given as text or as token ids.
 
-        `pooling`: "mean", "last" or "cls" of the last activations; None is the model's own way, and "last" for a
-        model that generates. `dimensions`: keep this many of a vector's numbers, at unit length again, which is for
-        models that were trained for it. `truncate`: cut texts longer than the context, and say which (Embeddings.cut).
-        `adapter`: as in `chat`. Raises ContextOverflow naming the text that is too long, BadPrompt for an empty one,
+        `pooling`: "mean", "last" or "cls" of the last activations; None: the model's own pooling, or "last" for a
+        generative model. `dimensions`: keep this many dimensions of each vector, normalised again, for models trained
+        for it. `truncate`: truncate texts that are longer than the context; Embeddings.cut lists them. `adapter`: as in
+        `chat`. Raises ContextOverflow with the index of a text that is too long, BadPrompt for an empty text, and
         UsageError.
         """
         alone = isinstance(texts, str) or (len(texts) > 0 and isinstance(texts[0], int))
@@ -394,17 +511,19 @@ class LLM:
             return None
         if job.prompt_logprobs is not None:
             kinds = " and a ".join(sorted(placed.senses))
-            raise UsageError(f"prompt_logprobs are of words, and the chat has a {kinds}", "leave them out")
+            raise UsageError(
+                f"prompt_logprobs are only for text, but the chat has a {kinds}", "leave them out"
+            )
         seeing = eyes.begin(placed, job.client or job.tenant, job.tenant, bool(job.resume))
         if waits:
             seeing.wait()
         return SeenLater(seeing, partial(eyes.shown, placed.bare, seeing))
 
     def tokenize(self, text: str, special: bool = False, *, bos: bool | None = None) -> list[int]:
-        """Turn text into token ids. `special` obeys control tokens in it; keep it off for a user's text.
+        """Turn text into token ids. `special`: parse control tokens in the text; do not use it for text from users.
 
-        `bos`: begin with the model's beginning-of-sequence token, or do not; None is the model's own habit, which
-        prompts follow. A model without such a token begins with none. Raises UsageError for lone surrogates.
+        `bos`: whether to start with the model's beginning-of-sequence token, if it has one; None: as the model does for
+        prompts. Raises UsageError for lone surrogates.
         """
         self._check_open()
         if not isinstance(text, str):
@@ -427,7 +546,7 @@ class LLM:
         return self.score_many([ids], adapter)[0]
 
     def score_many(self, rows: Sequence[Sequence[int]], adapter: str | None = None) -> list[F32]:
-        """Score each of `rows` as `score` does, in one batch; the scores of a row are those it gets alone."""
+        """Score each of `rows` as `score` does, in one batch; the scores are the same as for each row alone."""
         self._check_open()
         checked = [self._prompter.checked(ids) for ids in rows]
         chosen = self.adapters.find(self.adapters.chosen(adapter))

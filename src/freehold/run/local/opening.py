@@ -42,17 +42,13 @@ from freehold.run.engine import Encoder, Engine
 from freehold.run.engine.cache.blocks import blocks_for
 from freehold.run.engine.cache.capacity import MIN_CONTEXT, CacheBytes, bytes_per_block
 from freehold.run.engine.scoring import Pooling, checked_pooling
-from freehold.run.formats import GGUFFile, ModelFile, open_model_file
-from freehold.run.formats.detect import quantization_of
+from freehold.run.formats import GGUFFile, ModelFile, open_model_file, quantization_of
 from freehold.run.formats.filemap import file_facts, file_identity
 from freehold.run.local.answering import LocalJob
-from freehold.run.local.ears import Ears
-from freehold.run.local.eyes import Eyes
-from freehold.run.local.jobs import check_chars, check_job, seeded
-from freehold.run.local.keywords import LoadOptions, keywords
+from freehold.run.local.jobs import LoadOptions, check_chars, check_job, keywords, seeded
 from freehold.run.local.llm import LLM
 from freehold.run.local.runnable import check_architecture, check_fetch
-from freehold.run.local.senses import Sense, Senses
+from freehold.run.local.senses import Ears, Eyes, Sense, Senses
 from freehold.run.models.binding.bind import read_source
 from freehold.run.models.family import TEXT_ALONE
 from freehold.run.models.load import LoadedModel, load_model, pooling_from_dir
@@ -152,9 +148,7 @@ class ServedModel(LLM):
 
 def _listable(ids: list[int]) -> list[int]:
     if len(ids) > MAX_LISTED:
-        raise UsageError(
-            f"the text has {len(ids):,} tokens; at most {MAX_LISTED:,} are listed", "split the text"
-        )
+        raise UsageError(f"the text has {len(ids):,} tokens; the limit is {MAX_LISTED:,}", "split the text")
     return ids
 
 
@@ -180,15 +174,14 @@ def _held(store: Store, name: str) -> ModelRef:
 def load(model: str | Path, **options: Unpack[LoadOptions]) -> LLM:
     """Load a model by name, hub reference, GGUF file or folder of safetensors; use the result in a `with`.
 
-    `context`: tokens there is room for (default: the model's own, cut to what fits in half the free memory).
-    `threads`: default, the physical cores this process may use. `kv_type`: "f16"; "q8" for a cache of int8 codes
-    in half the memory; "f32" for one of twice the size that rounds nothing. `speculate`: verify draft
-    tokens where that is faster; the answers are the same. `draft`: a smaller model with the same vocabulary that
-    drafts too. `eyes`: "lazy" loads the part of a model that sees with its first picture, "eager" with the model, "off"
-    never; or the path of its mmproj file. `image_tokens`: the least and the most tokens that a picture becomes.
-    `allow_paging`: run a model that memory does not hold from its packed file, at the disk's speed.
-    `adapters`: LoRA adapters by the names that calls choose them by: PEFT folders or GGUF files.
-    `pull`: fetch a model that is not here; otherwise the network is never used. `progress`: as for `freehold.pull`.
+    `context`: in tokens; default: the model's own, or as much as fits in half of the free memory. `threads`: default:
+    the physical cores that this process may use. `kv_type`: "f16"; "q8" for int8 in half the memory; "f32" for twice
+    the memory, without rounding. `speculate`: verify drafted tokens where that is faster; answers do not change.
+    `draft`: a smaller model with the same vocabulary that drafts too. `eyes`: when to load the vision encoder: "lazy",
+    with the first picture; "eager", with the model; "off", never; or the path of its mmproj file. `image_tokens`:
+    minimum and maximum tokens per picture. `allow_paging`: run a model that does not fit in memory from its packed
+    file, at the disk's speed. `adapters`: LoRA adapters (PEFT folders or GGUF files) by name. `pull`: download a model
+    that is not installed; otherwise the network is never used. `progress`: as for `freehold.pull`.
     Raises ModelNotFound, BadModelFile, CapacityExceeded, UsageError.
     """
     check_names(options, tuple(LoadOptions.__annotations__))
@@ -246,7 +239,8 @@ def open_model(
         raise UsageError(f"threads is {threads}; expected 1 or more")
     if draft is not None and not options.get("speculate", True):
         raise UsageError(f"{draft.name} is to draft, but speculation is off", "leave out one of the two")
-    opened = _opened(ref, threads, packs, progress, paging=options.pop("allow_paging", False))
+    head = options.get("head") if draft is None and options.get("speculate", True) else False
+    opened = _opened(ref, threads, packs, progress, options.pop("allow_paging", False), head)
     drafter = None if draft is None else _drafter(draft, opened, packs, progress)
     loaded = opened.model
     eyes, blind = _senses(ref, opened, options)
@@ -313,7 +307,7 @@ def _senses(
         source = Path(chosen).expanduser()
         if not source.exists():
             hint = f"give {', '.join(EYES)} or the path of an mmproj file"
-            raise UsageError(f"eyes is {chosen!r}, and there is no such file", hint)
+            raise UsageError(f"eyes is {chosen!r}: there is no such file", hint)
     if source is None or chosen == "off" or opened.model.family.encoder:
         return None, ()
     senses: list[Sense] = []
@@ -333,10 +327,10 @@ def _senses(
         except UnsupportedModel as e:
             if named:
                 raise
-            notes.append(f"it {'hears no sounds' if kind is Ears else 'reads text only'}: {e.message}")
+            notes.append(f"it cannot {'process audio' if kind is Ears else 'read pictures'}: {e.message}")
     if not senses:
         if named and not notes:
-            raise UnsupportedModel(f"{source.name} has no tower of pictures", "name an mmproj file")
+            raise UnsupportedModel(f"{source.name} has no vision encoder", "name an mmproj file")
         return None, tuple(notes)
     joined = Senses(*senses)
     return joined, (*notes, *joined.notes(opened.template))
@@ -400,6 +394,7 @@ def _opened(
     packs: Path | None,
     progress: Progress | None,
     paging: bool = False,
+    head: bool | None = False,
 ) -> _Opened:
     now = time.time()
     check_answers(ref)
@@ -435,6 +430,7 @@ def _opened(
             digest=digest,
             rounding=rounding,
             paging=paging,
+            head=head,
         )
         quantization = ref.rounding or quantization_of(opened, loaded.type_bytes)
     if loaded.family.encoder:

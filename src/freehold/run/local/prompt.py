@@ -20,8 +20,8 @@ from freehold.base.serving import Job, snippets
 from freehold.base.types import Audio, Image, Message, Tool, Turn
 from freehold.run.local.senses import PlacedPicture, PlacedPrompt, Senses
 from freehold.run.tokenizer import ChatTemplate, Rendered, Tokenizer
+from freehold.run.tokenizer.core import FillTokens, fill_tokens
 from freehold.run.tokenizer.dialects import Dialect
-from freehold.run.tokenizer.fill import FillTokens, fill_tokens
 
 ANY_LENGTH = 1 << 40  # a context that every prompt fits, for counting
 KEPT = 8  # templates of requests
@@ -231,19 +231,18 @@ class Prompter:
         only = (
             "reads text only"
             if not kinds
-            else f"reads text and {' and '.join(f'{k}s' for k in sorted(kinds))} only"
+            else f"reads text and {' and '.join('audio' if k == 'sound' else 'pictures' for k in sorted(kinds))} only"
         )
         for part in (part for message in chat for part in message.parts):
             if isinstance(part, Image) and "picture" not in kinds:
                 raise UsageError(
-                    f"{self._name} {only}, and the chat has a picture",
-                    "take a model that sees: freehold show NAME says whether one does",
+                    f"{self._name} {only}, but the chat has a picture",
+                    "use a vision model: freehold list shows which models read pictures",
                 )
             if isinstance(part, Audio) and "sound" not in kinds:
                 raise UsageError(
-                    f"{self._name} {only}, and the chat has a sound",
-                    "take a model that hears, such as Gemma 4 E2B, E4B, 12B or Voxtral, or make a text of it: "
-                    "freehold transcribe",
+                    f"{self._name} {only}, but the chat has audio",
+                    "use a model such as Gemma 4 E2B, E4B, 12B or Voxtral, or freehold transcribe for its text",
                 )
 
     def _rendered(self, template: ChatTemplate, chat: Sequence[Message], **options: Any) -> Rendered:
@@ -317,7 +316,7 @@ class Prompter:
         how = f"--image-tokens 1:{each} makes them so, or " if each >= LEAST else ""
         what = "1 picture" if count == 1 else f"{count} pictures"
         return ContextOverflow(
-            f"prompt has {tokens:,} tokens, {shown:,} of them of {what}; {self._name} is loaded with a context of "
+            f"prompt has {tokens:,} tokens, {shown:,} of them for {what}; {self._name} is loaded with a context of "
             f"{self._context:,}{fits}",
             f"{how}load it with --context {_rounded_up(tokens)}, send smaller or fewer pictures, or detail low",
         )
@@ -326,11 +325,11 @@ class Prompter:
         """Return the error of a chat that sounds make too long."""
         sounds = [picture for picture in shown.pictures if picture.sense == "sound"]
         rows = sum(sound.plan.tokens for sound in sounds)
-        what = "1 sound" if len(sounds) == 1 else f"{len(sounds)} sounds"
+        what = "1 recording" if len(sounds) == 1 else f"{len(sounds)} recordings"
         return ContextOverflow(
-            f"prompt has {tokens:,} tokens, {rows:,} of them of {what}; {self._name} is loaded with a context of "
+            f"prompt has {tokens:,} tokens, {rows:,} of them for {what}; {self._name} is loaded with a context of "
             f"{self._context:,}",
-            f"load it with --context {_rounded_up(tokens)}, or send shorter or fewer sounds",
+            f"load it with --context {_rounded_up(tokens)}, or send shorter or fewer recordings",
         )
 
 

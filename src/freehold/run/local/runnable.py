@@ -1,19 +1,22 @@
-"""Says before a model is fetched or loaded whether the engine runs it, and what memory its weights take.
+"""Models on this machine, before one is loaded: whether the engine runs it, what memory its weights take, its files.
 
-Knows the catalogue's structures, files' headers and the registry of families; fetches nothing and reads no weight.
+Knows the catalogue's structures, files' headers, the registry of families and the store; reads no weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from freehold.base import catalog
 from freehold.base.catalog.model import Model
+from freehold.base.config import load_settings
 from freehold.base.errors import FreeholdError, ModelNotFound, UnsupportedModel
-from freehold.run.store import Store
+from freehold.run.store import Listed, ModelRef, Store
 from freehold.run.store.eyes import speech_alone
+from freehold.run.store.progress import ProgressLike, watching
 from freehold.run.store.refs import Ref, parse_ref
 
 if TYPE_CHECKING:
@@ -130,3 +133,34 @@ def weight_bytes(path: Path, rounding: str) -> int:
             return sum(packed_sizes(source, rounded_types(source, cast(Rounding, rounding))).values())
     except (FreeholdError, OSError):  # loading reports it
         return 0
+
+
+# --- the models on this machine, from Python -------------------------------------------------------
+
+
+def pull(
+    model: str,
+    *,
+    quant: Literal["q8", "q6", "q4", "none"] | None = None,
+    eyes: bool | None = None,
+    progress: ProgressLike = None,
+) -> ModelRef:
+    """Download a model, or add it where another program stores it; `load` opens the result's `path`.
+
+    `quant`: the type to which the float weights of safetensors are rounded when they are packed; stored with the model.
+    `eyes`: whether to download the vision encoder (mmproj) of a GGUF; None: if the repository has one. `progress`: None
+    shows a bar in a terminal and a line in a notebook; True also prints lines elsewhere; False prints nothing; a
+    function gets each event of the pull. The same call resumes an interrupted pull. Raises UnsupportedModel before
+    anything is downloaded,
+    ModelNotFound, AccessDenied, DownloadFailed, CapacityExceeded, Offline.
+    """
+    rounding = "" if quant == "none" else quant
+    store = Store(load_settings())
+    check_fetch(store, model)
+    with watching(progress) as on_event:
+        return store.pull(model, on_event, rounding, eyes)
+
+
+def list() -> Sequence[Listed]:
+    """Return the models on this machine, sorted by name, with unfinished pulls and those of other programs."""
+    return Store(load_settings()).list()

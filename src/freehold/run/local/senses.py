@@ -1,8 +1,11 @@
 """What a model sees and hears: pictures and sounds of a chat become ids in its prompt, and features for their rows.
 
-A Sense is one tower: Eyes (eyes.py), Ears (ears.py). Senses puts those of a model into prompts, each part of a message
-where it is. Knows the engine's ids and the text that marks a part in a template; knows no protocol and no file.
-Computing is encoding.py's: a picture or a sound is opened and computed once as long as its features are remembered.
+A Sense is one tower. Eyes make rows of a picture, whose number follows from its size; Ears make rows of a sound, which
+is opened before its prompt is laid out, as no header says how many samples there are, and those that were opened last
+are kept for the tower. Senses puts those of a model into prompts, each part of a message where it is. Knows the
+engine's ids and the text that marks a part in a template; knows no protocol, no file of pictures but through pictures/,
+and no form of sound but through sounds/. Computing is encoding.py's: a picture or a sound is opened and computed once
+as long as its features are remembered.
 """
 
 from __future__ import annotations
@@ -27,13 +30,23 @@ from freehold import _native as native
 from freehold.base.errors import BadTemplate, ContextOverflow, UnsupportedModel, UsageError
 from freehold.base.serving import FEATURE_BYTES
 from freehold.base.types import Audio, Image, Message, Part, Role
-from freehold.run import models
+from freehold.run import models, pictures, sounds
 from freehold.run.engine.cache.disk import sources_digest
-from freehold.run.engine.pictures import PICTURE_IDS, PictureIds, PromptPictures, same_places
-from freehold.run.local.encoding import EncodeQueue, Seeing, WantedPicture, joined, placed
-from freehold.run.local.features import FeatureCache
+from freehold.run.engine.sequence import PICTURE_IDS, PictureIds, PromptPictures, same_places
+from freehold.run.local.encoding import (
+    EncodeQueue,
+    FeatureCache,
+    Seeing,
+    WantedPicture,
+    joined,
+    opened_pixels,
+    placed,
+)
 from freehold.run.models.seeing import LoadedTower
-from freehold.run.models.tower import PicturePlan
+from freehold.run.models.tower import PicturePlan, TokenBudget
+from freehold.run.pictures.decoders import in_turn_of
+from freehold.run.pictures.opening import PictureSize, header
+from freehold.run.sounds import open_sound
 from freehold.run.tokenizer import ChatTemplate, Rendered, Tokenizer
 from freehold.run.tokenizer.history import PROBE_CALL, PROBE_CHAT
 
@@ -119,8 +132,8 @@ class Sense(ABC):
         mark = self.tokenizer.added_id(tower.mark)
         if mark is None:
             raise UnsupportedModel(
-                f"{tower.name} marks a {self.what} by {tower.mark}, which this model has no token for",
-                "take the mmproj file of the same model",
+                f"{tower.name} marks a {self.what} with {tower.mark}, but this model has no such token",
+                "use the mmproj file of the same model",
             )
         row = self.tokenizer.token_id(tower.row)
         self.tower, self.mark, self.row = tower, mark, mark if row is None else row
@@ -328,7 +341,7 @@ class Senses:
             if len(marks) != len(own):
                 raise UsageError(
                     f"the chat has {len(own)} {sense.what}s and its template writes {len(marks)} of their marks",
-                    f"this chat template has no place for {sense.what}s: take the model's own",
+                    f"this chat template has no place for {sense.what}s: use the model's own",
                 )
             for part in own:
                 if id(part) not in opened:
@@ -505,3 +518,160 @@ def version_of(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
+
+
+# --- eyes ------------------------------------------------------------------------------------------
+
+LOW_TOKENS = 256  # of a picture whose detail is "low"
+FEWER = 0.9  # of its pixels, below which a picture is said to be seen smaller
+
+
+class Eyes(Sense):
+    """A tower of pictures beside an engine; safe from many threads. Close it when done."""
+
+    part = Image
+    what = "picture"
+
+    def __init__(
+        self,
+        tower: LoadedTower,
+        tokenizer: Tokenizer,
+        both: bool = False,
+        budget: TokenBudget | None = None,
+        disk: Path | None = None,
+    ) -> None:
+        """`both`: whether rows of a picture see each other in the text model.
+
+        `budget`: tokens of a picture, in place of the model's own limits. `disk`: a folder in which features outlive
+        the process. Raises UnsupportedModel where the vocabulary has no token that marks a picture, UsageError for a
+        budget that the tower does not take.
+        """
+        super().__init__(
+            tower,
+            tokenizer,
+            None if disk is None else disk / "pictures",
+            opened_pixels,
+            pictures,
+            version_of("pillow"),
+        )
+        if budget is not None:
+            with named("image_tokens"):
+                tower.plan(1024, 1024, budget)
+        self._budget = budget
+        self.span_rows = tower.span_rows(budget) if both else 0  # see Engine
+        self._plans: OrderedDict[tuple[bytes, bool], tuple[PicturePlan, str]] = OrderedDict()
+        self._lock = Lock()  # of the table
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Its fields of EngineStats."""
+        return {
+            "images_encoded": self.cache.computed,
+            "image_hits": self.cache.hits,
+            "image_disk_hits": self.cache.disk_hits,
+            "image_bytes": self.cache.nbytes,
+        }
+
+    def placed(self, part: Image | Audio, place: str, client: str) -> PlacedPicture:
+        """Return a picture with what its size becomes; `client`: in whose turn its header is read."""
+        assert isinstance(part, Image)
+        image = part
+        with named(place):
+            data = image.decoded()
+        key, low = hashlib.sha256(data).digest(), image.detail == "low"
+        with self._lock:
+            known = self._plans.get((key, low))
+        if known is None:
+            with named(place), in_turn_of(client):
+                size = header(data)
+                plan = self._planned(size, low)
+            known = plan, "; ".join((*size.notes, *_seen_smaller(size, plan)))
+            with self._lock:
+                self._plans[key, low] = known
+                while len(self._plans) > PLANS:
+                    self._plans.popitem(last=False)
+        plan, note = known
+        about = repr((plan.resizes, plan.patches, plan.tokens, plan.layout)).encode()
+        whole = hashlib.sha256(self.basis + key + hashlib.sha256(about).digest()).digest()
+        return PlacedPicture(data, whole, plan, place, note)
+
+    def _planned(self, size: PictureSize, low: bool) -> PicturePlan:
+        """Return what a picture becomes within the budget; `low`: in LOW_TOKENS, if that has room for so few."""
+        plan = self.tower.plan(size.width, size.height, self._budget)
+        if not low or plan.tokens <= LOW_TOKENS:
+            return plan
+        least = 1 if self._budget is None else self._budget.least
+        return self.tower.plan(size.width, size.height, TokenBudget(least, max(least, LOW_TOKENS)))
+
+
+def _seen_smaller(size: PictureSize, plan: PicturePlan) -> tuple[str, ...]:
+    """Return a note on a picture that is seen with fewer pixels than it has."""
+    ends = [each[-1] for each in plan.resizes if each]
+    if not ends or sum(end.width * end.height for end in ends) >= FEWER * size.width * size.height:
+        return ()
+    largest = max(ends, key=lambda end: end.width * end.height)
+    return (
+        f"its {size.width:,} x {size.height:,} pixels are seen as {largest.width:,} x {largest.height:,}, "
+        f"{plan.tokens:,} tokens",
+    )
+
+
+# --- ears ------------------------------------------------------------------------------------------
+
+F32 = NDArray[np.float32]
+
+BEYOND = 4  # times the seconds that a tower takes are opened: a file of megabytes may last for hours
+KEPT = 8  # sounds whose samples are kept until the tower takes them
+
+
+class Ears(Sense):
+    """A tower of sounds beside an engine; safe from many threads. Close it when done."""
+
+    part = Audio
+    what = "sound"
+
+    def __init__(self, tower: LoadedTower, tokenizer: Tokenizer, disk: Path | None = None) -> None:
+        """`disk`: a folder in which features outlive the process.
+
+        Raises UnsupportedModel where the vocabulary has no token that marks a sound.
+        """
+        folder = None if disk is None else disk / "sounds"
+        super().__init__(tower, tokenizer, folder, self._samples, sounds, version_of("av"))
+        self._plans: OrderedDict[bytes, PicturePlan] = OrderedDict()
+        self._open: OrderedDict[bytes, F32] = OrderedDict()
+        self._lock = Lock()  # of the tables
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Its fields of EngineStats."""
+        return {"sounds_encoded": self.cache.computed, "sound_hits": self.cache.hits}
+
+    def placed(self, part: Image | Audio, place: str, client: str) -> PlacedPicture:
+        """Return a sound with what its samples become."""
+        assert isinstance(part, Audio)
+        with named(place):
+            data = part.decoded()
+        key = hashlib.sha256(data).digest()
+        with self._lock:
+            plan = self._plans.get(key)
+        if plan is None:
+            with named(place):
+                samples = self._opened(data)
+                plan = self.tower.plan(len(samples), 1)
+            with self._lock:
+                self._plans[key], self._open[key] = plan, samples
+                for table, most in ((self._plans, PLANS), (self._open, KEPT)):
+                    while len(table) > most:
+                        table.popitem(last=False)
+        whole = hashlib.sha256(self.basis + key).digest()
+        return PlacedPicture(data, whole, plan, place, sense=self.what)
+
+    def _samples(self, data: bytes, plan: PicturePlan) -> Sequence[Any]:
+        """Return what the tower takes of a sound: its samples, float32 [n]."""
+        with self._lock:
+            samples = self._open.pop(hashlib.sha256(data).digest(), None)
+        return (self._opened(data) if samples is None else samples,)
+
+    def _opened(self, data: bytes) -> F32:
+        """Return a sound's samples: of some seconds more than the tower takes, which then says so."""
+        return open_sound(data, BEYOND * self.tower.tower.most_seconds).samples

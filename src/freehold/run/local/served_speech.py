@@ -33,9 +33,8 @@ from freehold.base.serving import (
 from freehold.base.types import SamplingParams, Turn
 from freehold.run.formats import open_model_file
 from freehold.run.formats.filemap import file_facts
-from freehold.run.local.spans import RATE
 from freehold.run.local.speech import Speech, load_speech
-from freehold.run.local.transcribing import Hearing, Listening, Transcriber
+from freehold.run.local.transcribing import RATE, Hearing, Listening, Transcriber
 from freehold.run.sounds import open_sound
 from freehold.run.store import ModelRef
 
@@ -180,7 +179,7 @@ class ServedSpeech:
 
     def add_adapter(self, name: str, path: str) -> ModelInfo:
         """Refuse an adapter."""
-        raise UsageError(f"{self._ref.name} takes no adapters: it transcribes recordings")
+        raise UsageError(f"{self._ref.name} does not support adapters: it only transcribes recordings")
 
     def remove_adapter(self, name: str) -> ModelInfo:
         """Refuse an adapter."""
@@ -338,7 +337,7 @@ class OpenSamples:
                 raise Overloaded(
                     f"recordings in progress last {others / hours:.1f} h, and this one {after / hours:.1f} h or more; "
                     f"at most {self._most / hours:.0f} h are open at a time",
-                    "ask again when another one has ended",
+                    "try again when another one has ended",
                     30.0,
                 )
             self._open = others + after

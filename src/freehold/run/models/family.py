@@ -329,7 +329,7 @@ class Family:
 
 _OTHER_HALVES = re.compile(
     r"(model\.)?(vision_tower|vision_model|vision_embedder|visual|multi_modal_projector|connector|audio_tower|embed_vision"
-    r"|embed_audio|projector|mm_projector|mlp_AR|mlp1|vision_adapter|vision_projection)"
+    r"|embed_audio|projector|mm_projector|mlp_AR|mlp1|vision_adapter|vision_projection|vit_large_projector)"
     r"\..*"
 )
 _TEXT_HALF = re.compile(r"model\.(language|text)_model\.")

@@ -21,7 +21,7 @@ from freehold.base.layers import LayerSpec, pages_of
 from freehold.base.machine import available_bytes, default_threads, show_bytes
 from freehold.run.formats import ModelFile, open_model_file
 from freehold.run.models.binding.bind import Source, assemble, assemble_head, read_source
-from freehold.run.models.binding.heads import LEFT_OUT
+from freehold.run.models.binding.binder import LEFT_OUT
 from freehold.run.models.config.rope import RopeTable
 from freehold.run.models.family import Family, Network, NetworkWeights
 from freehold.run.models.packing.packer import (
@@ -188,6 +188,7 @@ def load_model(
     digest: str = "",
     rounding: Rounding | None = None,
     paging: bool = False,
+    head: bool | None = True,
 ) -> LoadedModel:
     """Load a GGUF file or a directory of safetensors, packing its weights into memory.
 
@@ -196,7 +197,8 @@ def load_model(
     does not say it (safetensors). `packed` holds matrices packed before, by tensor name (packs.open_pack),
     taken as they are. `digest`: the file's; without one nothing that depends on it is kept for another life.
     `rounding`: the size that float weights are rounded to, in `packed` too; None: as they are. `paging`: a `packed`
-    that memory does not hold is read from disk as it is needed.
+    that memory does not hold is read from disk as it is needed. `head`: whether to load the model's own drafting head;
+    None: if its drafts promise to pay.
     Raises BadModelFile naming the tensor or key, UnsupportedModel, CapacityExceeded.
     """
     opening = closing(open_model_file(source)) if isinstance(source, str | Path) else nullcontext(source)
@@ -204,7 +206,7 @@ def load_model(
         read = read_source(opened, tokens=tokens)
         pool = native.Threads(threads or default_threads()) if isinstance(threads, int | None) else threads
         rounded = rounded_types(read, rounding) if rounding else {}
-        read = _that_fits(read, rounded)
+        read = _with_head(read, rounded, head)
         packer = Packer(pool, read, rounded, packed or {}, progress)
         notes = _check_memory(read, opened, rounded, packed or {}, paging)
         weights = assemble(read, packer.matrix, native_rope)
@@ -233,11 +235,36 @@ def load_model(
     )
 
 
-def _that_fits(source: Source, rounded: Mapping[str, str]) -> Source:
-    """Return the source without its drafting head where memory has room for the model alone."""
+# What a drafting head must promise to be loaded, by bytes alone: later each step is priced by what it takes. A row more
+# in a step costs its own experts, and EXTRA_ROW of everything else (two vCPUs, 0.8B: 1.13 times for two rows). Users
+# report FIRST_RATE of first drafts accepted; the head chooses among an eighth of the ids.
+LEAST_GAIN, EXTRA_ROW, FIRST_RATE, LEAST_SHARE = 1.05, 0.13, 0.8, 0.125
+
+
+def head_gain(source: Source, rounded: Mapping[str, str]) -> float:
+    """Return how many times as many tokens a second one draft a step by a source's head promises."""
+    assert source.drafter is not None and source.head is not None
+    sizes, shares = packed_sizes(source, rounded), source.shares
+    read = {name: size * shares[name] for name, size in sizes.items()}
+    own_experts = sum(size for name, size in read.items() if shares[name] < 1.0)
+    step = max(sum(read.values()), 1.0)
+    bound = (*source.drafter.ends.values(), *source.drafter.layer.values())
+    own = sum(sizes[each.tensor.name] * each.spec.share for each in bound if each.is_matrix)
+    drafting = own + LEAST_SHARE * sizes[source.head.name]
+    verifying = own_experts + EXTRA_ROW * (step - own_experts)
+    return (1.0 + FIRST_RATE) / (1.0 + (drafting + verifying) / step)
+
+
+def _with_head(source: Source, rounded: Mapping[str, str], head: bool | None) -> Source:
+    """Return the source without its drafting head where that is not wanted, cannot pay, or has no room in memory."""
     if source.drafter is None:
         return source
-    alone = replace(source, drafter=None, notes=(*source.notes, f"{LEFT_OUT}: memory has no room for them"))
+    if head is False:
+        return replace(source, drafter=None)
+    if head is None and (gain := head_gain(source, rounded)) < LEAST_GAIN:
+        why = f"they promise {gain:.2f} times the speed; --draft head loads them"
+        return replace(source, drafter=None, notes=(*source.notes, f"{LEFT_OUT}: {why}"))
+    alone = replace(source, drafter=None, notes=(*source.notes, f"{LEFT_OUT}: they do not fit in memory"))
     have = available_bytes()
     with_head, without = (sum(packed_sizes(each, rounded).values()) for each in (source, alone))
     return alone if without <= have < with_head else source

@@ -146,7 +146,7 @@ def _declared(file: LoraFile, model: LoadedModel, module: str) -> tuple[int, str
 
 
 def _made_for(file: LoraFile) -> str:
-    return f"it was made for {file.base[:120]}" if file.base else "give the model that it was made for"
+    return f"it was made for {file.base[:120]}" if file.base else "use the model that it was made for"
 
 
 # --- packing ---------------------------------------------------------------------------------------

@@ -238,8 +238,8 @@ class LoadedTower:
             self._spare("merger", merger)
         if not np.isfinite(features).all():
             raise NonFiniteLogits(
-                f"the tower {self.name} computed NaN or infinity of {self._what}",
-                "its weights may be damaged: freehold pull fetches them anew",
+                f"the encoder {self.name} computed NaN or infinity for {self._what}",
+                "its weights may be damaged: freehold pull downloads them again",
             )
         return [part.copy() for part in np.split(features, np.cumsum(counts)[:-1])]
 
@@ -294,7 +294,7 @@ class LoadedTower:
             less = (
                 "send a shorter one"
                 if self.tower.hears
-                else "send it smaller, or let pictures become fewer tokens"
+                else "send a smaller one, or allow fewer tokens per picture"
             )
             raise CapacityExceeded(
                 f"{self._what} of {patches:,} {'rows' if self.tower.hears else 'patches'} needs {show_bytes(need)} of "
@@ -304,7 +304,7 @@ class LoadedTower:
 
     @property
     def _what(self) -> str:
-        return "a sound" if self.tower.hears else "a picture"
+        return "a recording" if self.tower.hears else "a picture"
 
     def _spare(self, half: _Half, built: _Plan) -> None:
         """Keep a plan for the next run, unless its buffers are too large to stay."""
@@ -456,8 +456,8 @@ def _packed(
     """Read and pack a tower's weights, `need` bytes. Raises BadModelFile, also where the files are not as checked."""
     if need > (have := available_bytes()):
         raise CapacityExceeded(
-            f"the tower of {source.name} needs {show_bytes(need)} for its weights; {show_bytes(have)} are free",
-            "run the model without eyes (--eyes off), or choose a smaller one",
+            f"the encoder of {source.name} needs {show_bytes(need)} for its weights; {show_bytes(have)} are free",
+            "run the model without it (--eyes off), or choose a smaller model",
         )
     with closing(open_model_file(source)) as opened:
         if _stamp(opened) != stamp or (read := read_tower(opened, hears)) is None:
@@ -478,14 +478,14 @@ def check_pair(source: TowerSource, text: LoadedModel) -> None:
     """Raise unless the text model reads features of this tower, and of this width."""
     if source.tower.name not in text.family.towers:
         raise UnsupportedModel(
-            f"{text.name} is of the architecture {text.architecture}, which reads no "
-            f"{'sounds' if source.tower.hears else 'pictures'} of the tower "
-            f"{source.name} ({', '.join(source.tower.projectors)})",
-            "take the tower that was published with the model",
+            f"{text.name} has the architecture {text.architecture}, which does not support the "
+            f"{'audio' if source.tower.hears else 'vision'} encoder {source.name} "
+            f"({', '.join(source.tower.projectors)})",
+            "use the encoder that was published with the model",
         )
     width, needed = source.cfg.feature_width, text.family.feature_width(text.cfg)
     if width != needed or source.cfg.out != text.cfg.hidden:
         raise BadModelFile(
-            f"the tower {source.name} makes rows of {width:,} columns; {text.name} reads {needed:,}",
-            "take the tower that was published with the model",
+            f"the encoder {source.name} has features of width {width:,}; {text.name} expects {needed:,}",
+            "use the encoder that was published with the model",
         )

@@ -110,7 +110,7 @@ def check_tokens(tokens: int) -> None:
     if tokens > MAX_TOKENS:
         raise UsageError(
             f"by the model's files the picture would become {tokens:,} tokens; the limit is {MAX_TOKENS:,}",
-            "the sizes in the model's files may be damaged: freehold pull fetches them anew",
+            "the sizes in the model's files may be damaged: freehold pull downloads them again",
         )
 
 
@@ -337,19 +337,19 @@ class TowerSizes:
     def __post_init__(self) -> None:
         if self.hidden % self.heads or self.head < HEAD_WIDTH:
             raise UnsupportedModel(
-                f"the tower has {self.heads} heads over a width of {self.hidden}; heads of {HEAD_WIDTH} and more are "
+                f"the encoder has {self.heads} heads over a width of {self.hidden}; heads of {HEAD_WIDTH} and more are "
                 "supported"
             )
         if self.hidden % NORM_STEP:
             raise UnsupportedModel(
-                f"the tower's width is {self.hidden}; only multiples of {NORM_STEP} are supported"
+                f"the encoder's width is {self.hidden}; only multiples of {NORM_STEP} are supported"
             )
 
     def check_turned(self) -> None:
         """Raise UnsupportedModel for heads that a rope by row and column does not divide."""
         if self.head % 4:
             raise UnsupportedModel(
-                f"the tower's heads are {self.head} wide; only multiples of 4 are supported"
+                f"the encoder's heads are {self.head} wide; only multiples of 4 are supported"
             )
 
     @property
@@ -392,7 +392,7 @@ def check_gguf_act(meta: Fields, act: Literal["gelu", "silu"]) -> None:
     if meta.flag(f"use_{other}", False) or not meta.flag(f"use_{act}", False):
         name = {"gelu": "GELU", "silu": "SiLU"}[act]
         raise UnsupportedModel(
-            f"{meta.name(f'use_{act}')} is not true; only towers with {name} are supported"
+            f"{meta.name(f'use_{act}')} is not true; only encoders with {name} are supported"
         )
 
 

@@ -204,7 +204,7 @@ class Decoders:
                 raise reason from None
             tries += not turn.given_up
         raise CapacityExceeded(
-            "the process that decodes pictures ended twice, by no limit of its own",
+            "the process that decodes pictures ended twice, but not at a limit",
             "the kernel kills processes when memory runs out",
         )
 

@@ -79,7 +79,7 @@ class PictureFile:
             self._depth = data[24] if name == "PNG" else 8  # bits of a channel
             self._turn = self._turn_of(self._image, data)
             if _is_animated(self._image, data, name):
-                self.notes.append("an animation: its first frame alone is seen")
+                self.notes.append("an animation: only its first frame is used")
         width, height = self._image.size
         self.width, self.height = (height, width) if self._turn in _SIDEWAYS else (width, height)
 

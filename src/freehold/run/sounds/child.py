@@ -1,6 +1,6 @@
 """The process that decodes one compressed recording by PyAV.
 
-Started as `python -m freehold.run.sounds.child FD PARENT` by decoding.py. It is closed in (closing_in.py) after PyAV
+Started as `python -m freehold.run.sounds.child FD PARENT` by opening.py. It is closed in (closing_in.py) after PyAV
 is imported and before it reads a byte of the recording, and ends with it. Where no process can be confined, it has
 limits of time and memory alone. FFmpeg gets a file in memory and the name of one demuxer: it opens no path and no
 address. Video and other streams are left out. Samples leave as the mean of the channels at the file's own rate; the
@@ -110,7 +110,7 @@ def _decode(fd: int, data: bytes, form: str) -> None:
         ) from e
     except StopIteration:
         why = faults.last or "no sample could be decoded"
-        raise UsageError(f"the {form} file has no sound: {why}", "send it whole") from None
+        raise UsageError(f"the {form} file has no audio: {why}", "send it whole") from None
     _say(fd, {"faults": faults.count})
 
 
@@ -129,12 +129,12 @@ def _pieces(
 
     if not container.streams.audio:
         others = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise UsageError(f"the {form} file has no sound, only {others}", "send a recording with sound")
+        raise UsageError(f"the {form} file has no audio, only {others}", "send a file with an audio track")
     stream = container.streams.audio[0]
     context = stream.codec_context
     if context is None:
         raise UsageError(
-            f"the {form} file holds sound of a kind that FFmpeg does not know", "convert it to FLAC"
+            f"the {form} file has audio in a format that FFmpeg does not know", "convert it to FLAC"
         )
     name = context.codec.name
     if name not in CODECS and not name.startswith("pcm_"):

@@ -1,6 +1,6 @@
 """The contract of a source: answer a reference with a plan, then fetch the plan into a folder.
 
-Sources: hub.py (Hugging Face hub), index.py (package index), ranges.py (an address). Only `Store` calls them.
+Sources: hub.py (Hugging Face hub), index.py (package index), http.py (an address). Only `Store` calls them.
 A fetch may die at any byte; the next one with the same plan and folder continues where it stopped.
 
 A half-fetched file is `NAME.part`, and beside it `NAME.part.json`, the record of finished ranges. The record is written

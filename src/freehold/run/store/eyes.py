@@ -76,11 +76,11 @@ def misfit(model: Path, mmproj: Path) -> str:
         return ""
     if tower.width and text.width and tower.width != text.width:
         return (
-            f"{mmproj.name} is the tower of another model: its features have {tower.width:,} columns, "
-            f"the rows of {model.name} have {text.width:,}"
+            f"{mmproj.name} belongs to another model: its features have {tower.width:,} columns, "
+            f"but {model.name} expects {text.width:,}"
         )
     if tower.bases and text.bases and not tower.names & text.names:
-        return f"{mmproj.name} is the tower of another model: it names other base models than {model.name}"
+        return f"{mmproj.name} belongs to another model: it names other base models than {model.name}"
     return ""
 
 
@@ -91,14 +91,14 @@ def model_and_tower(one: Path, other: Path) -> tuple[Path, Path]:
     """
     towers = [is_tower(path) for path in (one, other)]
     if towers[0] == towers[1]:
-        what = "towers (mmproj files)" if towers[0] else "models"
+        what = "encoders (mmproj files)" if towers[0] else "models"
         raise UsageError(
-            f"both files are {what}; expected a model and its tower",
-            "a tower is the GGUF file whose name has mmproj in it",
+            f"both files are {what}; expected a model and its encoder",
+            "an encoder is a GGUF file with mmproj in its name",
         )
     model, tower = (other, one) if towers[0] else (one, other)
     if why := misfit(model, tower):
-        raise UsageError(why, "take the mmproj file that was published with the model")
+        raise UsageError(why, "use the mmproj file that was published with the model")
     return model, tower
 
 
@@ -192,7 +192,7 @@ def beside(model: Path) -> TowerBeside:
     fitting = [name for name in near if not why[name]]
     if not fitting:
         return TowerBeside(
-            why=why[near[0]] if len(near) == 1 else f"none of {len(near)} mmproj files beside it fits"
+            why=why[near[0]] if len(near) == 1 else f"none of {len(near)} mmproj files next to it fits"
         )
     chosen, reason = mmproj_of([model.name], fitting)
     if not chosen:
@@ -218,7 +218,7 @@ def foreign_eyes(manifest: Manifest) -> TowerBeside:
 
 
 def _no_vision(mmproj: Path) -> str:
-    return f"{mmproj.name} has no vision tower"
+    return f"{mmproj.name} has no vision encoder"
 
 
 def _text(path: Path) -> _Header:
@@ -248,7 +248,7 @@ def _tower_of(path: Path, size: int, mtime_ns: int) -> _Header:
     with open_gguf(path) as file:
         if file.architecture != ARCHITECTURE:
             raise BadModelFile(
-                f"{path.name} is not a vision tower: its architecture is {file.architecture[:40]!r}, "
+                f"{path.name} is not a vision encoder: its architecture is {file.architecture[:40]!r}, "
                 f"expected {ARCHITECTURE!r}"
             )
         keys = file.metadata

@@ -86,7 +86,7 @@ def notes_of(manifest: Manifest) -> tuple[str, ...]:
     """Say of a model that another program or the user holds which of its files are not those that were recorded."""
     return tuple(
         f"{manifest.name}: {path} was replaced since it was recorded ({what}), and is loaded as it is now; "
-        f"freehold pull {manifest.name} records it anew"
+        f"freehold pull {manifest.name} records it again"
         for path, what in _differences(manifest)
     )
 

@@ -35,10 +35,9 @@ from freehold.base.errors import (
     UnsupportedModel,
 )
 from freehold.run.store.contract import OnEvent, Plan, PlannedFile
-from freehold.run.store.http import MAX_TRIES, Http
+from freehold.run.store.http import MAX_TRIES, Http, fetch_files
 from freehold.run.store.manifest import HeldFile, safe_relative
 from freehold.run.store.quants import choose, ctranslate2_files, gguf_variants, mmproj_of, safetensors_files
-from freehold.run.store.ranges import fetch_files
 from freehold.run.store.refs import Ref
 
 # Translates a hub repository's card and configuration into the catalogue's terms.

@@ -35,7 +35,7 @@ def parted(store: Store, model: str) -> NamedModel:
 
     Raises UsageError for an adapter whose name is not valid, and for a path without one.
     """
-    from freehold.run.formats.adapter_names import ADAPTER_NAME
+    from freehold.run.formats.lora import ADAPTER_NAME
     from freehold.run.store.refs import parse_ref
 
     if "+" not in model or _is_model(store, model):
@@ -114,7 +114,7 @@ def adapter_of(text: str) -> tuple[str, Path | None]:
 
     Raises UsageError for a name that no adapter can have, and for NAME=PATH without a file there.
     """
-    from freehold.run.formats.adapter_names import check_adapter_name
+    from freehold.run.formats.lora import check_adapter_name
 
     name, equals, rest = text.rpartition("=")
     path = Path(rest).expanduser()

@@ -70,7 +70,7 @@ def keep_adapter(home: Path, source: Path) -> Path:
     source = open_lora(source).path
     peft = source.is_dir()
     files = [source / CONFIG, source / WEIGHTS] if peft else [source]
-    with space.full_disk(home, "nothing of it is kept"):
+    with space.full_disk(home, "nothing was stored"):
         private.folder(adapters_folder(home), home)
         beside = adapters_folder(home) / f".{secrets.token_hex(8)}.new"
         try:

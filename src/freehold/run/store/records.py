@@ -28,13 +28,13 @@ STATE_WORDS: Mapping[State, str] = {"vanished": "file vanished", "resized": "fil
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """A model that can be loaded. `path`: a GGUF (the first of its shards) or ggml file, or a folder of other kinds.
+    """A model that can be loaded. `path`: a GGUF file (the first shard), a ggml file, or a folder.
 
-    `digest` is the sha256 of the file (of the list of digests, when there are several files), or empty for
-    a file that was never hashed. `owner`: freehold, ollama, lm-studio, hub-cache or user. `extras`: Ollama's
-    template, params and system files, where it has them. `overlay`: the changed defaults of a model made from this one
-    besides; `name` is then its own. `eyes`: the tower's file (mmproj) beside a GGUF, whose bytes `bytes` does not
-    count; None without one, and for safetensors, whose own files hold the tower.
+    `digest`: the SHA-256 of the file (of the list of digests if there are several files), or empty if the file was
+    never hashed. `owner`: freehold, ollama, lm-studio, hub-cache or user. `extras`: Ollama's template, params and
+    system files, if any. `overlay`: the changed defaults if this is a created model; `name` is then its own. `eyes`:
+    the encoder's file (mmproj) of a GGUF, not included in `bytes`; None if there is none, and for safetensors, which
+    contain the encoder.
     """
 
     name: str
@@ -59,11 +59,11 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One model of `list`. `held` counts its bytes on disk, `pack_bytes` those of its packed files.
+    """One model of `list`. `held`: its bytes on disk; `pack_bytes`: those of its packed files.
 
-    `path` is what would be loaded; for an unfinished pull, the folder that holds its parts. `base`: the model that
-    this one was made from, whose file it shares. `eyes`: the tower's file (mmproj) beside a GGUF, counted in `bytes`
-    and, alone, in `eyes_bytes`; safetensors hold a tower in their own files.
+    `path`: what `load` opens; for an unfinished pull, the folder with its parts. `base`: the model that this one was
+    created from, whose file it shares. `eyes`: the encoder's file (mmproj) of a GGUF, which `bytes` includes and
+    `eyes_bytes` counts; safetensors files contain the encoder.
     """
 
     name: str

@@ -53,7 +53,7 @@ def _fetchable() -> str:
 def _sources(parsed: Ref, settings: Settings) -> list[WeightSource]:
     """Return the sources of a reference, first choice first. Their HTTP client is imported here only."""
     if parsed.kind == "url":
-        from freehold.run.store.ranges import UrlSource
+        from freehold.run.store.http import UrlSource
 
         return [UrlSource(parsed.text, settings)]
     if parsed.kind == "hub":

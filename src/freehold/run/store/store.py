@@ -211,7 +211,11 @@ class Store:
             self._shelf.forget(manifest, forgotten=False)
             on_event(self._finished(manifest, 0, started))
         if eyes is False and manifest.kind == "safetensors":
-            on_event(Note(manifest.name, "safetensors hold a tower in the same files: nothing is left out"))
+            on_event(
+                Note(
+                    manifest.name, "safetensors files contain the vision encoder, so --no-eyes has no effect"
+                )
+            )
         used = self._used(manifest if rounding is None else _rounded(manifest, rounding))
         if manifest.owner == "freehold" and manifest.eyes_left_out:  # now that the record does not name it
             _delete_towers(self._shelf.folder(manifest), manifest)
@@ -386,7 +390,7 @@ class Store:
 
         Raises BadModelFile for what does not start as a model does.
         """
-        from freehold.run.formats.detect import check_model_file  # NumPy comes with it
+        from freehold.run.formats import check_model_file  # NumPy comes with it
 
         own = self._own(path)
         manifest, taken = own.manifest, own.namesake
@@ -432,7 +436,7 @@ class Store:
         """Fetch the tower of a model that came without it. Raises as `pull`."""
         if self.settings.offline:
             raise Offline(
-                f"{manifest.name} is here without its tower, and offline mode forbids fetching it",
+                f"{manifest.name} is installed without its vision encoder, and offline mode forbids the download",
                 f"online: freehold pull {manifest.name} --eyes",
             )
         with ExitStack() as stack:
@@ -445,7 +449,9 @@ class Store:
             stack.enter_context(self._shelf.lock(plan.name, lambda text: on_event(Note(plan.name, text))))
             folder, alone = self._shelf.folder(manifest), plan.eyes_alone()
             before = held_bytes(alone, folder)
-            on_event(Planned(plan.name, plan.source, f"its tower: {plan.eyes}", 1, alone.bytes, before))
+            on_event(
+                Planned(plan.name, plan.source, f"its vision encoder: {plan.eyes}", 1, alone.bytes, before)
+            )
             tower = dated(source.fetch(alone, folder, on_event), folder)[0]
             manifest = _with_tower(manifest, tower, folder, on_event)
             write_manifest(folder, manifest)
@@ -490,7 +496,10 @@ class Store:
         if plan.eyes:
             size = plan.eyes_alone().bytes
             on_event(
-                Note(plan.name, f"its eyes: {plan.eyes} ({space.human(size)}); --no-eyes leaves them out")
+                Note(
+                    plan.name,
+                    f"with its vision encoder {plan.eyes} ({space.human(size)}); --no-eyes leaves it out",
+                )
             )
         on_event(Planned(plan.name, plan.source, plan.detail, len(plan.files), plan.bytes, before))
         files = dated(source.fetch(plan, folder, on_event), folder)
@@ -550,9 +559,9 @@ def _with_tower(manifest: Manifest, tower: HeldFile, folder: Path, on_event: OnE
         if hears_only(path):
             path.unlink()
             on_event(
-                Note(manifest.name, f"{tower.path} is a tower for sound, not for pictures: it was deleted")
+                Note(manifest.name, f"{tower.path} is an audio encoder, not a vision encoder: it was deleted")
             )
-            detail = f"{manifest.detail}; {tower.path} is for sound, and was left out"
+            detail = f"{manifest.detail}; {tower.path} is an audio encoder, and was left out"
             return replace(manifest, eyes=None, eyes_left_out=True, detail=detail)
         why = misfit(folder / manifest.files[0].path, path)
     except FreeholdError as e:
@@ -560,7 +569,8 @@ def _with_tower(manifest: Manifest, tower: HeldFile, folder: Path, on_event: OnE
     if why:
         path.unlink()
         raise BadModelFile(
-            f"{manifest.name}: {why}", f"freehold pull {manifest.name} --no-eyes takes the model without it"
+            f"{manifest.name}: {why}",
+            f"freehold pull {manifest.name} --no-eyes downloads the model without it",
         )
     return replace(manifest, eyes=tower, eyes_left_out=False)
 

@@ -21,8 +21,16 @@ from tokenizers import Regex, pre_tokenizers
 from freehold._native import Bpe, Strings
 from freehold.base.errors import BadModelFile, ModelNotFound, UnsupportedModel
 from freehold.base.regular import read_regular
-from freehold.run.tokenizer.core import AddedToken, Tokenizer, TokenKind, Vocabulary, byte_alphabet, check_ids
-from freehold.run.tokenizer.encoders import library_encoder, merging_encoder
+from freehold.run.tokenizer.core import (
+    AddedToken,
+    Tokenizer,
+    TokenKind,
+    Vocabulary,
+    byte_alphabet,
+    check_ids,
+    library_encoder,
+    merging_encoder,
+)
 from freehold.run.tokenizer.vocab import MAX_TOKENS, end_ids
 
 MAX_JSON_BYTES = 256 << 20  # the largest tokenizer.json in use has some 35 MB

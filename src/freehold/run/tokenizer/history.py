@@ -20,7 +20,7 @@ from typing import Any
 from freehold.base.errors import BadTemplate
 from freehold.base.types import Image, Message, Tool, ToolCall
 from freehold.run.tokenizer.dialects import Call, Dialect, ToolParser
-from freehold.run.tokenizer.dialects.source import dumped
+from freehold.run.tokenizer.dialects.contract import dumped
 
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"

@@ -27,8 +27,10 @@ from freehold.run.tokenizer.core import (
     Vocabulary,
     byte_alphabet,
     check_ids,
+    library_encoder,
+    marking_encoder,
+    merging_encoder,
 )
-from freehold.run.tokenizer.encoders import library_encoder, marking_encoder, merging_encoder
 
 _PREFIX = "tokenizer.ggml."
 MAX_TOKENS = 4_000_000  # fifteen times the largest vocabulary in use

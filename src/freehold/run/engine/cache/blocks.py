@@ -12,11 +12,9 @@ import math
 from collections.abc import Sequence as Ordered
 
 from freehold._native import BLOCK_TOKENS
-from freehold.run.engine.cache.contract import I32, CacheKind, Copies
-from freehold.run.engine.cache.disk import DiskCache
-from freehold.run.engine.cache.full import FullAttention
+from freehold.run.engine.cache import I32, CacheKind, Copies, FullAttention
+from freehold.run.engine.cache.disk import LOAD_S, DiskCache, DiskTier, Memory
 from freehold.run.engine.cache.pool import BlockPool, Node, key_of
-from freehold.run.engine.cache.tier import LOAD_S, DiskTier, Memory
 from freehold.run.engine.sequence import Sequence
 
 

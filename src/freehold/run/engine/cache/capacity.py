@@ -14,8 +14,8 @@ from freehold.base.errors import CapacityExceeded, ContextOverflow, UsageError
 from freehold.base.layers import MOST_STATES, LayerSpec, longest_window, recurrent_bytes
 from freehold.base.machine import available_bytes, show_bytes
 from freehold.base.types import KvType
+from freehold.run.engine.cache import CacheKind
 from freehold.run.engine.cache.blocks import blocks_for
-from freehold.run.engine.cache.contract import CacheKind
 from freehold.run.engine.cache.recurrent import Recurrent
 from freehold.run.engine.cache.window import SlidingWindow, quota
 from freehold.run.engine.schedule.budget import MAX_NUM_BATCHED_TOKENS

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Sequence as Ordered
 
 from freehold._native import BLOCK_TOKENS
-from freehold.run.engine.cache.contract import CacheKind
+from freehold.run.engine.cache import CacheKind
 
 
 class BlockPool:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from freehold._native import BLOCK_TOKENS
-from freehold.run.engine.cache.contract import I32, CacheKind
+from freehold.run.engine.cache import I32, CacheKind
 from freehold.run.engine.sequence import Request, Sequence
 
 # Tokens between two snapshots of a prompt: what a prompt that departs computes again is half of it on average, and

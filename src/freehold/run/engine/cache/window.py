@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from freehold._native import BLOCK_TOKENS
-from freehold.run.engine.cache.contract import I32, CacheKind, Copies
+from freehold.run.engine.cache import I32, CacheKind, Copies
 from freehold.run.engine.sequence import Sequence
 
 

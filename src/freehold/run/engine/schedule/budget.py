@@ -27,6 +27,7 @@ STALE = 500  # steps after which a cost counts as unknown: depth and neighbours 
 # the first answers, sixteen of them verified a tenth of their draft tokens; 190 steps had 8 tokens of prefill, which
 # took two thirds of what 56 take.
 FORGET = 64
+COLD = 2.0
 EXTRA_TOKEN = 0.06  # cost of one more token in a step over that of one alone, until it was measured
 
 
@@ -38,14 +39,23 @@ class StepCost:
         self._cost: dict[int, float] = {}
         self._until: dict[int, int] = {}  # tokens -> step at which their cost is forgotten
         self._sizes: list[int] = []  # measured, sorted
+        self._drafted: set[int] = set()  # sizes that a step with draft tokens had
         self._steps = 0
         self.lone = 0.0  # seconds of a single token, as last known; 0 while nothing was measured
         # The least that it ever was: beside other processes, and at depth, it takes longer
         self.lone_at_best = 0.0
 
     def add(self, tokens: int, seconds: float, drafted: bool = False) -> None:
-        """Add a sample; `drafted`: some of the step's tokens were of a draft."""
+        """Add a sample; `drafted`: some of the step's tokens were of a draft.
+
+        The first such step of a size is left out if it took COLD times what is expected: it touched memory for the
+        first time, as no later one will.
+        """
         self._steps += 1
+        if drafted and tokens not in self._drafted:
+            self._drafted.add(tokens)
+            if seconds > COLD * self.seconds(tokens) > 0.0:
+                return
         if tokens not in self._samples:
             self._samples[tokens] = deque(maxlen=SAMPLES)
             insort(self._sizes, tokens)

@@ -27,19 +27,21 @@ from freehold.run.engine.runner import ModelRunner
 from freehold.run.engine.sampler import choose, log_sum_exp
 from freehold.run.engine.schedule.budget import EXTRA_TOKEN, PREFILL_TOKENS, StepCost
 from freehold.run.engine.sequence import ScheduledChunk, Sequence
+from freehold.run.engine.speculate.draft import MODEL_PRIOR, AcceptanceRates
 from freehold.run.models.load import LoadedModel
 
 F32 = NDArray[np.float32]
 
-WARM = 4  # steps of one token after which their cost counts as known
+WARM = 4  # steps of a few tokens after which their cost counts as known
 MAX_JOINED = 4  # missing tokens that the first draft token's step computes along; more take steps before it
 MAX_AHEAD = 16  # tokens drafted at once: a rate of 0.95 each leaves 0.44 of the last
 RECENT = MAX_AHEAD + MAX_JOINED  # tokens of a shadow that may not be the sequence's
 
 
 def drafting_seconds(cost: StepCost, tokens: int, estimate: float) -> float:
-    """Return what computing this many tokens takes; `estimate`: seconds of one, until WARM such steps were measured."""
-    token_s = cost.seconds(1) if cost.count(1) >= WARM else estimate
+    """Return what computing this many tokens takes; `estimate`: seconds of one, until WARM were measured."""
+    known = sum(cost.count(size) for size in range(1, MAX_JOINED + 1))
+    token_s = cost.seconds(1) if known >= WARM else estimate
     steps, rest = divmod(tokens, PREFILL_TOKENS)
     return sum(
         count * min(cost.seconds(size) or token_s * (1 + EXTRA_TOKEN * (size - 1)), token_s * size)
@@ -88,6 +90,7 @@ class DraftModel:
         self._scouts: dict[Sequence, Sequence | None] = {}  # None: there was no room for one
         self._cost = StepCost()
         self._share = model.bytes_per_token / target.bytes_per_token
+        self.rates = AcceptanceRates(MODEL_PRIOR)
         self.spent = 0.0  # seconds, as such steps usually take them, since the caller last set it to 0
 
     def seconds(self, tokens: int, target_step: float) -> float:

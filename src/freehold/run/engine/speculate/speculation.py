@@ -12,17 +12,16 @@ from time import perf_counter
 from typing import Protocol
 
 from freehold.base.errors import NonFiniteLogits, UsageError
-from freehold.run.engine.constrain.rules import TokenMatcher
-from freehold.run.engine.pictures import PICTURE_IDS
+from freehold.run.engine.constrain.constraint import TokenMatcher
 from freehold.run.engine.schedule.budget import ITL_FACTOR, STEP_S, StepCost
 from freehold.run.engine.schedule.scheduler import Scheduler
 from freehold.run.engine.schedule.shares import DEAR_S, grammar_s
-from freehold.run.engine.sequence import ScheduledChunk, Sequence
+from freehold.run.engine.sequence import PICTURE_IDS, ScheduledChunk, Sequence
 from freehold.run.engine.speculate.draft import (
     FORCED_PRIOR,
+    MARGIN,
     MATCH_PRIOR,
     MAX_DRAFT,
-    MODEL_PRIOR,
     AcceptanceRates,
     Draft,
     NgramLookup,
@@ -30,10 +29,11 @@ from freehold.run.engine.speculate.draft import (
 )
 from freehold.run.engine.speculate.draft_model import MAX_AHEAD, MAX_JOINED
 
-BASE_SAMPLES = 2  # plain steps that must be measured first
+BASE_SAMPLES = 2  # plain steps that must be measured first,
+MODEL_SAMPLES, PLAIN_EVERY = 4, 64  # before a model or a head drafts, and again after this many steps
 ALLOWANCE = 1.5  # plain steps an answer may lose by rejected drafts before any was accepted,
-TRICKLE = 0.015  # and the share of its time that it may lose beyond
-MAX_CREDIT = 8.0  # plain steps gained that may be lost again
+TRICKLE = 0.01  # and the share of its time that it may lose beyond
+MAX_CREDIT = 8.0  # plain steps gained that may be lost again; by trials, all answers together
 MAX_DRAFTED = 8  # sequences in a step beyond which a draft model's own steps cannot pay
 CATCH_UP = 0.1  # share of the rest of an answer's time that a draft model may take to prefill what it missed,
 ANSWER = 256  # at most this many tokens remain: few answers are longer
@@ -44,8 +44,8 @@ class SequenceDrafts:
     """What speculation keeps of one sequence: acceptance rates by source, and the draft of the present step."""
 
     lookup: NgramLookup
+    modelled: AcceptanceRates  # of what a draft model or a head drafts
     matched: AcceptanceRates = field(default_factory=lambda: AcceptanceRates(MATCH_PRIOR))
-    modelled: AcceptanceRates = field(default_factory=lambda: AcceptanceRates(MODEL_PRIOR))
     forced: AcceptanceRates = field(default_factory=lambda: AcceptanceRates(FORCED_PRIOR))
     credit: float = ALLOWANCE  # plain steps it may lose
     draft: Draft | None = None  # of this step, verified or not
@@ -84,6 +84,7 @@ class SequenceDrafts:
 class Drafter(Protocol):
     """A source that computes drafts: a draft model, or the model's own head."""
 
+    rates: AcceptanceRates  # of all sequences; those of a new one begin with them
     spent: float  # seconds, as its steps usually take them, since the caller last set it to 0
 
     def seconds(self, tokens: int, target_step: float) -> float:
@@ -99,7 +100,10 @@ class Drafter(Protocol):
         ...
 
     def advance(self, seqs: list[Sequence]) -> list[tuple[int, float]]:
-        """Draft one more token of each sequence; return it with the probability the source gives it."""
+        """Draft one more token of each sequence; return it with the probability the source gives it.
+
+        A source whose rates go by place gives none.
+        """
         ...
 
     def forget(self, seq: Sequence) -> None:
@@ -115,6 +119,10 @@ class Speculation:
         self._source = draft_model  # which keeps something of sequences even after it was given up
         self._draft_model = draft_model
         self._drafts: dict[Sequence, SequenceDrafts] = {}
+        # Plain steps that drafts which do not promise to pay may lose, over all sequences: of a credit of its own each
+        # answer would lose as much, which a short one would notice.
+        self._trials = ALLOWANCE
+        self._since_plain = 0  # steps since plain decoding was measured
         self._plain = 0  # sequences of this step, if it has nothing but their newest tokens and drafts
         self.draft_s = 0.0  # seconds the draft model took before it
 
@@ -144,7 +152,7 @@ class Speculation:
                 each.constrain(chunk.seq.matcher, most)
         if self.cost.count(self._plain) < BASE_SAMPLES:  # the cost of plain decoding must be known first
             return batch
-        if self._draft_model is not None and self._plain <= MAX_DRAFTED:
+        if self._draft_model is not None and self._plain <= MAX_DRAFTED and not self._measures():
             started, self._draft_model.spent = perf_counter(), 0.0
             try:
                 self._ask_model(self._draft_model, batch, drafts)
@@ -158,10 +166,22 @@ class Speculation:
             for chunk, each, count in zip(batch, drafts, counts, strict=True)
         ]
 
+    def _measures(self) -> bool:
+        """Tell whether a model drafts nothing for this step, since drafts are priced by what plain decoding takes.
+
+        The first steps of an engine are slower than later ones, and where each step has drafts no other would say so.
+        """
+        self._since_plain += 1
+        if self._since_plain <= PLAIN_EVERY and self.cost.count(self._plain) >= MODEL_SAMPLES:
+            return False
+        self._since_plain = 0
+        return True
+
     def _drafts_of(self, seq: Sequence) -> SequenceDrafts:
         known = self._drafts.get(seq)
         if known is None:
-            known = self._drafts[seq] = SequenceDrafts(NgramLookup(seq.tokens))
+            modelled = AcceptanceRates(()) if self._source is None else self._source.rates.of_sequence()
+            known = self._drafts[seq] = SequenceDrafts(NgramLookup(seq.tokens), modelled)
         return known
 
     def _counts(self, drafts: list[SequenceDrafts], most: int, longest_s: float) -> list[int]:
@@ -187,43 +207,63 @@ class Speculation:
 
     def _ask_model(self, model: Drafter, batch: list[ScheduledChunk], drafts: list[SequenceDrafts]) -> None:
         """Draft with the model where the lookup is less likely to be right, token by token, as long as that pays."""
-        going: list[
-            tuple[int, float]
-        ] = []  # index of a sequence, and the probability that its draft is accepted
+        # Index of a sequence, and the probability that its draft is accepted.
+        going: list[tuple[int, float]] = []
         ahead = [0] * len(batch)
-        for i, (chunk, each) in enumerate(zip(batch, drafts, strict=True)):
-            if each.first_rate < each.modelled.overall and self._worth_starting(model, chunk.seq, each):
-                ahead[i] = model.follow(chunk.seq, min(MAX_AHEAD, chunk.seq.left - 1))
-                if ahead[i] > 0:
-                    each.draft = Draft(each.modelled)
-                    going.append((i, 1.0))
+        for i in self._worth_starting(model, batch, drafts):
+            seq = batch[i].seq
+            ahead[i] = model.follow(seq, min(MAX_AHEAD, seq.left - 1))
+            if ahead[i] > 0:
+                drafts[i].draft = Draft(drafts[i].modelled)
+                going.append((i, 1.0))
         drafted = length = 0
+        expected = float(self._plain)  # tokens of the step
         while going:
             tokens = model.advance([batch[i].seq for i, _ in going])
             drafted, length = drafted + len(going), length + 1
-            price = self._price(model, len(going), drafted)
             accepted = [
                 (i, chance * draft.add(*token))
                 for (i, chance), token in zip(going, tokens, strict=True)
                 if (draft := drafts[i].draft)
             ]
+            expected += sum(chance for _, chance in accepted)
+            # A further token must be worth more than the tokens that the same time makes at the present rate.
+            price = self._price(model, len(going), drafted) * self._speedup(model, drafted, expected)
             going = [
                 (i, chance)
                 for i, chance in accepted
-                if chance * drafts[i].modelled.overall > price and length < ahead[i]
+                if chance * drafts[i].modelled.expected(length) > price and length < ahead[i]
             ]
 
-    def _worth_starting(self, model: Drafter, seq: Sequence, drafts: SequenceDrafts) -> bool:
-        """Tell whether a first token pays: after a long absence its prefill counts, and a trial costs credit."""
-        step = self.cost.seconds(self._plain)
-        missing = model.missing(seq)
+    def _worth_starting(
+        self, model: Drafter, batch: list[ScheduledChunk], drafts: list[SequenceDrafts]
+    ) -> list[int]:
+        """Return the sequences of which a first token pays together, as its cost is shared by them."""
+        able = [
+            i
+            for i, (chunk, each) in enumerate(zip(batch, drafts, strict=True))
+            if each.credit > 0.0 and chunk.seq.left > 1 and each.first_rate < each.modelled.expected(0)
+        ]
+        while able:
+            price = self._price(model, len(able), 0)
+            worth = [
+                i for i in able if self._pays(model, batch[i].seq, drafts[i].modelled.expected(0), price)
+            ]
+            if len(worth) == len(able):
+                break
+            able = worth
+        return able
+
+    def _pays(self, model: Drafter, seq: Sequence, rate: float, price: float) -> bool:
+        """Tell whether a first token is worth its price: after a long absence its prefill counts too.
+
+        One that is not may be a trial, as rates change; it costs of what trials may lose.
+        """
+        step, missing = self.cost.seconds(self._plain), model.missing(seq)
         prefill = model.seconds(missing, step) / step if missing > MAX_JOINED else 0.0
-        if seq.left < 2 or prefill > CATCH_UP * min(seq.left, ANSWER):
+        if prefill > CATCH_UP * min(seq.left, ANSWER):
             return False
-        price = self._price(model, 1, 0)
-        return drafts.credit > 0.0 and (
-            drafts.modelled.overall > price or drafts.credit > prefill + 2 * price
-        )
+        return 1.0 + rate > MARGIN * (1.0 + price) or self._trials > prefill + 2 * price
 
     def _price(self, model: Drafter, going: int, drafted: int) -> float:
         """Return the tokens that plain decoding would make while one more each is drafted and verified."""
@@ -231,6 +271,11 @@ class Speculation:
         step = self.cost.seconds(self._plain)
         verifying = self.cost.seconds(tokens + going) - self.cost.seconds(tokens)
         return (model.seconds(going, step) + verifying) / going * self._plain / step
+
+    def _speedup(self, model: Drafter, drafted: int, expected: float) -> float:
+        """Return how many times the tokens of plain decoding the step makes as drafted so far; 1 at least."""
+        seconds = self.cost.seconds(self._plain + drafted) + model.spent
+        return max(expected / self._plain * self.cost.seconds(self._plain) / seconds, 1.0)
 
     # --- after the step ----------------------------------------------------------------------------
 
@@ -248,6 +293,7 @@ class Speculation:
         generated = [chunk.seq.tokens[chunk.first + 1 :] for chunk in batch]
         drafting_s = self._draft_model.spent if self.draft_s and self._draft_model else 0.0
         gained = sum(map(len, generated)) / self._plain - (self.cost.seconds(tokens) + drafting_s) / plain_s
+        self._trials = min(self._trials + TRICKLE + (gained if drafting_s else 0.0), MAX_CREDIT)
         for chunk, ids in zip(batch, generated, strict=True):
             drafts = self._drafts[chunk.seq]
             if drafts.draft is not None:

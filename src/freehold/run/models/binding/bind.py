@@ -18,20 +18,22 @@ from freehold import _native as native
 from freehold.base.catalog.model import Structure
 from freehold.base.errors import BadModelFile, UnsupportedModel
 from freehold.run.formats import GGUFFile, ModelFile, QuantType, SafetensorsFile, Tensor
-from freehold.run.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields
-from freehold.run.formats.metadata import Metadata
+from freehold.run.formats.fields import MAX_LAYERS, MAX_WIDTH, Fields, Metadata
 from freehold.run.models.binding.binder import (
     FLOATS,
     GGUF_LAYERS,
+    LEFT_OUT,
     Binder,
     Bound,
+    BoundHead,
     Held,
     ScaledBlocks,
     Stored,
+    bind_head,
     is_microscaled,
     join_blocks,
+    take_head,
 )
-from freehold.run.models.binding.heads import LEFT_OUT, BoundHead, bind_head, take_head
 from freehold.run.models.binding.mistral_names import from_mistral, is_mistral
 from freehold.run.models.config.mixtures import MAX_EXPERTS
 from freehold.run.models.config.rope import Divisors, RopeSpec, RopeTable
@@ -477,6 +479,7 @@ NEUTRAL: Mapping[str, float] = {
     "attention.shared_kv_layers": 0,
     "attention.sliding_window": 0,
     "attention.temperature_scale": 0.0,
+    "attention.value_scale": 1.0,
     "attn_logit_softcapping": 0.0,
     "embedding_length_per_layer_input": 0,
     "embedding_scale": 1.0,
@@ -534,39 +537,45 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     ("its attention and its router", ("hy_v4", "HYV4ForCausalLM")),
     (
-        f"{_KDA} beside latent attention in groups of layers",
-        ("bailingmoe3", "bailing_hybrid", "BailingHybridForCausalLM"),
-    ),
-    (
-        "activated gates that are limited, by a bound of each layer",
-        ("step35", "step3p5", "step3p7", "Step35ForCausalLM"),
-    ),
-    (
-        "windows whose heads have other widths, with sinks",
-        ("mimo2", "mimo_v2", "mimo_v2_flash", "MiMoV2FlashForCausalLM"),
-    ),
-    (
         "experts whose number and width differ from block to block",
         ("nemotron_h_puzzle", "NemotronHPuzzleForCausalLM"),
     ),
     ("attention blocks that layers share", ("zamba2", "Zamba2ForCausalLM")),
+    (
+        "latent attention within windows, and ranks that differ from layer to layer",
+        ("dots3note", "dots3_note", "Dots3NoteForCausalLM", "Dots3NoteForConditionalGeneration"),
+    ),
+    (
+        "a bias of attention by distance (ALiBi)",
+        ("bloom", "BloomForCausalLM", "mpt", "MPTForCausalLM", "MptForCausalLM"),
+    ),
+    (
+        "learned biases of attention by distance, and four convolutions a layer",
+        ("inkling", "InklingForCausalLM", "InklingForConditionalGeneration"),
+    ),
+    ("a recurrence of its own kind (RWKV-7)", ("rwkv7", "arwkv7", "RWKV7ForCausalLM")),
     ("rotary positions beside Mamba-2, judged by a reference", ("bamba", "BambaForCausalLM")),
-    ("Mamba-1 states", ("jamba", "JambaForCausalLM", "mamba", "MambaForCausalLM", "FalconMambaForCausalLM")),
     (
         "a rounding of each token's activations to eight bits, after which no two orders of sums agree",
         ("bitnet", "BitNetForCausalLM"),
     ),
-    ("xIELU, an activation with weights of its own", ("apertus", "ApertusForCausalLM")),
+    (
+        "a cap on its router's scores",
+        ("grok", "GrokForCausalLM", "Grok1ForCausalLM", "Grok1ModelForCausalLM"),
+    ),
     ("attention to images in some layers", ("mllama", "MllamaForConditionalGeneration")),
-    ("layers of their own shapes each (a searched architecture)", ("deci", "DeciLMForCausalLM")),
+    ("layers with different shapes (a searched architecture)", ("deci", "DeciLMForCausalLM")),
     ("zero-computation experts and two attentions a layer", ("longcat_flash", "LongcatFlashForCausalLM")),
     (
-        "a tower that joins patches in windows after its sixth layer",
+        "a vision encoder that merges patches in windows after its sixth layer",
         ("minicpmv4_6", "MiniCPMV4_6ForConditionalGeneration"),
     ),
-    ("a resampler of a picture's rows by learned queries", ("minicpmv", "MiniCPMV", "minicpmo", "MiniCPMO")),
     (
-        "an encoder of the kind SAM before its tower",
+        "a resampler of picture features with learned queries",
+        ("minicpmv", "MiniCPMV", "minicpmo", "MiniCPMO"),
+    ),
+    (
+        "a SAM encoder before the vision encoder",
         (
             "deepseek_ocr2",
             "DeepseekOcr2ForConditionalGeneration",
@@ -575,7 +584,7 @@ LACKS: tuple[tuple[str, tuple[str, ...]], ...] = (
         ),
     ),
     (
-        "a second, finer way from its tower and a router between the two",
+        "a second, finer path from the vision encoder and a router between the two",
         ("granite_docling", "GraniteDoclingForConditionalGeneration"),
     ),
     (f"{_KDA} beside attention without positions", ("solar_open2", "SolarOpen2ForCausalLM")),

@@ -3,6 +3,8 @@
 What a file holds of a declared weight is a tensor, experts that lie apart, or a part of a tensor that holds several.
 Knows names (of MXFP4's, the two that it has), shapes, types and how to cut; knows no config, no family and no kernel,
 and reads no weight.
+
+Tensors of a model's own drafting head are found among a file's, and named as a model of one layer has them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from freehold.base.errors import BadModelFile, UnsupportedModel
 from freehold.run.formats import QuantType, Tensor, dequantize
 from freehold.run.formats.fields import Fields
-from freehold.run.models.family import Cut, TensorSpec
+from freehold.run.models.family import Cut, Network, TensorSpec, renamed
 
 # --- what a file holds -----------------------------------------------------------------------------
 
@@ -521,3 +523,65 @@ def _check_shape(tensor: Stored, expected: tuple[int, ...]) -> None:
         raise BadModelFile(
             f"tensor {tensor.name} has shape {list(tensor.shape)}; the config asks for {list(expected)}"
         )
+
+
+# --- a drafting head's tensors ---------------------------------------------------------------------
+
+LEFT_OUT = "the layers that predict further tokens are left out"
+_OWN = re.compile(r"(enorm|hnorm|eh_proj|shared_head|embed_tokens|nextn)\.")  # of a head, beside its layer's
+_COPIES = re.compile(r"(shared_head\.head|embed_tokens|nextn\.shared_head_head|nextn\.embed_tokens)\.")
+_QWEN = re.compile(r"(model\.)?mtp\.")
+_LAYER = "model.layers"
+
+
+@dataclass(frozen=True, slots=True)
+class BoundHead:
+    """A drafting head's network, and its weights but those that it shares with the target."""
+
+    network: Network
+    ends: Mapping[str, Bound]
+    layer: Mapping[str, Bound]
+
+
+def take_head(
+    tensors: Mapping[str, Held], prefix: str, layers: int, drafts: int
+) -> tuple[dict[str, Held], dict[str, Held]]:
+    """Return a model's tensors, and the first drafting head's under names of a model of one layer.
+
+    `prefix`: what layers' names begin with; `drafts`: how many heads lie after the last layer.
+    """
+    beyond = tuple(f"{prefix}.{layers + i}." for i in range(drafts))
+    rest: dict[str, Held] = {}
+    head: dict[str, Held] = {}
+    place = GGUF_LAYERS if prefix == GGUF_LAYERS else _LAYER
+    for name, tensor in tensors.items():
+        if match := _QWEN.match(name):
+            inner = name[match.end() :]
+            own = f"{place}.0.{inner.removeprefix('layers.0.')}" if inner.startswith("layers.0.") else inner
+        elif beyond and name.startswith(beyond[0]):
+            inner = name.removeprefix(beyond[0])
+            own = inner if _OWN.match(inner) else f"{place}.0.{inner}"
+        elif beyond and name.startswith(beyond):
+            continue
+        else:
+            rest[name] = tensor
+            continue
+        if not own.startswith("layers.") and not _COPIES.match(own):
+            head[own] = tensor
+    return rest, head
+
+
+def bind_head(
+    network: Network, tensors: Mapping[str, Held], gguf: bool, names: Mapping[str, str]
+) -> BoundHead | str:
+    """Bind a head's tensors; return why it is left out where one is missing. Raises for others than it declares."""
+    binder = Binder(tensors, GGUF_LAYERS if gguf else _LAYER)
+    try:
+        ends = binder.take(renamed(network.ends.tensors(), names))
+        layer = binder.take(network.layers[0].tensors(), 0)
+    except BadModelFile as e:
+        if "missing" not in e.message:
+            raise
+        return f"{LEFT_OUT}: {e.message}"
+    binder.refuse_rest()
+    return BoundHead(network, ends, layer)

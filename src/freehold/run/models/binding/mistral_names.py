@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from freehold.base.errors import UnsupportedModel
-from freehold.run.formats.fields import Fields
-from freehold.run.formats.metadata import Metadata
+from freehold.run.formats.fields import Fields, Metadata
 
 T = TypeVar("T")
 
@@ -63,7 +62,7 @@ def from_mistral(params: Metadata, tensors: Mapping[str, T]) -> tuple[Metadata, 
     experts, yarn = fields.section("moe"), fields.section("yarn")
     if experts is None or params.get("kv_lora_rank") is None:
         raise UnsupportedModel(
-            "params.json is of a model without latent attention or experts, which is read in the usual form alone",
+            "params.json is of a model without latent attention or experts, which is read only in the usual format",
             "fetch the repository's model*.safetensors with config.json",
         )
     config: dict[str, Any] = {"architectures": [CLASS], "model_type": LARGE_3, "norm_topk_prob": True}

@@ -58,8 +58,8 @@ def _read_gguf(opened: GGUFFile, hears: bool) -> TowerSource | None:
     if tower is None or tower.hears is not hears:
         known = ", ".join(sorted(n for each in registered() if each.hears is hears for n in each.projectors))
         raise UnsupportedModel(
-            f"{opened.path} is a tower of the kind {projector[:60]!r}, which Freehold does not run yet",
-            f"known are {known}",
+            f"{opened.path} is an encoder of the type {projector[:60]!r}, which is not supported yet",
+            f"supported types: {known}",
         )
     tensors = {
         name: tensor for name, tensor in opened.tensors.items() if name.startswith(SOUND) is tower.hears

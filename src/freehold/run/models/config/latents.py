@@ -11,7 +11,7 @@ from typing import Any
 
 from freehold.base.errors import BadModelFile, UnsupportedModel
 from freehold.run.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_WIDTH, Fields
-from freehold.run.models.config.rope import RopeSpec, hf_rope_section, rope_from_gguf, yarn_mscale
+from freehold.run.models.config.rope import RopeSpec, Scaling, hf_rope_section, rope_from_gguf, yarn_mscale
 from freehold.run.models.config.sizes import (
     MAX_EPS,
     MIN_EPS,
@@ -79,7 +79,9 @@ def _gguf_rope(meta: Fields, turned: int, context: int) -> tuple[RopeSpec, float
     return replace(rope, attention_factor=factor), yarn_mscale(rope.factor, weight) ** 2
 
 
-def hf_latent(config: Fields, *, turns: bool = True, **assumed: Any) -> dict[str, Any]:
+def hf_latent(
+    config: Fields, *, turns: bool = True, scalings: tuple[Scaling, ...] = ("default", "yarn"), **assumed: Any
+) -> dict[str, Any]:
     """Read a config.json as arguments for LatentSizes; keywords are what the family's class assumes."""
     config.require("hidden_act", ("silu",), "silu")
     config.refuse("attention_bias", "a bias on attention")
@@ -92,7 +94,7 @@ def hf_latent(config: Fields, *, turns: bool = True, **assumed: Any) -> dict[str
         raise UnsupportedModel(f"num_key_value_heads is {kv_heads}; latents serve all {heads} heads alike")
     # By head_dim files mean one thing or another: the parts of a head are stated apart.
     sizes = hf_sizes(config.without("head_dim", "num_key_value_heads"), head_dim=nope + turned, **assumed)
-    rope, scale = _hf_rope(config, turned, sizes["context"]) if turns else (None, 1.0)
+    rope, scale = _hf_rope(config, turned, sizes["context"], scalings) if turns else (None, 1.0)
     return _latent_sizes(
         **sizes | {"rope": rope},
         latent=config.integer("kv_lora_rank", 1, MAX_WIDTH),
@@ -104,14 +106,18 @@ def hf_latent(config: Fields, *, turns: bool = True, **assumed: Any) -> dict[str
     )
 
 
-def _hf_rope(config: Fields, turned: int, context: int) -> tuple[RopeSpec, float]:
+def _hf_rope(
+    config: Fields, turned: int, context: int, scalings: tuple[Scaling, ...]
+) -> tuple[RopeSpec, float]:
     section = config.section("rope_parameters") or config.section("rope_scaling") or Fields({})
     section = section.without("partial_rotary_factor")  # qk_rope_head_dim says it
     base = config.number("rope_theta", 1.0, 1e12, 10_000.0)
     rope = hf_rope_section(section, head_dim=turned, context=context, base=base)
     rope = replace(rope, adjacent=config.flag("rope_interleave", True))
-    if rope.scaling not in ("default", "yarn"):
-        raise UnsupportedModel(f"rope_type is {rope.scaling!r}; latent attention takes default and yarn")
+    if rope.scaling not in scalings:
+        raise UnsupportedModel(
+            f"rope_type is {rope.scaling!r}; latent attention of this class takes {', '.join(scalings)}"
+        )
     weight = section.number("mscale_all_dim", 0.0, 100.0, 0.0) if rope.scaling == "yarn" else 0.0
     return rope, yarn_mscale(rope.factor, weight) ** 2 if weight else 1.0
 

@@ -91,7 +91,8 @@ class RopeSpec:
         elif self.scaling == "longrope":
             freq = freq / self._longrope(divisors, long)
         if divisors.always is not None and self.divisible:
-            freq = freq / checked_divisors("rope_freqs.weight", divisors.always, self.width // 2)
+            own = leading_divisors(divisors.always, self.width // 2)
+            freq = freq / checked_divisors("rope_freqs.weight", own, self.width // 2)
         if self.turning >= 0:
             freq[self.turning :] = 0.0
         return RopeTable(freq.astype(np.float32), self._attention_factor(), self.adjacent, self._axes())
@@ -397,6 +398,11 @@ def _base(fields: Fields, key: str, default: float) -> float:
 
 def _factor(fields: Fields, key: str) -> float:
     return fields.number(key, 1e-3, MAX_FACTOR)
+
+
+def leading_divisors(divisors: F32, count: int) -> F32:
+    """Return the first of a table that ends in ones: it is as long as what turns most in any layer."""
+    return divisors[:count] if divisors.ndim == 1 and (divisors[count:] == 1.0).all() else divisors
 
 
 def checked_divisors(name: str, divisors: F32, count: int) -> NDArray[np.float64]:

@@ -30,6 +30,7 @@ class Routing:
     renormalise: bool = True  # whether the chosen experts' weights are divided by their sum
     bias: bool = False  # a value for each expert that joins its logit
     correction: bool = False  # one that joins its score where experts are compared, and no weight
+    corrects_logits: bool = False  # or its logit, and logits are compared
     groups: int = 1
     kept: int = 1  # groups that experts are chosen from
     group_score: Literal["best", "top2"] = "best"  # what compares groups: the best expert, or the sum of two

@@ -178,5 +178,5 @@ FAMILY = Family(
     ends=BertEnds,
     encoder=True,
     hf_layers="encoder.layer",
-    left_out=(("pooler.", "the pooler, which no embedding is made with, is left out"),),
+    left_out=(("pooler.", "the pooler is left out, because embeddings do not use it"),),
 )

@@ -15,11 +15,25 @@ from numpy.typing import NDArray
 
 from freehold.run.formats.fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
 from freehold.run.models.config.sizes import MAX_EPS, MIN_EPS, Sizes, checked_sizes, gguf_layers
-from freehold.run.models.family import Buffer, Cut, Family, LayerPart, Ops, TensorSpec, Values, matrix, vector
+from freehold.run.models.family import (
+    Buffer,
+    Cut,
+    Family,
+    LayerPart,
+    Ops,
+    Rule,
+    TensorSpec,
+    Values,
+    matrix,
+    vector,
+)
 from freehold.run.models.parts import Attention, DecoderEnds, NormForm, PlainMlp
 
 F32 = NDArray[np.float32]
 NORM = NormForm(kind="layer", bias=True)
+MASKS: tuple[Rule, ...] = (
+    (r"h\.\d+\.attn\.(masked_)?bias$", "masks of attention, which a file need not hold, are left out"),
+)
 
 
 def _sizes(read: Callable[[str, int], int], vocab: int, layers: int, intermediate: int, eps: float) -> Sizes:
@@ -148,7 +162,5 @@ FAMILY = Family(
     ends=lambda cfg: PositionedEnds.of(cfg, norm=NORM, positions=cfg.context),
     hf_layers="h",
     hf_outer="transformer.",
-    left_out=(
-        (r"h\.\d+\.attn\.(masked_)?bias$", "masks of attention, which a file need not hold, are left out"),
-    ),
+    left_out=MASKS,
 )

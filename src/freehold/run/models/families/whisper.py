@@ -198,5 +198,5 @@ FAMILY = Family(
     hf_layers="model.decoder.layers",
     towers=("whisper",),
     prefix=heard,
-    left_out=((r"model\.encoder\.", "its encoder is loaded for sound, beside the text half"),),
+    left_out=((r"model\.encoder\.", "the audio encoder is loaded separately"),),
 )

@@ -109,6 +109,11 @@ def gelu_quick(x: F32) -> F32:
     return x * sigmoid(np.float32(1.702) * x)
 
 
+def relu(x: F32) -> F32:
+    """What is positive."""
+    return np.maximum(x, 0)
+
+
 def relu2(x: F32) -> F32:
     """The square of what is positive."""
     return np.square(np.maximum(x, 0))
@@ -119,14 +124,17 @@ ACTIVATIONS = {
     "gelu": gelu_tanh,
     "gelu_erf": gelu_erf,
     "gelu_quick": gelu_quick,
+    "relu": relu,
     "relu2": relu2,
 }
 
 
 def activated(act: str, gate: F32 | None, up: F32, limit: float, alpha: float) -> F32:
-    """Compute the activation between an expert's halves."""
+    """Compute the activation between a gated MLP's halves, or those of an expert. `limit`: as csrc/ops/activation.h."""
     if gate is None:
         return ACTIVATIONS[act](up)
+    if act == "silu" and limit:
+        return np.minimum(silu(gate), np.float32(limit)) * np.clip(up, -limit, limit)
     if act == "clamped":
         gate = np.minimum(gate, np.float32(limit))
         return (np.clip(up, -limit, limit) + 1) * gate * sigmoid(alpha * gate)
@@ -159,6 +167,16 @@ class RecurrentVerbs:
         state = self._states.setdefault((layer, "ssm"), np.zeros((heads, v.shape[2], states)))
         y = _scanned(v, b, c, step, a, state) + d[:, None] * v
         return y.astype(np.float32).reshape(rows, -1)
+
+    def selective_scan(self, layer: int, x: F32, dt: F32, b: F32, c: F32, a: F32, d: F32, bias: F32) -> F32:
+        rates, step = a.reshape(b.shape[1], -1), np.logaddexp(0, dt.astype(np.float64) + bias)
+        state = self._states.setdefault((layer, "ssm"), np.zeros(rates.shape))
+        y = np.empty_like(x)
+        for t in range(len(x)):
+            state *= np.exp(step[t] * rates)
+            state += (step[t] * x[t]) * b[t][:, None]
+            y[t] = c[t] @ state + d * x[t]
+        return y
 
     def short_conv(
         self,
@@ -253,11 +271,12 @@ class DeltaVerbs:
         keys: int,
         tiled: bool = False,
         beta_scale: float = 1.0,
+        bound: float = 0.0,
     ) -> F32:
         q, k, v = split_heads(qkv, key_heads, keys, len(a), tiled)
         before = self._states.get((layer, "delta"), np.zeros((len(a), keys, v.shape[2])))
         b = beta_scale * sigmoid(beta).astype(np.float64)
-        out, self._states[layer, "delta"] = delta_rule(q, k, v, decays(decay, a, bias), b, before)
+        out, self._states[layer, "delta"] = delta_rule(q, k, v, decays(decay, a, bias, bound), b, before)
         return out.reshape(len(beta), -1).astype(np.float32)
 
     def norm_gate(self, y: F32, gate: F32, weight: F32 | None, eps: float = 0.0, *, act: str) -> None:
@@ -301,7 +320,10 @@ def unit(x: F64) -> F64:
     return x / np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + UNIT_EPS)
 
 
-def decays(x: F32, a: F32, bias: F32) -> F64:
-    """exp(a * softplus(x + bias)): [rows, heads, keys], or 1 for keys."""
+def decays(x: F32, a: F32, bias: F32, bound: float = 0.0) -> F64:
+    """exp(a * softplus(x + bias)), or by a bound exp(bound * sigmoid(a * (x + bias))): [rows, heads, keys or 1]."""
+    if bound:
+        inputs = (x.astype(np.float64) + bias).reshape(len(x), len(a), -1)
+        return np.exp(bound / (1 + np.exp(-a[:, None] * inputs)))
     steps = np.logaddexp(0.0, x.astype(np.float64) + bias).reshape(len(x), len(a), -1)
     return np.exp(a[:, None] * steps)

@@ -192,10 +192,17 @@ class NumpyOps(DeltaVerbs, LatentVerbs, NearVerbs, RecurrentVerbs, StreamVerbs):
         residual += y if gate is None else sigmoid(gate) * y
 
     def gated(
-        self, x: F32, gate: DenseMatrix, up: DenseMatrix, act: str, norm: F32 | None = None, eps: float = 0.0
+        self,
+        x: F32,
+        gate: DenseMatrix,
+        up: DenseMatrix,
+        act: str,
+        norm: F32 | None = None,
+        eps: float = 0.0,
+        limit: float = 0.0,
     ) -> F32:
         g, u = self.linear(x, (gate, up), (None, None), norm, eps)
-        return ACTIVATIONS[act](g) * u
+        return activated(act, g, u, limit, 1.0)
 
     def rope_store(
         self,
@@ -292,9 +299,10 @@ class NumpyOps(DeltaVerbs, LatentVerbs, NearVerbs, RecurrentVerbs, StreamVerbs):
         least: float = 0.0,
         scale: float = 1.0,
         jitter: float = 0.0,
+        corrects_logits: bool = False,
     ) -> ChosenExperts:
         (logits,) = self.linear(x, (router,), (bias,), norm, eps)
-        by = ScoreOrder(correction, groups, kept, group_score)
+        by = ScoreOrder(correction, groups, kept, group_score, corrects_logits)
         rule = {"epsilon": epsilon, "least": least, "scale": scale, "jitter": jitter}
         routes = chosen_experts(logits, top_k, scoring, by, renormalise=renormalise, **rule)
         self.routes.append(routes)
@@ -378,6 +386,11 @@ class NumpyOps(DeltaVerbs, LatentVerbs, NearVerbs, RecurrentVerbs, StreamVerbs):
 
     def gelu(self, x: F32) -> None:
         x[:] = gelu_erf(x)
+
+    def xielu(self, x: F32, positive: float, negative: float, beta: float, eps: float) -> None:
+        v = x.astype(np.float64)
+        below = negative * (np.expm1(np.minimum(v, eps)) - v)
+        x[:] = np.where(v > 0, positive * v * v, below) + beta * v
 
     def temper(self, x: F32, beta: float, original: int, shift: int = 0) -> None:
         factor = 1 + beta * np.log1p((self._positions + shift) // original)
@@ -519,6 +532,7 @@ class ScoreOrder(NamedTuple):
     groups: int
     kept: int
     group_score: str
+    logits: bool = False  # whether a correction joins logits
 
 
 def chosen_experts(
@@ -540,7 +554,8 @@ def chosen_experts(
     with np.errstate(over="ignore"):
         scores = softmax(logits64) if scoring == "softmax" else 1 / (1 + np.exp(-logits64))
     plain = by.correction is None and by.group_score == "best"
-    compared = logits64 if plain else scores + (0 if by.correction is None else by.correction)
+    of = logits64 if plain or by.logits else scores
+    compared = of + (0 if by.correction is None else by.correction)
     ids, margin = _best(compared, top_k, by)
     weights = np.take_along_axis(scores, ids, -1)
     if renormalise:

@@ -402,7 +402,7 @@ class Pack(Mapping[str, Matrix]):
 
     def _removed(self) -> DamagedPack:
         """Take the file away, unless another has its name by now, and word the error."""
-        done, hint = "it was removed", "run it again: the weights are packed anew from the model's own file"
+        done, hint = "it was removed", "run it again: the weights are packed again from the model's own file"
         try:
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(self.path.stat(), os.fstat(self._fd)):

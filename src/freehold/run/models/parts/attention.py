@@ -65,6 +65,7 @@ class Attention(LayerPart):
     gate: str = ""  # safetensors' name of that gate where it is a matrix of its own
     gate_heads: bool = False  # it has one number for each head, which multiplies all of the head
     gate_act: Literal["sigmoid", "softplus"] = "sigmoid"
+    value_dim: int = 0  # width of a head's values; 0: head_dim
     gguf_pairs: bool = False  # a GGUF lays rows of q and k in adjacent rotary pairs, safetensors in halves
 
     @classmethod
@@ -86,7 +87,7 @@ class Attention(LayerPart):
         """Keys and values of all tokens, or of the window."""
         reach = self.window or self.chunk
         kind = "window" if reach else "full"
-        return LayerSpec(kind, 1, self.kv_heads, self.head_dim, window=reach)
+        return LayerSpec(kind, 1, self.kv_heads, self.head_dim, self.value_dim or None, window=reach)
 
     @property
     def q_width(self) -> int:
@@ -95,8 +96,13 @@ class Attention(LayerPart):
 
     @property
     def kv_width(self) -> int:
-        """Width of all key heads, or value heads."""
+        """Width of all key heads."""
         return self.kv_heads * self.head_dim
+
+    @property
+    def value_width(self) -> int:
+        """Width of all value heads."""
+        return self.kv_heads * (self.value_dim or self.head_dim)
 
     def tensors(self) -> dict[str, TensorSpec]:
         """Declare the projections, and the norms and biases that the variant has."""
@@ -110,12 +116,13 @@ class Attention(LayerPart):
         return specs
 
     def _projections(self) -> dict[str, TensorSpec]:
-        q, kv, hidden = self.q_width, self.kv_width, self.hidden
+        q, kv, v, hidden = self.q_width, self.kv_width, self.value_width, self.hidden
         turns = {"head": self.head_dim} if self.gguf_pairs else {}
-        o = matrix("attn_output.weight", "self_attn.o_proj.weight", hidden, q)
+        attended = self.heads * (self.value_dim or self.head_dim)
+        o = matrix("attn_output.weight", "self_attn.o_proj.weight", hidden, attended)
         if self.fused:
-            parts = {"q": range(q), "k": range(q, q + kv), "v": range(q + kv, q + 2 * kv)}
-            names, whole = ("attn_qkv.weight", "self_attn.qkv_proj.weight"), (q + 2 * kv, hidden)
+            parts = {"q": range(q), "k": range(q, q + kv), "v": range(q + kv, q + kv + v)}
+            names, whole = ("attn_qkv.weight", "self_attn.qkv_proj.weight"), (q + kv + v, hidden)
             return {key: TensorSpec.of_rows(*names, whole, rows) for key, rows in parts.items()} | {"o": o}
         queries = {"q": matrix("attn_q.weight", "self_attn.q_proj.weight", q, hidden, **turns)}
         if self.gate:
@@ -123,7 +130,7 @@ class Attention(LayerPart):
             queries["q_gate"] = matrix("attn_gate.weight", f"self_attn.{self.gate}.weight", rows, hidden)
         return (self._gated() if self.gated else queries) | {
             "k": matrix("attn_k.weight", "self_attn.k_proj.weight", kv, hidden, **turns),
-            "v": matrix("attn_v.weight", "self_attn.v_proj.weight", kv, hidden),
+            "v": matrix("attn_v.weight", "self_attn.v_proj.weight", v, hidden),
             "o": o,
         }
 
@@ -137,7 +144,7 @@ class Attention(LayerPart):
 
     def _biases(self) -> dict[str, TensorSpec]:
         specs, maybe = {}, self.bias == "any"
-        widths = {"q": self.q_width, "k": self.kv_width, "v": self.kv_width}
+        widths = {"q": self.q_width, "k": self.kv_width, "v": self.value_width}
         for key, width in widths.items() if self.bias != "none" else ():
             names = f"attn_{key}.bias", f"self_attn.{key}_proj.bias"
             specs[f"{key}_bias"] = vector(*names, width, optional=maybe)

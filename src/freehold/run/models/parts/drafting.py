@@ -3,7 +3,7 @@
     x = fc [enorm(embed(t)) | hnorm(h)],  the layer's parts,  logits = head(norm(x))
 
 h is what the target's head reads after the token before t; chained, what this head itself read. Embedding and output
-matrix are the target's. A tensor's name is the one that files have in the head's own group: binding/heads.py.
+matrix are the target's. A tensor's name is the one that files have in the head's own group: binding/binder.py.
 Sources: arXiv 2412.19437 (DeepSeek-V3, section 2.2); Qwen3-Next's and GLM-4.5's files name the same four weights.
 """
 

@@ -41,6 +41,8 @@ class LatentAttention(LayerPart):
     scale: float
     rope: RopeSpec | None  # None: nothing turns
     temper: tuple[float, int] | None = None  # queries grow with the position: by beta, from this length on
+    residual: float = 1.0  # of what is added to x
+    gate: str = ""  # safetensors' name of a matrix whose sigmoids, one a head, multiply what attention gives
 
     @classmethod
     def of(cls, cfg: LatentSizes, layer: int) -> LatentAttention:
@@ -77,6 +79,8 @@ class LatentAttention(LayerPart):
             "v_b": self._half("v", (heads, self.value, self.latent)),
             "o": matrix("attn_output.weight", _hf("o_proj"), hidden, heads * self.value),
         }
+        if self.gate:
+            specs["q_gate"] = matrix("attn_gate.weight", _hf(self.gate), heads, hidden)
         if not self.query:
             return specs | {"q": matrix("attn_q.weight", _hf("q_proj"), width, hidden)}
         return specs | {
@@ -105,7 +109,8 @@ class LatentAttention(LayerPart):
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose projections, absorption, cache write, attention over latents, values and output."""
         first = w["q_a"] if self.query else w["q"]
-        q, kv = ops.linear(x, (first, w["kv_a"]), (None, None), w["attn_norm"], self.eps)
+        read = (first, w["kv_a"], *((w["q_gate"],) if self.gate else ()))
+        q, kv, *gate = ops.linear(x, read, (None,) * len(read), w["attn_norm"], self.eps)
         if self.query:
             (q,) = ops.linear(q, (w["q"],), (None,), w["q_norm"], INNER_EPS)
         if self.temper:
@@ -113,7 +118,10 @@ class LatentAttention(LayerPart):
         absorbed = ops.linear_heads(q, w["k_b"], self.heads, self.turned)
         ops.latent_store(layer, q, absorbed, kv, w["kv_norm"], INNER_EPS, w.get("rope"))
         sums = ops.latent_attention(layer, absorbed, self.latent, self.scale)
-        ops.linear_add(ops.linear_heads(sums, w["v_b"], self.heads), w["o"], x)
+        a = ops.linear_heads(sums, w["v_b"], self.heads)
+        for each in gate:
+            ops.gate_heads(a, each, act="sigmoid")
+        ops.linear_add(a, w["o"], x, scale=self.residual)
 
 
 def _hf(name: str) -> str:

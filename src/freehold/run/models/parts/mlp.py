@@ -2,7 +2,7 @@
 
     x += down(act(gate n) * up n)    or    x += down(act(up n)),  n = norm(x)
 
-Gates may be cut to those that lie some deviations above their mean; the others count as 0.
+Gates may be cut to those that lie some deviations above their mean, the others count as 0; or limited once activated.
 Source: arXiv 2002.05202 (GLU variants).
 """
 
@@ -32,6 +32,7 @@ class GatedMlp(LayerPart):
     post_eps: float = 0.0  # of that norm; 0: eps
     residual: float = 1.0  # of what is added to x
     fused: bool = False  # files hold gate and up as one matrix, gate first
+    limit: float = 0.0  # of the activated gate, and of up on either side; 0: none
     above: float | None = None  # deviations above their mean that count as a gate of 0; None: no gate is cut
 
     @classmethod
@@ -68,7 +69,7 @@ class GatedMlp(LayerPart):
         """Compose all after the norm."""
         rows, norm = read
         if self.above is None:
-            h = ops.gated(rows, w["gate"], w["up"], self.act, norm, self.eps)
+            h = ops.gated(rows, w["gate"], w["up"], self.act, norm, self.eps, self.limit)
         else:
             h, up = ops.linear(rows, (w["gate"], w["up"]), (None, None), norm, self.eps)
             ops.gaussian_gate(h, up, self.above)

@@ -131,13 +131,13 @@ class MoeNames:
     """How files of a family name what surrounds experts, under a layer; None: not in such a file."""
 
     experts: Layout = _APART
-    router: str = "mlp.gate.weight"
+    router: Name = "mlp.gate.weight"
     router_bias: str | None = None
     correction: Name = "mlp.gate.e_score_correction_bias"
     gguf_correction: str = "exp_probs_b.bias"
     norm: str = "post_attention_layernorm"
     gguf_norm: str = "ffn_norm"
-    shared: str = "mlp.shared_expert"
+    shared: str | tuple[str, ...] = "mlp.shared_expert"
     shared_gate: str = "mlp.shared_expert_gate.weight"
     biases: Layout | None = None  # of experts' matrices
     latent: tuple[str, str] = ("mixer.fc1_latent_proj.weight", "mixer.fc2_latent_proj.weight")
@@ -159,8 +159,9 @@ class Moe(LayerPart):
     mixture: Mixture
     eps: float
     act: str = "silu"  # between an expert's halves; relu2 has no gate
-    limit: float = 0.0  # of act clamped, with
+    limit: float = 0.0  # of silu, once activated, 0: none; of act clamped, with
     alpha: float = 1.0
+    shared_limit: float = 0.0  # the same of the shared expert's silu
     biased: bool = False  # whether experts' matrices have biases
     latent: int = 0  # width that experts read and give; 0: the hidden one
     norm: NormForm = RMS
@@ -231,7 +232,8 @@ class Moe(LayerPart):
         specs: dict[str, TensorSpec] = {}
         for key in self._keys:
             shape = (hidden, wide) if key == "down" else (wide, hidden)
-            hf = f"{names.shared}.{key}_proj.weight"
+            prefixes = (names.shared,) if isinstance(names.shared, str) else names.shared
+            hf = tuple(f"{prefix}.{key}_proj.weight" for prefix in prefixes)
             specs[f"shared_{key}"] = matrix(f"ffn_{key}_shexp.weight", hf, *shape)
         if self.mixture.shared_gate:
             specs["shared_router"] = matrix("ffn_gate_inp_shexp.weight", names.shared_gate, 1, hidden)
@@ -239,7 +241,10 @@ class Moe(LayerPart):
 
     def forward(self, ops: Ops, layer: int, x: Buffer, w: Values) -> None:
         """Compose norm, router, chosen experts and shared expert; all of them see x as it was before."""
-        read = self.norm.before(ops, x, w, "ffn_norm", self.eps)
+        self.add(ops, self.norm.before(ops, x, w, "ffn_norm", self.eps), x, w)
+
+    def add(self, ops: Ops, read: Read, x: Buffer, w: Values) -> None:
+        """Compose all after the norm."""
         h, gate = self._shared_half(ops, read, w)
         total = self._chosen(ops, read, self._route(ops, read, w), None if self.post_norm else x, w)
         if h is not None:
@@ -259,7 +264,7 @@ class Moe(LayerPart):
         """Add the chosen experts' sum to x and return it; the sum alone without an x."""
         (rows, norm), (gate, up, down) = read, (w.get("gate"), w["up"], w["down"])
         options: dict[str, Any] = {"act": self.act, "weigh_input": self.mixture.routing.weigh_input}
-        if self.act == "clamped":
+        if self.limit:
             options |= {"limit": self.limit, "alpha": self.alpha}
         if self.biased:
             options |= {f"{key}_bias": w[f"{key}_bias"] for key in self._keys}
@@ -278,7 +283,8 @@ class Moe(LayerPart):
         if self.act == "relu2":
             h = ops.linear_act(rows, w["shared_up"], self.act, None, norm, self.eps)
         else:
-            h = ops.gated(rows, w["shared_gate"], w["shared_up"], self.act, norm, self.eps)
+            limit = self.shared_limit
+            h = ops.gated(rows, w["shared_gate"], w["shared_up"], self.act, norm, self.eps, limit)
         if self.mixture.shared_gate:
             (gate,) = ops.linear(rows, (w["shared_router"],), (None,), norm, self.eps)
         return h, gate

@@ -26,6 +26,7 @@ class NormForm:
     weight: bool = True
     bias: bool = False
     offset: float = 0.0  # added to weights of safetensors
+    apart: bool = False  # an RMS norm makes rows of its own, for what reads them after x has changed
 
     def tensors(self, key: str, gguf: str, hf: str, width: int) -> dict[str, TensorSpec]:
         """Declare what it has of a weight and a bias, under `key` and `key`_bias."""
@@ -42,6 +43,8 @@ class NormForm:
         """Give what products read of x."""
         if self.kind == "layer":
             return ops.layer_normed(x, w.get(key), w.get(f"{key}_bias"), eps), None
+        if self.apart:
+            return ops.norm(x, w[key], eps), None
         return x, w.get(key)
 
 

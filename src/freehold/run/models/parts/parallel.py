@@ -1,4 +1,4 @@
-"""Attention and an MLP that read the same rows and are added together.
+"""Attention and an MLP, or experts, that read the same rows and are added together.
 
     x += attention(n) + mlp(m),  n = m = layer_norm(x), or two layer norms of x
 
@@ -14,6 +14,7 @@ from freehold.run.models.config.rope import RopeSpec
 from freehold.run.models.family import Buffer, LayerPart, Ops, TensorSpec, Values
 from freehold.run.models.parts.attention import Attention
 from freehold.run.models.parts.mlp import GatedMlp, PlainMlp
+from freehold.run.models.parts.moe import Moe
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,12 @@ class ParallelBlock(LayerPart):
     kinds = Attention.kinds
 
     attention: Attention
-    mlp: GatedMlp | PlainMlp
+    mlp: GatedMlp | PlainMlp | Moe
 
     def __post_init__(self) -> None:
-        # An RMS norm is fused into products, and the MLP's would read x after attention was added.
-        assert self.attention.norm.kind == "layer", "a parallel block's norm has rows of its own"
+        # An RMS norm is fused into products otherwise, and the MLP's would read x after attention was added.
+        own = self.attention.norm
+        assert own.kind == "layer" or own.apart, "a parallel block's norm has rows of its own"
         assert self.mlp.norm.kind in ("layer", "none"), "so has its MLP's, if there is one"
 
     @property

@@ -5,11 +5,14 @@
 
 Norms are layer norms, everything has biases, and nothing is kept between steps. A GGUF calls the weights alike in all
 towers; safetensors call them as each model's class does. Sources: arXiv 2010.11929 (ViT), 2303.15343 (SigLIP).
+
+Towers that cut pictures into square tiles of one side share the choice of a grid, which is the one nearest to a
+picture's shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +20,15 @@ import numpy as np
 
 from freehold.run.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
 from freehold.run.models.tower import (
+    F32,
+    U8,
     TowerEnds,
     TowerSizes,
     affine,
     affine_apart,
     affine_padded,
     affine_rows,
+    in_blocks,
     layer_norm,
 )
 
@@ -178,3 +184,40 @@ class SiglipEnds(TowerEnds):
     def finish(self, ops: Ops, x: Buffer, kept: Sequence[Buffer], w: Values) -> None:
         """Compose the norm."""
         ops.hidden(ops.layer_normed(x, w["norm"], w["norm_bias"], self.eps))
+
+
+# --- grids of tiles --------------------------------------------------------------------------------
+
+
+def nearest_grid(width: int, height: int, tile: int, least: int, most: int) -> tuple[int, int]:
+    """Return columns and rows of the grid of `least` to `most` tiles whose shape is nearest to a picture's.
+
+    Of equally near grids the larger wins, while the picture has more than half of its pixels.
+    """
+    grids = [(w, h) for w in range(1, most + 1) for h in range(1, most // w + 1) if w * h >= least]
+    shape, best, nearest = width / height, (1, 1), float("inf")
+    for columns, rows in sorted(grids, key=lambda grid: grid[0] * grid[1]):
+        far = abs(shape - columns / rows)
+        tied = far == nearest and width * height > 0.5 * tile * tile * columns * rows
+        if far < nearest or tied:
+            best, nearest = (columns, rows), far
+    return best
+
+
+def tiles_of(picture: U8, tile: int) -> Iterator[U8]:
+    """Yield a picture's tiles row by row."""
+    high, wide = picture.shape[:2]
+    for top in range(0, high, tile):
+        for left in range(0, wide, tile):
+            yield picture[top : top + tile, left : left + tile]
+
+
+def block_patches(values: F32, patch: int, merge: int) -> F32:
+    """Return patches block by block of `merge` x `merge`, their columns by colour, row and column.
+
+    `values`: [height, width, 3]; pixels that fill no patch are left out.
+    """
+    high, wide = (side // patch for side in values.shape[:2])
+    whole = values[: high * patch, : wide * patch]
+    patches = whole.reshape(high, patch, wide, patch, CHANNELS).transpose(0, 2, 4, 1, 3)
+    return in_blocks(patches, merge).reshape(high * wide, -1)

@@ -363,7 +363,10 @@ def _store(tensors: dict[str, F32], prefix: str, spec: TensorSpec, values: F32) 
     assert isinstance(name.name, str), f"{name.name}: a GGUF holds declared weights whole"
     whole = tensors.setdefault(prefix + name.name, np.full(name.shape, np.nan, np.float32))
     if name.take is not None:
-        whole.reshape(-1)[_sources(name)] = values.reshape(-1)
+        sources, first = np.unique(
+            _sources(name), return_index=True
+        )  # what fills a weight up has none of its own
+        whole.reshape(-1)[sources] = values.reshape(-1)[first]
         assert np.array_equal(name.take(whole), values), (
             f"{name.name}: a GGUF holds declared weights as they are"
         )
@@ -417,7 +420,10 @@ LOGIT_STD = 1.5  # of a head's rows times a normed vector
 # zero choose nothing, and steps of softplus(0) forget a state at once.
 _CENTRES = (
     (("e_score_correction_bias", "expert_bias"), 0.0, 0.1),
-    (("dt_bias",), -2.0, 0.5),
+    (("dt_bias", "dt_proj.bias"), -2.0, 0.5),
+    (("act_fn.beta",), 0.5, 0.0),  # of xIELU, as its class has it
+    (("act_fn.eps",), 0.0, 0.0),
+    (("act_fn.alpha_p", "act_fn.alpha_n"), 0.3, 0.3),
     (("sinks",), 0.0, 1.0),
     (("input_min", "output_min"), -1.0, 0.3),  # bounds of a matrix that clips
     (("input_max", "output_max"), 1.0, 0.3),

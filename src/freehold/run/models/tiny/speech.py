@@ -39,7 +39,7 @@ def write_ctranslate2(tiny: TinyConfig, folder: Path) -> Path:
     """Write the model as CTranslate2's files into `folder`. Raises UnsupportedModel for another family's."""
     if not tiny.writes_speech:
         raise UnsupportedModel(
-            f"{tiny.name} is not a speech model: CTranslate2's files are written of these alone",
+            f"{tiny.name} is not a speech model: CTranslate2 files can be written only for these",
             "freehold make-tiny whisper --format ctranslate2",
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -372,7 +372,7 @@ def _bounds_of(w: Values, key: str, side: str) -> _Bounds:
         return _OPEN
     both = _Bounds(*(float(w[f"{key}_{side}_{end}"][0]) for end in ("min", "max")))
     if not both.least <= both.greatest:
-        raise BadModelFile(f"{side}s of a tower's matrix are bounded by {both.least} and {both.greatest}")
+        raise BadModelFile(f"{side}s of an encoder's matrix have the bounds {both.least} and {both.greatest}")
     return both
 
 

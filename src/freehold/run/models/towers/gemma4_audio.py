@@ -94,8 +94,8 @@ class Gemma4SoundSizes(TowerSizes):
         first, second = self.channels
         if self.bands % 4 or first // 4 != self.bands // 4:
             raise UnsupportedModel(
-                f"the tower of sound has {self.bands} bands and {first} channels; expected as many of both, a multiple "
-                "of 4"
+                f"the audio encoder has {self.bands} bands and {first} channels; expected the same number of both, a "
+                "multiple of 4"
             )
         if first % WIDTH_STEP or second % 16 or self.leaving % WIDTH_STEP or self.head % 16:
             raise UnsupportedModel(
@@ -221,8 +221,8 @@ def check_seconds(samples: int, least: float, most: float = MOST_S) -> None:
     seconds = samples / RATE
     if seconds < least or samples > round(most * RATE):
         raise UsageError(
-            f"the sound lasts {seconds:,.2f} s; this model hears {least:.2f} to {most:g} s of one",
-            "cut it into several, or let freehold transcribe make a text of it",
+            f"the recording lasts {seconds:,.2f} s; this model accepts {least:.2f} to {most:g} s",
+            "split it, or turn it into text with freehold transcribe",
         )
 
 

@@ -68,7 +68,7 @@ class Glm4vSizes(BlockSizes):
 
     def __post_init__(self) -> None:
         super(Glm4vSizes, self).__post_init__()
-        check_width("tower's MLP", self.intermediate)
+        check_width("encoder's MLP", self.intermediate)
         check_width("last MLP", self.last)
 
     @property
@@ -90,7 +90,7 @@ def config_from_hf(config: Fields, settings: Fields) -> Glm4vSizes:
     """Read the `vision_config` of a config.json, and what is said of pixels beside it."""
     vision = config.section("vision_config") or Fields({})
     vision.require("hidden_act", ("silu",), "silu")
-    vision.refuse("attention_bias", "a bias on the tower's attention")
+    vision.refuse("attention_bias", "a bias on the encoder's attention")
     out = vision.integer("out_hidden_size", 1, MAX_WIDTH, 4096)
     blocks = hf_blocks(vision, settings, patch=14, limits=LIMITS)
     return Glm4vSizes(

@@ -23,8 +23,15 @@ from freehold.run.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.run.models.config.sizes import MAX_EPS, MIN_EPS
 from freehold.run.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
 from freehold.run.models.parts.blocks import gelu_between
-from freehold.run.models.parts.tiles import block_patches, nearest_grid, tiles_of
-from freehold.run.models.parts.vision import CHANNELS, PictureAttention, PictureMlp, attend_in_parts
+from freehold.run.models.parts.vision import (
+    CHANNELS,
+    PictureAttention,
+    PictureMlp,
+    attend_in_parts,
+    block_patches,
+    nearest_grid,
+    tiles_of,
+)
 from freehold.run.models.tower import (
     F32,
     U8,
@@ -217,7 +224,7 @@ def _check_hf(config: Fields, vision: Fields) -> None:
         raise UnsupportedModel("vision_feature_layer is not -1; only the last layer's rows are supported")
     for key, meaning in (
         ("use_mean_pooling", "a norm after the last layer"),
-        ("use_absolute_position_embeddings", "a tower without positions"),
+        ("use_absolute_position_embeddings", "an encoder without positions"),
     ):
         if not vision.flag(key, True):
             raise UnsupportedModel(f"{vision.name(key)} is false: {meaning} is not supported")

@@ -27,8 +27,13 @@ from freehold.run.models.config.rope import RopeTable
 from freehold.run.models.config.sizes import MAX_EPS, MIN_EPS
 from freehold.run.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
 from freehold.run.models.parts.blocks import MAX_AREA, MAX_PATCH, MAX_SIDE, cubic, gelu_between, stretched
-from freehold.run.models.parts.tiles import block_patches
-from freehold.run.models.parts.vision import CHANNELS, PictureAttention, PictureMlp, embedded_patches
+from freehold.run.models.parts.vision import (
+    CHANNELS,
+    PictureAttention,
+    PictureMlp,
+    block_patches,
+    embedded_patches,
+)
 from freehold.run.models.tower import (
     F32,
     U8,

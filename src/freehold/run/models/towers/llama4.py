@@ -26,8 +26,7 @@ from freehold.run.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.run.models.config.rope import MAX_BASE, RopeTable
 from freehold.run.models.config.sizes import check_width
 from freehold.run.models.family import Buffer, Cut, LayerPart, Ops, TensorSpec, Values, matrix, vector
-from freehold.run.models.parts.tiles import block_patches, tiles_of
-from freehold.run.models.parts.vision import CHANNELS, PictureAttention, PictureMlp
+from freehold.run.models.parts.vision import CHANNELS, PictureAttention, PictureMlp, block_patches, tiles_of
 from freehold.run.models.tower import (
     F32,
     U8,

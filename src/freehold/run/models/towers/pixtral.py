@@ -76,11 +76,11 @@ class PixtralSizes(TowerSizes):
 
     def __post_init__(self) -> None:
         super(PixtralSizes, self).__post_init__()
-        check_width("tower's MLP", self.intermediate)
+        check_width("encoder's MLP", self.intermediate)
         self.check_turned()
         if self.merge > 1 and not self.merges:
             raise BadModelFile(
-                f"the tower joins {self.merge} x {self.merge} patches, and nothing says by which matrix"
+                f"the encoder merges {self.merge} x {self.merge} patches, but the file does not name the matrix"
             )
 
     @property

@@ -71,7 +71,7 @@ class WindowedSizes(BlockSizes):
             )
         if self.side < 1:
             raise UnsupportedModel(
-                f"the tower's windows are {self.window} pixels wide; expected {self.block}, a block, or more"
+                f"the encoder's windows are {self.window} pixels wide; expected {self.block}, a block, or more"
             )
 
     @property

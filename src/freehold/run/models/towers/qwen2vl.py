@@ -85,7 +85,7 @@ def config_from_gguf(meta: Fields) -> FirstBlockSizes:
     for act in ("gelu", "silu"):
         if meta.flag(f"use_{act}", False):
             raise UnsupportedModel(
-                f"{meta.name(f'use_{act}')} is true; of this tower only the quick GELU is supported"
+                f"{meta.name(f'use_{act}')} is true; this encoder supports only the quick GELU"
             )
     width = vision.integer("embedding_length", 1, MAX_WIDTH)
     stated = {**meta.values, vision.name("feed_forward_length"): RATIO * width}

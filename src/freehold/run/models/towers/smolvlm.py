@@ -22,8 +22,14 @@ from freehold.base.errors import UnsupportedModel, UsageError
 from freehold.run.formats.fields import MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from freehold.run.models.config.sizes import MAX_EPS, MIN_EPS
 from freehold.run.models.family import LayerPart, Ops, TensorSpec, Values, matrix
-from freehold.run.models.parts.tiles import block_patches, tiles_of
-from freehold.run.models.parts.vision import CHANNELS, PictureAttention, PictureMlp, SiglipEnds
+from freehold.run.models.parts.vision import (
+    CHANNELS,
+    PictureAttention,
+    PictureMlp,
+    SiglipEnds,
+    block_patches,
+    tiles_of,
+)
 from freehold.run.models.tower import (
     F32,
     U8,

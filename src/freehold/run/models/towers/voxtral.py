@@ -134,7 +134,7 @@ def plan(cfg: VoxtralSizes, width: int, height: int = 1, budget: TokenBudget | N
     check_seconds(width, mel.HOP / RATE, MOST_S)
     rows = -(-width // cfg.chunk) * cfg.positions
     if rows > MOST_S * RATE / (2 * mel.HOP) + cfg.positions:
-        raise UsageError(f"the sound becomes {rows:,} rows of the tower", "cut it into several")
+        raise UsageError(f"the recording becomes {rows:,} rows of the encoder", "split it")
     tokens = rows // cfg.stack
     return PicturePlan(resizes=(), patches=rows, tokens=tokens, layout=(tokens,), places=None, advance=tokens)
 

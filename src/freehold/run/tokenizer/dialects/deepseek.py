@@ -15,12 +15,13 @@ from freehold.run.tokenizer.dialects.contract import (
     Dialect,
     Offer,
     Opening,
+    Reading,
+    TextSource,
     call_here,
     is_name,
     listed,
 )
 from freehold.run.tokenizer.dialects.grammar import CallForm
-from freehold.run.tokenizer.dialects.source import Reading, TextSource
 
 OPEN, CLOSE = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, SEP, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"

@@ -11,19 +11,23 @@ from typing import Any
 
 from freehold.base.types import Tool
 from freehold.run.tokenizer.dialects.contract import (
+    BROKEN,
+    MAX_DEPTH,
     Call,
     Calls,
     Dialect,
     Offer,
     Opening,
+    Reading,
+    TextSource,
     arguments_text,
     is_name,
+    items,
     listed,
+    loaded,
 )
-from freehold.run.tokenizer.dialects.grammar import CallForm
+from freehold.run.tokenizer.dialects.grammar import QUOTE, CallForm, arguments
 from freehold.run.tokenizer.dialects.json_calls import BARE, LLAMA_FORM, read_bare
-from freehold.run.tokenizer.dialects.notation import QUOTE, arguments
-from freehold.run.tokenizer.dialects.source import BROKEN, MAX_DEPTH, Reading, TextSource, items, loaded
 
 OPEN, CLOSE = "<|tool_call>", "<tool_call|>"
 _SCALAR = re.compile(r"[-+.\w]*")

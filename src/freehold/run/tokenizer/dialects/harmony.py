@@ -9,10 +9,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from freehold.run.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, call_here, is_name
+from freehold.run.tokenizer.dialects.contract import (
+    Call,
+    Calls,
+    Dialect,
+    Offer,
+    Opening,
+    Reading,
+    TextSource,
+    call_here,
+    held_suffix,
+    is_name,
+)
 from freehold.run.tokenizer.dialects.grammar import CallForm
-from freehold.run.tokenizer.dialects.source import Reading, TextSource
-from freehold.run.tokenizer.splitters import held_suffix
 
 START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
 CALL, RETURN, CONSTRAIN = "<|call|>", "<|return|>", "<|constrain|>"

@@ -14,13 +14,15 @@ from freehold.run.tokenizer.dialects.contract import (
     Dialect,
     Offer,
     Opening,
+    Reading,
+    TextSource,
     call_here,
     call_of,
     calls_of,
     is_name,
+    loaded,
 )
 from freehold.run.tokenizer.dialects.grammar import CallForm
-from freehold.run.tokenizer.dialects.source import Reading, TextSource, loaded
 
 # --- Hermes and Qwen: <tool_call>{object}</tool_call>, one pair of marks for each call --------------
 # Small models of the family often leave the marks out, so a JSON object alone, or in a fence, is a call too: as the

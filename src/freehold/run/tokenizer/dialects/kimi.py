@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import re
 
-from freehold.run.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, call_here, is_name
+from freehold.run.tokenizer.dialects.contract import (
+    Call,
+    Calls,
+    Dialect,
+    Offer,
+    Opening,
+    Reading,
+    TextSource,
+    call_here,
+    is_name,
+)
 from freehold.run.tokenizer.dialects.grammar import CallForm
-from freehold.run.tokenizer.dialects.source import Reading, TextSource
 
 OPEN, CLOSE = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 CALL, ARGUMENTS, CALL_END = "<|tool_call_begin|>", "<|tool_call_argument_begin|>", "<|tool_call_end|>"

@@ -16,7 +16,18 @@ from itertools import combinations
 from typing import Any
 
 from freehold.base.errors import UsageError
-from freehold.run.tokenizer.dialects.contract import Call, Calls, Dialect, Offer, Opening, is_name
+from freehold.run.tokenizer.dialects.contract import (
+    BROKEN,
+    Call,
+    Calls,
+    Dialect,
+    Offer,
+    Opening,
+    Reading,
+    TextSource,
+    dumped,
+    is_name,
+)
 from freehold.run.tokenizer.dialects.grammar import (
     STYLE,
     CallForm,
@@ -35,7 +46,6 @@ from freehold.run.tokenizer.dialects.grammar import (
 )
 from freehold.run.tokenizer.dialects.grammar import apart as nothing_fits_both
 from freehold.run.tokenizer.dialects.pythonic import value_of
-from freehold.run.tokenizer.dialects.source import BROKEN, Reading, TextSource, dumped
 
 _NAME = re.compile(r"""[^\s"<>{}\[\]]*""")
 

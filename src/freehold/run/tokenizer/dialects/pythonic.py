@@ -14,17 +14,21 @@ from typing import Any
 
 from freehold.base.errors import UsageError
 from freehold.run.tokenizer.dialects.contract import (
+    BROKEN,
+    MAX_DEPTH,
     Call,
     Calls,
     Dialect,
     Offer,
     Opening,
+    Reading,
+    TextSource,
     arguments_text,
     is_name,
+    items,
+    loaded,
 )
-from freehold.run.tokenizer.dialects.grammar import CallForm, Spell, members, whole
-from freehold.run.tokenizer.dialects.notation import Rules
-from freehold.run.tokenizer.dialects.source import BROKEN, MAX_DEPTH, Reading, TextSource, items, loaded
+from freehold.run.tokenizer.dialects.grammar import CallForm, Rules, Spell, members, whole
 
 OPEN, CLOSE = "<|tool_call_start|>", "<|tool_call_end|>"
 _WORDS = {"True": True, "true": True, "False": False, "false": False, "None": None, "null": None}
