@@ -37,6 +37,7 @@ ALIASES: dict[str, Any] = {
     "Role": chats.Role,
     "MessageState": chats.ChatState,
     "ToolState": chats.ToolState,
+    "Thumb": chats.Verdict,
     "Leaf": windows.Leaf,
 }
 STRUCTS = {
@@ -67,7 +68,7 @@ OBJECTS = {
     ("TrainingRow", "verb"): 'TrainingVerb | ""',
 }
 # Fields that the page leaves out of messages of its own, which are not saved yet.
-UNSAVED = {("SavedMessage", "outcome"), ("SavedMessage", "edited"), ("SavedMessage", "error")}
+UNSAVED = {("SavedMessage", name) for name in ("outcome", "edited", "error", "verdict")}
 PLAIN = {str: "string", bool: "boolean", int: "number", float: "number", NoneType: "null", Any: "unknown"}
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from freehold.adapt import fuse as fusing
+from freehold.adapt import fused_folder
 from freehold.adapt.evals.divergence import held_out_text
 from freehold.adapt.fuse import fuse
 from freehold.adapt.quantize import quantising
@@ -147,6 +153,79 @@ def test_an_interrupted_fusion_continues_to_the_same_bytes(settings: Settings, t
     assert one == other
 
 
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Fail writes beyond a size, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("form", ["gguf", "safetensors"])
+def test_a_full_disk_is_one_line_without_a_result_and_the_same_command_continues(
+    settings: Settings, tmp_path: Path, form: str
+):
+    write = {"gguf": make.write_gguf, "safetensors": make.write_safetensors}[form]
+    model = write(make.config("llama"), tmp_path / ("tiny.gguf" if form == "gguf" else "hf"))
+    adapter = adapter_for(model, tmp_path / "one")
+    named = {"until": 1.0, "threads": 1, "config": settings}
+    with files_of_at_most(60_000), pytest.raises(FreeholdError, match=r"full|large") as failure:
+        fuse(f"{model}+{adapter}", tmp_path / "out", **named)
+    assert "\n" not in failure.value.message and failure.value.hint
+    assert not (tmp_path / "out").exists()
+    left = [path.name for path in (tmp_path / ".out.part").rglob("*")] if form == "gguf" else []
+    assert not any(name.endswith(".new") for name in left)
+    if form == "safetensors":  # nothing was whole, so nothing is left
+        assert not (tmp_path / ".out.part").exists()
+    fuse(f"{model}+{adapter}", tmp_path / "out", **named)
+    assert np.abs(logits(model, adapter) - logits(weights_of(tmp_path / "out"))).max() < 0.1
+    assert not (tmp_path / ".out.part").exists()
+
+
+def weights_of(out: Path) -> Path:
+    return out / "model.gguf" if (out / "model.gguf").exists() else out
+
+
+@pytest.mark.heavy
+def test_an_interrupted_folder_continues_with_the_files_that_are_whole(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = make.write_safetensors(make.config("llama"), tmp_path / "hf")
+    adapter = adapter_for(folder, tmp_path / "one")
+    named = {"until": 1.0, "threads": 1, "config": settings}
+    fuse(f"{folder}+{adapter}", tmp_path / "whole", **named)
+    written: list[str] = []
+
+    def stop(tensor: Any, file: Any) -> None:
+        written.append(tensor.name)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        changed(tensor, file)
+
+    def interrupted(opened: Any, run: Any) -> None:
+        raise KeyboardInterrupt
+
+    changed = fused_folder._write_changed
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fused_folder, "_write_changed", stop)
+        fuse(f"{folder}+{adapter}", tmp_path / "again", **named)
+    assert not list(tmp_path.glob("*again*"))  # half a file was removed, and the folder with it
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fused_folder, "_beside", interrupted)
+        fuse(f"{folder}+{adapter}", tmp_path / "again", **named)
+    (kept,) = (tmp_path / ".again.part").glob("*.safetensors")
+    before = kept.stat().st_mtime_ns
+    fuse(f"{folder}+{adapter}", tmp_path / "again", **named)
+    again, whole = (tmp_path / name / kept.name for name in ("again", "whole"))
+    assert again.stat().st_mtime_ns == before and again.read_bytes() == whole.read_bytes()
+
+
 def test_what_does_not_fit_is_refused_in_one_line_and_leaves_nothing(
     settings: Settings, tiny: Path, tmp_path: Path
 ):
@@ -159,6 +238,6 @@ def test_what_does_not_fit_is_refused_in_one_line_and_leaves_nothing(
             fuse(name, tmp_path / "out", config=settings)
         assert "\n" not in failure.value.message and failure.value.hint
     twice = adapter_for(tiny, tmp_path / "one")
-    with pytest.raises(UsageError, match="there twice"):
+    with pytest.raises(UsageError, match="is named twice"):
         fuse(f"{tiny}+{twice}+{twice}", tmp_path / "out", config=settings)
     assert not list(tmp_path.glob("*out*"))

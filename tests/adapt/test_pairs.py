@@ -54,7 +54,7 @@ def test_two_whole_conversations_are_one_pair(tmp_path: Path):
         ({"prompt": "p", "chosen": "c"}, "rejected is missing"),
         ({"prompt": "p", "chosen": " ", "rejected": "r"}, "chosen is empty"),
         ({"prompt": "p", "chosen": "c", "rejected": "c"}, "are the same"),
-        ({"prompt": "p", "chosen": "c", "rejected": "c "}, "blanks alone"),
+        ({"prompt": "p", "chosen": "c", "rejected": "c "}, "only in white space"),
         ({"promt": "p", "chosen": "c", "rejected": "r"}, "did you mean prompt?"),
         ({"prompt": "p", "messages": [], "chosen": "c", "rejected": "r"}, "either prompt or messages"),
         (

@@ -14,7 +14,7 @@ import pytest
 from freehold.adapt.align import AlignSettings, align
 from freehold.adapt.distil import DistilSettings, distil
 from freehold.adapt.finetune import FinetuneSettings, finetune
-from freehold.adapt.stages import StageBase, descent, gate_of, receipt_of, warnings_of
+from freehold.adapt.stages import StageBase, StageBases, descent, gate_of, receipt_of, warnings_of
 from freehold.base.config import Settings
 from freehold.base.errors import FreeholdError, StoreError, UsageError
 from freehold.run.formats import open_lora
@@ -148,6 +148,25 @@ def test_receipts_link_to_their_parents_and_show_the_line(model: ModelRef, first
     assert [each["digest"] for each in line[:2]] == [parent["adapter"]["digest"], second["adapter"]["digest"]]
 
 
+def test_an_adapter_that_was_continued_and_did_not_change_is_no_circle(
+    model: ModelRef, first: Path, tmp_path: Path
+):
+    """A rate that rounds away, or rewards that are all alike, leave the parent's values."""
+    data, still = (
+        examples(tmp_path / "m.jsonl", "m", "+q."),
+        replace(SETTINGS, rate=1e-30, epochs=1, replay=0),
+    )
+    again, third = tmp_path / "again", tmp_path / "third"
+    finetune(model, data, again, still, adapter=first, continued=True)
+    assert open_lora(again).digest == open_lora(first).digest
+    assert [each["continued"] for each in descent(again)] == [False, True]
+    finetune(model, data, third, still, adapter=again, continued=True)
+    finetune(model, data, tmp_path / "last", still, adapter=third)
+    assert [each["rank"] for each in descent(tmp_path / "last")] == [4, 4, 4, 8]
+    bases = StageBases.of(model, [third])
+    assert [each["continued"] for each in bases.chain] == [False, True, True]
+
+
 def test_a_distilled_student_and_its_teacher_may_have_adapters(model: ModelRef, first: Path, tmp_path: Path):
     prompts = written(tmp_path / "p.jsonl", [{"prompt": f"n {i}?", "exact": "=k!"} for i in range(10)])
     settings = DistilSettings(rank=2, epochs=1, batch=4, replay=0, test_share=0.3, max_tokens=8, threads=1)
@@ -183,6 +202,13 @@ def itself_as_parent(folder: Path) -> None:
     (folder / "receipt.json").write_text(json.dumps(record))
 
 
+def itself_far_above(folder: Path) -> None:
+    record = json.loads((folder / "receipt.json").read_text())
+    own = {"digest": record["adapter"]["digest"], "verb": "finetune", "continued": True}
+    record["chain"] = [own, {"digest": "1" * 64, "verb": "align", "continued": True}]
+    (folder / "receipt.json").write_text(json.dumps(record))
+
+
 def other_tokens(folder: Path) -> None:
     record = json.loads((folder / "receipt.json").read_text())
     record["inputs"]["base"]["digest"] = record["adapter"]["vocabulary"] = "0" * 64
@@ -198,6 +224,7 @@ def broken_receipt(folder: Path) -> None:
     [
         (edited_weights, UsageError, "was changed after it was made"),
         (itself_as_parent, UsageError, "among its own parents"),
+        (itself_far_above, UsageError, "among its own parents"),
         (other_tokens, UsageError, "a model with other tokens"),
         (broken_receipt, StoreError, "is not a receipt"),
         (lambda folder: (folder / "adapter_config.json").unlink(), FreeholdError, "adapter_config.json"),

@@ -13,7 +13,7 @@ import pytest
 
 import freehold
 from freehold.adapt.training.trainee import half_helps
-from freehold.base.machine.processor import Processor
+from freehold.base.machine import Processor
 from freehold.run.models.tiny import make
 
 PACKAGE = Path(freehold.__file__).parent

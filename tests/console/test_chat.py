@@ -218,6 +218,21 @@ def test_regenerate_adds_an_answer_beside_the_first(chat):
     assert chat.get_by_role("article", name="You").count() == 1
 
 
+def test_a_thumb_is_kept_and_the_same_one_takes_it_back(chat, server):
+    say(chat, "hello")
+    said(chat)
+    good, poor = (chat.get_by_role("button", name=f"{name} answer", exact=True) for name in ("Good", "Poor"))
+    for button, pressed, verdict in ((good, True, "good"), (poor, True, "poor"), (poor, False, "")):
+        button.click()
+        expect(button).to_have_attribute("aria-pressed", str(pressed).lower())
+        assert stored(server, chat).branch()[-1].verdict == verdict
+    expect(good).to_have_attribute("aria-pressed", "false")
+    good.click()
+    expect(good).to_have_attribute("aria-pressed", "true")
+    chat.reload()
+    expect(good).to_have_attribute("aria-pressed", "true")
+
+
 @pytest.mark.heavy
 def test_reload_in_mid_stream_leaves_no_hole(chat, server):
     say(chat, "something long")

@@ -6,6 +6,7 @@ Path: `freehold serve` with a scripted model -> page -> what a person reads
 from __future__ import annotations
 
 import json
+import re
 import signal
 import urllib.request
 from typing import Any
@@ -15,6 +16,12 @@ import pytest
 from tests.console.conftest import Served
 from tests.console.owner import as_owner
 from tests.console.talking import Talker
+
+_MAKE_KEY = """async () => {
+    const headers = {"content-type": "application/json"};
+    const body = JSON.stringify({name: "ann"});
+    return (await fetch("/console/api/keys", {method: "POST", headers, body})).status;
+}"""
 
 
 def asked(server: Served, path: str) -> Any:
@@ -68,6 +75,7 @@ def test_catalogue_begins_with_what_fits_and_sorts_all_of_it_not_only_what_is_dr
     rows = page.locator("table.table tbody tr")
     rows.first.wait_for()
     everything = [each for each in asked(standing, "/console/api/models")["models"] if not each["held"]]
+    assert not [each["name"] for each in everything if not each["bytes"]], "a size is always shown"
     assert "too large" not in rows.first.inner_text()
     first = page.locator(".model-name a").first
     chosen = next(e for e in everything if e["name"] == first.inner_text())
@@ -129,6 +137,13 @@ def test_a_model_of_the_catalogue_opens_with_its_facts_and_their_sources(standin
     why = asked(standing, f"/console/api/choose?verb=why&model={name}")
     text = dialog.inner_text()
     assert why["model"]["catalogue"]["lab"] in text
+    folded = ["int8 GOPS", why["quality"][0]["benchmark"], why["licence"]["reasons"][0]["says"]]
+    assert not [each for each in folded if each in text]
+    closed = dialog.locator("details:not([open]) > summary")
+    while closed.count():
+        closed.first.click()
+    whole = " ".join(dialog.inner_text().split())
+    assert not [each for each in folded if " ".join(each.split()) not in whole]
     assert all(each in text for each in why["unknown"])
     page.keyboard.press("Escape")
     dialog.wait_for(state="detached")
@@ -190,6 +205,40 @@ def test_usage_and_runs_of_a_new_server_say_what_would_fill_them(serving, page):
 
 
 @pytest.mark.heavy
+def test_usage_shows_how_far_routes_are_from_rented_to_owned(serving, page):
+    """The server's facts are tests/http/test_console_usage.py's."""
+    server = serving()
+    base = {
+        "student": "house",
+        "teacher": "big",
+        "running": False,
+        "texts": 120,
+        "at": 300,
+        "bar": 0.8,
+        "low": None,
+    }
+    rows = [
+        {**base, "route": "one", "stage": "rented", "message": "<b>no terms</b>"},
+        {**base, "route": "two", "stage": "teaching", "running": True, "message": ""},
+        {**base, "route": "three", "stage": "measured", "low": 0.9, "message": "house reaches 0.95; move?"},
+    ]
+    facts = {"days": 30, "savings": None, "savings_error": None, "own_models": rows}
+    body = json.dumps({**facts, "ledger": None, "chats": None, "accounts": None})
+    page.route(
+        "**/console/api/usage*", lambda route: route.fulfill(content_type="application/json", body=body)
+    )
+    page.goto(server.url + "/#/usage")
+    paths = page.locator(".own")
+    paths.first.wait_for()
+    assert [paths.nth(i).locator("[aria-current=step]").inner_text() for i in range(3)] == [
+        *("Rented", "Teaching", "Measured"),
+    ]
+    texts = paths.all_inner_texts()
+    assert "120 of 300 texts are kept. <b>no terms</b>" in texts[0] and "is being taught" in texts[1]
+    assert "freehold graduate three --move" in texts[2]
+
+
+@pytest.mark.heavy
 def test_a_page_is_in_the_navigation_once_there_is_something_in_it(serving, scripted, page):
     server = serving(str(scripted))
     page.goto(server.url)
@@ -204,7 +253,25 @@ def test_a_page_is_in_the_navigation_once_there_is_something_in_it(serving, scri
     tiles.get_by_text("Answer tokens").wait_for()
     receipt = newest_receipt(server)
     assert f"{receipt['tokens']['answer']:,}" in tiles.inner_text()
+    assert re.search(r"Time\s+[\d.]+\s(ms|s)\b", tiles.inner_text())
     page.get_by_role("table", name="By model").get_by_text("scripted").wait_for()
+
+
+@pytest.mark.heavy
+def test_runs_deployments_and_keys_are_in_the_navigation_once_there_are_some(serving, page):
+    server = serving()
+    as_owner(server, page)
+    pages = page.get_by_role("navigation", name="Freehold")
+    pages.get_by_role("link", name="Engine").wait_for()
+    names = ("Runs", "Deployments", "Keys")
+    assert not any(pages.get_by_role("link", name=name).count() for name in names)
+    (server.home / "deployments").mkdir()
+    (server.home / "deployments" / "one.toml").write_text("")
+    (server.home / "trainings.jsonl").write_text("")
+    assert page.evaluate(_MAKE_KEY) == 201
+    page.reload()
+    for name in names:
+        pages.get_by_role("link", name=name).wait_for()
 
 
 def newest_receipt(server: Any) -> dict[str, Any]:
@@ -240,6 +307,13 @@ def test_a_model_that_is_too_slow_is_not_green_and_comes_after_those_that_can_be
     giant = row(page, "giant:27b")
     badge = giant.locator(".badge.bad")
     assert badge.inner_text() == "unusable" and giant.locator(".badge.good").count() == 0
+    for name, pace, tone in (
+        ("tiny:1b", "fast", "good"),
+        ("middle:4b", "readable", "good"),
+        ("large:9b", "slow", "warn"),
+        ("giant:27b", "unusable", "bad"),
+    ):
+        assert row(page, name).get_by_text(pace, exact=True).get_attribute("class") == f"badge {tone}"
     text = giant.inner_text()
     assert "≈ 2.5" in text and "0.4" in text and "arena" not in text and "0.2" not in text
 
@@ -248,7 +322,19 @@ def test_a_model_that_is_too_slow_is_not_green_and_comes_after_those_that_can_be
 def test_no_program_s_word_stands_on_a_screen_of_a_person_at_home(serving, scripted, page):
     server = serving(str(scripted))
     as_owner(server, page)
-    words = ("/metrics", "config.toml", "curl", "GOPS", "p99", "_verified", "the model's own", "OpenAPI")
+    words = ("/metrics", "config.toml", "curl", "GOPS", "p99", "_verified", "the model's own", "API", "JSON")
+    words = (
+        *words,
+        "top_p",
+        "max_tokens",
+        "_penalty",
+        "prefill",
+        "preempt",
+        "ledger",
+        "gateway",
+        "endpoint",
+        "SSE",
+    )
     for name in ("chat", "compare", "models", "engine", "usage", "settings"):
         page.goto(f"{server.url}/#/{name}")
         page.locator(f"main.page-{name} h1, main.page-{name} h2").first.wait_for()
@@ -257,6 +343,8 @@ def test_no_program_s_word_stands_on_a_screen_of_a_person_at_home(serving, scrip
             page.get_by_role("textbox", name="Message", exact=True).fill("hello")
             page.keyboard.press("Enter")
             page.locator(".pace").wait_for()
+            page.get_by_role("button", name="Receipt", exact=True).click()
+            page.get_by_role("button", name="Same bits again").wait_for()
         text = page.locator("main").inner_text()
         assert not [word for word in words if word in text], name
 

@@ -322,9 +322,7 @@ def test_a_model_that_reads_text_is_named_with_those_that_see_and_nothing_is_sen
     chat.get_by_role("button", name="Model: scripted").wait_for()
     attach(chat, "a.png", PNG)
     said = chat.locator(".sightless")
-    expect(said).to_contain_text(
-        "scripted reads text alone and cannot be shown pictures. These models here can:"
-    )
+    expect(said).to_contain_text("scripted cannot read pictures. These models here can:")
     assert "tokens" not in facts(chat).first.inner_text()
     button = chat.get_by_role("button", name="Send", exact=True)
     chat.get_by_role("textbox", name="Message", exact=True).fill("What is it?")
@@ -336,7 +334,7 @@ def test_a_model_that_reads_text_is_named_with_those_that_see_and_nothing_is_sen
     send(chat)
     chat.get_by_role("button", name="Model: eyes").click()
     chat.get_by_role("option", name="scripted").click()
-    expect(said).to_contain_text("cannot be shown pictures")  # those that are in the chat
+    expect(said).to_contain_text("cannot read pictures")  # those that are in the chat
 
 
 @pytest.mark.heavy

@@ -58,7 +58,7 @@ def test_item_that_occurs_twice_is_paired_twice(tmp_path: Path):
 
 def test_unequal_items_are_refused_with_their_number_and_the_first(tmp_path: Path):
     a, b = write(tmp_path / "a", [1] * 5), write(tmp_path / "b", [1] * 5, first=2)
-    with pytest.raises(UsageError, match=r"t: 4 items are in one result alone; the first is doc 0 of a"):
+    with pytest.raises(UsageError, match=r"t: 4 items are in only one result; the first is doc 0 of a"):
         compare(a, b)
 
 

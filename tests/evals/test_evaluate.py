@@ -23,7 +23,7 @@ from freehold.adapt.evals.evaluate import (
     evaluate,
     judged,
 )
-from freehold.adapt.evals.tasks.open_task import own
+from freehold.adapt.evals.tasks import own
 from freehold.base.config import load_settings
 from freehold.base.types import Message
 from freehold.run.local import open_model

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from freehold.adapt.evals.evaluate import ModelReply
+from freehold.adapt.evals.tasks import TaskOptions, open_task
 from freehold.adapt.evals.tasks import bfcl as bfcl_task
 from freehold.adapt.evals.tasks import gym as gym_task
 from freehold.adapt.evals.tasks import humaneval as humaneval_task
-from freehold.adapt.evals.tasks.open_task import TaskOptions, open_task
 from freehold.adapt.evals.verifier import FAILURES, RewardScore
 from freehold.base import platforms
 from freehold.base.errors import UsageError

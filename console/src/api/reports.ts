@@ -12,6 +12,7 @@ export interface Receipt {
   tok_s?: number;
   thinking_s?: number;
   continued?: boolean; // it continues an answer that was cut off, so that it cannot be made again
+  asked_again?: boolean; // a call in it could not be read, and the model was asked again: it cannot be made again either
   bits?: { settings?: object } | null; // the ChatSettings it had; null: the engine reports no token ids
   warnings: string[];
   [more: string]: unknown;

@@ -7,6 +7,7 @@ export type * from "./reports";
 export type Role = "system" | "user" | "assistant" | "tool";
 export type MessageState = "whole" | "open" | "stopped" | "length" | "failed" | "lost";
 export type ToolState = "running" | "done" | "denied" | "failed";
+export type Thumb = "" | "good" | "poor";
 export type Leaf = [string, string | null, Role, number];
 
 /** A chat as a list shows it. */
@@ -54,6 +55,7 @@ export interface Message {
   receipt: Receipt | null;
   error?: { message: string; code?: string; hint?: string } | null; // of a failed answer: message and hint
   edited?: boolean; // of an answer: the user wrote it, in place of the model's
+  verdict?: Thumb; // of an answer: the user's thumb, up or down
 }
 
 /** What a chat's next answers are made with, beside its model. */
@@ -299,6 +301,20 @@ export interface SavingsError {
   hint: string;
 }
 
+/** How far a route is from renting answers to owning the model that gives them (`freehold graduate`). */
+export interface OwnModel {
+  route: string;
+  student: string;
+  teacher: string;
+  stage: "rented" | "teaching" | "measured" | "owned";
+  running: boolean; // it is being taught now
+  texts: number; // kept texts of the route
+  at: number; // examples from which it is taught
+  bar: number;
+  low: number | null; // lower bound of the student's score; null: it was not measured
+  message: string; // the proposal, or why it is where it is
+}
+
 /** What was used. */
 export interface UsageFacts {
   days: number;
@@ -307,6 +323,7 @@ export interface UsageFacts {
   accounts: AccountDay[] | null; // null: this server has no keys
   savings: Savings | null; // `cost --from-ledger --json`; null: no ledger, or a client key asks
   savings_error: SavingsError | null;
+  own_models: OwnModel[]; // of routes with `graduate`; none for a client key
 }
 
 /** A training, finished or not. */

@@ -511,5 +511,5 @@ def _checked(pair: Pair) -> Pair:
     if pair.chosen == pair.rejected:
         raise UsageError("chosen and rejected are the same")
     if pair.chosen.strip() == pair.rejected.strip():
-        raise UsageError("chosen and rejected differ in blanks alone")
+        raise UsageError("chosen and rejected differ only in white space")
     return pair

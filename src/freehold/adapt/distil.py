@@ -94,7 +94,7 @@ class AnswerBook:
                 taught = Taught(**json.loads(line))
                 self.held[taught.line] = taught
         except (ValueError, TypeError) as e:
-            raise StoreError(f"{path} is damaged: {e}", "start anew with --fresh") from e
+            raise StoreError(f"{path} is damaged: {e}", "start again with --fresh") from e
 
     def ask(
         self,
@@ -420,7 +420,9 @@ def _prompts(work: _Work, teacher: SamplingModel, student: SamplingModel) -> lis
         and len(row.teacher) + work.settings.max_tokens <= teacher.context
     ]
     if len(fit) < len(rows):
-        work.watch.note(f"{len(rows) - len(fit)} prompts leave no room for {work.settings.max_tokens} tokens")
+        work.watch.note(
+            f"{len(rows) - len(fit)} prompts are too long for an answer of {work.settings.max_tokens} tokens"
+        )
     if not fit:
         raise UsageError(
             "every prompt is too long to leave tokens for an answer",
@@ -485,7 +487,7 @@ def _rows(work: _Work, trainee: Trainee, answers: Sequence[Taught]) -> list[Answ
     if not kept:
         raise UsageError(
             f"no answer of {work.teacher.name} was kept",
-            f"{work.run.path(ANSWERS)} says why; take another teacher or other prompts",
+            f"{work.run.path(ANSWERS)} says why; use another teacher or other prompts",
         )
     return kept
 

@@ -56,13 +56,13 @@ def fuse(
     watching: Watching | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Put adapters into a model's weights, in the folder `out`; return the receipt.
+    """Merge adapters into a model's weights, in the folder `out`; return the receipt.
 
-    `model`: "MODEL+ADAPTER[+ADAPTER]", or a model whose `adapters` are named beside it. `options`: fields of
-    FuseSettings, in place of `settings`: quant="T3". `test`: items of `finetune --test`, answered by both. A GGUF gives
-    model.gguf; a folder of safetensors gives a folder of the same types, which transformers opens. An interrupted run
-    with the same arguments continues. Raises NotMet, and leaves nothing, where the result is further than `bound` from
-    the model with its adapters; UsageError for what does not fit together, and what reading and writing raise.
+    `model`: "MODEL+ADAPTER[+ADAPTER]", or a model, with its adapters in `adapters`. `options`: fields of FuseSettings,
+    instead of `settings`: quant="T3". `test`: items as for `finetune --test`, answered before and after. A GGUF becomes
+    model.gguf; a safetensors folder becomes a folder with the same types, which transformers can open. An interrupted
+    run with the same arguments continues. Raises NotMet, and deletes the result, if it differs from the model with its
+    adapters by more than `bound`; UsageError if the files do not belong together; and errors of reading and writing.
     """
     config = config or load_settings()
     ref, paths = _named(model, adapters, config)
@@ -91,10 +91,10 @@ def _named(model: str | ModelRef, adapters: Sequence[Path], config: Settings) ->
     if not paths:
         raise UsageError(
             f"{model.name} has no adapter to fuse",
-            f"name one: {model.name}+ADAPTER; freehold quantize writes a model alone",
+            f"name one: {model.name}+ADAPTER; freehold quantize writes a model without an adapter",
         )
     if len(paths) > MOST_ADAPTERS:
-        raise UsageError(f"{len(paths)} adapters are named; at most {MOST_ADAPTERS} are added up")
+        raise UsageError(f"{len(paths)} adapters are named; the limit is {MOST_ADAPTERS}")
     return model, paths
 
 
@@ -133,7 +133,7 @@ def _calibrated_on(ref: ModelRef) -> tuple[str, int]:
         return (DEFAULT_TEXTS, FuseSettings().tokens) if _has_own_types(ref.path) else ("", 0)
     if texts != DEFAULT_TEXTS and not Path(texts).expanduser().is_file():
         raise UsageError(
-            f"{ref.name} was calibrated on {texts}, which is not there",
+            f"{ref.name} was calibrated on {texts}, which does not exist",
             "name a text of typical inputs: --calibrate FILE, or --calibrate default",
         )
     return texts, tokens
@@ -225,7 +225,7 @@ class Examination:
                 raise NotMet(
                     f"the fused model differs by {divergence.mean:.3f} nats per token from {self.name} on {place}; "
                     f"at most {bound:g} is allowed, so it is not kept",
-                    "take a type with more bits, such as --quant Q8_0, or allow more: "
+                    "use a type with more bits, such as --quant Q8_0, or allow more: "
                     f"--bound {divergence.mean * 1.1:.2g}",
                 )
 

@@ -21,6 +21,7 @@ from freehold.adapt.quantize.recipes import FLOATS
 from freehold.adapt.run import RunFolder, cpu_seconds, file_digest, on_disk, receipt, text_digest, write_whole
 from freehold.adapt.stages import StageBases
 from freehold.base.errors import NotMet, UnsupportedModel, UsageError
+from freehold.base.version import __version__
 from freehold.run.formats import QuantType, SafetensorsFile, open_model_file
 from freehold.run.models.binding.bind import read_source
 from freehold.run.store import ModelRef
@@ -51,7 +52,7 @@ def fuse_folder(
     if request.quant:
         raise UsageError(
             f"{ref.name} is a folder of safetensors, which keeps its types; --quant {request.quant} writes a GGUF",
-            "take a GGUF of the model, or leave out --quant",
+            "use a GGUF of the model, or leave out --quant",
         )
     bases = StageBases.of(ref, paths)
     for note in bases.notes:
@@ -61,7 +62,12 @@ def fuse_folder(
         source = read_source(opened)
         changed = changed_tensors(source, AdapterSum.of(paths, source))
         _check_floats(changed.values(), ref)
-        inputs = {"base": {"name": ref.name, "sha256": bases.digest}, **bases.inputs, "type": "as the base"}
+        inputs = {
+            "base": {"name": ref.name, "sha256": bases.digest},
+            **bases.inputs,
+            "type": "as the base",
+            "code": __version__,
+        }
         with RunFolder.open(out, "fuse", inputs, fresh=request.fresh) as run:
             files = [_shard(path, run.path(path.name), changed) for path in opened.paths]
             opened.check_whole()
@@ -100,12 +106,17 @@ def _check_floats(changed: Any, ref: ModelRef) -> None:
         if each.stored.type not in FLOATS:
             raise UnsupportedModel(
                 f"{each.name} of {ref.name} has the type {each.stored.type.name}, into which no adapter is fused",
-                "take the model's weights in BF16, F16 or F32, or as a GGUF",
+                "use the model's weights in BF16, F16 or F32, or as a GGUF",
             )
 
 
 def _shard(source: Path, target: Path, changed: Mapping[str, ChangedTensor]) -> Path:
-    """Write one file of weights: the header as it is, then each tensor, changed or copied."""
+    """Write one file of weights: the header as it is, then each tensor, changed or copied.
+
+    A file that an interrupted run wrote has its name once it is whole, so it is not written again.
+    """
+    if target.is_file():
+        return target
 
     def write(file: BinaryIO) -> None:
         with source.open("rb") as reading:

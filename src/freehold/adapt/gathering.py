@@ -26,9 +26,9 @@ from freehold.base import private
 from freehold.base.errors import LedgerUnavailable, UsageError
 from freehold.base.types import Message, Role
 from freehold.route.router.answers import texts_beside
+from freehold.route.router.detect import Sieve
 from freehold.route.router.detect.detectors import TooManyHits
-from freehold.route.router.detect.sieve import Sieve
-from freehold.route.router.ledger.queries import reading
+from freehold.route.router.ledger.rows import reading
 
 MOST_TEXT = 1 << 20  # characters of a conversation: training takes no longer ones
 MOST_BYTES = 1 << 30  # of all texts, which are in memory together
@@ -220,7 +220,7 @@ def plain_messages(
     if tools or any(turn.get("tool_calls") or turn.get("role") == "tool" for turn in turns):
         return "tools", ()
     if any(not isinstance(part, str) for turn in turns for part in turn.get("parts") or ()):
-        return "pictures or sounds", ()
+        return "pictures or audio", ()
     messages = []
     for turn in turns:
         role, content = turn.get("role"), turn.get("content")
@@ -266,7 +266,7 @@ def _unique(items: Iterable[GatheredItem], counts: Counter[str]) -> list[Gathere
         size += length
         if size > MOST_BYTES:
             raise UsageError(
-                f"the texts have more than {MOST_BYTES:,} characters together", "take newer ones: --since 7d"
+                f"the texts have more than {MOST_BYTES:,} characters together", "use newer ones: --since 7d"
             )
         key = (item.prompt, item.answer, item.rejected) if item.rejected else (item.prompt, "", "")
         counts["there twice"] += key in kept
@@ -376,7 +376,7 @@ def write_data(
     if not (data.examples or data.pairs):
         raise UsageError(
             f"there is nothing to train on in {source}: {_reasons(data.left_out) or 'it has no texts'}",
-            "see what was left out with --personal show, or take older texts",
+            "see what was left out with --personal show, or use older texts",
         )
     settings = settings or GatherSettings()
     files = {TRAIN: data.examples, TEST: data.tests, PAIRS: data.pairs, PAIR_TEST: data.test_pairs}

@@ -24,15 +24,12 @@ from freehold.choose.advisor.interval import Interval
 from freehold.choose.advisor.lineage import subject
 from freehold.choose.advisor.verdict import DISCLAIMER, Facts, verdict
 from freehold.route.router.bar import BarResult, MeasuredModel
-from freehold.route.router.gateway import Gateway, GatewayModel
-from freehold.route.router.graduation import Graduand
-from freehold.route.router.ledger.queries import rows_in
+from freehold.route.router.gateway import Gateway, GatewayModel, terms_of
+from freehold.route.router.graduation import STATE, Graduand, folder_of
+from freehold.route.router.ledger.rows import rows_in
 from freehold.route.router.price import NANO
-from freehold.route.router.terms import terms_of
 from freehold.run.store import ModelRef
-from freehold.run.store.refs import slug
 
-FOLDER = "graduates"
 MONTH_S, DAY_S = 30 * 86_400.0, 86_400.0
 LEVEL = 0.95
 MOST_STATE = 1 << 20
@@ -69,7 +66,7 @@ def teacher_terms(teacher: GatewayModel, student: ModelRef, gateway: Gateway, fa
     named = ", ".join(others) or next(open_names, "an open model under Apache-2.0")
     raise PolicyRefused(
         why,
-        f"take a teacher that may: {named}; or state your right: may_teach = true in [models.{teacher.name}]",
+        f"use a teacher that may: {named}; or state your right: may_teach = true in [models.{teacher.name}]",
     )
 
 
@@ -125,7 +122,7 @@ class Purchase:
     """Answers that were bought. `limit`: nano-dollars that they may cost together; nothing is sent beyond it."""
 
     limit: int
-    spent: int = 0
+    spent: int = 0  # by earlier runs of the route too
     bought: int = 0
     refused: int = 0  # prompts that a label keeps in, or that the teacher did not answer
 
@@ -272,14 +269,9 @@ class GraduationState:
         return asdict(self)
 
 
-def folder_of(home: Path, route: str) -> Path:
-    """Return where a route's data and adapters lie."""
-    return home / FOLDER / slug(route)
-
-
 def keep_state(home: Path, state: GraduationState) -> None:
     """Write a route's state, for its owner alone. Raises StoreError."""
-    path = folder_of(home, state.route) / "state.json"
+    path = folder_of(home, state.route) / STATE
     with on_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name("state.json.new")
@@ -290,7 +282,7 @@ def keep_state(home: Path, state: GraduationState) -> None:
 
 def state_of(home: Path, route: str) -> GraduationState | None:
     """Return a route's state; None where nothing was taught. Raises StoreError for a damaged file."""
-    path = folder_of(home, route) / "state.json"
+    path = folder_of(home, route) / STATE
     if not path.is_file():
         return None
     try:

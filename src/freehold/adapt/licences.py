@@ -14,7 +14,7 @@ from typing import Any
 from freehold.base.errors import ModelNotFound, UsageError
 from freehold.choose.advisor.lineage import Subject, subject
 from freehold.choose.advisor.verdict import DISCLAIMER, Facts, Reason, Verdict, verdict
-from freehold.route.router.terms import terms_of
+from freehold.route.router.gateway import terms_of
 from freehold.run.formats import GGUFFile, open_model_file
 from freehold.run.store import ModelRef
 
@@ -86,7 +86,7 @@ def teaching(teacher: ModelRef, student: ModelRef, facts: Facts, accepted: str =
         clause = terms.refusal
         raise UsageError(
             f"the licence of {clause.model or teacher_model.name} refuses this: {clause.sentence} [{clause.clause}]",
-            "take another teacher, or state the right that you have: --accept-teacher-terms 'contract of ...'",
+            "use another teacher, or state the right that you have: --accept-teacher-terms 'contract of ...'",
         )
     return terms
 

@@ -96,7 +96,7 @@ def check_apart(
         raise UsageError(
             f"{len(shared)} of {len(tested)} lines of the test have a prompt that is trained on: its line "
             f"{line(first)} is line {known[prompt(first)]} of the other file",
-            "take them out of one of the two files",
+            "remove them from one of the two files",
         )
 
 
@@ -140,7 +140,7 @@ def file_bytes(path: Path) -> bytes:
                 os.fstat(file.fileno()).st_size > MOST_BYTES
                 or len(raw := file.read(MOST_BYTES + 1)) > MOST_BYTES
             ):
-                raise UsageError(f"{path} has more than {MOST_BYTES:,} bytes", "take a part of it")
+                raise UsageError(f"{path} has more than {MOST_BYTES:,} bytes", "use a part of it")
         return raw
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}", "name a file of JSON lines") from e

@@ -134,7 +134,7 @@ def _check_finite(line: Mapping[str, Any]) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(
                 f"step {line['step']} of {line['steps']}: {name} is {value:g}, so the run has diverged",
-                "lower --lr, and start anew with --fresh",
+                "lower --lr, and start again with --fresh",
             )
 
 

@@ -162,7 +162,7 @@ class RunFolder:
             for name in (*folders, *files):
                 if os.path.islink(link := os.path.join(root, name)):  # nothing is written or cut through one
                     raise UsageError(
-                        f"{link} is a link; a run makes none", "remove it, or start anew with --fresh"
+                        f"{link} is a link; a run makes none", "remove it, or start again with --fresh"
                     )
         path = self.folder / _WHAT
         if not path.exists():
@@ -174,12 +174,12 @@ class RunFolder:
             self.kept, lines = _read(self.folder / _CHECKPOINT)
         except _DAMAGED as e:
             why = str(e)[:_SHOWN] or type(e).__name__
-            raise StoreError(f"{self.folder} holds a damaged run: {why}", "start anew with --fresh") from e
+            raise StoreError(f"{self.folder} holds a damaged run: {why}", "start again with --fresh") from e
         if (self.folder / _STEPS).exists():
             os.truncate(self.folder / _STEPS, lines)
 
     def _compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-        way_out = "use the same, name another folder with -o, or start anew with --fresh"
+        way_out = "use the same, name another folder with -o, or start again with --fresh"
         if old["verb"] != new["verb"]:
             raise UsageError(f"{self.folder} holds an unfinished {str(old['verb'])[:_SHOWN]}", way_out)
         if not isinstance(old["inputs"], dict):
@@ -240,14 +240,21 @@ def _read(path: Path) -> tuple[Checkpoint | None, int]:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Have `write` fill a file beside `path`, and give it its name once it is on disk. Raises OSError."""
+    """Have `write` fill a file beside `path`, and give it its name once it is on disk. Raises OSError.
+
+    A file that was not filled is removed: half of it would take room of a disk that may be full.
+    """
     aside = path.with_name(path.name + _ASIDE)
     aside.unlink(missing_ok=True)
-    with aside.open("xb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     _sync(path.parent)
 
 

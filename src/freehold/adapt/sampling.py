@@ -236,7 +236,7 @@ class AnswerRows:
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, name: str, most: int) -> None:
         if template is None:
-            raise UnsupportedModel(f"{name} has no chat template", "take a model that was trained to chat")
+            raise UnsupportedModel(f"{name} has no chat template", "use a model that was trained to chat")
         self._tokenizer, self._template, self._name, self.most = tokenizer, template, name, most
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:

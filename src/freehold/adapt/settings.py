@@ -28,7 +28,24 @@ _REPLAY = "Samples of MODEL's own text replayed per step, to reduce forgetting"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeSettings:
+class EncodingSettings:
+    """How a model file is calibrated and compared with what it is made of."""
+
+    tokens: int = option(TOKENS, "Maximum tokens of the text to calibrate on.", least=512)
+    until: float = option(
+        UNTIL,
+        f"Stop measuring when the mean is known to within this share (default: {UNTIL}); 0: read the whole text.",
+        least=0,
+        most=1,
+    )
+    threads: int = option(0, "Compute threads; default: the physical cores.", least=1)  # 0: as many as help
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantizeSettings(EncodingSettings):
     """What `freehold quantize` makes. One of `quant`, `bits` and `target_bytes`, or none for four bits."""
 
     bits: int = option(
@@ -44,19 +61,8 @@ class QuantizeSettings:
         "Text of typical inputs, or `default`; without it, 2 and 3 bits use the default text.",
         metavar="FILE",
     )
-    tokens: int = option(TOKENS, "Maximum tokens of the text to calibrate on.", least=512)
     report: bool = option(False, "Measure how much the result differs from MODEL, and both speeds.")
     text: Path | None = option(None, "Text that --report reads; default: the package's.", form="file")
-    until: float = option(
-        UNTIL,
-        f"Stop --report when the mean is known to within this share (default: {UNTIL}); 0: read the whole text.",
-        least=0,
-        most=1,
-    )
-    threads: int = option(0, "Compute threads; default: the physical cores.", least=1)  # 0: as many as help
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +180,10 @@ class ReinforceSettings(AdapterSettings):
     rate: float = option(
         1e-4, "Learning rate; 0 trains nothing, for a control run.", name="lr", least=0, most=1
     )
+    replay: int = option(0, f"{_REPLAY}; 0: none.", least=0, most=64)
+    replay_weight: float = option(
+        1.0, "Weight of the divergence on these rows relative to the loss.", least=0
+    )
     updates: int = option(
         1, "Updates from one step's answers; all but the first are clipped.", least=1, most=8
     )
@@ -194,7 +204,7 @@ class ReinforceSettings(AdapterSettings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FuseSettings:
+class FuseSettings(EncodingSettings):
     """How adapters become part of a model's weights."""
 
     quant: str = option(
@@ -214,17 +224,6 @@ class FuseSettings:
         "Text of typical inputs, or `default`; default: what MODEL itself was calibrated on, if that is known.",
         metavar="FILE",
     )
-    tokens: int = option(TOKENS, "Maximum tokens of the text to calibrate on.", least=512)
-    until: float = option(
-        UNTIL,
-        f"Stop measuring when the mean is known to within this share (default: {UNTIL}); 0: read the whole text.",
-        least=0,
-        most=1,
-    )
-    threads: int = option(0, "Compute threads; default: the physical cores.", least=1)  # 0: as many as help
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

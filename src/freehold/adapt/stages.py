@@ -161,15 +161,24 @@ def entry_of(record: Receipt, path: Path, receipt_digest: str) -> dict[str, Any]
     }
 
 
-def check_chain(chain: Sequence[Mapping[str, Any]], digests: Sequence[str], path: Path) -> None:
-    """Raise UsageError for a chain in which a result descends from itself."""
-    seen = [str(each.get("digest")) for each in chain if each.get("digest")]
-    again = next((digest for digest in (*digests, *seen) if (*digests, *seen).count(digest) > 1), None)
-    if again:
-        raise UsageError(
-            f"{receipt_path(path)} names the result {again[:12]} among its own parents",
-            "its chain was edited: train it again, or remove the receipt",
-        )
+def check_chain(chain: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Raise UsageError for a chain, a result's own entry last, in which a result descends from itself.
+
+    An adapter that was continued and did not change has its parent's digest, right behind it.
+    """
+    seen: set[str] = set()
+    before = ""
+    for each in chain:
+        digest = str(each.get("digest") or "")
+        unchanged = digest == before and each.get("continued") is True
+        if digest in seen and not unchanged:
+            raise UsageError(
+                f"{receipt_path(path)} names the result {digest[:12]} among its own parents",
+                "its chain was edited: train it again, or remove the receipt",
+            )
+        before = digest
+        if digest:
+            seen.add(digest)
 
 
 def descent(result: Path) -> list[dict[str, Any]]:
@@ -183,7 +192,7 @@ def descent(result: Path) -> list[dict[str, Any]]:
         return []
     own = entry_of(record, result if result.is_dir() else result.parent, file_digest(receipt_path(result)))
     chain = [*record.get("chain", ()), own]
-    check_chain(chain[:-1], [own["digest"]] if own["digest"] else [], result)
+    check_chain(chain, result)
     return [{**each, "here": receipt_path(Path(str(each.get("path", "")))).is_file()} for each in chain]
 
 
@@ -209,7 +218,7 @@ class ParentAdapter:
         _check_unchanged(path, file, record)
         digest = file_digest(receipt_path(path)) if record else ""
         if record:
-            check_chain(record.get("chain", ()), [file.digest], path)
+            check_chain([*record.get("chain", ()), entry_of(record, path, digest)], path)
         scales = {pair.scale for pair in file.modules.values()}
         rank = max(pair.rank for pair in file.modules.values())
         return cls(path, file.digest, rank, scales.pop() if len(scales) == 1 else 2.0, record, digest)
@@ -340,8 +349,8 @@ class StageBases:
             later = [entry["digest"] for base in each[at + 1 :] for entry in base.chain]
             if digest in (*earlier, *later):
                 raise UsageError(
-                    f"{adapters[at]} is there twice: by itself, and in another adapter that was trained on top of it",
-                    "name the last adapter of a chain alone: it contains those before it",
+                    f"{adapters[at]} is named twice: itself, and in another adapter that was trained on top of it",
+                    "name only the last adapter of a chain: it contains the others",
                 )
         return cls(model, each[0].digest, each)
 
@@ -367,7 +376,10 @@ class StageBases:
         if not self.each:
             return model_chain(self.model, self.digest)
         entries = [entry for base in self.each for entry in base.chain]
-        return list({str(entry["digest"]): entry for entry in entries}.values())
+        # A stage that changed nothing has its parent's digest and a receipt of its own.
+        return list(
+            {(str(entry["digest"]), str(entry.get("receipt", ""))): entry for entry in entries}.values()
+        )
 
 
 def _fits(model: ModelRef, digest: str, parent: ParentAdapter) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +19,7 @@ IS_MAC = SYSTEM == "darwin"
 SOCKET_PATH_BYTES = 103 if IS_MAC else 107
 # macOS takes RLIMIT_AS and enforces nothing, so a parent watches its children's memory there (sandbox.children).
 LIMITS_MEMORY = not IS_MAC
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36  # <linux/prctl.h>
 _SHARED_MEMORY = "/dev/shm/"  # where Linux shows POSIX shared memory as files; macOS shows it nowhere
 _OPEN_MAX = 10_240  # <sys/syslimits.h> of macOS
 
@@ -201,6 +201,16 @@ _ALLOWED_CALLS: dict[str, tuple[int | None, int | None]] = {
     "getrandom": (318, 278), "membarrier": (324, 283), "statx": (332, 291), "rseq": (334, 293),
     "faccessat2": (439, 439),
 }  # fmt: skip
+# Beside those, for a process that may write in folders: no call that makes links, or changes modes, owners and times of
+# a path, which Landlock does not judge.
+_WRITING_CALLS: dict[str, tuple[int | None, int | None]] = {
+    "pwrite64": (18, 68), "dup2": (33, None), "dup3": (292, 24), "sendfile": (40, 71), "fsync": (74, 82),
+    "fdatasync": (75, 83), "ftruncate": (77, 46), "chdir": (80, 49), "fchdir": (81, 50), "rename": (82, None),
+    "renameat": (264, 38), "renameat2": (316, 276), "mkdir": (83, None), "mkdirat": (258, 34), "rmdir": (84, None),
+    "unlink": (87, None), "unlinkat": (263, 35), "umask": (95, 166), "copy_file_range": (326, 285),
+}  # fmt: skip
+_CLONE = (56, 220)
+_CLONE_THREAD, _CLONE_NEW = 0x10000, 0x7E020080  # <linux/sched.h>: a thread; any new namespace
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, <linux/audit.h>
 _OPEN, _OPENAT, _CLONE3 = (2, None), (257, 56), (435, 435)
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -222,6 +232,12 @@ _LANDLOCK_ALL = (
     1 << 13
 ) - 1  # every right over files of Landlock's first version: no rule gives most of them
 _LANDLOCK_READ_FILE, _LANDLOCK_READ_DIR = 1 << 2, 1 << 3
+# Rights over files by Landlock's version, newest first: moving between folders, truncating, ioctl on devices.
+_LANDLOCK_RIGHTS = ((5, 16), (3, 15), (2, 14), (1, 13))
+_LANDLOCK_EXECUTE, _LANDLOCK_DEVICES = 1, 1 << 6 | 1 << 11  # the latter: making character and block devices
+_LANDLOCK_SCOPED, _LANDLOCK_SCOPES = 6, 3  # the version that has them; abstract sockets and signals
+# Writing, removing and making plain files and folders: neither devices, sockets, pipes nor symbolic links.
+_LANDLOCK_WRITE = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 7 | 1 << 8
 _CAPABILITIES, _CAP_DAC_READ_SEARCH = (
     0x20080522,
     1 << 2,
@@ -252,31 +268,44 @@ def fork() -> int:
     return os.fork()
 
 
-def confine(readable: Iterable[str]) -> bool:
+def confine(readable: Iterable[str], writable: Iterable[str] = ()) -> bool:
     """Leave this process, for good, the system calls of a computation that reads files; False where that fails.
 
     It can start neither processes nor threads. `readable`: the files and folders whose contents it may still read;
     those that are missing are left out. Of other paths it can tell whether they exist, and their size and owner.
+    `writable`: folders in which it may also make, change and remove plain files and folders; with one, it may start
+    threads, as numerical libraries do.
     """
+    folders = tuple(writable)
     if not can_confine():
         return False
     import ctypes
-    import struct
 
     column, architecture = _ARCHITECTURES[os.uname().machine]
-    program = _filter(column, architecture)
+    program = _filter(column, architecture, writes=bool(folders))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 or not _read_only(libc, readable, folders):
+        return False
+    drop_capabilities(_CAP_DAC_READ_SEARCH)
+    return filter_calls(program)
+
+
+def filter_calls(program: Sequence[tuple[int, int, int, int]]) -> bool:
+    """Have the kernel judge each system call of this process by a program, for good; False where it refuses."""
+    import ctypes
+    import struct
+
     code = b"".join(struct.pack("HBBI", *each) for each in program)
     kept = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(kept))
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 or not _read_only(libc, readable):
-        return False
-    _drop_capabilities(libc)
     return libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.create_string_buffer(header), 0, 0) == 0
 
 
-def _read_only(libc: Any, readable: Iterable[str]) -> bool:
+def _read_only(libc: Any, readable: Iterable[str], writable: Sequence[str]) -> bool:
     """Take every right over files but that of reading `readable`, by Landlock; False where the kernel refuses.
+
+    In `writable` it may write as well.
 
     A process in such a domain cannot look into others through /proc either.
     """
@@ -289,13 +318,16 @@ def _read_only(libc: Any, readable: Iterable[str]) -> bool:
     if ruleset < 0:
         return False
     try:
-        for path in readable:
+        for path, writes in [
+            *((path, 0) for path in readable),
+            *((path, _LANDLOCK_WRITE) for path in writable),
+        ]:
             try:
                 fd = os.open(path, getattr(os, "O_PATH", 0) | os.O_CLOEXEC)  # Linux alone has both
             except OSError:
                 continue
             folder = stat.S_ISDIR(os.fstat(fd).st_mode)
-            rights = _LANDLOCK_READ_FILE | (_LANDLOCK_READ_DIR if folder else 0)
+            rights = _LANDLOCK_READ_FILE | ((_LANDLOCK_READ_DIR | writes) if folder else 0)
             rule = struct.pack("=Qi", rights, fd)
             done = libc.syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
             os.close(fd)
@@ -306,23 +338,73 @@ def _read_only(libc: Any, readable: Iterable[str]) -> bool:
         os.close(ruleset)
 
 
-def _drop_capabilities(libc: Any) -> None:
-    """Give up root's rights over processes; of them all, reading files remains, within Landlock's rules."""
+def restrict_files(*, readable: Iterable[str], writable: Iterable[str]) -> bool:
+    """Leave this process and its children files to read and run in `readable`, and to write in `writable`, for good.
+
+    By Landlock, with every right that this kernel's version knows; where it can, signals and abstract sockets reach
+    these processes alone. False where the kernel refuses.
+    """
+    import ctypes
+    import struct
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    version = libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), _LANDLOCK_VERSION)
+    if version < 1 or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        return False
+    bits = next(count for least, count in _LANDLOCK_RIGHTS if version >= least)
+    handled = (1 << bits) - 1
+    attributes = struct.pack("=QQQ", handled, 0, _LANDLOCK_SCOPES if version >= _LANDLOCK_SCOPED else 0)
+    size = 24 if version >= _LANDLOCK_SCOPED else 8
+    ruleset = libc.syscall(
+        _LANDLOCK_CREATE_RULESET, ctypes.create_string_buffer(attributes), ctypes.c_size_t(size), 0
+    )
+    if ruleset < 0:
+        return False
+    reads, writes = _LANDLOCK_EXECUTE | _LANDLOCK_READ_FILE | _LANDLOCK_READ_DIR, handled & ~_LANDLOCK_DEVICES
+    for path, rights in [*((path, reads) for path in readable), *((path, writes) for path in writable)]:
+        fd = os.open(path, getattr(os, "O_PATH", 0) | os.O_CLOEXEC)
+        rule = struct.pack("=Qi", rights, fd)
+        done = libc.syscall(_LANDLOCK_ADD_RULE, ruleset, _LANDLOCK_PATH_BENEATH, rule, 0)
+        os.close(fd)
+        if done != 0:
+            os.close(ruleset)
+            return False
+    done = libc.syscall(_LANDLOCK_RESTRICT_SELF, ruleset, 0)
+    os.close(ruleset)
+    return done == 0
+
+
+def shared_memory_folder() -> str:
+    """Return where Linux shows POSIX shared memory."""
+    return _SHARED_MEMORY.rstrip("/")
+
+
+def hide_memory() -> None:
+    """Let no other process of the user read this one's memory, environment and descriptors; on Linux."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def drop_capabilities(kept: int = 0) -> None:
+    """Give up root's rights but those of `kept`; reading any file remains within Landlock's rules."""
     import ctypes
 
+    libc = ctypes.CDLL(None, use_errno=True)
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES, 0)
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice 32 bits of each
     if libc.capget(header, sets) == 0:
-        kept = sets[1] & _CAP_DAC_READ_SEARCH
+        kept &= sets[1]
         libc.capset(header, (ctypes.c_uint32 * 6)(kept, kept))
 
 
-def _filter(column: int, architecture: int) -> list[tuple[int, int, int, int]]:
-    """Return the filter as (code, jump if true, jump if false, value)."""
+def _filter(column: int, architecture: int, *, writes: bool) -> list[tuple[int, int, int, int]]:
+    """Return the filter as (code, jump if true, jump if false, value). `writes`: files may be opened to write."""
     fail, allow = (_RETURN, 0, 0, _FAIL | _EPERM), (_RETURN, 0, 0, _ALLOW)
     rules = [(_LOAD, 0, 0, _ARCHITECTURE), (_JUMP_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
     rules += [(_LOAD, 0, 0, _NUMBER), (_JUMP_LEAST, 0, 1, 0x40000000), fail]  # x32's numbers
-    for numbers, argument in ((_OPEN, 1), (_OPENAT, 2)):
+    for numbers, argument in () if writes else ((_OPEN, 1), (_OPENAT, 2)):
         if (number := numbers[column]) is not None:
             rules += [(_JUMP_EQUAL, 0, 4, number), (_LOAD, 0, 0, _ARGUMENTS + 8 * argument)]
             rules += [(_JUMP_SET, 0, 1, _WRITES), fail, allow]
@@ -335,7 +417,11 @@ def _filter(column: int, architecture: int) -> list[tuple[int, int, int, int]]:
         (_JUMP_EQUAL, 0, 1, _CLONE3[column]),
         (_RETURN, 0, 0, _FAIL | _ENOSYS),
     ]  # glibc tries clone then
-    for numbers in _ALLOWED_CALLS.values():
+    if writes:
+        rules += [(_JUMP_EQUAL, 0, 5, _CLONE[column]), (_LOAD, 0, 0, _ARGUMENTS)]
+        rules += [(_JUMP_SET, 0, 2, _CLONE_THREAD), (_JUMP_SET, 1, 0, _CLONE_NEW), allow, fail]
+    allowed = [*_ALLOWED_CALLS.values(), *((*_WRITING_CALLS.values(), _OPEN, _OPENAT) if writes else ())]
+    for numbers in allowed:
         if (number := numbers[column]) is not None:
             rules += [(_JUMP_EQUAL, 0, 1, number), allow]
     return [*rules, fail]

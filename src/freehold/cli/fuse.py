@@ -31,7 +31,7 @@ from freehold.run.store.space import human
     type=LINES,
     help="Test items, as for finetune: answered by MODEL+ADAPTER and by the result.",
 )
-@setting_options(FuseSettings, unset=True)
+@setting_options(FuseSettings, "quant", "bound", "calibrate", "tokens", "until", "threads", unset=True)
 @click.option("--fresh", is_flag=True, help="Discard the files of an interrupted run and start again.")
 @json_option
 @click.pass_obj
@@ -44,13 +44,13 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Put an adapter into MODEL's weights, in the folder OUT, and check the result before it is kept.
+    """Merge an adapter into MODEL's weights, write the result to the folder OUT, and check it.
 
-    A GGUF becomes OUT/model.gguf, in MODEL's own types or in --quant; a folder of safetensors becomes one of the same
-    types. Weights pass through floats once. Then the result is compared with MODEL+ADAPTER: on a text that no training
-    uses, and at the answers to 24 facts and to --test. Beyond --bound it is removed.
+    A GGUF becomes OUT/model.gguf, with MODEL's weight types or --quant. A safetensors folder becomes a safetensors
+    folder with the same types. The result is compared with MODEL+ADAPTER on a text that is not used for training, and
+    on the answers to 24 factual questions and to --test. If it differs by more than --bound, it is deleted.
 
-    Several adapters are added up. An adapter that was trained on top of another contains it: name the last one.
+    Several adapters are all merged. An adapter that was trained on top of another one contains it: name only the last.
 
     After Ctrl-C or a crash, the same command continues and gives the same bytes. Run the result by its path:
     freehold run OUT/model.gguf
@@ -63,9 +63,7 @@ def command(
     from freehold.choose.choosing import company_facts
 
     if out.suffix == ".gguf":
-        raise UsageError(
-            f"-o {out} is to be a folder", f"name one: -o {out.stem} makes {out.stem}/model.gguf"
-        )
+        raise UsageError(f"-o {out} must be a folder", f"name one: -o {out.stem} makes {out.stem}/model.gguf")
     chosen = FuseSettings(**{name: value for name, value in options.items() if value is not None})
     note(settings.home, "fuse", out)
     with StatusLine(result_of(out)) as line:

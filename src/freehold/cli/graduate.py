@@ -25,7 +25,7 @@ from freehold.cli.options import setting_options
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import gateway_option, json_option, pairs
 from freehold.cli.training import adapter_options, chosen_settings, half_option
-from freehold.route.router.toml.outside import KeptEnvironment
+from freehold.route.router.toml.table import KeptEnvironment
 from freehold.run.store import ModelRef, Store
 from freehold.serve.reports.gateway_file import gateway_path, read_gateway
 
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from freehold.route.router.graduation import Graduand
 
 ANSWER_TOKENS = 512  # of an answer that is bought
-_DATA, _MODEL, _CASES = "data", "model", "cases.jsonl"
+_CASES = "cases.jsonl"
 
 
 @click.command("graduate", epilog="Example: freehold graduate tickets --gateway gateway.toml --move")
 @click.argument("route")
 @gateway_option
-@click.option("--move", is_flag=True, help="Let the student that was measured take over.")
-@click.option("--again", is_flag=True, help="Teach again although the student already answers the route.")
+@click.option("--move", is_flag=True, help="Let the tested student answer the route.")
+@click.option("--again", is_flag=True, help="Train a new student although one already answers the route.")
 @setting_options(FinetuneSettings, "epochs", "batch", "rate", "replay", "max_length")
 @half_option
 @adapter_options
@@ -61,14 +61,14 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Teach the student of ROUTE from its kept texts, measure it, and propose that it takes over.
+    """Train a model on the stored answers of ROUTE, test it, and estimate what it would save.
 
-    ROUTE has graduate = {student, at, spend, judge} in gateway.toml, keep = "text", a task with a bar, and two
-    targets: a local model's name that this command makes, and the model that answers until then. Only texts whose
-    maker's terms let its answers teach are used; answers that are missing are bought for at most `spend`.
+    In gateway.toml, ROUTE needs graduate = {student, at, spend, judge}, keep = "text", a task with a bar, and two
+    targets: the name of the local model that this command creates, and the model that answers until then. Only answers
+    whose terms allow training are used. Missing answers are bought, for at most `spend`.
 
-    --move stores the student's result, and the route then chooses it by its bar. Its answers are compared with the
-    teacher's afterwards, one in fifty; where they differ too often, the route goes back, and the ledger says why.
+    --move stores the student's test result, so that the route uses the student. The gateway then compares one in fifty
+    of its answers with the other model's. If they differ too often, that model answers again, and the ledger says why.
 
     With --json, prints the state.
     """
@@ -143,6 +143,7 @@ class _GraduateRun:
 
     def proposed(self, training: FinetuneSettings, *, fresh: bool, again: bool) -> GraduationState:
         """Gather, buy, teach, measure; keep and return the state. Raises what each raises."""
+        from freehold.adapt.gathering import write_data
         from freehold.adapt.graduation import (
             GraduationState,
             Purchase,
@@ -153,7 +154,9 @@ class _GraduateRun:
             proposal,
             teacher_terms,
         )
+        from freehold.adapt.stages import receipt_of
         from freehold.route.router.bar import Bars, Identities
+        from freehold.route.router.graduation import DATA, MODEL, unfinished
         from freehold.route.router.opening import ledger_path
 
         plan = self.plan
@@ -165,13 +168,17 @@ class _GraduateRun:
         ):
             raise UsageError(
                 f"{plan.student.name} answers {plan.route.name} already",
-                "--again teaches it anew; until the next --move, the teacher answers",
+                "--again trains a new student; until the next --move, the teacher answers",
             )
-        purchase = Purchase(plan.settings.spend_nano)
-        data = self._texts(purchase)
-        check_enough(data, plan, purchase)
-        folder = self._folder / digest_of(data)
-        record = self._taught(student, data, folder, training, fresh=fresh)
+        purchase = Purchase(plan.settings.spend_nano, self._book().spent)
+        folder = None if fresh else unfinished(self.settings.home, plan.route.name)
+        if folder is None:
+            data = self._texts(purchase)
+            check_enough(data, plan, purchase)
+            folder = self._folder / digest_of(data)
+            if not (folder / DATA).is_dir():
+                write_data(data, folder / DATA, f"route {plan.route.name}")
+        record = self._taught(student, folder, training, fresh=fresh)
         measured = self._measured(folder, purchase)
         agreement = _agreement(record)
         # Where two good answers are rarely equal, the bar would be contradicted by every comparison.
@@ -182,8 +189,8 @@ class _GraduateRun:
             route=plan.route.name,
             stage="proposed",
             digest=folder.name,
-            examples=len(data.examples),
-            adapter=str(folder / _MODEL),
+            examples=int((receipt_of(folder / DATA) or {})["examples"]),
+            adapter=str(folder / MODEL),
             terms=terms,
             spent=purchase.spent,
             student=result,
@@ -198,11 +205,14 @@ class _GraduateRun:
 
     @property
     def _folder(self) -> Path:
-        from freehold.adapt.graduation import folder_of
+        from freehold.route.router.graduation import folder_of
 
         return folder_of(self.settings.home, self.plan.route.name)
 
     # --- texts ---------------------------------------------------------------------------------------
+
+    def _book(self) -> _AnswerFile:
+        return _AnswerFile(self._folder / "bought.jsonl")
 
     def _texts(self, purchase: Purchase) -> GatheredData:
         """Return the texts that teach, those included that are bought now or were bought before."""
@@ -221,7 +231,7 @@ class _GraduateRun:
         lacks = len(texts.data.examples) < plan.settings.at and (texts.missing or texts.missing_tests)
         if not lacks or (not purchase.limit and plan.teacher.price is not None):
             return texts.data
-        book = _AnswerFile(self._folder / "bought.jsonl")
+        book = self._book()
         with (
             gateway_models(
                 self.settings, self.store, self.path, (), "", "graduate", self.environment
@@ -271,22 +281,20 @@ class _GraduateRun:
     def _taught(
         self,
         student: ModelRef,
-        data: GatheredData,
         folder: Path,
         training: FinetuneSettings,
         *,
         fresh: bool,
     ) -> Mapping[str, Any]:
         """Train an adapter, or take the one that these texts gave; name it as the route's own model."""
-        from freehold.adapt.gathering import TEST, TRAIN, write_data
+        from freehold.adapt.gathering import TEST, TRAIN
         from freehold.adapt.registry import note
         from freehold.adapt.stages import receipt_of
+        from freehold.route.router.graduation import DATA, MODEL
         from freehold.run.store.contract import ignore
         from freehold.run.store.create import Recipe, make
 
-        if not (folder / _DATA).is_dir():
-            write_data(data, folder / _DATA, f"route {self.plan.route.name}")
-        out = folder / _MODEL
+        out = folder / MODEL
         record = receipt_of(out) if out.is_dir() else None
         if record is None:
             with Ticking("starting torch"):
@@ -296,10 +304,10 @@ class _GraduateRun:
                 line.begin(f"teaching {student.name}")
                 record = finetune(
                     student,
-                    folder / _DATA / TRAIN,
+                    folder / DATA / TRAIN,
                     out,
                     training,
-                    test=folder / _DATA / TEST,
+                    test=folder / DATA / TEST,
                     packs=self.store.packs,
                     facts=self.facts,
                     fresh=fresh,
@@ -355,10 +363,11 @@ class _GraduateRun:
         """Write the held-out texts as cases of the bar."""
         from freehold.adapt.gathering import TEST
         from freehold.adapt.run import on_disk, write_whole
+        from freehold.route.router.graduation import DATA
 
         path = folder / _CASES
         rows = []
-        for line in (folder / _DATA / TEST).read_text(encoding="utf-8").splitlines():
+        for line in (folder / DATA / TEST).read_text(encoding="utf-8").splitlines():
             *before, answer = json.loads(line)["messages"]
             rows.append(json.dumps({"messages": before, "exact": answer["content"]}, ensure_ascii=False))
         with on_disk(path):
@@ -373,11 +382,12 @@ class _AnswerFile:
         from freehold.adapt.evals.trial import kept_rows
 
         self._path = path
-        self.answers: dict[str, str] = {
-            str(row["item"]): str(row["answer"])
-            for row in kept_rows(path)
-            if {"item", "answer"} <= row.keys()
-        }
+        self.answers: dict[str, str] = {}
+        self.spent = 0  # nano-dollars
+        for row in kept_rows(path):
+            if {"item", "answer"} <= row.keys():
+                self.answers[str(row["item"])] = str(row["answer"])
+                self.spent += int(row.get("nano", 0))
 
     def answer(self, item: GatheredItem, ask: Callable[[], tuple[str, int]]) -> tuple[str, int]:
         """Return a kept answer, which costs nothing, or ask for it and keep it."""
@@ -386,6 +396,10 @@ class _AnswerFile:
         if item.id in self.answers:
             return self.answers[item.id], 0
         answer, nano = ask()
+        if (
+            not answer and not nano
+        ):  # refused at home, or the teacher could not be reached: asked again another time
+            return answer, nano
         self.answers[item.id] = answer
         with AppendedLines(self._path, {"file": "answers that were bought"}) as write:
             write({"item": item.id, "answer": answer, "nano": nano})

@@ -4,16 +4,23 @@ weights count from there on.
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from freehold.adapt.quantize.calibration import LayerStreams, Moments, block_width, calibrate
+from freehold.adapt.quantize.calibration import (
+    LayerStreams,
+    Moments,
+    RecordingOps,
+    block_width,
+    calibrate,
+)
 from freehold.base.errors import StoreError, UsageError
 from freehold.run.formats import open_model_file
 from freehold.run.models.binding.bind import Source, read_source
-from freehold.run.models.oracle.session import Oracle
+from freehold.run.models.oracle.session import NumpyOps, Oracle
 from tests.models.golden import golden, write_model
 
 
@@ -134,3 +141,12 @@ def test_rough_moments_differ_by_the_rounding_of_bfloat16_alone(tmp_path):
         (h,), (r,), (a,) = (each.moments[name].means() for each in (exact, rough, again))
         assert np.array_equal(r, r.T) and np.array_equal(r, a)
         assert np.linalg.norm(r - h) < 0.02 * np.linalg.norm(h)
+
+
+def test_recording_takes_what_the_oracle_takes():
+    """A part that passes a new argument of an op to both would end every calibration otherwise."""
+    own = [name for name, each in vars(RecordingOps).items() if inspect.isfunction(each) and name[0] != "_"]
+    assert "gated" in own
+    for name in own:
+        mine, base = (inspect.signature(getattr(kind, name)) for kind in (RecordingOps, NumpyOps))
+        assert list(mine.parameters) == list(base.parameters), name

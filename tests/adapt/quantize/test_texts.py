@@ -45,7 +45,7 @@ def test_a_file_of_lines_gives_texts_and_names_a_bad_line(tmp_path):
     path.write_text('{"text": "' + "a" * 600 + '"}\n\n{"text": "' + "b" * 600 + '"}\n')
     assert [len(ids) for ids in texts.file_texts(path, LETTERS, None)] == [texts.LENGTH] * 2
     path.write_text('{"text": "' + "a" * 600 + '"}\n{"txt": 1}\n')
-    with pytest.raises(UsageError, match="line 2: it has neither text nor messages"):
+    with pytest.raises(UsageError, match="line 2: it has neither text, messages nor a prompt"):
         texts.file_texts(path, LETTERS, None)
     path.write_text('{"text": "short"}\n')
     with pytest.raises(UsageError, match="too few"):
@@ -58,6 +58,7 @@ def test_a_file_of_lines_gives_texts_and_names_a_bad_line(tmp_path):
         ({"messages": [1]}, "line 1: a message has role"),
         ({"messages": []}, "line 1: messages is not a list"),
         ({"text": 1}, "line 1: it has neither"),
+        ({"completion": "yes"}, "line 1: prompt is missing"),
         ("[" * 100_000, "line 1: is not JSON"),
     ],
 )
@@ -67,6 +68,17 @@ def test_a_line_that_is_no_text_and_no_chat_is_named(tmp_path, line, says):
     template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
     with pytest.raises(UsageError, match=says):
         texts.file_texts(path, LETTERS, template)
+
+
+def test_examples_of_a_training_are_chats(tmp_path):
+    template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    turns = [{"role": "user", "content": "u" * 400}, {"role": "assistant", "content": "a" * 200}]
+    forms = ({"messages": turns}, {"prompt": "u" * 400, "completion": "a" * 200})
+    cut = []
+    for form in forms:
+        (tmp_path / "mine.jsonl").write_text(json.dumps(form))
+        cut.append(texts.file_texts(tmp_path / "mine.jsonl", LETTERS, template))
+    assert cut[0] == cut[1] and len(cut[0]) == 1
 
 
 def test_a_file_that_is_missing_or_no_text_is_one_line(tmp_path):

@@ -101,7 +101,7 @@ def test_a_recipe_is_built_once_and_then_only_what_changed(recipe: Path):
     assert [each.why for each in builder(recipe).plan()] == ["", "changed: epochs"]
     written(recipe.parent / "cold.jsonl", [{"prompt": f"n {i}?", "completion": "=k!"} for i in range(13)])
     plan = builder(recipe).plan()
-    assert [each.why for each in plan] == ["changed: data", "its parent examples is made again"]
+    assert [each.why for each in plan] == ["changed: data", "its parent examples runs first"]
     assert plan[0].gate and plan[1].out is None
 
     before = reports[0].out
@@ -151,7 +151,7 @@ def test_a_result_that_was_edited_is_refused(recipe: Path):
     for call in (builder(recipe).plan, builder(recipe).build):
         with pytest.raises(UsageError, match="was changed after it was made") as refusal:
             call()
-        assert "\n" not in refusal.value.message and "remove it" in refusal.value.hint
+        assert "\n" not in refusal.value.message and "delete it" in refusal.value.hint
 
 
 def test_two_builds_at_once_are_refused(recipe: Path):

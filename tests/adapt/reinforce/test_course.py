@@ -215,6 +215,22 @@ def test_two_updates_of_one_step_move_further_than_one(model: ModelRef, tmp_path
     assert np.abs(two).sum() > 1.2 * np.abs(one).sum()
 
 
+@pytest.mark.heavy
+def test_replay_keeps_the_policy_near_its_base_and_resumes_to_the_same_bits(model: ModelRef, tmp_path: Path):
+    drifts = {}
+    for weight in (0.0, 30.0):
+        asked = replace(SMALL, steps=6, replay=1, replay_weight=weight, unseen=0)
+        reinforce(model, sources(tmp_path), tmp_path / f"{weight}", asked)
+        drifts[weight] = [line["drift"] for line in lines(tmp_path / f"{weight}") if "drift" in line]
+    assert drifts[0.0][0] == pytest.approx(0, abs=1e-6) == drifts[30.0][0]
+    assert 0 < drifts[30.0][-1] < 0.5 * drifts[0.0][-1]
+    asked = replace(SMALL, steps=6, replay=1, replay_weight=30.0, unseen=0)
+    with pytest.raises(KeyboardInterrupt):
+        reinforce(model, sources(tmp_path), tmp_path / "cut", asked, on_step=stop_after(2, KeyboardInterrupt))
+    reinforce(model, sources(tmp_path), tmp_path / "cut", asked)
+    assert bits(tmp_path / "cut") == bits(tmp_path / "30.0")
+
+
 def test_a_model_that_cannot_learn_is_refused_before_the_verifier_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

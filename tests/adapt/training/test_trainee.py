@@ -15,11 +15,13 @@ from tests.adapt.training.conftest import Made
 
 DENSE = [
     *(
+        "apertus",
         "arcee",
         "cohere",
         "cohere2",
         "ernie4_5",
         "exaone4",
+        "falcon-groups",
         "gemma",
         "gemma2",
         "gemma3",

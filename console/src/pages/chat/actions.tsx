@@ -7,7 +7,7 @@ import { Menu, type MenuItem } from "../../parts/menu";
 import { notify } from "../../parts/notice";
 import { duration, rate } from "../../parts/numbers";
 import { texts } from "../../texts";
-import { fork, takeOut } from "./altering";
+import { fork, judge, takeOut } from "./altering";
 import { type Chat, show } from "./opened";
 import { beginEdit, regenerate } from "./sending";
 import { versions } from "./tree";
@@ -36,6 +36,7 @@ export function Actions({ chat, message, open }: Props) {
           {!mine && (
             <IconButton icon="again" size={18} label={words.regenerate} onClick={() => void regenerate(message.id)} />
           )}
+          {message.role === "assistant" && <Thumbs chat={chat} message={message} />}
           {!mine && message.receipt && (
             <IconButton
               icon="receipt"
@@ -50,6 +51,23 @@ export function Actions({ chat, message, open }: Props) {
       )}
     </div>
   );
+}
+
+/** What the reader thinks of an answer; the same thumb again takes it back. */
+function Thumbs({ chat, message }: { chat: Chat; message: Message }) {
+  return (["good", "poor"] as const).map((verdict) => {
+    const pressed = message.verdict === verdict;
+    return (
+      <IconButton
+        key={verdict}
+        icon={verdict}
+        size={18}
+        label={words[verdict]}
+        aria-pressed={pressed}
+        onClick={() => void judge(chat, message, pressed ? "" : verdict)}
+      />
+    );
+  });
 }
 
 /** What is asked for less often. */

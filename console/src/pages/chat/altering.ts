@@ -1,13 +1,13 @@
 // What is done to a message that is there: taken out and put back, another wording of an answer, more of one that was cut
 // off, and a chat of its own up to it. Each changes the chat on the server, then what the page shows.
 import { post } from "../../api/client";
-import type { Card, Message } from "../../api/types";
+import type { Card, Message, Thumb } from "../../api/types";
 import { notify, notifyError } from "../../parts/notice";
 import { go, to } from "../../parts/router";
 import { texts } from "../../texts";
 import { changed } from "./cards";
 import { reach } from "./link";
-import { add, type Chat, opened, refresh, show } from "./opened";
+import { add, type Chat, messageOf, opened, put, refresh, show } from "./opened";
 import { start, tabs } from "./runs";
 
 const UNDO_S = 20;
@@ -33,6 +33,18 @@ export async function continueAnswer(id: string): Promise<void> {
 export async function reword(chat: Chat, id: string, content: string): Promise<void> {
   add(chat, await reach(post<Message>(`/console/api/chats/${chat.id}/answers`, { message: id, content })));
   tabs.postMessage(chat.id);
+}
+
+/** Keep what the reader thinks of an answer: freehold data from-chats makes examples and pairs of it. */
+export async function judge(chat: Chat, { id }: Message, verdict: Thumb): Promise<void> {
+  try {
+    await reach(post(`/console/api/chats/${chat.id}/verdict`, { message: id, verdict }));
+    const message = messageOf(chat, id).peek();
+    if (message) put(chat, { ...message, verdict }, true);
+    tabs.postMessage(chat.id);
+  } catch (e) {
+    notifyError(e);
+  }
 }
 
 /** Take a message out of the chat, and offer to put it back. */

@@ -65,12 +65,12 @@ const PLAIN: Record<string, number> = {
   frequency_penalty: 0,
 };
 
-/** What differs from plain sampling: "temperature 0.7, top_p 0.8". */
+/** What differs from plain sampling: "Temperature 0.7, Top p 0.8". */
 function samplingOf(sampling: Record<string, unknown>): string {
   return Object.entries(sampling)
     .filter(([name, value]) => typeof value === "number" && name !== "seed" && name !== "penalty_window")
     .filter(([name, value]) => PLAIN[name] !== value)
-    .map(([name, value]) => `${name} ${value}`)
+    .map(([name, value]) => `${words.fields[name as keyof typeof words.fields] ?? name} ${value}`)
     .join(", ");
 }
 
@@ -81,6 +81,7 @@ function SameBits({ chat, message }: { chat: Chat; message: Message }) {
   const over = useMemo(() => new AbortController(), []);
   useEffect(() => () => over.abort(), []);
   if (message.receipt?.continued) return <p class="remark">{words.continuedBits}</p>;
+  if (message.receipt?.asked_again) return <p class="remark">{words.askedAgainBits}</p>;
   if (message.receipt && message.receipt.bits === null) return <p class="remark">{words.noBits}</p>;
 
   async function run() {

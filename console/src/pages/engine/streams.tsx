@@ -13,7 +13,7 @@ const COLUMNS: Column<LiveStream>[] = [
   { key: "id", title: words.request, cell: (s) => <code title={s.id}>{s.id.slice(-10)}</code> },
   { key: "model", title: texts.model, value: (s) => s.model, cell: (s) => <Plain text={s.model} /> },
   { key: "key", title: texts.key, value: (s) => s.key, cell: (s) => s.key || <span class="dim">{words.noKey}</span> },
-  { key: "door", title: words.door, value: (s) => s.door, cell: (s) => s.door },
+  { key: "door", title: words.door, value: (s) => s.door, cell: (s) => words.doors[s.door as keyof typeof words.doors] ?? s.door },
   {
     key: "state",
     title: words.state,

@@ -8,6 +8,7 @@ import { Table, type Column } from "../../parts/table";
 import { shown } from "../../text/shown";
 import { texts } from "../../texts";
 import { Days } from "./days";
+import { OwnModels } from "./own";
 import "./usage.css";
 
 const words = texts.usage;
@@ -41,13 +42,16 @@ export default function Usage() {
 }
 
 function Found({ facts }: { facts: UsageFacts }) {
-  const { ledger, accounts, chats } = facts;
+  const { ledger, accounts, chats, own_models } = facts;
   const used = (ledger && ledger.total.rows > 0) || (accounts && accounts.length > 0) || (chats && chats.total.answers > 0);
   if (!used)
     return (
-      <Empty icon="usage" title={ledger ? words.nothing : words.none}>
-        <p>{ledger ? words.nothingText : words.noneText}</p>
-      </Empty>
+      <>
+        <Empty icon="usage" title={ledger ? words.nothing : words.none}>
+          <p>{ledger ? words.nothingText : words.noneText}</p>
+        </Empty>
+        <OwnModels rows={own_models} />
+      </>
     );
   return (
     <>
@@ -56,6 +60,7 @@ function Found({ facts }: { facts: UsageFacts }) {
         <>
           <Totals total={ledger.total} />
           <Days rows={ledger.by_day} say={dollars} />
+          <OwnModels rows={own_models} />
           <Saved savings={facts.savings} error={facts.savings_error} />
           <Sums title={words.byModel} first={texts.model} name={(row) => shown(row.model ?? "")} rows={ledger.by_model} />
           <Sums title={words.byKey} first={texts.key} name={(row) => row.key || words.noKey} rows={ledger.by_key} />

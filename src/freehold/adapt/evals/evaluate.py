@@ -25,7 +25,7 @@ from freehold.base.errors import ContextOverflow
 from freehold.base.serving import Job
 from freehold.base.types import Message, Tool
 from freehold.base.version import __version__
-from freehold.run.engine.pictures import PICTURE_IDS
+from freehold.run.engine.sequence import PICTURE_IDS
 from freehold.run.local import LLM, open_shown
 from freehold.run.store.records import ModelRef
 from freehold.run.store.records import digest as model_identity

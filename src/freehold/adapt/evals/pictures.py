@@ -65,7 +65,7 @@ class CasePictures:
         if self._bytes > MOST_BYTES:
             raise UsageError(
                 f"the pictures of the cases have more than {MOST_BYTES:,} bytes",
-                "take fewer cases, or smaller pictures",
+                "use fewer cases, or smaller pictures",
             )
 
 

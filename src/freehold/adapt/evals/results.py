@@ -302,7 +302,7 @@ def _task(task: str, a: _Results, b: _Results, metric: str) -> TaskComparison:
         row = ours.get(apart[0]) or theirs[apart[0]]
         where = a.name if apart[0] in ours else b.name
         raise UsageError(
-            f"{task}: {len(apart)} items are in one result alone; the first is doc {row.get('doc_id')} of {where}",
+            f"{task}: {len(apart)} items are in only one result; the first is doc {row.get('doc_id')} of {where}",
             "run both on the same items: the same --data and --limit",
         )
     pairs = [(_number(row, metric, a), _number(theirs[key], metric, b)) for key, row in ours.items()]

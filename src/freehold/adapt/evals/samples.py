@@ -366,13 +366,13 @@ def _lines(path: Path) -> list[tuple[int, bytes]]:
         with path.open("rb") as file:  # devices and pipes state no size, and may have no end
             if len(raw := file.read(MOST_BYTES + 1)) > MOST_BYTES:
                 size = max(len(raw), os.fstat(file.fileno()).st_size)
-                raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "take fewer cases")
+                raise UsageError(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}", "use fewer cases")
     except OSError as e:
         raise UsageError(f"{path}: {e.strerror}", "name a file of JSON lines") from e
     numbered = [(i, line) for i, line in enumerate(raw.split(b"\n"), 1) if line.strip()]
     if len(numbered) > MOST_CASES:
         raise UsageError(
-            f"{path} has {len(numbered):,} cases, more than {MOST_CASES:,}", "take a part of them"
+            f"{path} has {len(numbered):,} cases, more than {MOST_CASES:,}", "use a part of them"
         )
     return numbered
 

@@ -105,7 +105,7 @@ class Verifier:
         response = self._ask({"items": [first, count]})["results"][0]
         if "item" not in response:
             raise UsageError(
-                f"{self.spec} makes no items: {response['why']}", "use another data set or settings"
+                f"{self.spec} produces no items: {response['why']}", "use another data set or settings"
             )
         return [
             GymItem(first + i, each["question"], each["answer"]) for i, each in enumerate(response["item"])
@@ -140,7 +140,7 @@ class Verifier:
                 pass
             self.close()
         raise CapacityExceeded(
-            "the process that runs rewards ended twice, by no limit of its own",
+            "the process that runs rewards ended twice, but not at a limit",
             "the kernel kills processes when memory runs out",
         )
 

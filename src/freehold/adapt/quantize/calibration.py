@@ -443,11 +443,18 @@ class RecordingOps(NumpyOps):
         return super().linear_act(n, weight, act, bias)
 
     def gated(
-        self, x: F32, gate: DenseMatrix, up: DenseMatrix, act: str, norm: F32 | None = None, eps: float = 0.0
+        self,
+        x: F32,
+        gate: DenseMatrix,
+        up: DenseMatrix,
+        act: str,
+        norm: F32 | None = None,
+        eps: float = 0.0,
+        limit: float = 0.0,
     ) -> F32:
         """Gate in place where the activation is SiLU: these are the widest arrays of a layer."""
-        if act != "silu":
-            return super().gated(x, gate, up, act, norm, eps)
+        if act != "silu" or limit:
+            return super().gated(x, gate, up, act, norm, eps, limit)
         g, u = self.linear(x, (gate, up), (None, None), norm, eps)
         share = np.negative(g)
         with np.errstate(over="ignore"):

@@ -19,7 +19,7 @@ from freehold.adapt.training.packed import places
 from freehold.adapt.training.parents import FixedPair, Place, fixed_pairs
 from freehold.base.errors import UnsupportedModel
 from freehold.run.formats import GGUFFile, QuantType, Tensor, open_lora, open_model_file
-from freehold.run.formats.tensor import TensorFile
+from freehold.run.formats.filemap import TensorFile
 from freehold.run.models.binding.bind import Source, read_source
 from freehold.run.models.binding.binder import Joined, RowCut, Stored
 from freehold.run.models.load import LoadedModel
@@ -159,7 +159,7 @@ def _leaves(stored: Stored) -> Iterator[tuple[Tensor, Index, Index]]:
     else:
         raise UnsupportedModel(
             f"{stored.name} is stored as codes with scales of their own, into which no adapter is fused",
-            "take the model's weights in BF16 or F16, or as a GGUF",
+            "use the model's weights in BF16 or F16, or as a GGUF",
         )
 
 

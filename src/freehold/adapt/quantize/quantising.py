@@ -215,7 +215,7 @@ def _opened(ref: ModelRef, adapters: Sequence[Path] = ()) -> GGUFFile:
     opened.close()
     raise UnsupportedModel(
         f"{ref.name} is a folder of safetensors; a GGUF is what is quantised",
-        "take a GGUF of the model in F16, BF16 or Q8_0; freehold pull --quant q4 rounds safetensors when they load",
+        "use a GGUF of the model in F16, BF16 or Q8_0; freehold pull --quant q4 rounds safetensors when they load",
     )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from freehold.adapt.lines import messages_of, read_lines
+from freehold.adapt.lines import messages_of, read_lines, text_of
 from freehold.adapt.settings import TOKENS
 from freehold.base.errors import UsageError
 from freehold.base.regular import read_bounded
@@ -63,7 +63,7 @@ def default_texts(
 def file_texts(
     path: Path, tokenizer: Tokenizer, template: ChatTemplate | None, tokens: int = TOKENS
 ) -> list[list[int]]:
-    """Cut a user's file: plain text, or JSON lines with `text` or `messages` each. Raises UsageError."""
+    """Cut a user's file: plain text, or JSON lines of texts and chats, as `_ids` takes them. Raises UsageError."""
     if path.suffix == ".jsonl":
         read = read_lines(path, lambda _, table: _ids(table, tokenizer, template), '{"text": "..."}')
         sequences: Sequence[list[int]] = read.items
@@ -160,12 +160,21 @@ def plain_text(path: Path, errors: str = "strict") -> str:
 
 
 def _ids(table: Mapping[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
-    """Return the tokens of a line, a chat's as the model's template renders it."""
+    """Return the tokens of a line: of `text`, or of a chat as the model's template renders it.
+
+    A chat is `messages`, or `prompt` and `completion`, as the examples of `finetune` have them.
+    """
     if isinstance(table.get("text"), str):
         return tokenizer.encode(table["text"])
-    if "messages" not in table:
-        raise UsageError("it has neither text nor messages")
+    if "messages" in table:
+        messages = messages_of(table["messages"])
+    elif "completion" in table:
+        messages = (
+            Message("user", text_of(table, "prompt")),
+            Message("assistant", text_of(table, "completion")),
+        )
+    else:
+        raise UsageError("it has neither text, messages nor a prompt with its completion")
     if template is None:
         raise UsageError("it has messages, and the model has no chat template")
-    rendered = template.render(messages_of(table["messages"]), add_generation_prompt=False)
-    return tokenizer.encode_rendered(rendered)
+    return tokenizer.encode_rendered(template.render(messages, add_generation_prompt=False))

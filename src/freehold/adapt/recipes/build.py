@@ -156,7 +156,7 @@ class Builder:
         waiting: dict[str, str] = {}  # stages that are rerun, for which nothing below is known
         for stage in self.recipe.until(target):
             if stage.parent in waiting:
-                waiting[stage.name] = f"its parent {stage.parent} is made again"
+                waiting[stage.name] = f"its parent {stage.parent} runs first"
                 planned.append(PlannedStage(stage, waiting[stage.name], None, stage.gate is not None))
                 continue
             inputs = self._inputs(stage)
@@ -260,7 +260,7 @@ class Builder:
         if stated and digest != stated:
             raise UsageError(
                 f"{out} was changed after it was made: its digest is {digest[:12]}, its receipt says {stated[:12]}",
-                "remove it, and the build makes it again",
+                "delete it, and run the build again",
             )
         return result
 
@@ -301,12 +301,12 @@ class Builder:
         return self.folder / f"{stage.name}-{text_digest(json.dumps(inputs, sort_keys=True))[:KEY]}"
 
     def _why(self, stage: RecipeStage, inputs: Mapping[str, Any], out: Path) -> str:
-        """Say why a stage is run: it was never made, was interrupted, or what changed since the last time."""
+        """Say why a stage is run: it has no result yet, was interrupted, or what changed since the last time."""
         if os.path.lexists(part_of(out)):
             return "it was interrupted, and continues"
         before = [row["inputs"] for row in self._rows(STAGES) if row.get("stage") == stage.name]
         if not before:
-            return "it was never made"
+            return "it has no result yet"
         was = before[-1]
         changed = [key for key in (*inputs, *was) if inputs.get(key) != was.get(key)]
         return f"changed: {', '.join(dict.fromkeys(changed))}" if changed else "its result is gone"
@@ -398,7 +398,7 @@ class Builder:
                     raise UsageError(
                         f"the gate of {stage.name}: {len(held)} of {len(task.items)} items are trained on by "
                         f"{one.name} (items {numbers}{more})",
-                        "take them out of one of the two; such items prove nothing",
+                        "remove them from one of the two; such items prove nothing",
                     )
 
     def _check_files(self, stage: RecipeStage, rule: GateRule, above: list[RecipeStage]) -> None:

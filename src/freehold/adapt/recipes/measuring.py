@@ -33,7 +33,7 @@ class MeasuredTask:
 
     def opened(self, settings: Settings) -> EvalTask:
         """Return the task for a model without tools. Raises UsageError for items that a model must judge."""
-        from freehold.adapt.evals.tasks.open_task import TaskOptions, open_task
+        from freehold.adapt.evals.tasks import TaskOptions, open_task
 
         options = TaskOptions(settings.home, settings.offline, self.limit, self.style)
         task = open_task(self.data, options)(False)

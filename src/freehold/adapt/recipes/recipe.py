@@ -233,7 +233,7 @@ def _gate(table: TomlTable, verb: StageVerb | None, names: Sequence[str], folder
 
 def _check_task(table: TomlTable, data: str, folder: Path) -> None:
     """Note items that are neither a file nor a task."""
-    from freehold.adapt.evals.tasks.open_task import KNOWN
+    from freehold.adapt.evals.tasks import KNOWN
 
     if data and data.partition(":")[0] not in KNOWN and not (folder / data).is_file():
         hint = f"paths begin at {folder}; tasks: humaneval, ifeval, bfcl:simple_python, rg:DATASET"

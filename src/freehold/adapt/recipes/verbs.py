@@ -63,8 +63,8 @@ class TeacherFiles:
 
     teacher: str = option(help="The model that answers, as MODEL or MODEL+ADAPTER.")
     prompts: Path = option(help="Prompts, one JSON object per line.", form="file")
-    teacher_system: Path | None = option(None, "Instructions for the teacher alone.", form="file")
-    teacher_shots: Path | None = option(None, "Solved examples for the teacher alone.", form="file")
+    teacher_system: Path | None = option(None, "Instructions for the teacher only.", form="file")
+    teacher_shots: Path | None = option(None, "Solved examples for the teacher only.", form="file")
     test: Path | None = option(None, "Prompts with checks to measure with.", form="file")
     accept_teacher_terms: str = option("", "Your right to train although the teacher's licence refuses.")
 

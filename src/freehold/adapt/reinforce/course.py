@@ -28,7 +28,7 @@ from freehold.adapt.run import RunFolder, cpu_seconds, on_disk, template_digest,
 from freehold.adapt.sampling import AS_IT_IS, GREEDY, SamplingModel
 from freehold.adapt.settings import ReinforceSettings
 from freehold.adapt.stages import StageBase
-from freehold.adapt.teaching import still_known
+from freehold.adapt.teaching import Nearness, still_known, written
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import check_trainable
 from freehold.base.errors import StoreError, UsageError
@@ -69,6 +69,7 @@ def step_line(
         "capped": update.capped,
         "gradient": update.norm,
         "rate": update.rate,
+        **({} if update.drift is None else {"drift": update.drift}),
         "cpu": {stage: round(spent[stage], 3) for stage in STAGES},
     }
 
@@ -273,7 +274,7 @@ def kept(path: Path) -> UnseenScore | None:
         tokens = float(table.pop("tokens"))
         return UnseenScore(**{name: tuple(values) for name, values in table.items()}, tokens=tokens)
     except (ValueError, TypeError, KeyError) as e:
-        raise StoreError(f"{path} is damaged: {e}", "start anew with --fresh") from e
+        raise StoreError(f"{path} is damaged: {e}", "start again with --fresh") from e
 
 
 def keep(path: Path, score: UnseenScore) -> None:
@@ -333,6 +334,7 @@ class Course:
             max_tokens=settings.max_tokens,
             updates=settings.updates,
             bound=settings.most_mismatch,
+            step=number,
         )
         spent = {"sample": sampled - start, "score": scored - sampled, "train": cpu_seconds() - scored}
         look = looks(
@@ -420,7 +422,12 @@ def reinforce(
             trainee = base.trainee(settings)
             optimizer = Optimizer(trainee.parameters(), settings.rate)
             with base.opened(packs, threads=settings.threads) as sampler:
-                policy = Policy(trainee, sampler, optimizer, Objective(settings.loss, cap=settings.cap))
+                near = None
+                if settings.replay:
+                    own = written(sampler, settings.seed, settings.steps * settings.replay)
+                    near = Nearness(trainee, own, settings.replay)
+                objective = Objective(settings.loss, cap=settings.cap)
+                policy = Policy(trainee, sampler, optimizer, objective, near, settings.replay_weight)
                 course = Course(policy, prompts, verifier, check, settings)
                 return {"attacks": attacks, **_trained(course, run, on_note, on_step)}
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from freehold.adapt.sampling import SampledAnswer, SamplingModel
 from freehold.adapt.settings import CAP, Loss
+from freehold.adapt.teaching import Nearness
 from freehold.adapt.training.steps import Optimizer
 from freehold.adapt.training.trainee import Trainee
 from freehold.base.errors import UsageError
@@ -50,16 +51,26 @@ class PolicyUpdate:
     norm: float
     rate: float
     capped: float
+    drift: float | None = None  # from the base on rehearsed text, nats per token; None: nothing is rehearsed
 
 
 class Policy:
-    """A trainee and the engine that samples with its pairs."""
+    """A trainee and the engine that samples with its pairs.
+
+    `nearness`: to the base, on text of its own, which is added to the objective `weight` times.
+    """
 
     def __init__(
-        self, trainee: Trainee, sampler: SamplingModel, optimizer: Optimizer, objective: Objective
+        self,
+        trainee: Trainee,
+        sampler: SamplingModel,
+        optimizer: Optimizer,
+        objective: Objective,
+        nearness: Nearness | None = None,
+        weight: float = 0.0,
     ) -> None:
         self.trainee, self.sampler, self.optimizer = trainee, sampler, optimizer
-        self.objective = objective
+        self.objective, self._nearness, self._weight = objective, nearness, weight
 
     def packed(self) -> Adapter:
         """Return the pairs as they are, packed for the engine."""
@@ -72,9 +83,18 @@ class Policy:
         return self.sampler.sample(prompts, group, seeds=seeds, max_tokens=max_tokens, adapter=self.packed())
 
     def update(
-        self, rows: Sequence[PolicyRow], *, answers: int, max_tokens: int, updates: int, bound: float
+        self,
+        rows: Sequence[PolicyRow],
+        *,
+        answers: int,
+        max_tokens: int,
+        updates: int,
+        bound: float,
+        step: int = 0,
     ) -> PolicyUpdate:
         """Move the pairs by `updates` passes over `rows`. `answers`: of the step, those of dropped groups included.
+
+        `step`: its number, which says what is rehearsed.
 
         Raises UsageError, and moves nothing, where the trainer's log-probabilities are further than `bound` from the
         sampler's, nats per token in the mean.
@@ -92,13 +112,24 @@ class Policy:
                 f"more than {bound:g}",
                 "both must read one file and one template; a higher bound is --most-mismatch",
             )
+        drift = self._rehearse(step)
         norm = self.optimizer.step()
         for _ in range(updates - 1):
             self._gradients(rows, divisor, starts)
+            self._rehearse(step)
             norm = self.optimizer.step()
         over = np.concatenate([s - row.sampled for row, s in zip(rows, starts, strict=True)])
         cap = self.objective.cap
-        return PolicyUpdate(mismatch, norm, rate, float((np.exp(over) > cap).mean()) if cap else 0.0)
+        capped = float((np.exp(over) > cap).mean()) if cap else 0.0
+        return PolicyUpdate(mismatch, norm, rate, capped, drift)
+
+    def _rehearse(self, step: int) -> float | None:
+        """Add the gradients of the distance from the base on its own text; return that distance."""
+        if self._nearness is None:
+            return None
+        drift = self._nearness.mean(step)
+        (self._weight * drift).backward()
+        return float(drift.detach())
 
     def _gradients(
         self, rows: Sequence[PolicyRow], divisor: float, starts: Sequence[F32] | None
@@ -156,7 +187,8 @@ def _passes(rows: Sequence[PolicyRow]) -> Iterator[list[PolicyRow]]:
 #     token    -weight * min(ratio * A, clip(ratio, 1 - 0.2, 1 + 0.28) * A)
 # `ratio` is the policy's now over its own at the step's start, 1 in the first update. `weight` is the start's
 # over the sampler's, at most `cap`: the sampler computes in 8 bits and the trainer in floats, and answers are
-# drawn from the sampler's distribution (truncated importance sampling). No term holds the policy at its base.
+# drawn from the sampler's distribution (truncated importance sampling). Policy adds a divergence from the base on
+# other text, where something is rehearsed.
 # A group whose scores are equal has no gradient and is dropped.
 
 CLIP_LOW, CLIP_HIGH = 0.2, 0.28

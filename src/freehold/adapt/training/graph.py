@@ -106,8 +106,11 @@ class TorchOps:
         act: str,
         norm: F32 | None = None,
         eps: float = 0.0,
+        limit: float = 0.0,
     ) -> Activations:
         g, u = self.linear(x, (gate, up), (None, None), norm, eps)
+        if limit:
+            return Activations(activation(act)(g.value).clamp(max=limit) * u.value.clamp(-limit, limit))
         return Activations(gated(act, g.value, u.value))
 
     def _affine(self, x: torch.Tensor, weight: AdaptedMatrix, bias: F32 | None) -> torch.Tensor:
@@ -211,6 +214,11 @@ class TorchOps:
         factor = gate.value.sigmoid() if act == "sigmoid" else activation(act)(gate.value)
         y.value = normed * factor
 
+    def xielu(self, x: Activations, positive: float, negative: float, beta: float, eps: float) -> None:
+        v = x.value
+        below = negative * (v.clamp(max=eps).expm1() - v)
+        x.value = (positive * v.square()).where(v > 0, below) + beta * v
+
     def clamp(self, x: Activations, limit: float, low: float | None = None) -> None:
         x.value = x.value.clamp(-limit if low is None else low, limit)
 
@@ -281,6 +289,7 @@ def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
         "silu": f.silu,
         "gelu": lambda x: f.gelu(x, approximate="tanh"),
         "gelu_erf": f.gelu,
+        "relu": f.relu,
         "relu2": lambda x: f.relu(x).square(),
     }[name]
 

@@ -1,8 +1,8 @@
 """Closes a process in before it runs code of a stranger: descriptors, environment, limits, files and system calls.
 
 What is left to it: the pipes it is given, the files it may read, memory and processor time up to a limit. It starts no
-process and no thread, connects nowhere, writes nothing but to its pipes. Knows the kernel's limits through platforms;
-knows no code and no job.
+process and no thread, connects nowhere, writes nothing but to its pipes, and in folders where a caller names some.
+Knows the kernel's limits through platforms; knows no code and no job.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from freehold.base import platforms
 
 MOST_OPEN = 64  # descriptors
+LARGEST = 256 << 20  # bytes of a file, in a folder where it may write
 DEVICES = ("/dev/null", "/dev/urandom")
 # Where shared libraries and time zones lie.
 _SYSTEM = (
@@ -39,9 +40,12 @@ def all_files() -> list[str]:
         return [*(entry.path for entry in entries if entry.name not in _NOT_FILES), *DEVICES]
 
 
-def close_in(pipes: Iterable[int], *, seconds: int, memory: int, readable: Iterable[str]) -> bool:
+def close_in(
+    pipes: Iterable[int], *, seconds: int, memory: int, readable: Iterable[str], writable: Sequence[str] = ()
+) -> bool:
     """Leave this process `pipes`, `seconds` of processor, `memory` bytes and the files of `readable`, for good.
 
+    In the folders of `writable` it may also make, change and remove files of at most LARGEST bytes.
     False where the kernel cannot confine it; the caller must end it then.
     """
     import resource
@@ -59,9 +63,9 @@ def close_in(pipes: Iterable[int], *, seconds: int, memory: int, readable: Itera
     for kind, most in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_FSIZE, LARGEST if writable else 0),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, max(MOST_OPEN, *kept) + 1),
     ):
         resource.setrlimit(kind, (most, most))
-    return platforms.confine(readable)
+    return platforms.confine(readable, writable)

@@ -91,7 +91,8 @@ def _test(sock: socket.socket, limits: dict[str, int], pipes: list[int], readabl
         if pids[-1] == 0:
             try:
                 follow_parent(os.getppid())
-                work(close_in(kept, readable=readable, **limits), *kept)
+                seconds, memory = limits["seconds"], limits["memory"]
+                work(close_in(kept, seconds=seconds, memory=memory, readable=readable), *kept)
             finally:
                 os._exit(1)
     for fd in (*pipes, requests, asks, answered, answers):

@@ -441,7 +441,7 @@ def render(
 def _compiled(source: str) -> jinja2.Template:
     tags = source.count("{%") + source.count("{{")
     if tags > MAX_TAGS:
-        raise BadTemplate(f"the chat template has {tags:,} tags; at most {MAX_TAGS:,} are compiled")
+        raise BadTemplate(f"the chat template has {tags:,} tags; the limit is {MAX_TAGS:,}")
     with _NamedFailures():
         return _environment().from_string(source)
 

@@ -44,7 +44,7 @@ class RenderJob:
         """Write it as the child reads it. Raises BadTemplate for a source that is too long and variables too deep."""
         if len(self.source) > MAX_SOURCE:
             raise BadTemplate(
-                f"the chat template has {len(self.source):,} characters; at most {MAX_SOURCE:,} are read"
+                f"the chat template has {len(self.source):,} characters; the limit is {MAX_SOURCE:,}"
             )
         job = {
             "source": self.source, "renders": self.renders, "seconds": self.seconds,
@@ -87,7 +87,7 @@ class Renderers:
                 results = self._tried(work, job)
         if results is None:
             raise CapacityExceeded(
-                "the process that renders chat templates ended twice, by no limit of its own",
+                "the process that renders chat templates ended twice, but not at a limit",
                 "the kernel kills processes when memory runs out",
             )
         if isinstance(results, BadTemplate):

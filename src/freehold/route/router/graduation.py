@@ -11,19 +11,27 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import Counter, deque
+import sqlite3
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
+from freehold.base import private
 from freehold.base.errors import StoreError, UsageError
+from freehold.base.regular import read_bounded
 from freehold.base.serving import Job
 from freehold.route.providers.contract import Cleared, Piece
+from freehold.route.router.answers import texts_beside
+from freehold.route.router.bar import Bars, Comparisons
+from freehold.route.router.contract import BarCheck
 from freehold.route.router.gateway import Gateway, GatewayModel, GatewayRoute, Graduation, QualityTask
+from freehold.run.store.refs import slug
 
 if TYPE_CHECKING:
-    from freehold.route.router.bar import Bars
     from freehold.route.router.record import RequestRecord
     from freehold.route.router.routing import PlannedRoute
 
@@ -100,24 +108,34 @@ def tail(least: int, count: int, chance: float) -> float:
 
 
 class StudentWatch:
-    """Compares students in service with their teachers; one server's. `bars` None: nothing is compared."""
+    """Compares students in service with their teachers; one server's. `bars` None: nothing is compared.
+
+    What was compared lies beside the student's result, so a server that starts again continues.
+    """
 
     def __init__(self, ask: AskBeside, bars: Bars | None) -> None:
         self._ask, self._bars = ask, bars
-        self._answers: Counter[str] = Counter()  # of students, by route
-        self._agreed: dict[tuple[str, str], deque[bool]] = {}  # task and student
+        self._watched: dict[tuple[str, str], _Watched] = {}  # by task and student
 
     def due(self, planned: PlannedRoute, cleared: Cleared[Job], target: GatewayModel) -> bool:
         """Count an answer of a student; return whether its teacher is asked too."""
-        settings = planned.route.graduate
-        if settings is None or self._bars is None or cleared.labels:
+        settings, task = planned.route.graduate, planned.task
+        if settings is None or task is None or self._bars is None or cleared.labels:
             return False
         student, teacher = parted(planned.targets)
         job = cleared.work
-        if target is not student or teacher is None or job.n != 1 or job.tools:
+        if student is None or target is not student or teacher is None or job.n != 1 or job.tools:
             return False
-        self._answers[planned.name] += 1
-        return self._answers[planned.name] % max(round(1 / settings.share), 1) == 0
+        watched = self._watched.get((task.name, student.name))
+        if watched is None:
+            taught = self._bars.taught(task, student)
+            answers = taught[1].answers if taught else {}
+            watched = self._watched[task.name, student.name] = _Watched(task, student, Counter(answers))
+        watched.answers[planned.name] += 1
+        if watched.answers[planned.name] < max(round(1 / settings.share), 1):
+            return False
+        watched.pending[planned.name] = watched.answers.pop(planned.name)
+        return True
 
     def begin(
         self, planned: PlannedRoute, cleared: Cleared[Job], record: RequestRecord, pieces: Sequence[Piece]
@@ -133,27 +151,198 @@ class StudentWatch:
             teacher,
             cleared,
             record,
-            lambda text: self._compared(task, student, teacher, same_answer(own, text)),
+            lambda text: self._compared(planned, student, teacher, same_answer(own, text)),
         )
 
-    def _compared(self, task: QualityTask, student: GatewayModel, teacher: GatewayModel, agrees: bool) -> str:
+    def keep(self) -> None:
+        """Keep how many answers each student gave since its newest comparison: the server ends.
+
+        A comparison that the end cut off did not happen, so the next server makes it with its first answer.
+        """
+        for watched in self._watched.values():
+            bars, taught = self._bars, self._bars and self._bars.taught(watched.task, watched.student)
+            if bars is None or not taught:
+                continue
+            try:
+                comparisons = replace(taught[1], answers=dict(watched.answers + watched.pending))
+                bars.keep_compared(watched.task, watched.student, comparisons)
+            except StoreError as e:
+                _log.error("answers of %s are counted anew: %s", watched.student.name, e.message)
+
+    def _compared(
+        self, planned: PlannedRoute, student: GatewayModel, teacher: GatewayModel, agrees: bool
+    ) -> str:
         """Note a comparison; return what the teacher's row says of it."""
-        bars = self._bars
-        assert bars is not None
-        agreed = self._agreed.setdefault((task.name, student.name), deque(maxlen=KEPT))
-        agreed.append(agrees)
+        bars, task = self._bars, planned.task
+        assert bars is not None and task is not None
         words = f"{'agrees with' if agrees else 'differs from'} {student.name}"
-        floor = bars.floor(task, student)
-        if not floor or not (count := contradicted(agreed, floor)):
+        taught = bars.taught(task, student)
+        if taught is None:
             return words
-        newest = list(agreed)[-count:]
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        why = f"passed over since {at}: {sum(newest)} of its newest {count} answers agree with {teacher.name}"
-        agreed.clear()
+        floor, before = taught
+        watched = self._watched.get((task.name, student.name))
+        if watched:
+            watched.pending.pop(planned.name, None)
+        agreed = [*before.agreed, agrees][-KEPT:]
+        count = contradicted(agreed, floor)
         try:
+            if not count:
+                answers = dict(watched.answers + watched.pending) if watched else before.answers
+                bars.keep_compared(task, student, Comparisons(before.at, agreed, answers))
+                return words
+            at = datetime.now(UTC).isoformat(timespec="seconds")
+            newest = agreed[-count:]
+            why = f"passed over since {at}: {sum(newest)} of its newest {count} answers agree with {teacher.name}"
             bars.fall(task, student, sum(newest), count, why)
         except StoreError as e:
             _log.error("%s stays in service on %s: %s", student.name, task.name, e.message)
             return f"{words}; its result cannot be written"
         _log.warning("%s on %s is %s", student.name, task.name, why)
         return f"{words}: it is {why}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """A student in service. `answers`: by route, since the newest comparison; `pending`: before one in progress."""
+
+    task: QualityTask
+    student: GatewayModel
+    answers: Counter[str]
+    pending: Counter[str] = field(default_factory=Counter)
+
+
+# --- how far a route is: what freehold graduate and a server that is idle leave in the data folder -----
+
+FOLDER, STATE = "graduates", "state.json"
+DATA, MODEL, RECEIPT = "data", "model", "receipt.json"  # of a run's folder, called by the digest of its texts
+MOST_BYTES = 1 << 20  # of a state or a note
+Stage = Literal["rented", "teaching", "measured", "owned"]
+
+
+def folder_of(home: Path, route: str) -> Path:
+    """Return where a route's data and adapters are."""
+    return home / FOLDER / slug(route)
+
+
+def unfinished(home: Path, route: str) -> Path | None:
+    """Return the folder of a run that was cut off after it had chosen its texts; None where there is none.
+
+    It is continued with these texts: newer ones would begin another run, and a busy route would never be taught.
+    """
+    folder = folder_of(home, route)
+    state = folder / STATE
+    since = state.stat().st_mtime if state.is_file() else 0.0
+    begun = {path.parent.parent: path.stat().st_mtime for path in folder.glob(f"*/{DATA}/{RECEIPT}")}
+    newest = max(begun, key=lambda each: begun[each], default=None)
+    return newest if newest is not None and begun[newest] > since else None
+
+
+@dataclass(frozen=True, slots=True)
+class IdleTry:
+    """What became of a route's newest try. `texts`: how many were kept; `ended` False: it was cut off."""
+
+    texts: int
+    ended: bool
+    message: str = ""  # of a failure
+    at: float = 0.0  # seconds since 1970
+
+    @classmethod
+    def of(cls, home: Path, route: str) -> IdleTry | None:
+        """Read a route's newest try; None where there is none, or a damaged file."""
+        try:
+            row = json.loads(read_bounded(_try_path(home, route), MOST_BYTES))
+            return cls(int(row["texts"]), bool(row["ended"]), str(row["message"]), float(row["at"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def keep(self, home: Path, route: str) -> None:
+        """Write it, for its owner alone; a disk that takes nothing keeps none."""
+        path = _try_path(home, route)
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f"{path.name}.new")
+            with open(beside, "w", encoding="utf-8", opener=private.opener) as file:
+                json.dump(asdict(self), file)
+            beside.replace(path)
+
+
+def _try_path(home: Path, route: str) -> Path:
+    return folder_of(home, route) / "idle.json"
+
+
+def kept_count(ledger: Path, route: str) -> int:
+    """Return how many texts of a route are kept; 0 where none can be read."""
+    path = texts_beside(ledger)
+    with (
+        suppress(sqlite3.Error),
+        closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)) as db,
+    ):
+        (count,) = db.execute("SELECT count(*) FROM texts WHERE route = ?", (route,)).fetchone()
+        return int(count)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class GraduationPath:
+    """How far a route is from renting answers to owning the model that gives them."""
+
+    route: str
+    student: str
+    teacher: str
+    stage: Stage
+    texts: int  # kept texts of the route
+    at: int  # examples from which it is taught
+    bar: float
+    low: float | None  # the lower bound of the student's newest result; None: it was not measured
+    message: str  # the proposal, why a student went back, or what the newest try ended with
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def proposal_of(home: Path, route: str) -> tuple[str, float, str] | None:
+    """Return a state's stage, the student's lower bound, and the proposal; None where nothing was taught.
+
+    Raises StoreError for a damaged file.
+    """
+    path = folder_of(home, route) / STATE
+    if not path.is_file():
+        return None
+    try:
+        table = json.loads(read_bounded(path, MOST_BYTES))
+        return str(table["stage"]), float(table["student"]["low"]), str(table["proposal"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise StoreError(
+            f"{path} is damaged: {str(e)[:80]}", f"remove it, and run freehold graduate {route} again"
+        ) from e
+
+
+def path_of(home: Path, plan: Graduand, bars: BarCheck, texts: int) -> GraduationPath:
+    """Return how far a route is. `texts`: how many are kept of it. A damaged state is named in the message."""
+    route, newest = plan.route.name, IdleTry.of(home, plan.route.name)
+    passes, why = bars.passes(plan.task, plan.student)
+    stage: Stage = "rented"
+    low, message = None, newest.message if newest else ""
+    try:
+        state = proposal_of(home, route)
+        low, message = (state[1], why) if state else (low, message)
+        if passes:
+            stage, message = "owned", why
+        elif unfinished(home, route) is not None:
+            stage = "teaching"
+        elif state and state[0] == "proposed":
+            stage, message = "measured", state[2]
+    except StoreError as e:
+        message = e.message
+    return GraduationPath(
+        *(route, plan.student.name, plan.teacher.name, stage),
+        *(texts, plan.settings.at, plan.task.bar, low, message),
+    )
+
+
+@dataclass(slots=True)
+class TaughtNow:
+    """Which route an idle server teaches now: `Server.part(TaughtNow)`; "" for none."""
+
+    route: str = ""

@@ -244,7 +244,7 @@ def _check_tree(chat: ExportedChat) -> None:
     seen: set[str] = set()
     for n, message in enumerate(chat.messages):
         if not MESSAGE_ID.fullmatch(message.id) or message.id in seen:
-            why = "is there twice" if message.id in seen else "is not an id"
+            why = "occurs twice" if message.id in seen else "is not an id"
             raise UsageError(f"message {n + 1}: {message.id[:80]!r} {why}")
         if message.parent is not None and message.parent not in seen:
             raise UsageError(f"message {n + 1}: its parent {message.parent[:80]!r} does not come before it")
@@ -252,7 +252,7 @@ def _check_tree(chat: ExportedChat) -> None:
             raise UsageError(f"message {n + 1}: at is {message.at:g}; expected seconds since 1970")
         seen.add(message.id)
     if chat.leaf is not None and chat.leaf not in seen:
-        raise UsageError(f"the leaf {chat.leaf[:80]!r} is none of its messages")
+        raise UsageError(f"the leaf {chat.leaf[:80]!r} is not one of its messages")
 
 
 def _lines(chat: ExportedChat) -> Iterator[ChatLine]:

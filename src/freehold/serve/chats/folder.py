@@ -115,7 +115,7 @@ class ChatFolder:
     def create(
         self, *, model: str = "", title: str = "", settings: ChatSettings | None = None, id: str = ""
     ) -> ChatCard:
-        """Make an empty chat. `id`: a name for it; UsageError where it is not valid, or in use."""
+        """Create an empty chat. `id`: a name for it; UsageError where it is not valid, or in use."""
         change = ChatChange()
         if title:
             change.title = title

@@ -1,7 +1,8 @@
-"""What a user's chats teach: answers that the user worded are examples, and two answers to one message a pair.
+"""What a user's chats teach: answers that the user worded or liked are examples, two answers to one message a pair.
 
-An edited answer is better than the model's beside it. Of answers that were computed again, the one that the chat
-shows is better than an earlier one that it does not continue with. Knows chats; knows no file that is trained on.
+An edited answer is better than the model's beside it, and one with a thumb up better than one with a thumb down. Of
+answers that were computed again, the one that the chat shows is better than an earlier one that it does not continue
+with. Knows chats; knows no file that is trained on.
 """
 
 from __future__ import annotations
@@ -55,22 +56,26 @@ def _judged(
     answers: Sequence[SavedMessage], shown: set[str], below: Mapping[str | None, Sequence[SavedMessage]]
 ) -> tuple[SavedMessage | None, list[SavedMessage]]:
     """Return the answer that the user chose and those that lost to it; None where nothing says which."""
-    edited = [m for m in answers if m.edited]
+    poor = [m for m in answers if m.verdict == "poor"]
+    edited = [m for m in answers if m.edited and m not in poor]
     own = [m for m in answers if not m.edited]
     if edited:
-        return edited[-1], own[-1:]
-    best = next((m for m in own if m.id in shown), None)
+        return edited[-1], poor or own[-1:]
+    kept = [m for m in own if m not in poor]
+    liked = [m for m in kept if m.verdict == "good"]
+    best = liked[-1] if liked else next((m for m in kept if m.id in shown), None)
     if best is None:
         return None, []
-    lost = [m for m in own[: own.index(best)] if not below.get(m.id)]
-    return (best, lost) if lost else (None, [])
+    left = [m for m in kept[: kept.index(best)] if m not in liked and not below.get(m.id)]
+    lost = [m for m in own if m in poor or m in left]
+    return (best, lost) if lost or liked else (None, [])
 
 
 def _before(chat: SavedChat, parent: str) -> tuple[str, tuple[Message, ...]]:
     """Return the messages up to `parent` as training reads them; else why it cannot."""
     branch = chat.branch(parent)
     if any(message.images for message in branch):
-        return "pictures or sounds", ()
+        return "pictures or audio", ()
     if any(message.files for message in branch):
         return "attached files", ()
     turns = [{"role": m.role, "content": m.content, "tool_calls": m.calls} for m in branch]
@@ -82,7 +87,7 @@ def _items(
     chat: SavedChat, before: tuple[Message, ...], best: SavedMessage, others: Sequence[SavedMessage]
 ) -> Iterator[GatheredItem]:
     name, maker = f"{chat.card.id}/{best.id}", "" if best.edited else best.model
-    if best.edited:
+    if best.edited or best.verdict == "good":
         yield GatheredItem(name, before, best.content, maker=maker, at=best.at)
     for other in others:
         if other.content.strip() != best.content.strip():

@@ -105,7 +105,7 @@ class ChatPictures:
         except FileNotFoundError:
             raise StoreError(
                 f"chat {self._chat} has lost the picture {reference[:23]}",
-                "take its message out, or send it again",
+                "remove its message, or send it again",
             ) from None
         except OSError as e:
             raise StoreError(f"a picture of chat {self._chat} cannot be read: {e.strerror}") from e

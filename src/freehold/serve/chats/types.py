@@ -20,6 +20,7 @@ from freehold.serve.chats.pictures import is_reference
 Role = Literal["system", "user", "assistant", "tool"]
 ChatFinish = Literal["stop", "length", "tool_calls", "stopped", "failed", "lost"]
 ChatState = Literal["whole", "open", "stopped", "length", "failed", "lost"]
+Verdict = Literal["", "good", "poor"]
 
 
 class AttachedFile(Struct, frozen=True, kw_only=True):
@@ -57,6 +58,7 @@ class SavedMessage(Struct, kw_only=True):
     receipt: dict[str, Any] | None = None
     error: dict[str, Any] | None = None  # of a failed answer: message and hint
     edited: bool = False  # of an answer: the user wrote it, in place of the model's
+    verdict: Verdict = ""  # of an answer: the user's thumb, up or down
 
 
 class ChatSettings(Struct, kw_only=True, omit_defaults=True):
@@ -220,7 +222,10 @@ _STATES: dict[ChatFinish, ChatState] = {"stop": "whole", "tool_calls": "whole"} 
 
 
 class ChatLine(Struct, kw_only=True, omit_defaults=True):
-    """Any line. Exactly one of `chat`, `role`, `more`, `end`, `gone` and `set` says which; others are ignored."""
+    """Any line. Exactly one of `chat`, `role`, `more`, `end`, `judged`, `gone` and `set` says which.
+
+    Others are ignored.
+    """
 
     chat: str | None = None
     created: str = ""
@@ -240,6 +245,9 @@ class ChatLine(Struct, kw_only=True, omit_defaults=True):
     outcome: ToolState | None = None
     open: bool = False
     edited: bool = False
+    verdict: Verdict = ""
+
+    judged: str | None = None  # an answer that gets this verdict
 
     more: str | None = None
     text: str = ""
@@ -331,6 +339,8 @@ class _Replay:
             self._more(line.more, line)
         elif line.end is not None:
             self._end(line.end, line)
+        elif line.judged is not None:
+            self._judge(line.judged, line.verdict)
         elif line.gone:
             (self._gone.difference_update if line.back else self._gone.update)(line.gone)
         elif line.set is not None:
@@ -365,6 +375,7 @@ class _Replay:
             outcome=line.outcome,
             state="open" if line.open else "whole",
             edited=line.edited,
+            verdict=line.verdict,
         )
         self._last = self._leaf = id
         if line.model:
@@ -387,6 +398,13 @@ class _Replay:
         message.state = _STATES.get(line.finish) or line.finish  # type: ignore[assignment]
         message.receipt, message.error = line.receipt, line.error
         message.calls = line.calls or message.calls
+
+    def _judge(self, id: str, verdict: Verdict) -> None:
+        message = self._messages.get(id)
+        if message is None or message.role != "assistant":
+            self._skipped += 1
+            return
+        message.verdict = verdict
 
     def _change(self, change: ChatChange) -> None:
         changes = {n: v for n in change.__struct_fields__ if (v := getattr(change, n)) is not UNSET}

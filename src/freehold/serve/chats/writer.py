@@ -34,6 +34,7 @@ from freehold.serve.chats.types import (
     Role,
     SavedMessage,
     ToolState,
+    Verdict,
     encoded,
 )
 
@@ -255,6 +256,11 @@ class ChatWriter:
         self._check_room(small=True)
         self._append(ChatLine(gone=tuple(ids), back=back), MAX_CHAT_BYTES - FOR_ENDS)
 
+    def judge(self, id: str, verdict: Verdict) -> None:
+        """Note what the user thinks of an answer; "" takes it back."""
+        self._check_room(small=True)
+        self._append(ChatLine(judged=id, verdict=verdict), MAX_CHAT_BYTES - FOR_ENDS)
+
     def set(self, change: ChatChange) -> None:
         """Change what a chat has besides messages: title, pin, the branch that is shown, model, settings."""
         self._check_room(small=change.settings is UNSET)  # a system prompt may be as long as a request
@@ -329,6 +335,7 @@ def line_of(message: SavedMessage) -> ChatLine:
         outcome=message.outcome,
         open=message.state != "whole" or bool(message.receipt or message.error),
         edited=message.edited,
+        verdict=message.verdict,
     )
 
 

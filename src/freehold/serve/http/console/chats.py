@@ -27,12 +27,21 @@ from freehold.serve.chats.exported import (
     taken,
 )
 from freehold.serve.chats.folder import UNDO_S, ChatFolder
-from freehold.serve.chats.types import ChatCard, ChatChange, ChatSettings, Role, SavedChat, SavedMessage
+from freehold.serve.chats.types import (
+    ChatCard,
+    ChatChange,
+    ChatSettings,
+    Role,
+    SavedChat,
+    SavedMessage,
+    Verdict,
+)
 from freehold.serve.chats.writer import no_chat
 from freehold.serve.http.console.login import NothingAsked
 from freehold.serve.http.console.runs.again import without_ids
 from freehold.serve.http.console.runs.run import Runs
 from freehold.serve.http.core.call import HttpCall
+from freehold.serve.http.core.fields import Name
 from freehold.serve.http.core.problems import Refused
 
 MAX_LIST, MAX_MATCHES, MAX_IDS = 500, 100, 200
@@ -143,7 +152,7 @@ def folder_of(call: HttpCall) -> ChatFolder:
 
 
 async def chats(call: HttpCall) -> None:
-    """List chats, pinned ones first, then the newest; with `q`, find messages instead."""
+    """List chats, pinned ones first, then newest first; with `q`, search messages instead."""
     params, mine = _query(call), folder_of(call)
     if text := params.get("q", "").strip():
         if len(text) > MAX_QUERY:
@@ -157,7 +166,7 @@ async def chats(call: HttpCall) -> None:
 
 
 async def begin(call: HttpCall) -> None:
-    """Make an empty chat."""
+    """Create an empty chat."""
     request, _ = await call.struct(NewChat)
     mine, request.title = folder_of(call), check_title(request.title)
     shelf = call.server.parts[ChatShelf]
@@ -168,7 +177,7 @@ async def begin(call: HttpCall) -> None:
 
 
 async def chat(call: HttpCall) -> None:
-    """Read a chat: its tree, and the last messages of the branch that is shown."""
+    """Return a chat: its tree, and the last messages of the current branch."""
     last = _count(_query(call), "last", LAST, MAX_IDS)
     mine, id, runs = folder_of(call), chat_id(call), call.server.part(Runs)
     running = runs.of(mine, id) if runs is not None else []
@@ -176,7 +185,7 @@ async def chat(call: HttpCall) -> None:
 
 
 async def messages(call: HttpCall) -> None:
-    """Read messages by their ids; those that are none of this chat are left out."""
+    """Return messages by their ids; ids that are not in this chat are ignored."""
     ids = [id for id in _query(call).get("ids", "").split(",") if id]
     if len(ids) > MAX_IDS:
         raise UsageError(f"{len(ids):,} ids were asked for; at most {MAX_IDS}", field="ids")
@@ -184,7 +193,7 @@ async def messages(call: HttpCall) -> None:
 
 
 async def change(call: HttpCall) -> None:
-    """Rename or pin a chat, show another branch, set its model or settings."""
+    """Rename or pin a chat, select another branch, or set its model or settings."""
     request, _ = await call.struct(ChatChange)
     if request.title is not UNSET:
         request.title = check_title(request.title)
@@ -194,7 +203,7 @@ async def change(call: HttpCall) -> None:
 
 
 async def delete(call: HttpCall) -> None:
-    """Delete a chat; for some minutes it can be restored."""
+    """Delete a chat; it can be restored for some minutes."""
     mine = folder_of(call)
     await call.in_thread(mine.delete, chat_id(call))
     call.server.parts[ChatShelf].purge_later(mine)
@@ -202,13 +211,13 @@ async def delete(call: HttpCall) -> None:
 
 
 async def restore(call: HttpCall) -> None:
-    """Take the deletion of a chat back."""
+    """Restore a deleted chat."""
     await call.struct(NothingAsked)
     await call.answer(await call.in_thread(folder_of(call).restore, chat_id(call)))
 
 
 async def export(call: HttpCall) -> None:
-    """Give a chat as a file: all of it as JSON, or the branch that is shown as Markdown."""
+    """Export a chat: all of it as JSON, or the current branch as Markdown."""
     kind = _query(call).get("as", "json")
     if kind not in ("json", "md"):
         raise UsageError(f"as={kind[:20]!r} is not a form of a chat; expected json or md", field="as")
@@ -218,7 +227,7 @@ async def export(call: HttpCall) -> None:
 
 
 async def take(call: HttpCall) -> None:
-    """Make a chat of one that was exported, under an id of its own."""
+    """Import an exported chat, under a new id."""
     request, _ = await call.struct(ImportedChat, replace(call.server.limits, **IMPORTED))
     await call.answer(await call.in_thread(_taken, folder_of(call), request), 201)
 
@@ -272,7 +281,7 @@ def _begun(mine: ChatFolder, request: NewChat, known: str) -> ChatCard:
 
 def _changed(mine: ChatFolder, id: str, request: ChatChange) -> ChatCard:
     if isinstance(request.leaf, str) and request.leaf not in mine.read(id).messages:
-        raise UsageError(f"the leaf {request.leaf[:80]!r} is none of this chat's messages", field="leaf")
+        raise UsageError(f"the leaf {request.leaf[:80]!r} is not one of this chat's messages", field="leaf")
     with mine.writer(id) as writer:
         writer.set(request)
     return mine.read(id).card
@@ -307,7 +316,7 @@ def _count(params: dict[str, str], name: str, default: int, most: int) -> int:
     return int(value)
 
 
-# --- one message of a chat: taken out and put back, edited, and the begin of a chat of its own ------
+# --- one message of a chat: taken out and put back, edited, judged, and the begin of a chat of its own
 # A chat's file only grows, so a message that is taken out is left out of what is read.
 
 MAX_RESTORED = 200  # messages that are put back at once; a model calls fewer tools in an answer
@@ -316,7 +325,7 @@ MAX_RESTORED = 200  # messages that are put back at once; a model calls fewer to
 class OneMessage(Struct, kw_only=True):
     """A message of the chat."""
 
-    message: str
+    message: Name
 
 
 class TakenOut(Struct, kw_only=True):
@@ -334,33 +343,46 @@ class SomeMessages(Struct, kw_only=True):
     ]
 
 
+class JudgedAnswer(Struct, kw_only=True):
+    """An answer, and what the user thinks of it; "" takes that back."""
+
+    message: Name
+    verdict: Verdict
+
+
 class EditedAnswer(Struct, kw_only=True):
     """An answer, and what it shall say."""
 
-    message: str
+    message: Name
     content: Annotated[str, Meta(min_length=1)]
 
 
 async def take_out(call: HttpCall) -> None:
-    """Take a message out, with the results of tools that it called; what followed it follows the one before it."""
+    """Remove a message and the results of its tool calls; the messages after it follow the one before it."""
     request, _ = await call.struct(OneMessage)
     await call.answer(await call.in_thread(_taken_out, folder_of(call), chat_id(call), request.message))
 
 
 async def put_back(call: HttpCall) -> None:
-    """Put messages back that were taken out, and show the branch of the first."""
+    """Restore removed messages, and select the branch of the first."""
     request, _ = await call.struct(SomeMessages)
     await call.answer(await call.in_thread(_put_back, folder_of(call), chat_id(call), request.messages))
 
 
 async def edit_answer(call: HttpCall) -> None:
-    """Write another version of an answer, which the user worded."""
+    """Add a version of an answer that the user wrote."""
     request, _ = await call.struct(EditedAnswer)
     await call.answer(await call.in_thread(_edited, folder_of(call), chat_id(call), request), 201)
 
 
+async def judge(call: HttpCall) -> None:
+    """Keep what the user thinks of an answer: freehold data from-chats makes examples and pairs of it."""
+    request, _ = await call.struct(JudgedAnswer)
+    await call.answer(await call.in_thread(_judged, folder_of(call), chat_id(call), request))
+
+
 async def fork(call: HttpCall) -> None:
-    """Make a chat of the branch up to a message."""
+    """Create a chat from the branch up to a message."""
     request, _ = await call.struct(OneMessage)
     await call.answer(await call.in_thread(_forked, folder_of(call), chat_id(call), request.message), 201)
 
@@ -399,6 +421,15 @@ def _edited(mine: ChatFolder, id: str, request: EditedAnswer) -> SavedMessage:
         return writer.message(
             "assistant", request.content, parent=original.parent, model=original.model, edited=True
         )
+
+
+def _judged(mine: ChatFolder, id: str, request: JudgedAnswer) -> JudgedAnswer:
+    original = _message(mine.read(id), request.message)
+    if original.role != "assistant" or original.state == "open":
+        raise Refused(400, "only an answer that is written to its end can be judged", param="message")
+    with mine.writer(id) as writer:
+        writer.judge(original.id, request.verdict)
+    return request
 
 
 def _forked(mine: ChatFolder, id: str, message: str) -> ChatCard:

@@ -36,9 +36,9 @@ SCOPED = ("fit", "why")  # verbs that speak of one model, which a scoped key may
 
 
 async def models(call: HttpCall) -> None:
-    """List what is in the store and the catalogue's models, each with fit, speed, verdict, quality and origin.
+    """List installed models and the catalogue, each with fit, speed, licence verdict, quality and origin.
 
-    What is kept is answered at once with `newer`: a newer list is being computed, which `newest` waits for.
+    An earlier list is returned at once, with `newer` while a new one is computed; `newest` waits for the new one.
     """
     words = words_of(call, ("held", "newest"))
     newest = bool(words.pop("newest", None))
@@ -49,13 +49,13 @@ async def models(call: HttpCall) -> None:
             (await held.ask("models", words), False) if newest else await held.shown("models", words)
         )
         loaded = {each.name for each in call.models.loaded()}
-        await call.answer(await asyncio.to_thread(_seen, text, call.key, loaded, newer))
+        await call.answer(await call.in_thread(_seen, text, call.key, loaded, newer))
 
     await call.while_here(work())
 
 
 async def starters(call: HttpCall) -> None:
-    """List the models that a person without any begins with: they run well here, and can be fetched here."""
+    """List models to start with, which run well on this machine and can be downloaded."""
     words_of(call, ())
 
     async def work() -> None:
@@ -65,7 +65,7 @@ async def starters(call: HttpCall) -> None:
 
 
 async def choose(call: HttpCall) -> None:
-    """Answer `verb` (advise, fit, license, why, cost) with what `freehold VERB --json` prints, byte for byte."""
+    """Return what `freehold VERB --json` prints, byte for byte (advise, fit, license, why, cost)."""
     words = words_of(call)
     verb = "".join(words.pop("verb", ()))
     if verb not in VERBS:
@@ -197,7 +197,7 @@ class _Process:
             raise
         if not line_read.endswith(b"\n"):
             self.close()
-            raise Refused(503, "the process that answers this ended; ask again", code="no_answer")
+            raise Refused(503, "the process that answers this ended; try again", code="no_answer")
         self._idle = asyncio.get_running_loop().call_later(IDLE_S, self.close)
         kind, text, *hint = json.loads(line_read)
         if not kind:
@@ -274,7 +274,9 @@ class Questions:
         if (answer := self._known(key)) is not None:
             return answer
         if self._waiting >= WAITING:
-            raise Refused(429, f"{WAITING} questions wait already; ask again in a moment", code="overloaded")
+            raise Refused(
+                429, f"{WAITING} questions are already waiting; try again in a moment", code="overloaded"
+            )
         self._waiting += 1
         try:
             async with self.process(verb).turn:

@@ -85,7 +85,7 @@ class LiveFeed:
 
 
 async def live(call: HttpCall) -> None:
-    """Stream the state of the engines as events `state`, two a second, until the viewer leaves."""
+    """Stream the state of the engines as events `state`, two per second, until the client disconnects."""
     server = call.server
     feed = server.part(LiveFeed)
     if feed is None:

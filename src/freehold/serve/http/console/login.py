@@ -101,7 +101,7 @@ class Login:
 
 
 async def login(call: HttpCall) -> None:
-    """Change a key for a session; 429 for an address with ten wrong keys in a minute."""
+    """Exchange a key for a session; 429 for an address with ten wrong keys in a minute."""
     request, _ = await call.struct(LoginRequest)
     known, address = _login_of(call), _address(call)
     known.check("key", address)
@@ -113,10 +113,10 @@ async def login(call: HttpCall) -> None:
 
 
 async def owner(call: HttpCall) -> None:
-    """Change the one-time code of `freehold open` or `serve` for a session of the owner.
+    """Exchange the one-time code of `freehold open` or `serve` for a session of the owner.
 
-    A right code opens whatever came before it: it has 192 random bits, and a page on the owner's own machine could
-    otherwise lock the owner out with ten wrong ones.
+    Wrong codes do not block a later right one: a code has 192 random bits, and any local page could otherwise lock
+    the owner out.
     """
     request, _ = await call.struct(OwnerRequest)
     known, address = _login_of(call), _address(call)
@@ -138,7 +138,7 @@ async def logout(call: HttpCall) -> None:
 
 
 async def code(call: HttpCall) -> None:
-    """Make a one-time code for `freehold open`; for the owner alone, as it opens what the owner may do."""
+    """Create a one-time code for `freehold open`; only for the owner, because it gives the owner's rights."""
     await call.struct(NothingAsked)
     if not call.owner:
         raise Refused(403, "only the owner may use this route: freehold open calls it", code="not_permitted")
@@ -176,7 +176,7 @@ STORE = ("pull", "delete", "load")  # what the owner and admin keys do to models
 
 
 async def me(call: HttpCall) -> None:
-    """Say who asks; also to a browser without a key, so that the page knows to ask for one."""
+    """Return who the caller is; also without a key, so that the page can ask for one."""
     await call.answer(description(call), 200, [NO_STORE])
 
 

@@ -85,7 +85,7 @@ async def page(call: HttpCall) -> None:
 
 
 async def asset(call: HttpCall) -> None:
-    """Answer with a file of the page; its name holds a digest of what is in it."""
+    """Return a file of the web console; its name contains a digest of its contents."""
     name = call.scope["path_params"]["name"]
     if name == LICENCES:
         await _answer(call, LICENCES, _ASKED_AGAIN)

@@ -59,7 +59,7 @@ class PictureTokens(TypedDict):
 
 
 async def store(call: HttpCall) -> None:
-    """Store a picture in a chat, once, for a message that will name it."""
+    """Store a picture in a chat, for a message that refers to it."""
     request, _ = await call.struct(SentPicture)
     reference = await call.in_thread(folder_of(call).add_picture, chat_id(call), request.image)
     stored: StoredPicture = {"picture": reference}
@@ -67,7 +67,7 @@ async def store(call: HttpCall) -> None:
 
 
 async def picture(call: HttpCall) -> None:
-    """Give a picture of a chat as the file that it is."""
+    """Return the file of a picture in a chat."""
     reference = f"sha256:{call.scope['path_params']['digest']}"
     pictures = folder_of(call).pictures(chat_id(call))
     if not is_reference(reference):
@@ -90,7 +90,7 @@ def _no_picture() -> Refused:
 
 
 async def tokens(call: HttpCall) -> None:
-    """Count the tokens of a picture of some size; nothing is encoded."""
+    """Count the tokens of a picture by its size."""
     request, _ = await call.struct(PictureSizes)
     if (pixels := request.width * request.height) > MAX_PIXELS:
         message = f"the picture has {pixels:,} pixels; the limit is {MAX_PIXELS:,}"

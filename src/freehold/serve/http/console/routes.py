@@ -32,7 +32,7 @@ _LOOK = "settings"  # in place of a chat's id: whose server it is that was only 
 
 
 async def tools(call: HttpCall) -> None:
-    """List the servers that the caller may use, their tools as last seen, and the standing permissions."""
+    """List the MCP servers that the caller may use, their tools as last listed, and the permissions."""
     user = tool_user(call)
     servers = tool_servers(call.server)
     servers_allowed = allowed(call.server, call.key, owner=not user)
@@ -57,9 +57,10 @@ async def try_server(call: HttpCall) -> None:
 
 
 async def revoke(call: HttpCall) -> None:
-    """Take a standing permission back, in all chats."""
+    """Revoke a permission, in all chats."""
     servers, user = tool_servers(call.server), tool_user(call)
-    if servers is None or not Permissions.of(servers.home, user).revoke(call.scope["path_params"]["digest"]):
+    digest = call.scope["path_params"]["digest"]
+    if servers is None or not await call.in_thread(Permissions.of(servers.home, user).revoke, digest):
         raise Refused(404, "no permission stands for this digest", code="no_permission")
     await call.answer({})
 
@@ -137,6 +138,7 @@ def _chats(at: str) -> list[Route]:
         route("POST", f"{one}/take-out", chats.take_out, chats.OneMessage),
         route("POST", f"{one}/put-back", chats.put_back, chats.SomeMessages),
         route("POST", f"{one}/answers", chats.edit_answer, chats.EditedAnswer, status=[201]),
+        route("POST", f"{one}/verdict", chats.judge, chats.JudgedAnswer),
         route("POST", f"{one}/fork", chats.fork, chats.OneMessage, status=[201]),
         route("GET", f"{one}/export", chats.export, query=["as"], answer=files),
         route("POST", "/console/api/import", chats.take, chats.ImportedChat, status=[201]),

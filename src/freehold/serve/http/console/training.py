@@ -90,12 +90,12 @@ class Damaged(Exception):
 
 
 async def trainings(call: HttpCall) -> None:
-    """List trainings and evaluations of this home, the newest first."""
+    """List training runs and evaluations of this data folder, newest first."""
     await call.answer(await call.in_thread(_listed, _home(call), call.owner))
 
 
 async def training(call: HttpCall) -> None:
-    """Return one training's receipt and the curves of its steps."""
+    """Return the receipt and the step curves of a training run."""
     wanted = call.scope["path_params"]["id"]
     run_row = await call.in_thread(_opened, _home(call), wanted, call.owner)
     if run_row is None:

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 from msgspec import Meta, Struct
@@ -112,6 +112,21 @@ class SavingsError(TypedDict):
     hint: str
 
 
+class OwnModel(TypedDict):
+    """How far a route is from renting answers to owning the model that gives them (`freehold graduate`)."""
+
+    route: str
+    student: str
+    teacher: str
+    stage: Literal["rented", "teaching", "measured", "owned"]
+    running: bool  # it is being taught now
+    texts: int  # kept texts of the route
+    at: int  # examples from which it is taught
+    bar: float
+    low: float | None  # lower bound of the student's score; null: it was not measured
+    message: str  # the proposal, or why it is where it is
+
+
 class UsageFacts(TypedDict):
     """What was used."""
 
@@ -121,10 +136,11 @@ class UsageFacts(TypedDict):
     accounts: list[AccountDay] | None  # null: this server has no keys
     savings: dict[str, Any] | None  # `cost --from-ledger --json`; null: no ledger, or a client key asks
     savings_error: SavingsError | None
+    own_models: list[OwnModel]  # of routes with `graduate`; none for a client key
 
 
 async def usage(call: HttpCall) -> None:
-    """Sum the last `days` from the ledger and the accounts; a client key sees its own rows, and no savings."""
+    """Return the usage of the last `days`; a client key gets only its own rows, without savings."""
     words = words_of(call, ("days", "on"))
     text = "".join(words.get("days", ["30"]))
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:5]) <= MOST_DAYS):
@@ -134,7 +150,7 @@ async def usage(call: HttpCall) -> None:
     own = call.key.name if call.key is not None and call.key.kind == "client" else None
 
     async def work() -> None:
-        path = _ledger(call.server)
+        path = await call.in_thread(_ledger, call.server)
         sums = await call.in_thread(_sums, path, days, own) if path else None
         savings, why_not = None, None
         if path is not None and sums is not None and own is None:
@@ -146,6 +162,7 @@ async def usage(call: HttpCall) -> None:
             "accounts": await call.in_thread(_accounts, call.server, days, own),
             "savings": savings,
             "savings_error": why_not,
+            "own_models": [] if own is not None else await call.in_thread(_own_models, call.server),
         }
         await call.answer(facts)
 
@@ -174,7 +191,7 @@ def _ledger(server: Server) -> Path | None:
 
 
 def _sums(path: Path, days: int, key: str | None) -> LedgerSums | None:
-    from freehold.route.router.ledger.queries import sums_json
+    from freehold.route.router.ledger.rows import sums_json
 
     until = time.time()
     since = until - days * DAY_S
@@ -216,6 +233,25 @@ async def _savings(
         return msgspec.json.decode(await answers.ask("savings", words)), None
     except FreeholdError as e:
         return None, {"message": problem(e).message, "hint": ""}
+
+
+def _own_models(server: Server) -> list[OwnModel]:
+    """Return how far each route with `graduate` is. A damaged state is a row that says so."""
+    from freehold.route.router.opening import ServedGateway
+
+    if not isinstance(models := server.models, ServedGateway) or server.store is None:
+        return []
+    gateway, bars = models.live.current, models.parts.bars
+    names = [name for name, route in gateway.routes.items() if route.graduate]
+    if not names or bars is None:
+        return []
+    from freehold.route.router.graduation import TaughtNow, graduand, kept_count, path_of
+
+    home, now, rows = server.store.settings.home, server.part(TaughtNow), []
+    for name in names:
+        path = path_of(home, graduand(gateway, name), bars, kept_count(models.ledger.path, name))
+        rows.append({**path.as_json(), "running": now is not None and now.route == name})
+    return rows
 
 
 def _gateway(server: Server) -> Path | None:
@@ -324,14 +360,14 @@ class KeyRequest(Struct, kw_only=True):
 
 
 async def keys(call: HttpCall) -> None:
-    """List the keys: scope, limits, and tokens spent today."""
+    """List the keys: scope, limits, and tokens used today."""
     spent = call.server.accounts.today()
     rows = [_key_row(key, spent.get(key.name, 0)) for key in call.server.guard.keys.all()]
     await call.answer({"keys": rows}, 200, [NO_STORE])
 
 
 async def add(call: HttpCall) -> None:
-    """Make a key; its secret is in this answer and nowhere else."""
+    """Create a key; only this response contains the secret."""
     request, _ = await call.struct(KeyRequest)
     if request.admin and (request.models or request.rate or request.tokens):
         raise Refused(400, "an admin key cannot use models, so it has no models, rate or tokens")
@@ -349,7 +385,7 @@ async def add(call: HttpCall) -> None:
 
 
 async def revoke(call: HttpCall) -> None:
-    """Revoke a key: its requests and sessions are refused from now on; its token counts are kept."""
+    """Revoke a key: its requests and sessions are rejected from now on; its token counts are kept."""
     name = call.scope["path_params"]["name"]
     if call.server.guard.keys.named(name) is None:
         raise Refused(404, f"there is no key {name[:80]!r}", code="no_key")

@@ -208,7 +208,8 @@ class Permissions:
         with self._locked():
             entries = self._read()
             left = [_once(e) if e.digest == digest and e.scope != "once" else e for e in entries]
-            self._write(left)
+            if left != entries:
+                self._write(left)
         return left != entries
 
     def _locked(self) -> Any:

@@ -338,7 +338,7 @@ class ToolServers:
             elif time.monotonic() > until:
                 raise Overloaded(
                     f"all {MOST} servers of tools that may run at once have been in calls for {ROOM_S:g} s",
-                    "ask again when other answers with tools have ended",
+                    "try again when other answers with tools have ended",
                 )
             else:
                 await asyncio.sleep(0.05)

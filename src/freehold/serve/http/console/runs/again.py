@@ -156,6 +156,8 @@ def bits_of(message: SavedMessage) -> Bits:
     bits = (message.receipt or {}).get("bits")
     if not isinstance(bits, dict):
         why = "its engine reports no token ids" if message.receipt else "it has no receipt"
+        if message.receipt and message.receipt.get("asked_again"):
+            why = "a call in it could not be read, and the model was asked again"
         raise Refused(400, f"the message {message.id} cannot be compared: {why}", code="no_bits")
     try:
         msgspec.convert(message.receipt, _KeptReceipt)

@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ import msgspec
 from freehold.base.errors import FreeholdError
 from freehold.base.serving import Begin, Job, ModelHandle
 from freehold.base.types import Chunk, Image, Message, Tool, ToolCall
-from freehold.route.providers.demands import NEVER_DROPS
+from freehold.route.providers.contract import NEVER_DROPS
 from freehold.serve.chats.folder import ChatFolder
 from freehold.serve.chats.types import (
     ASK_S,
@@ -46,6 +46,7 @@ from freehold.serve.http.core.call import HttpCall
 from freehold.serve.http.core.computing import Computing, without_unseen
 from freehold.serve.http.core.problems import Refused
 from freehold.serve.http.core.receipt import Tally, context
+from freehold.serve.tools.misread import MISREAD, CallText, asked_again
 from freehold.serve.tools.pictures import tool_message
 
 UNFINISHED = "The answer was stopped before this call had a result."
@@ -74,6 +75,7 @@ class ChatRun(ConsoleRun):
         self._computing: Computing | None = None  # of the answer in progress
         self._titling: TitleRun | None = None
         self._offering = False  # its servers of tools are being started
+        self._misread = 0  # calls that could not be read
         self._asked: dict[str, tuple[asyncio.Future[ToolAnswer], str]] = {}  # with the tool's digest
 
     @property
@@ -88,7 +90,7 @@ class ChatRun(ConsoleRun):
         self._begin()
         tools = await self._offered()
         for _ in range(MAX_ROUNDS):
-            await self._round(tools)
+            await self._readable(tools)
             calls = self._answer.calls
             if not calls or self._tools is None:
                 return
@@ -120,12 +122,30 @@ class ChatRun(ConsoleRun):
         self.events.fact("begin", {**begin, "model": self.model})
         self._answer.repeat()
 
-    async def _round(self, tools: Sequence[Tool]) -> None:
+    async def _readable(self, tools: Sequence[Tool]) -> None:
+        """Compute the answer; a call in it that cannot be read is asked for again, and then answered without tools."""
+        again: list[Message] = []
+        while True:
+            offered = tools if self._misread < MISREAD else ()
+            self._answer.listen(tool.name for tool in tools if self._plan.extends is None)
+            await self._round(offered, again)
+            if not self._answer.is_misread:
+                return
+            if not offered:
+                message = "the model writes calls that cannot be read; choose a larger model, or leave its tools out"
+                raise Refused(400, message, code="unreadable_calls")
+            self._misread += 1
+            then = "It is asked once more." if self._misread < MISREAD else "It answers without tools."
+            text = f"The model wrote a tool call that cannot be read. {then}"
+            self.events.fact("note", {"code": "misread", "text": text})
+            again += asked_again(self._answer.begin_again())
+
+    async def _round(self, tools: Sequence[Tool], again: Sequence[Message]) -> None:
         answer = self._answer
         self.work.model = self.model
         computing = self._computing = Computing(
             self,
-            [self._plan.job(self.tenant, tools)],
+            [self._plan.job(self.tenant, tools, again)],
             keep_alive=None,
             warnings=(),
             fit=without_unseen(self, again=True),
@@ -252,6 +272,7 @@ class ChatRun(ConsoleRun):
         ]
 
     async def concluded(self, finish: ChatFinish, error: dict[str, Any] | None) -> None:
+        self._answer.flush()
         if finish == "stop":
             finish = self._answer.finish
         receipt = await self._answered(finish, error)
@@ -305,6 +326,9 @@ class RunAnswer:
         self._first = self._last = self._thought = 0.0  # seconds from the begin
         self._thinking_s = 0.0
         self._begin: Begin | None = None
+        self._calling = CallText(())
+        self._whole: list[str] = []  # text since `listen`, shown or not
+        self._again = False
 
     @property
     def text(self) -> str:
@@ -313,6 +337,26 @@ class RunAnswer:
     @property
     def thinking(self) -> str:
         return "".join(self._thinking)
+
+    def listen(self, names: Iterable[str]) -> None:
+        """Show nothing from now on that may be a call of one of these tools which cannot be read."""
+        self._calling, self._whole = CallText(names), []
+
+    @property
+    def is_misread(self) -> bool:
+        """Whether the answer ended in a call that cannot be read."""
+        return self._calling.is_call and not self.calls
+
+    def begin_again(self) -> str:
+        """Forget the tokens of a call that cannot be read; return its text. What was shown before it stays."""
+        self.bits, self._again = Bits(), True
+        self._first = self._last = 0.0
+        return "".join(self._whole)
+
+    def flush(self) -> None:
+        """Show what was buffered of an answer that was stopped."""
+        if text := self._calling.rest():
+            self._grew(text, "")
 
     def repeat(self) -> None:
         """Say what the answer began with, to readers that know nothing of it."""
@@ -334,7 +378,9 @@ class RunAnswer:
         for _, chunk in chunks:
             self.bits.add(chunk.token_ids, chunk.thinking + chunk.text + chunk.refusal)
             thinking.append(chunk.thinking)
-            text.append(chunk.text + chunk.refusal)
+            whole = chunk.text + chunk.refusal
+            self._whole.append(whole)
+            text.append(self._calling.shown(whole, ended=chunk.finish_reason is not None))
             for piece in chunk.tool_calls:
                 piece.join(self.calls)
             if chunk.finish_reason is not None:
@@ -381,12 +427,14 @@ class RunAnswer:
             "first_s": round(self._first, 4),
             **({"thinking_s": round(self._thinking_s, 2)} if self._thinking else {}),
             "tok_s": round((generated - 1) / spent, 2) if generated > 1 and spent > 0 else None,
-            **(
-                {"continued": True}
-                if self._continues  # its prompt ends in a begun answer, which no chat has
-                else {"bits": self._bits(begin, settings, identity)}
-            ),
+            **self._source(begin, settings, identity),
         }
+
+    def _source(self, begin: Begin, settings: ChatSettings, identity: dict[str, Any]) -> dict[str, Any]:
+        """Return what makes the same bits again, or why nothing does: the prompt had turns that the chat lacks."""
+        if self._continues:  # its prompt ends in a begun answer, which no chat has
+            return {"continued": True}
+        return {"asked_again": True} if self._again else {"bits": self._bits(begin, settings, identity)}
 
     def _bits(self, begin: Begin, settings: ChatSettings, identity: dict[str, Any]) -> dict[str, Any] | None:
         if not (begin.prompt_ids and self.bits.ids):

@@ -80,7 +80,7 @@ class ApproveCall(Struct, kw_only=True):
 
 
 async def start(call: HttpCall) -> None:
-    """Answer a message in a chat; the answer is made whether or not it is followed."""
+    """Answer a message in a chat; the answer is completed even if the client disconnects."""
     request, _ = await call.struct(StartRun)
     folder, id = folder_of(call), chat_id(call)
     _runs(call).admit(call.caller)
@@ -95,7 +95,7 @@ async def start(call: HttpCall) -> None:
         most = MAX_MESSAGES - FOR_A_RUN
         raise Refused(
             400,
-            f"this chat has {len(chat.messages):,} messages; at most {most:,} are answered: start another chat",
+            f"this chat has {len(chat.messages):,} messages; the limit is {most:,}: start a new chat",
             code="chat_too_long",
         )
     parent, message = (begun.parent or "", None) if begun else _asked_message(chat, request)
@@ -169,7 +169,7 @@ def _written(
 
 
 async def events(call: HttpCall) -> None:
-    """Follow a run, from its beginning or after an event; a slow reader does not delay it."""
+    """Stream the events of a run, from the beginning or after an event; a slow client does not delay the run."""
     log, at = _run(call).events, _after(call)
     if at > log.last:  # of another run
         at = 0
@@ -197,7 +197,7 @@ async def events(call: HttpCall) -> None:
 
 
 async def cancel(call: HttpCall) -> None:
-    """Stop a run; its chat keeps what there is."""
+    """Stop a run; the chat keeps the partial answer."""
     await call.struct(NothingAsked)
     _run(call).cancel()
     await call.answer({})
@@ -218,7 +218,7 @@ async def approve(call: HttpCall) -> None:
 
 
 async def again(call: HttpCall) -> None:
-    """Compute an answer again and compare it, token for token."""
+    """Generate an answer again and compare it, token by token."""
     request, _ = await call.struct(ComputeAgain)
     folder, id = folder_of(call), chat_id(call)
     _runs(call).admit(call.caller)
@@ -235,7 +235,7 @@ async def again(call: HttpCall) -> None:
 
 
 async def difference(call: HttpCall) -> None:
-    """Compare two answers of a chat: equal, or the first token that differs, with both speeds."""
+    """Compare two answers of a chat: whether they are equal, the first token that differs, and both speeds."""
     params = parse_qs(call.scope["query_string"].decode("latin-1"))
     chat = await call.in_thread(folder_of(call).read, chat_id(call))
     a, b = (_answer(chat, params.get(name, [""])[0], name) for name in ("a", "b"))

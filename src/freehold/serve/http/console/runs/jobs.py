@@ -67,11 +67,11 @@ class RunPlan:
         messages = messages_of(chat.branch(leaf), settings.system, pictures)
         return cls(model, messages, settings, sampling, pictures.sent)
 
-    def job(self, tenant: str, tools: Sequence[Tool] = ()) -> Job:
-        """Return the job of the next answer."""
+    def job(self, tenant: str, tools: Sequence[Tool] = (), again: Sequence[Message] = ()) -> Job:
+        """Return the job of the next answer. `again`: turns after the chat's, which it does not keep."""
         begun = (self.extends,) if self.extends is not None else ()
         return Job(
-            messages=(*self.messages, *begun),
+            messages=(*self.messages, *again, *begun),
             turn="continue" if begun else "new",
             max_tokens=self.settings.max_tokens,
             sampling=self.sampling,

@@ -21,8 +21,8 @@ import msgspec
 
 from freehold.base.errors import EngineClosed
 from freehold.serve.http.core.call import HttpCall, RequestWork, ServerCall
+from freehold.serve.http.core.gate import log_request
 from freehold.serve.http.core.problems import Problem, Refused
-from freehold.serve.http.core.requestlog import log_request
 
 if TYPE_CHECKING:  # a server starts without its chats
     from freehold.serve.chats.folder import ChatFolder

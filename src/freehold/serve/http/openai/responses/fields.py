@@ -51,7 +51,7 @@ class SchemaFormat(Struct, kw_only=True):
 
 
 class ResponseRequest(Generating, kw_only=True):
-    """POST /v1/responses: items to answer. Fields of the other generating requests hold here too, but for `n`."""
+    """POST /v1/responses: items to answer. The fields of the other generating requests also apply here, except `n`."""
 
     input: Annotated[
         str | Annotated[list[Any], Meta(max_length=MAX_MESSAGES)],
@@ -61,20 +61,18 @@ class ResponseRequest(Generating, kw_only=True):
         ),
     ]
     instructions: Annotated[
-        str | None, doc("The first system turn; earlier responses' are not carried on.")
+        str | None, doc("The first system turn; those of earlier responses do not apply.")
     ] = None
     previous_response_id: Annotated[
         Annotated[str, Meta(max_length=128)] | None,
         doc("A stored response whose chat this request continues."),
     ] = None
-    store: Annotated[bool | None, doc("Keep the response for later requests, in bounds. Default true.")] = (
-        None
-    )
+    store: Annotated[bool | None, doc("Store the response for later requests. Default true.")] = None
     tools: Annotated[
         Annotated[list[Any], Meta(max_length=MAX_TOOLS)] | None,
         Meta(
-            description="`function`, `custom`, and `mcp` with the `server_label` of a configured server; those of "
-            "other types are left out, with a warning."
+            description="`function`, `custom`, `mcp` with the `server_label` of a configured server, and `file_search` "
+            "with `vector_store_ids`; other types are ignored, with a warning."
         ),
     ] = None
     tool_choice: Annotated[
@@ -83,25 +81,23 @@ class ResponseRequest(Generating, kw_only=True):
             description="`auto`, `none`, `required`, a tool by `type` and `name`, or `allowed_tools` of a `mode`."
         ),
     ] = None
-    parallel_tool_calls: Annotated[bool | None, doc("false: one call an answer at most. Default true.")] = (
+    parallel_tool_calls: Annotated[bool | None, doc("false: at most one call per answer. Default true.")] = (
         None
     )
     max_tool_calls: Annotated[
         Count | None, doc("Limits tools that a provider runs; this server runs none.")
     ] = None
     max_output_tokens: Annotated[
-        Count | None, doc("Most tokens of the answer, reasoning included; wins over max_tokens.")
+        Count | None, doc("Maximum tokens of the answer, including reasoning; overrides max_tokens.")
     ] = None
     reasoning: Annotated[
         ReasoningOptions | None,
         Meta(
-            description="`effort`: `none` is think false, others are for models that know levels. `summary`: "
-            "reasoning comes, uncut, under the name of a summary."
+            description="`effort`: `none` turns thinking off; other levels work if the model has them. `summary`: "
+            "the full reasoning is returned as the summary."
         ),
     ] = None
-    think: Annotated[
-        bool | None, doc("Reason before the answer, or not, where the model has the switch.")
-    ] = None
+    think: Annotated[bool | None, doc("Turn reasoning on or off, if the model has a switch.")] = None
     text: Annotated[ResponseTextOptions | None, doc("`format`: `text`, `json_object` or `json_schema`.")] = (
         None
     )
@@ -111,19 +107,19 @@ class ResponseRequest(Generating, kw_only=True):
     ] = None
     include: Annotated[
         Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=32)] | None,
-        doc(f"`{LOGPROBS}`; others are named in warnings."),
+        doc(f"`{LOGPROBS}`; other values give a warning."),
     ] = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None,
-        doc("A chat longer than the context: `auto` drops the oldest turns, `disabled` fails."),
+        doc("If a chat is longer than the context, `auto` drops the oldest turns and `disabled` fails."),
     ] = None
-    overflow: Annotated[Overflow | None, doc("The same in this server's words; wins over truncation.")] = None
+    overflow: Annotated[Overflow | None, doc("Freehold's name for the same; overrides truncation.")] = None
     metadata: Annotated[
         Annotated[dict[Key, Value], Meta(max_length=16)] | None,
-        doc("Comes back with the response."),
+        doc("Returned with the response."),
     ] = None
     background: Annotated[
-        bool | None, doc("true is refused: /v1/batches runs what need not be waited for.")
+        bool | None, doc("true is not supported: use /v1/batches for requests that can wait.")
     ] = None
 
 
@@ -226,7 +222,7 @@ def _logprobs(r: ResponseRequest, warnings: list[str]) -> int | None:
     for name in dict.fromkeys(wanted):
         if name == ENCRYPTED:
             warnings.append(IN_THE_OPEN)
-        elif name != LOGPROBS:
+        elif name not in (LOGPROBS, "file_search_call.results"):
             warnings.append(f"include {name!r} was ignored")
     if r.top_logprobs or LOGPROBS in wanted:
         return r.top_logprobs or 0
@@ -353,7 +349,9 @@ class Reading:
         content = text_of(pieces)
         if role == "system" and not self.messages:
             if parts_of(pieces):
-                why = f"{at}.content has a picture or a sound among instructions; expected it in a user's message"
+                why = (
+                    f"{at}.content has a picture or audio among instructions; expected it in a user's message"
+                )
                 raise Refused(400, why, param=f"{at}.content", code="unsupported_content")
             self._rules.append(content)
             return

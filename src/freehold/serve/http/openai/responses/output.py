@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,16 +34,25 @@ if TYPE_CHECKING:
 
 
 Event = dict[str, Any]  # `type` and what belongs to it; the shape numbers them
+Annotate = Callable[[str], list[dict[str, Any]]]
 
 
 class Output:
     """All items of one answer. `custom`: names of free-form tools; `summarize`: reasoning goes by its summary.
 
-    `mcp`: the tools whose calls need an approval, and the items that come before the model's own.
+    `mcp`: the tools whose calls need an approval, and the items that come before the model's own. `annotate`: returns
+    the annotations of a text.
     """
 
-    def __init__(self, *, custom: frozenset[str], summarize: bool, mcp: McpTools | None = None) -> None:
-        self._custom, self._summarize = custom, summarize
+    def __init__(
+        self,
+        *,
+        custom: frozenset[str],
+        summarize: bool,
+        mcp: McpTools | None = None,
+        annotate: Annotate | None = None,
+    ) -> None:
+        self._custom, self._summarize, self._annotate = custom, summarize, annotate
         self._pinned = mcp.pinned if mcp else {}
         self._items: list[Item] = [DoneOutput(i, item) for i, item in enumerate(mcp.first if mcp else ())]
         self._shown = 0  # of those, announced
@@ -57,6 +66,11 @@ class Output:
     def items(self) -> list[dict[str, Any]]:
         """Return every item as far as it has come."""
         return [item.shown() for item in self._items]
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the texts of its messages."""
+        return [item.text for item in self._items if type(item) is TextOutput]
 
     def add(self, chunk: Chunk) -> Iterator[Event]:
         """Take in a chunk."""
@@ -138,7 +152,7 @@ class Output:
         yield from item.more(piece.arguments)
 
     def _begin_text(self, text: str) -> Iterator[Event]:
-        item = TextOutput(len(self._items))
+        item = TextOutput(len(self._items), self._annotate)
         yield from self._begin(item)
         yield from item.more(text, self._scored())
 
@@ -193,8 +207,10 @@ class TextOutput(Item):
     prefix = "msg"
     event = "response.output_text"
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, annotate: Annotate | None = None) -> None:
         super().__init__(index)
+        self._annotate = annotate
+        self.annotations: list[dict[str, Any]] = []
         self._pieces: list[str] = []
         self._logprobs = bytearray()  # JSON, an eighth of what the objects would take
         self._begun = False
@@ -223,7 +239,17 @@ class TextOutput(Item):
             self._logprobs += b"," + logprobs if self._logprobs else logprobs
         yield {"type": f"{self.event}.delta", **self._at, "delta": text, **self._scored(logprobs)}
 
+    @property
+    def text(self) -> str:
+        """Return the text as far as it has come."""
+        return "".join(self._pieces)
+
     def end(self, status: str) -> Iterator[Event]:
+        if self._annotate is not None:
+            self.annotations = self._annotate(self.text)
+        for n, each in enumerate(self.annotations):
+            event = "response.output_text.annotation.added"
+            yield {"type": event, **self._at, "annotation_index": n, "annotation": each}
         part = self._part()
         fields = {name: part[name] for name in ("text", "refusal", "logprobs") if name in part}
         yield {"type": f"{self.event}.done", **self._at, **fields}
@@ -234,8 +260,8 @@ class TextOutput(Item):
         return {"logprobs": msgspec.Raw(b"[%b]" % logprobs)}
 
     def _part(self) -> dict[str, Any]:
-        text = "".join(self._pieces)
-        return {"type": "output_text", "text": text, "annotations": [], **self._scored(self._logprobs)}
+        shown = {"type": "output_text", "text": self.text, "annotations": self.annotations}
+        return {**shown, **self._scored(self._logprobs)}
 
 
 class RefusalOutput(TextOutput):
@@ -379,6 +405,8 @@ class DoneOutput(Item):
             arguments = self._item["arguments"]
             yield {"type": f"{kind}_arguments.delta", **self._at, "delta": arguments}
             yield {"type": f"{kind}_arguments.done", **self._at, "arguments": arguments}
+        if self._item["type"] == "file_search_call":
+            yield {"type": f"{kind}.searching", **self._at}
         yield {"type": f"{kind}.{'failed' if self._item.get('error') else 'completed'}", **self._at}
         yield from super().end(status)
 
@@ -602,7 +630,7 @@ class _Approved:
 
         if question.digest[:_PIN] == self._pin:
             return ToolAnswer(verdict="once")
-        return ToolAnswer(verdict="deny", word="the tool has changed since the approval was asked for")
+        return ToolAnswer(verdict="deny", word="the tool has changed since the approval was requested")
 
     def say(self, step: ToolStep) -> None:
         return

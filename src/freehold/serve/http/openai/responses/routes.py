@@ -32,6 +32,7 @@ from freehold.serve.http.openai.responses.fields import (
     response_job,
     summarized,
 )
+from freehold.serve.http.openai.responses.filesearch import FileSearch
 from freehold.serve.http.openai.responses.output import Event, McpTools, Output, wanted
 from freehold.serve.http.openai.responses.store import Extent, Keeping, Responses, StoredItem, StoredResponse
 from freehold.serve.http.openai.shape import page, query
@@ -59,7 +60,7 @@ class ChatSoFar:
 
 
 async def create(call: HttpCall) -> None:
-    """Answer items with items."""
+    """Answer a list of items (Responses API)."""
     request, raw = await call.struct(ResponseRequest)
     refuse_unsupported(request, raw)
     warnings = unknown_fields(raw, ResponseRequest)
@@ -72,14 +73,19 @@ async def create(call: HttpCall) -> None:
     call.inherited = store.labels(tenant, before, chat.named)
     call.fields = {"format": format_field(request) or "text.format", "tools": "tools"}
     mcp, items = await _used(call, request.tools or (), chat)
+    search, items = await FileSearch.opened(
+        call, request.tools or (), request.tool_choice, request.include or (), request.model, items
+    )
+    warnings += search.notes
+    mcp.first += search.first
     pictures, known = Pictures(), max(len(items) - chat.own, 0)
     job, offered = await call.apart(
         response_job, request, items, known, tenant, warnings, pictures, mcp.offered
     )
-    job = await call.apart(mcp.with_pictures, job)
+    job = search.with_passages(await call.apart(mcp.with_pictures, job))
     shape = ResponseShape(
         echo(request, raw),
-        Output(custom=offered.custom, summarize=summarized(request), mcp=mcp),
+        Output(custom=offered.custom, summarize=summarized(request), mcp=mcp, annotate=search.annotations),
         Keeping(store, tenant, chat.stored, before) if request.store is not False else None,
     )
     keep_alive = seconds(request.keep_alive)
@@ -107,27 +113,27 @@ async def _used(call: HttpCall, tools: Sequence[Any], chat: ChatSoFar) -> tuple[
 
 
 async def retrieve(call: HttpCall) -> None:
-    """Give a stored response again."""
+    """Return a stored response."""
     if query(call).get("stream") == "true":
         raise Refused(400, "a stored response is given whole; leave stream out", param="stream")
     await call.answer(_store(call).get(call.tenant, _id(call)).response)
 
 
 async def delete(call: HttpCall) -> None:
-    """Forget a stored response; a chat that continues from it ends there."""
+    """Delete a stored response; later requests cannot continue from it."""
     _store(call).delete(call.tenant, _id(call))
     await call.answer({"id": _id(call), "object": "response", "deleted": True})
 
 
 async def cancel(call: HttpCall) -> None:
-    """Refuse: a response ends when its client closes the connection, and none runs in the background."""
+    """Not supported: a response ends when its client disconnects, and none runs in the background."""
     _store(call).get(call.tenant, _id(call))
     message = "only a response in the background can be cancelled, and this one is finished"
     raise Refused(400, message, code="not_in_background")
 
 
 async def input_items(call: HttpCall) -> None:
-    """List the items that a stored response answered, those of earlier responses included."""
+    """List the input items of a stored response, including those of earlier responses."""
     store, params = _store(call), query(call)
     kept = store.get(call.tenant, _id(call))
     earlier = (item for each in store.chat(call.tenant, kept.previous) for item in each.items)
