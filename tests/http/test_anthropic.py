@@ -293,7 +293,7 @@ def test_tools_and_the_choice_among_them_reach_the_job(serving, choice, expected
 def test_tools_that_anthropic_runs_are_ignored_with_a_warning(serving):
     server = serving()
     search = {"type": "web_search_20250305", "name": "web_search", "max_uses": 3}
-    said = "tools[0] of type 'web_search_20250305' was ignored: this server has no tools of its own"
+    said = "tools[0] of type 'web_search_20250305' was ignored: this server does not run tools"
     assert warnings(server, tools=[search, {**WEATHER, "type": "custom"}]) == [said]
     assert "'mcp_toolset' was ignored" in warnings(server, tools=[{"type": "mcp_toolset"}, WEATHER])[0]
     assert [t.name for t in server.models.served["fake:1b"].jobs[-1].tools] == ["weather"]

@@ -16,10 +16,10 @@ import openai
 import pytest
 
 from freehold.base.errors import EngineLost, UsageError
+from freehold.serve.http.core.forms import Spools
 from freehold.serve.http.core.keys import Ring
 from freehold.serve.http.core.limits import ServerLimits
-from freehold.serve.http.core.spools import Spools
-from freehold.serve.http.openai.languages import LANGUAGES, language_name
+from freehold.serve.http.openai.audio import LANGUAGES, language_name
 from tests.http.conftest import Running
 from tests.http.fakes import Script
 from tests.http.test_door import bearer, key
@@ -270,7 +270,7 @@ def test_a_model_that_reads_text_is_refused_by_name(serving):
     answer = ask(serving(Script()))
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["code"] == "unsupported_model" and error["param"] == "model"
-    assert "fake:1b reads text" in error["message"]
+    assert "fake:1b cannot transcribe recordings" in error["message"]
 
 
 def test_an_unknown_model_is_404(serving):

@@ -19,8 +19,8 @@ from freehold.base.config import Settings
 from freehold.base.errors import Overloaded, UsageError
 from freehold.base.serving import SpeechJob
 from freehold.run.local.served_speech import OpenSamples, PartTurns, TakenSamples, open_served_speech
-from freehold.run.local.spans import RATE
 from freehold.run.local.speech import load_speech
+from freehold.run.local.transcribing import RATE
 from freehold.run.sounds import opening
 from freehold.run.store import ModelRef, Store
 from freehold.serve.http.core.sockets import bind_tcp
@@ -128,16 +128,16 @@ def test_a_client_that_leaves_lets_the_engine_rest(real: Real):
 
 
 def test_chats_with_it_are_refused_by_name(real: Real):
-    with pytest.raises(openai.BadRequestError, match="ear transcribes recordings"):
+    with pytest.raises(openai.BadRequestError, match="ear only transcribes recordings"):
         real.client.chat.completions.create(model="ear", messages=[{"role": "user", "content": "hi"}])
-    with pytest.raises(openai.BadRequestError, match="ear transcribes recordings"):
+    with pytest.raises(openai.BadRequestError, match="ear only transcribes recordings"):
         real.client.embeddings.create(model="ear", input="hi")
 
 
 @pytest.mark.parametrize(
     "sound, more, words",
     [
-        (b"nonsense", {}, "no known form"),
+        (b"nonsense", {}, "known audio format"),
         (CLIP, {"language": "de"}, "'de' is not one of the model's: en"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_job_s_bounds_are_checked_in_the_engine_too(real: Real):
     served = open_served_speech(real.ref, threads=1)
     try:
         for job, words in (
-            (SpeechJob(most_s=1.0), "has 3 seconds; at most 1 are read"),
+            (SpeechJob(most_s=1.0), "has 3 seconds; the limit is 1"),
             (SpeechJob(prompt="x" * 20_000), "20,000 characters"),
             (SpeechJob(temperature=2.0), "temperature is 2.0"),
             (SpeechJob(language="x" * 100), "100 characters"),

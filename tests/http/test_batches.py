@@ -208,7 +208,7 @@ def test_a_batch_of_recordings_is_refused_with_where_they_go(batches):
     assert (
         url in message
         and "/v1/chat/completions" in message
-        and "A line has no room for a recording" in message
+        and "A line cannot contain a recording" in message
     )
 
 
@@ -537,4 +537,4 @@ def test_lines_with_pictures_are_answered_and_a_text_model_s_are_refused_by_plac
     server.models.play(Script("Hm."))
     done = batches.end(batches.begin(asked[:1]))
     (error,) = batches.lines(done.error_file_id).values()
-    assert "reads text alone" in json.dumps(error) and "messages[0].content[0]" in json.dumps(error)
+    assert "cannot read pictures" in json.dumps(error) and "messages[0].content[0]" in json.dumps(error)

@@ -258,7 +258,7 @@ def test_no_value_passes_the_server_to_fail_at_the_engine():
 
 def test_an_answer_longer_than_the_context_is_cut_with_a_warning(serving):
     client = serving().client
-    said = "max_tokens was cut to what the context of 4,096 tokens has room for"
+    said = "max_tokens was reduced to fit the context of 4,096 tokens"
     for limit, warnings in ((9, []), (4094, []), (4095, [said])):
         body = client.post("/v1/chat/completions", json={**CHAT, "max_tokens": limit}).json()
         assert body["freehold"]["warnings"] == warnings

@@ -275,11 +275,11 @@ def message(id: str = "a", parent: str | None = None, **more: object) -> dict:
     [
         ({}, "messages"),
         ({"messages": [message(id="../x")]}, "is not an id"),
-        ({"messages": [message(), message()]}, "is there twice"),
+        ({"messages": [message(), message()]}, "occurs twice"),
         ({"messages": [message(parent="a")]}, "does not come before"),
         ({"messages": [message("a", "b"), message("b", "a")]}, "does not come before"),
         ({"messages": [message(role="king")]}, "king"),
-        ({"messages": [message()], "leaf": "z"}, "is none of its messages"),
+        ({"messages": [message()], "leaf": "z"}, "is not one of its messages"),
         ({"messages": [message()], "title": "x" * 201}, "at most 200"),
         ({"messages": [message()], "format": "other"}, "expected 'freehold-chat'"),
         ({"messages": [message(images=["https://evil.example/a.png"])]}, "is not a data: URL"),

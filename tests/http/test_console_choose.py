@@ -18,9 +18,12 @@ from click.testing import CliRunner
 from freehold.base import catalog
 from freehold.base.config import load_settings
 from freehold.cli.main import command_of
+from freehold.run.store import Listed, Store
 from freehold.serve.http.console import choose
 from freehold.serve.http.console.choose import Questions, _pathless
 from freehold.serve.http.core.keys import Ring
+from freehold.serve.reports.card import quality_by_task
+from freehold.serve.reports.models import models_json
 from tests.http.test_door import key, secret
 from tests.vectors.files import write_gguf
 
@@ -165,6 +168,16 @@ def test_a_row_has_the_figures_of_fit_and_license(server):
     ):
         assert (speed is None) == (whole is None)
         assert speed is None or (speed["low"] < whole["high"] and whole["low"] < speed["high"])
+
+
+def test_a_download_in_progress_is_listed_with_what_is_known_of_the_model(tmp_path):
+    settings = load_settings({"FREEHOLD_HOME": str(tmp_path), "FREEHOLD_OFFLINE": "1"})
+    known = next(model for model in catalog.models() if model.name and quality_by_task(model, "Q4_K_M"))
+    part = Listed(known.name, "incomplete", "freehold", "gguf", 10, 3, 0, "", tmp_path, "", "", "", "")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Store, "list", lambda store: [part])
+        (row,) = models_json(settings, held=True)["models"]
+    assert (row["state"], row["pull"], row["id"]) == ("incomplete", known.name, known.id) and row["quality"]
 
 
 @pytest.mark.heavy

@@ -280,6 +280,7 @@ def _asked(client: httpx2.Client, method: str, path: str, it: str) -> httpx2.Res
         **{name: {"message": "m"} for name in ("again", "take-out", "fork")},
         "put-back": {"messages": ["m"]},
         "answers": {"message": "m", "content": "x"},
+        "verdict": {"message": "m", "verdict": "good"},
         "pictures": {"image": "data:image/png;base64,iVBORw0KGgo="},
         "approve": {"call": "c", "verdict": "deny"},
     }

@@ -99,6 +99,25 @@ def test_an_answer_is_edited_as_another_version_of_it(server, mine):
     assert refused.status_code == 400
 
 
+def test_a_thumb_is_kept_changed_taken_back_and_exported(server, mine):
+    chat = talked(mine, "one", "two", "three", "four")
+    question, answer, _, last = ids(mine, chat)
+    judged = {"message": answer, "verdict": "good"}
+    assert server.client.post(f"{URL}/{chat}/verdict", json=judged).json() == judged
+    server.client.post(f"{URL}/{chat}/verdict", json={"message": last, "verdict": "good"})
+    server.client.post(f"{URL}/{chat}/verdict", json={"message": last, "verdict": "poor"})
+    shown = server.client.get(f"{URL}/{chat}").json()["messages"]
+    assert [each["verdict"] for each in shown] == ["", "good", "", "poor"]
+    export = server.client.get(f"{URL}/{chat}/export").json()
+    copy = server.client.post("/console/api/import", json={"chat": export}).json()["id"]
+    assert [message.verdict for message in mine.read(copy).branch()] == ["", "good", "", "poor"]
+    server.client.post(f"{URL}/{chat}/verdict", json={"message": last, "verdict": ""})
+    assert mine.read(chat).messages[last].verdict == ""
+    for wrong in ({"message": question, "verdict": "good"}, {"message": answer, "verdict": "fine"}):
+        assert server.client.post(f"{URL}/{chat}/verdict", json=wrong).status_code in (400, 422)
+    assert mine.read(chat).skipped == 0 and texts(mine, chat) == ["one", "two", "three", "four"]
+
+
 def test_a_fork_has_the_branch_up_to_its_message_and_the_settings(server, mine):
     chat = talked(mine, "one", "two", "three", "four")
     server.client.patch(f"{URL}/{chat}", json={"settings": {"system": "Be brief.", "tools": ["files"]}})
@@ -116,6 +135,7 @@ def test_a_fork_has_the_branch_up_to_its_message_and_the_settings(server, mine):
         ("take-out", {"message": "none"}),
         ("put-back", {"messages": ["none"]}),
         ("answers", {"message": "none", "content": "x"}),
+        ("verdict", {"message": "none", "verdict": "good"}),
         ("fork", {"message": "none"}),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 
 from freehold.base.errors import CapacityExceeded, EngineLost
 from freehold.base.types import Tool, ToolCall
-from freehold.route.providers.demands import NEVER_DROPS
+from freehold.route.providers.contract import NEVER_DROPS
 from freehold.serve.chats.folder import ChatFolder
 from freehold.serve.chats.types import (
     ChatSettings,
@@ -33,7 +33,7 @@ from freehold.serve.http.console.runs import run as console_run
 from freehold.serve.http.console.runs.again import Bits, compared
 from freehold.serve.http.console.runs.run import EventLog
 from tests.http.conftest import Running
-from tests.http.fakes import Script, failing
+from tests.http.fakes import FakeServed, Script, failing
 
 TEXT = "Hello there, world."
 
@@ -721,6 +721,72 @@ def test_no_answer_to_a_question_is_no(tooled, monkeypatch):
     assert [answer.verdict for answer in tools.answers] == ["deny", "deny"] and "no answer" in tools.answers[
         0
     ].word
+
+
+def in_turns(monkeypatch: pytest.MonkeyPatch, *scripts: Script) -> list[Script]:
+    """Have each answer follow the next script, and further ones the last; return those that are left."""
+    begin, left = FakeServed.start, list(scripts)
+
+    async def start(served: FakeServed, job: Any, keep_alive: float | None = None) -> Any:
+        served.script = left.pop(0) if len(left) > 1 else left[0]
+        return await begin(served, job, keep_alive)
+
+    monkeypatch.setattr(FakeServed, "start", start)
+    return left
+
+
+MISREAD = 'I look. <tool_call>\n{"name": "echo", "arguments": {"a": 1'
+
+
+def test_a_call_that_cannot_be_read_is_said_and_asked_for_once_more(tooled, monkeypatch):
+    mine, _ = tooled(None)
+    in_turns(monkeypatch, Script(text=MISREAD), Script(text="It says hi."))
+    run = mine.run("look", settings={"tools": ["files"]})["run"]
+    seen = mine.follow(run)
+    assert seen.text == "I look. It says hi." and seen.end["finish"] == "stop"
+    (note,) = seen.of("note")
+    assert "cannot be read" in note["text"] and "once more" in note["text"]
+    first, second = mine.server.models.served["fake:1b"].jobs
+    assert [m.content for m in second.messages] == [
+        first.messages[0].content,
+        MISREAD,
+        second.messages[2].content,
+    ]
+    assert second.tools and "readable tool call" in second.messages[2].content
+    _, answer = branch(mine)
+    assert answer.content == seen.text and answer.receipt is not None
+    assert answer.receipt["asked_again"] and "bits" not in answer.receipt
+    again = mine.post(f"chats/{mine.id}/again", message=answer.id)
+    assert again.status_code == 400 and "asked again" in again.json()["error"]["message"]
+
+
+def test_after_two_unreadable_calls_a_model_answers_without_tools_or_not_at_all(tooled, monkeypatch):
+    mine, _ = tooled(None)
+    left = in_turns(monkeypatch, Script(text=MISREAD), Script(text=MISREAD), Script(text="In words."))
+    seen = mine.follow(mine.run("look", settings={"tools": ["files"]})["run"])
+    assert seen.text.endswith("In words.") and "without tools" in seen.of("note")[-1]["text"]
+    assert [bool(job.tools) for job in mine.server.models.served["fake:1b"].jobs] == [True, True, False]
+    left[:] = [Script(text=MISREAD)]
+    end = mine.follow(mine.run("look", settings={"tools": ["files"]})["run"]).end
+    assert end["error"]["code"] == "unreadable_calls"
+
+
+def test_what_came_of_a_possible_call_is_kept_where_the_answer_is_stopped(tooled):
+    class Gate(threading.Event):
+        asked = 0
+
+        def is_set(self) -> bool:
+            self.asked += 1
+            return self.asked < 4
+
+    gate = Gate()
+    mine, _ = tooled(None, Script(text='{ "a" "b" "c" "d" "e"', gate=gate))
+    run = mine.run("look", settings={"tools": ["files"]})["run"]
+    assert eventually(lambda: gate.asked > 20)
+    assert mine.post(f"runs/{run}/cancel").status_code == 200
+    seen = mine.follow(run)
+    assert seen.end["finish"] == "stopped" and seen.text.startswith("{")
+    assert branch(mine)[-1].content == seen.text
 
 
 def test_a_model_that_never_stops_calling_is_stopped_and_says_why(tooled, monkeypatch):

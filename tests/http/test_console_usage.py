@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from freehold.adapt.graduation import keep_state
 from freehold.base.config import load_settings
 from freehold.cli.cost import command as cost
 from freehold.cli.ledger import command as ledger
+from freehold.route.router.graduation import folder_of
+from freehold.route.router.opening import LiveGateway, open_models
+from freehold.route.router.toml.table import Outside
+from freehold.run.store import Store
 from freehold.serve.http.console import usage as page
 from freehold.serve.http.core.keys import Ring
+from freehold.serve.worker.models import EngineModels
 from tests.cli.test_cost_ledger import GATEWAY
 from tests.cli.test_ledger import fill
 from tests.http.conftest import start
@@ -134,3 +143,39 @@ def test_pages_are_named_that_have_something_in_them(tmp_path):
         assert running.owner.get("/console/api/me").json()["has"] == ["runs", "deployments"]
     finally:
         running.end()
+
+
+def test_routes_that_teach_are_shown_from_rented_to_owned(tmp_path):
+    from tests.adapt import test_idle_graduation as idle
+
+    idle.gateway(tmp_path)
+    idle.keep_texts(tmp_path, 0, 7)
+
+    async def rows():
+        store = Store(load_settings({"FREEHOLD_HOME": str(tmp_path)}))
+        live = LiveGateway(tmp_path / "gateway.toml", Outside(environment={"SELLER_KEY": "k"}))
+        models = open_models(EngineModels(store), live, store)
+        server: Any = SimpleNamespace(models=models, store=store, part=lambda kind: None)
+        try:
+            return page._own_models(server)
+        finally:
+            await models.close(0.0)
+
+    (first,) = asyncio.run(rows())
+    assert (first["route"], first["stage"], first["texts"], first["at"]) == ("tickets", "rented", 7, 18)
+    assert (first["student"], first["teacher"], first["low"], first["running"]) == (
+        "house",
+        "big",
+        None,
+        False,
+    )
+    keep_state(tmp_path, idle.state(tmp_path, 0.9))
+    (second,) = asyncio.run(rows())
+    assert (second["stage"], second["low"], second["message"]) == (
+        "measured",
+        0.9,
+        "house reaches 0.95; move?",
+    )
+    (folder_of(tmp_path, "tickets") / "state.json").write_text("{")
+    (third,) = asyncio.run(rows())
+    assert third["stage"] == "rented" and "is damaged" in third["message"]

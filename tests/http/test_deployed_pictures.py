@@ -88,7 +88,7 @@ def test_no_address_reaches_an_engine(deploying: Deploying, url: str):
 
 def test_a_deployment_of_text_says_so(deploying: Deploying):
     answer = deploying.client.post("/v1/chat/completions", json=chat(coded(drawn(9, 9)), "m"))
-    assert answer.status_code == 400 and "reads text alone" in answer.text and "eyes can see" in answer.text
+    assert answer.status_code == 400 and "cannot read pictures" in answer.text and "eyes can" in answer.text
 
 
 def test_tokens_of_pictures_are_counted_by_our_arithmetic(deploying: Deploying):

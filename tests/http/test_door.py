@@ -15,7 +15,7 @@ import pytest
 import freehold.serve.http
 from freehold.base import catalog
 from freehold.base.errors import CapacityExceeded, ContextOverflow, ModelNotFound, UsageError
-from freehold.run.formats.adapter_names import unknown_adapter
+from freehold.run.formats.lora import unknown_adapter
 from freehold.serve.http.core.accounts import Accounts
 from freehold.serve.http.core.keys import Key, Ring, hashed
 from freehold.serve.http.core.problems import Refused, hint_for, problem

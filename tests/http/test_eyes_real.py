@@ -18,8 +18,8 @@ from PIL import Image as Drawing
 
 from freehold.run.models.tiny import make
 from freehold.run.store import ModelRef
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.options import EngineOptions
 from tests.http.conftest import Running, start
 
 pytestmark = pytest.mark.heavy
@@ -155,7 +155,7 @@ def test_pictures_beyond_the_context_are_refused_with_the_budget_that_fits(serve
     shown = [drawn(i) for i in range(3)]
     refused = server.client.post("/v1/chat/completions", json=body(*shown))
     error = refused.json()["error"]
-    assert refused.status_code == 400 and "900 of them of 3 pictures" in error["message"]
+    assert refused.status_code == 400 and "900 of them for 3 pictures" in error["message"]
     assert metric(server, "freehold_images_encoded_total") == 0  # nothing was computed for it
     most = int(re.search(r"(\d+) tokens each would fit", error["message"])[1])  # type: ignore[index]
     assert 100 < most < 170
@@ -170,7 +170,7 @@ def test_eyes_are_off_or_loaded_at_once(serve: Serve, eyes: str):
         assert ask(server, drawn(1))["usage"]["prompt_tokens"] > 300
         return
     refused = server.client.post("/v1/chat/completions", json=body(drawn(1)))
-    assert refused.status_code == 400 and "reads text alone" in refused.json()["error"]["message"]
+    assert refused.status_code == 400 and "cannot read pictures" in refused.json()["error"]["message"]
     assert ask(server)["usage"]["prompt_tokens"] < 100
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from freehold.route.providers.texts import texts_of
-from freehold.route.router.detect.sieve import Sieve
+from freehold.route.router.detect import Sieve
 from tests.http.conftest import Running
 from tests.http.fakes import Script
 from tests.router.detect.lists import must_find

@@ -109,7 +109,9 @@ def test_batch_on_a_full_disk_waits_tells_its_owner_and_loses_no_result(serving,
     disk.fill()
     assert eventually(lambda: bool(client.api.batches.retrieve(batch.id).errors))
     told = client.api.batches.retrieve(batch.id)
-    assert told.errors.data[0].code == "disk_failed" and "continues by itself" in told.errors.data[0].message
+    assert (
+        told.errors.data[0].code == "disk_failed" and "continues automatically" in told.errors.data[0].message
+    )
     assert told.status == "in_progress"
     asked = len(server.models.served["fake:1b"].jobs)
     assert "batches wait" in server.client.get("/health").json()["warnings"][0]

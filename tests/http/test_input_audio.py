@@ -13,8 +13,8 @@ import pytest
 
 from freehold.run.models.tiny import make
 from freehold.run.store import ModelRef, Store
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.options import EngineOptions
 from tests.http.conftest import Running, start
 from tests.http.test_eyes_real import drawn, metric
 from tests.vectors.ears import recording
@@ -170,9 +170,12 @@ def test_what_is_not_heard_is_refused_by_name(server: Running):
     place = "messages[0].content[1]"
     status, message, param = error(chat(server, text("x"), part(recording(0)), model="deaf"))
     assert status == 400 and param == place
-    assert "deaf hears no sounds" in message and "/v1/audio/transcriptions" in message
+    assert "deaf cannot process audio" in message and "/v1/audio/transcriptions" in message
     chat(server, text("loads it"))
-    assert "hears can hear" in error(chat(server, text("x"), part(recording(0)), model="deaf"))[1]
+    assert (
+        "of the models in memory, hears can"
+        in error(chat(server, text("x"), part(recording(0)), model="deaf"))[1]
+    )
     silence = np.zeros(16_000 * 31, np.int16)
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
@@ -181,10 +184,10 @@ def test_what_is_not_heard_is_refused_by_name(server: Running):
         out.setframerate(16_000)
         out.writeframes(silence.tobytes())
     for data, why in (
-        (file.getvalue(), "lasts 31.00 s; this model hears 0.01 to 30 s of one"),
+        (file.getvalue(), "lasts 31.00 s; this model accepts 0.01 to 30 s"),
         (recording(0)[:46], "lasts 0.00 s"),
-        (hours(), "at most 120 are read"),
-        (b"no sound at all", "no known form of sound"),
+        (hours(), "the limit is 120"),
+        (b"no sound at all", "not in a known audio format"),
         (b"", "0 bytes"),
         (b"RIFF" + bytes(10 << 20), "more than 10,485,760 bytes"),
     ):
@@ -193,7 +196,7 @@ def test_what_is_not_heard_is_refused_by_name(server: Running):
     wrong = {"type": "input_audio", "input_audio": {"data": "https://example.com/a.wav", "format": "wav"}}
     assert "is not base64" in error(chat(server, text("x"), wrong))[1]
     many = [part(recording(3)) for _ in range(33)]
-    assert "is sound 33; expected at most 32" in error(chat(server, *many))[1]
+    assert "is recording 33; expected at most 32" in error(chat(server, *many))[1]
 
 
 def test_what_is_wrong_with_one_part_is_said_of_it(server: Running):

@@ -19,6 +19,7 @@ from freehold.serve.tools.mcp.configured import tool_server
 from freehold.serve.tools.mcp.permissions import Permissions, pinned
 from tests.http.conftest import Running
 from tests.http.fakes import Script
+from tests.http.test_off_the_loop import in_thread
 from tests.tools.hostile import png
 from tests.tools.world import below, program
 
@@ -242,7 +243,7 @@ def test_a_key_has_the_servers_that_name_it_and_permissions_of_its_own(tooled, t
     assert answers[0]["code"] == answers[1]["code"] == "no_tool_server"
 
 
-def test_tools_are_listed_with_digests_and_permissions_revoked(tooled, tmp_path: Path):
+def test_tools_are_listed_with_digests_and_permissions_revoked(tooled, tmp_path: Path, monkeypatch):
     server = tooled()
     row = server.owner.post(f"{TOOLS}/h/try", json={}).json()
     (tool,) = row["tools"]
@@ -253,10 +254,12 @@ def test_tools_are_listed_with_digests_and_permissions_revoked(tooled, tmp_path:
     assert echo.digest == tool["digest"]
     Permissions.of(tmp_path / "data").grant(echo, "always")
     (standing,) = server.owner.get(TOOLS).json()["permissions"]
+    written = in_thread(monkeypatch, Permissions, "_write")
     assert (standing["digest"], standing["scope"]) == (echo.digest, "always")
     assert server.owner.delete(f"{TOOLS}/permissions/{echo.digest}").status_code == 200
     assert server.owner.delete(f"{TOOLS}/permissions/{echo.digest}").status_code == 404
     assert server.owner.get(TOOLS).json()["permissions"] == []
+    assert len(written) == 1 and written[0].startswith(("asyncio", "uvloop")), "once, and off the loop"
 
 
 def test_a_server_that_fails_is_named_with_its_last_line(tooled):

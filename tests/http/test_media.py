@@ -240,7 +240,7 @@ def test_a_picture_of_the_allowed_host_is_fetched_from_the_address_that_was_chec
 def test_a_text_model_refuses_before_anything_is_fetched(fetching, site, watch):
     server = fetching()
     server.models.play(Script())
-    assert "reads text alone" in refused(ask(server, f"https://{HOST}/a.png"))
+    assert "cannot read pictures" in refused(ask(server, f"https://{HOST}/a.png"))
     assert watch.seen == [] and site.asked == []
 
 

@@ -8,15 +8,17 @@ import json
 import threading
 import weakref
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.base.errors import UsageError
-from freehold.base.serving import MAX_TEXTS, MAX_TOOLS
+from freehold.base.serving import MAX_TEXTS, MAX_TOOLS, EmbedJob
 from freehold.base.types import MAX_CHOICES
 from freehold.serve.http import app
 from freehold.serve.http.anthropic import messages as anthropic
@@ -24,7 +26,7 @@ from freehold.serve.http.batches.record import BatchLine
 from freehold.serve.http.core import bodies, limits, longjson
 from freehold.serve.http.core.answering import Answering
 from freehold.serve.http.core.bodies import LOOP_BYTES, LoopTurns
-from freehold.serve.http.core.call import APART
+from freehold.serve.http.core.call import APART, CALLER_THREADS
 from freehold.serve.http.core.fields import Pictures
 from freehold.serve.http.core.limits import ServerLimits
 from freehold.serve.http.core.longjson import in_pieces, long_list
@@ -41,6 +43,7 @@ from freehold.serve.http.openai.fields.chat import ChatMessage, ChatRequest
 from freehold.serve.http.openai.responses.fields import LOGPROBS, read_items
 from freehold.serve.http.openai.responses.output import Output
 from freehold.serve.http.openai.responses.store import Keeping
+from freehold.serve.worker import wire
 from tests.http.fakes import Script
 from tests.http.test_streams import eventually
 from tests.vectors.files import write_gguf
@@ -314,7 +317,7 @@ def test_token_ids_are_parsed_in_pieces_and_are_the_same(monkeypatch):
     assert bodies.weigh(body, MOST) > len(body)
     monkeypatch.setattr(longjson.msgspec.json, "decode", decode)
     assert longjson.decoded(body) == {"prompt": ids, "model": "m,[x", "floats": [0.5] * 100_000}
-    assert len(calls) > 50 and max(calls) < 2 * longjson.NUMBERS_PIECE
+    assert len(calls) > 50 and max(calls) < 2 * longjson.PIECE_BYTES
 
 
 @pytest.mark.parametrize(
@@ -333,7 +336,7 @@ def test_a_long_text_beyond_ascii_is_parsed_in_pieces_and_is_the_same(monkeypatc
         longjson.msgspec.json, "decode", lambda text: (calls.append(len(text)), real(text))[1]
     )
     assert longjson.decoded(body) == value
-    assert len(calls) > 10 and max(calls) < 2 * longjson.NUMBERS_PIECE
+    assert len(calls) > 10 and max(calls) < 2 * longjson.PIECE_BYTES
 
 
 def test_a_text_of_halves_of_characters_is_cut_between_them():
@@ -356,7 +359,7 @@ def test_long_lists_of_objects_are_parsed_in_pieces_and_are_the_same(monkeypatch
         longjson.msgspec.json, "decode", lambda text: (calls.append(len(text)), real(text))[1]
     )
     assert longjson.decoded(body) == value
-    assert len(calls) > 20 and sorted(calls)[-2] < 2 * longjson.NUMBERS_PIECE, "but for one text"
+    assert len(calls) > 20 and max(calls) < 2 * longjson.PIECE_BYTES
 
 
 @pytest.mark.heavy
@@ -374,17 +377,36 @@ def test_long_lists_of_objects_are_parsed_in_pieces_and_are_the_same(monkeypatch
 def test_any_body_in_pieces_is_the_same_and_so_is_its_error(value, indent, escaped, at, junk):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(longjson, "LONG", 20)
-        patch.setattr(longjson, "NUMBERS_PIECE", 10)
+        patch.setattr(longjson, "PIECE_BYTES", 10)
         text = json.dumps(value, indent=indent, ensure_ascii=escaped).encode()
         for body in (text, text[:at] + junk + text[at + 1 :]):
             assert outcome(longjson.decoded, body) == outcome(msgspec.json.decode, body)
+        patch.setattr(longjson, "PLACED", 0)  # as a long body, whose error is not looked for again
+        for body in (text, text[:at] + junk + text[at + 1 :]):
+            parsed, whole = (outcome(decode, body) for decode in (longjson.decoded, msgspec.json.decode))
+            assert parsed == whole or ("DecodeError" in parsed and "DecodeError" in whole)
+
+
+@pytest.mark.parametrize("end", [b"", b"}", b"]}", b'",}', b'" "b"}', b'"}x', b'": 1}', b'\\"}'])
+@pytest.mark.parametrize("text", [b"word ", b"\\n", "\u0436".encode()])
+def test_a_long_body_with_a_wrong_end_is_not_parsed_a_second_time(monkeypatch, text, end):
+    """The search for its error would hold the interpreter as long as a whole body does."""
+    body = b'{"a": "' + text * (longjson.PLACED // len(text)) + end
+    calls: list[int] = []
+    real = msgspec.json.decode
+    monkeypatch.setattr(
+        longjson.msgspec.json, "decode", lambda text: (calls.append(len(text)), real(text))[1]
+    )
+    with pytest.raises(Refused, match="not JSON"):
+        limits.parse(body)
+    assert max(calls, default=0) <= longjson.LONG
 
 
 def outcome(decode: Any, body: bytes) -> str:
     try:
         return repr(decode(body))
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        return str(e)
+        return f"DecodeError: {e}"
 
 
 def test_long_lists_become_structs_an_item_at_a_time_with_the_same_errors(monkeypatch):
@@ -521,13 +543,43 @@ def test_work_that_comes_at_once_is_spread_over_turns_of_the_loop_in_order():
     asyncio.run(main())
 
 
+def test_a_caller_has_a_few_names_looked_up_at_a_time(serving, monkeypatch):
+    """64 requests for unknown names kept six threads at the disk, and /health waiting for 60 ms."""
+    server, release, inside = serving(), threading.Event(), []
+
+    async def slow(models: Any) -> list[Any]:
+        inside.append(models)
+        assert await asyncio.to_thread(release.wait, 60)
+        return []
+
+    monkeypatch.setattr(type(server.doors.server.models), "names", slow)
+    with ThreadPoolExecutor(20) as pool, httpx2.Client(base_url=server.url, timeout=60) as client:
+        sent = [pool.submit(client.get, f"/v1/models/m{n}") for n in range(20)]
+        try:
+            assert eventually(
+                lambda: sum(server.doors.server.requests.values()) == 20 and len(inside) == CALLER_THREADS
+            )
+        finally:
+            release.set()
+        assert {each.result().status_code for each in sent} == {404}
+
+
+def test_long_texts_are_packed_for_an_engine_off_the_loop_and_are_the_same(monkeypatch):
+    packing = in_thread(monkeypatch, wire, "_with_texts")
+    for text in ("word ", "\n", "\u0436\U0001f600"):
+        for job in (EmbedJob((text,)), EmbedJob(("a", text * 200_000, (1, 2), text * 100_000))):
+            assert bytes(asyncio.run(wire.packed(job))) == msgspec.msgpack.encode(job)
+    loop = threading.current_thread().name
+    assert [each == loop for each in packing] == [True, False] * 3
+
+
 def test_requests_take_turns_of_the_loop_and_probes_none(serving, monkeypatch):
     taken: list[None] = []
     real = LoopTurns.free
 
-    def free(turns: LoopTurns) -> bool:
+    def free(turns: LoopTurns, *, ending: bool = False) -> bool:
         taken.append(None)
-        return real(turns)
+        return real(turns, ending=ending)
 
     server = serving()
     monkeypatch.setattr(LoopTurns, "free", free)

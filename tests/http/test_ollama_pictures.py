@@ -85,8 +85,8 @@ def test_the_same_file_without_its_tower_reads_text_alone(server: Any, files: di
     "named, why",
     [
         (("model", "text"), "both files are models"),
-        (("tower", "wide"), "both files are towers"),
-        (("model", "wide"), "the tower of another model: its features have 96 columns"),
+        (("tower", "wide"), "both files are encoders"),
+        (("model", "wide"), "belongs to another model: its features have 96 columns"),
         (("tower",), "a projector (mmproj) without its model"),
         (("model", "tower", "text"), "files has 3; expected a GGUF file, or one and its projector"),
     ],
@@ -140,7 +140,7 @@ def test_a_modelfile_with_two_of_from_makes_a_model_that_sees(
     assert run(folder, order) == 0, capsys.readouterr().err
     capsys.readouterr()
     assert main.run(["show", "eyes"]) == 0
-    assert "yes, tower" in capsys.readouterr().out
+    assert "yes, encoder" in capsys.readouterr().out
     assert (
         main.run(["run", "eyes", "--local", "--max-tokens=2", "--image", str(picture(folder)), "What?"]) == 0
     )
@@ -157,7 +157,10 @@ def picture(folder: Path) -> Path:
     "text, why",
     [
         ("FROM ./sees.gguf\nFROM ./sees.gguf", "both files are models"),
-        ("FROM qwen3.5:4b\nFROM ./towers/projector.gguf", "FROM qwen3.5:4b: two of FROM name files"),
+        (
+            "FROM qwen3.5:4b\nFROM ./towers/projector.gguf",
+            "FROM qwen3.5:4b: two FROM lines must both name files",
+        ),
         ("FROM ./sees.gguf\nFROM ./gone.gguf", "there is no such file"),
         ("FROM ./sees.gguf\nFROM ./b.gguf\nFROM ./c.gguf", "line 3: a third FROM"),
     ],

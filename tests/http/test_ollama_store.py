@@ -438,5 +438,5 @@ def test_a_modelfile_is_read_in_a_thread(serving, monkeypatch):
         creating, "_recipe", lambda request: readers.append(threading.current_thread()) or recipe(request)
     )
     answer = server.owner.post("/api/create", json={"model": "x", "modelfile": "FROM a\nFROM b"})
-    assert answer.status_code == 400 and "a second FROM" in answer.text
+    assert answer.status_code == 400 and "the second FROM" in answer.text
     assert len(readers) == 1 and server.thread not in readers

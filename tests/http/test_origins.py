@@ -45,6 +45,10 @@ ASKED: list[tuple[str, dict[str, Any], str]] = [
 WITHOUT_A_PROMPT = {
     # a recording, which your own models alone hear
     *("/v1/audio/transcriptions", "/v1/audio/translations"),
+    # collections, whose texts the server's own embedder reads
+    *("/v1/vector_stores", "/v1/vector_stores/{id}", "/v1/vector_stores/{id}/search"),
+    *("/v1/vector_stores/{id}/files", "/v1/vector_stores/{id}/files/{file_id}"),
+    *("/v1/vector_stores/{id}/file_batches", "/v1/vector_stores/{id}/file_batches/{batch_id}/cancel"),
     *("/v1/files", "/v1/batches", "/v1/batches/{id}/cancel", "/v1/responses/{id}/cancel"),
     *("/api/show", "/api/pull", "/api/push", "/api/create", "/api/copy", "/api/blobs/{digest}"),
 }

@@ -79,7 +79,7 @@ def test_a_model_that_reads_text_refuses_them_before_anything_runs(
     server = serving()
     answer = server.client.post(route, json={"model": "fake:1b", "stream": stream, **body})
     assert answer.status_code == 400
-    assert where in answer.text and "fake:1b reads text alone" in answer.text
+    assert where in answer.text and "fake:1b cannot read pictures" in answer.text
     assert server.models.served["fake:1b"].jobs == []
     if route.startswith("/v1/chat"):
         error = answer.json()["error"]
@@ -121,7 +121,7 @@ def test_pictures_are_counted_and_measured(serving):
 def test_counting_refuses_what_the_model_cannot_see(serving):
     asked = {"model": "fake:1b", "messages": [user(image(SOURCE))]}
     answer = serving().client.post("/v1/messages/count_tokens", json=asked)
-    assert answer.status_code == 400 and "reads text alone" in answer.text
+    assert answer.status_code == 400 and "cannot read pictures" in answer.text
     asked = {"model": "fake:1b", "messages": [user(part(DATA))]}
     answer = serving().client.post("/tokenize", json=asked)
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "unsupported_content"
@@ -205,10 +205,10 @@ def test_who_sees_is_told_where_a_model_in_memory_does(serving):
     seeing.loaded.info = replace(seeing.loaded.info, can_see=True)
     asked = {"model": "fake:1b", "messages": [user(part(DATA))]}
     said = server.client.post("/v1/chat/completions", json=asked).json()["error"]["message"]
-    assert "of the models in memory org/fake:2b can see" in said
+    assert "of the models in memory, org/fake:2b can" in said
     seeing.loaded.info = replace(seeing.loaded.info, can_see=False)
     said = server.client.post("/v1/chat/completions", json=asked).json()["error"]["message"]
-    assert "has the capability vision in GET /api/tags" in said
+    assert "models with the capability vision in GET /api/tags can" in said
 
 
 def test_instructions_are_text(serving):

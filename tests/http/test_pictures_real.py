@@ -17,8 +17,8 @@ from PIL import Image as Drawing
 
 from freehold.run.models.tiny import make
 from freehold.run.store import ModelRef
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.options import EngineOptions
 from tests.http.conftest import Running, start
 
 pytestmark = pytest.mark.heavy

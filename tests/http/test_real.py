@@ -56,8 +56,8 @@ def real(model_path) -> Iterator[Real]:
     from freehold.run.store import Store
     from freehold.serve.http.core.sockets import bind_tcp
     from freehold.serve.http.serve import Doors, ServerSettings
+    from freehold.serve.worker.client import EngineOptions
     from freehold.serve.worker.models import EngineModels
-    from freehold.serve.worker.options import EngineOptions
 
     model_path(MODEL)
     up, made = threading.Event(), []

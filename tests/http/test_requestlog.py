@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from freehold.serve.http.core.call import RequestWork
+from freehold.serve.http.core.gate import RequestLine, _plain
 from freehold.serve.http.core.keys import Ring
-from freehold.serve.http.core.requestlog import RequestLine, _plain
 from tests.http.fakes import Script, failing
 from tests.http.test_door import bearer, key
 from tests.http.test_streams import connect, eventually, request

@@ -392,14 +392,14 @@ def test_what_is_left_out_is_named_in_warnings(serving):
         serving(),
         instrucions="x",
         text={"verbosity": "low"},
-        include=["reasoning.encrypted_content", "file_search_call.results"],
+        include=["reasoning.encrypted_content", "computer_call_output.output.image_url"],
         input=[{"role": "user", "content": "x", "mood": "good"}],
     )
     assert body["freehold"]["warnings"] == [
         "unknown field 'instrucions' was ignored; did you mean instructions?",
         "field 'mood' of items was ignored",
         "include reasoning.encrypted_content was ignored: reasoning comes in the open",
-        "include 'file_search_call.results' was ignored",
+        "include 'computer_call_output.output.image_url' was ignored",
         "text.verbosity was ignored: say it in the instructions",
     ]
     silent = {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "service_tier": "auto"}

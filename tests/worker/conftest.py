@@ -16,9 +16,9 @@ from freehold.base.serving import Job
 from freehold.base.types import Chunk
 from freehold.run.store import ModelRef, Store
 from freehold.serve.worker import handle
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.handle import EngineHandle
 from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.options import EngineOptions
 from tests.vectors.files import write_gguf
 
 Body = Callable[[EngineModels], Coroutine[Any, Any, None]]

@@ -17,8 +17,8 @@ from freehold.run.formats.lora import CONFIG, WEIGHTS
 from freehold.run.store import ModelRef, Store
 from freehold.run.store.create import Recipe, make
 from freehold.serve.http.core.problems import problem
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.models import AdaptedHandle, EngineModels, OverlaidHandle
-from freehold.serve.worker.options import EngineOptions
 from tests.vectors.adapters import ATTENTION, Case, write_gguf, write_peft
 from tests.worker.conftest import answers, tokens
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from freehold.base.config import Settings
-from freehold.base.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.base.errors import UnsupportedModel
 from freehold.base.serving import (
+    DelegatingHandle,
+    DelegatingTokenizer,
     EmbedJob,
     Job,
     ModelDirectory,

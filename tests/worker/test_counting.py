@@ -20,10 +20,9 @@ from freehold.base.stopping import check_stopped
 from freehold.base.types import Format, Message
 from freehold.run.local import opening as served_model
 from freehold.serve.worker import stream as calls
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.options import EngineOptions
-from freehold.serve.worker.process.intake import LONG_JOB, MANY_ANSWERS, Intake
-from freehold.serve.worker.process.jobs import LiveJobs
+from freehold.serve.worker.process.intake import LONG_JOB, MANY_ANSWERS, Intake, LiveJobs
 from freehold.serve.worker.process.scripted import ScriptedModel
 from freehold.serve.worker.wire import Cancel, ModelCall, Script, Submit, Writer, size
 from tests.worker.conftest import answers
@@ -179,7 +178,7 @@ def test_text_no_context_holds_is_refused_before_it_is_tokenized(serve, tiny, mo
 
 def test_no_reply_lists_more_ids_than_the_server_can_write_at_once(monkeypatch):
     monkeypatch.setattr(served_model, "MAX_LISTED", 3)
-    with pytest.raises(UsageError, match="has 4 tokens; at most 3"):
+    with pytest.raises(UsageError, match="has 4 tokens; the limit is 3"):
         served_model._listable([1, 2, 3, 4])
 
 

@@ -20,10 +20,9 @@ from freehold.base.errors import ContextOverflow, UnsupportedModel, UsageError
 from freehold.base.serving import EmbedJob, Job, Vectors
 from freehold.base.types import Message
 from freehold.run.store import ModelRef
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.options import EngineOptions
-from freehold.serve.worker.process.intake import EMBEDDING, Intake
-from freehold.serve.worker.process.jobs import LiveJobs
+from freehold.serve.worker.process.intake import EMBEDDING, Intake, LiveJobs
 from freehold.serve.worker.process.scripted import ScriptedModel
 from freehold.serve.worker.stream import PORTION_TEXTS
 from freehold.serve.worker.wire import ModelCall, Script

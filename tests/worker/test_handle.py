@@ -34,9 +34,9 @@ from freehold.base.types import Chunk, SamplingParams
 from freehold.serve.worker import client, handle
 from freehold.serve.worker import handle as handle_module
 from freehold.serve.worker import stream as stream_module
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.handle import EngineHandle
 from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.options import EngineOptions
 from freehold.serve.worker.process.scripted import scripted_tokens
 from freehold.serve.worker.wire import PROTOCOL, Hello, Open, Script, packed
 from tests.worker.conftest import answers, tokens

@@ -13,12 +13,12 @@ import pytest
 
 from freehold.base.errors import EngineLost, Overloaded, UnsupportedModel, UsageError
 from freehold.base.serving import Job, SpeechJob
-from freehold.serve.worker import hearing
+from freehold.serve.worker import stream as streams
 from freehold.serve.worker.handle import EngineHandle
-from freehold.serve.worker.hearing import EngineHearing, RecordingTurns
 from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.process.recordings import MOST, Recordings
+from freehold.serve.worker.process.intake import MOST, Recordings
 from freehold.serve.worker.process.scripted import ScriptedModel
+from freehold.serve.worker.stream import EngineHearing, RecordingTurns
 from freehold.serve.worker.wire import HearBegin, HearBytes, Script
 from tests.worker.test_handle import until
 
@@ -123,7 +123,7 @@ def test_the_language_stays_that_of_the_first_speech_after_a_death(serve):
 
 @pytest.mark.heavy
 def test_a_recording_that_ends_every_engine_ends_with_an_error_and_others_go_on(serve, monkeypatch):
-    monkeypatch.setattr(hearing, "MAX_LOST", 1)
+    monkeypatch.setattr(streams, "MAX_LOST", 1)
 
     async def body(models: EngineModels) -> None:
         poisoned = Kept(b"a" * 1000 + b"poison".ljust(1000))
@@ -166,10 +166,10 @@ def test_a_recording_that_is_not_read_is_refused_by_the_engine(serve):
 
 def test_a_model_hears_or_reads_and_says_so(serve):
     async def body(models: EngineModels) -> None:
-        with pytest.raises(UnsupportedModel, match="text hears no recordings"):
+        with pytest.raises(UnsupportedModel, match="text cannot transcribe recordings"):
             await opened(models, "text", sound(1))
         ears = await models.use("ears")
-        with pytest.raises(UnsupportedModel, match="transcribes recordings and answers no text"):
+        with pytest.raises(UnsupportedModel, match="only transcribes recordings"):
             await ears.start(Job(prompt="a"))
 
     serve(body, scripts=SCRIPTS)
@@ -278,7 +278,7 @@ def test_a_client_beyond_its_part_of_the_queue_is_refused_and_another_is_not():
         await turns.mine("a")
         waiting = [asyncio.ensure_future(turns.mine("a")) for _ in range(4)]
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="4 recordings wait to be heard by m; at most 4 may") as error:
+        with pytest.raises(Overloaded, match="4 recordings are waiting for m; the limit is 4") as error:
             await turns.mine("a")
         assert error.value.wait_s > 0
         waiting.append(asyncio.ensure_future(turns.mine("b")))

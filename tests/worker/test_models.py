@@ -17,16 +17,15 @@ from freehold.base.config import Settings
 from freehold.base.errors import BadModelFile, CapacityExceeded, ModelNotFound, Overloaded, UsageError
 from freehold.base.serving import Job
 from freehold.base.types import Format, Message
-from freehold.route.router.toml.outside import KeptEnvironment
+from freehold.route.router.toml.table import KeptEnvironment
 from freehold.run.store import ModelRef, Store
 from freehold.run.store.create import Recipe, make
 from freehold.serve.http.core.problems import hint_for
-from freehold.serve.worker import client, memory
+from freehold.serve.worker import client
 from freehold.serve.worker import models as models_module
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.handle import EngineHandle
-from freehold.serve.worker.memory import HEADROOM, LEAST_CACHE
-from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.options import EngineOptions
+from freehold.serve.worker.models import HEADROOM, LEAST_CACHE, EngineModels
 from freehold.serve.worker.stream import EngineStream
 from freehold.serve.worker.wire import Event, Failed, Frame, Script
 from tests.serving import served as open_tiny
@@ -327,8 +326,8 @@ async def begin_and_stop(served: EngineHandle, job: Job) -> asyncio.Task[EngineS
 
 @pytest.mark.heavy
 def test_idle_model_makes_room_for_the_next(serve, tiny, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(memory, "resident_bytes", lambda pid: 0)
-    monkeypatch.setattr(memory, "HEADROOM", 0)
+    monkeypatch.setattr(models_module, "resident_bytes", lambda pid: 0)
+    monkeypatch.setattr(models_module, "HEADROOM", 0)
 
     async def body(models: EngineModels) -> None:
         await answers(await models.use("tiny"), CHAT)
@@ -369,7 +368,7 @@ def test_a_model_made_anew_is_opened_anew_once_its_answers_have_ended(serve, tmp
 
 @pytest.mark.heavy
 def test_model_that_is_leaving_is_waited_for_where_its_memory_is_needed(serve, tiny, monkeypatch):
-    monkeypatch.setattr(memory, "HEADROOM", 0)
+    monkeypatch.setattr(models_module, "HEADROOM", 0)
     monkeypatch.setattr(client, "STOP_S", 0.5)
     held: list[EngineHandle] = []
 
@@ -390,8 +389,8 @@ def test_model_that_is_leaving_is_waited_for_where_its_memory_is_needed(serve, t
 
 @pytest.mark.heavy
 def test_busy_model_is_not_unloaded_and_the_error_has_the_numbers(serve, tiny, monkeypatch):
-    monkeypatch.setattr(memory, "resident_bytes", lambda pid: 0)
-    monkeypatch.setattr(memory, "HEADROOM", 0)
+    monkeypatch.setattr(models_module, "resident_bytes", lambda pid: 0)
+    monkeypatch.setattr(models_module, "HEADROOM", 0)
 
     async def body(models: EngineModels) -> None:
         served = await models.use("tiny")

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from freehold.base.serving import Begin, EngineStats, Job
 from freehold.base.types import Chunk, SamplingParams, Usage
-from freehold.serve.worker.process.jobs import Channel, HostedModel, LiveJobs
+from freehold.serve.worker.process.intake import Channel, HostedModel, LiveJobs
 from freehold.serve.worker.stream import EngineStream
 from freehold.serve.worker.wire import Frame, FromEngine, Piece, Prefilled, Reader, Writer
 

@@ -35,6 +35,7 @@ from freehold.serve.http.ollama import routes as ollama
 from freehold.serve.http.ollama.shape import greeting, is_ours, ollama_error
 from freehold.serve.http.openai import audio, embeddings, files
 from freehold.serve.http.openai import models as openai_models
+from freehold.serve.http.openai import vector_stores as vectors
 from freehold.serve.http.openai.chat import chat
 from freehold.serve.http.openai.completions import CompletionRequest, InfillRequest, completions, infill
 from freehold.serve.http.openai.fields.chat import ChatRequest
@@ -161,6 +162,7 @@ def _routes(*, store: bool, page: bool) -> list[Route]:
         route("GET", "/v1/files/{id}", files.file),
         route("GET", "/v1/files/{id}/content", files.content, answer=["application/octet-stream"]),
         route("DELETE", "/v1/files/{id}", files.delete),
+        *_vector_routes(),
         route("POST", "/v1/batches", files.create, files.BatchRequest),
         route("GET", "/v1/batches", files.batches, query=_PAGE),
         route("GET", "/v1/batches/{id}", files.batch),
@@ -185,6 +187,31 @@ def _routes(*, store: bool, page: bool) -> list[Route]:
     ]
 
 
+def _vector_routes() -> list[Route]:
+    """Return the routes of vector stores."""
+    at, of = "/v1/vector_stores", vectors
+    one = f"{at}/{{id}}"
+    files_at, batches_at = f"{one}/files", f"{one}/file_batches"
+    return [
+        route("POST", at, of.create, of.VectorStoreRequest),
+        route("GET", at, of.stores, query=_PAGE),
+        route("GET", one, of.store),
+        route("POST", one, of.change, of.VectorStoreChange),
+        route("DELETE", one, of.delete),
+        route("POST", f"{one}/search", of.search, of.StoreSearchRequest),
+        route("POST", files_at, of.attach, of.StoreFileRequest),
+        route("GET", files_at, of.files, query=(*_PAGE, "filter")),
+        route("GET", f"{files_at}/{{file_id}}", of.file),
+        route("POST", f"{files_at}/{{file_id}}", of.change_file, of.StoreFileChange),
+        route("GET", f"{files_at}/{{file_id}}/content", of.content),
+        route("DELETE", f"{files_at}/{{file_id}}", of.detach),
+        route("POST", batches_at, of.attach_batch, of.FileBatchRequest),
+        route("GET", f"{batches_at}/{{batch_id}}", of.batch),
+        route("POST", f"{batches_at}/{{batch_id}}/cancel", of.cancel_batch),
+        route("GET", f"{batches_at}/{{batch_id}}/files", of.batch_files, query=(*_PAGE, "filter")),
+    ]
+
+
 def endpoints() -> dict[str, Endpoint]:
     """Return the endpoints that a batch may ask, by path."""
     return {r.path: endpoint_of(r) for r in routes(console=False) if r.path in files.ENDPOINTS}
@@ -198,19 +225,19 @@ def wording(path: str, headers: Headers) -> Wording:
 
 
 async def models(call: HttpCall) -> None:
-    """List every model: in Anthropic's shape with an `anthropic-version` header, otherwise in OpenAI's."""
+    """List all models, in Anthropic's format with an `anthropic-version` header, otherwise in OpenAI's."""
     of = anthropic_models if speaks(call.scope["path"], call.headers) else openai_models
     await of.models(call)
 
 
 async def model(call: HttpCall) -> None:
-    """Describe one, in either shape; its id may hold `/` and `:`."""
+    """Return one model, in the same formats; its id may contain `/` and `:`."""
     of = anthropic_models if speaks(call.scope["path"], call.headers) else openai_models
     await of.model(call)
 
 
 async def root(call: HttpCall) -> None:
-    """Answer a browser with a page, and other clients with the sentence that Ollama's clients expect."""
+    """Serve the web console to browsers, and the sentence that Ollama's clients expect to others."""
     browser = call.scope["method"] == "GET" and b"text/html" in call.headers.get(b"accept", b"")
     if browser and call.server.console:
         await page(call)
@@ -219,7 +246,7 @@ async def root(call: HttpCall) -> None:
 
 
 async def openapi(call: HttpCall) -> None:
-    """Describe every route to programs (OpenAPI 3.1)."""
+    """Return a description of all routes (OpenAPI 3.1)."""
     parts = call.server.store is not None, call.server.console
     if parts not in _descriptions:
         await call.in_thread(_describe, *parts)
@@ -259,7 +286,7 @@ _REFUSALS = {
     "404": "No such model, or no such thing.",
     "413": "The body is too long.",
     "429": "The key's rate or budget is spent, or too many wait; Retry-After says for how long.",
-    "503": "The server has no room, or is stopping.",
+    "503": "The server is at capacity, or is stopping.",
 }
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 

@@ -30,7 +30,7 @@ from freehold.outgrow.options import OPTIONS, DeployOptions
 from freehold.outgrow.planning.options import planned
 from freehold.outgrow.replicas.models import DeployedModels
 from freehold.run.store import Store
-from freehold.serve.remote.http import Api
+from freehold.serve.remote import Api
 from freehold.serve.remote.openai import HttpModel
 from freehold.serve.worker.models import EngineModels
 
@@ -47,10 +47,10 @@ DRAIN_S = 30.0  # for answers, before a stop ends their engine
 def deploy(model: str, *, settings: Settings | None = None, **options: Any) -> DeployedLLM:
     """Start another engine with `model`, and return it as a ChatModel with status, logs, restart, upgrade and stop.
 
-    The engine ends with it. `options`: those of plan_deployment, but for `on` other hardware, and `fallback`: a stored
-    model that answers chats and texts while no replica is ready, after the first start has succeeded. Raises UsageError
-    for what cannot be planned, and EngineLost with the cause for an engine that does not come up. A deployment that
-    clients of a server see is `freehold deploy`.
+    The engine stops when the object is closed. `options`: those of plan_deployment, except `on` for other hardware, and
+    `fallback`: an installed model that answers chats and texts while no replica is ready, after the first successful
+    start. Raises UsageError if there is no valid plan, and EngineLost, with the cause, if the engine does not start. To
+    serve a deployment to clients, use `freehold deploy`.
     """
     check_names(options, OPTIONS)
     settings, deploy_options = settings or load_settings(), DeployOptions(model, **options)
@@ -58,9 +58,10 @@ def deploy(model: str, *, settings: Settings | None = None, **options: Any) -> D
 
 
 class DeployedLLM(HttpModel):
-    """A model in another engine, which ends with it: a ChatModel with the verbs of `freehold deploy`.
+    """A model in another engine, which stops when this object is closed: a ChatModel with the verbs of `freehold
+    deploy`.
 
-    `stop` and `close` end it; the verbs raise EngineClosed from then on.
+    After `stop` or `close`, its methods raise EngineClosed.
     """
 
     def __init__(
@@ -83,11 +84,11 @@ class DeployedLLM(HttpModel):
         super().__init__(self._inside.api(), plan.model.name, info)
 
     def embed(self, texts: str | Sequence[str], *, dimensions: int | None = None) -> Embeddings:
-        """Return a vector of unit length for each text, from a model that gives vectors.
+        """Return a vector of unit length for each text, from an embedding model.
 
-        `dimensions`: keep this many of a vector's numbers, at unit length again, which is for models that were trained
-        for it. Raises UsageError for too many texts, and UpstreamFailed where the engine refuses one: an empty text,
-        one that is longer than the context, or any, where the model gives text alone.
+        `dimensions`: keep this many dimensions of each vector, normalised again, for models trained for it. Raises
+        UsageError for too many texts, and UpstreamFailed if the engine rejects a text: it is empty, longer than the
+        context, or the model is not an embedding model.
         """
         import numpy as np
 
@@ -101,18 +102,19 @@ class DeployedLLM(HttpModel):
         return Embeddings(rows, vectors.tokens, vectors.cut)
 
     def status(self) -> DeploymentRow:
-        """Return its plan, counts of requests, and each replica's state, process, memory (bytes) and latest death."""
+        """Return the plan, the request counts, and for each replica the state, process, memory (bytes) and why it last
+        ended."""
         return self._inside.row(self.name)
 
     def logs(self, replica: int = 0) -> Sequence[str]:
-        """Return the newest lines that a replica's engine wrote, bounded; no prompt and no answer is in them."""
+        """Return the newest lines of a replica's log, which contains no prompts and no answers."""
         return self._inside.models.log(self.name, replica)
 
     def restart(self, *, drain_first: bool = False) -> DeploymentRow:
-        """Replace every replica by a new engine, one after the other; return when all are new. No answer is cut.
+        """Replace the replicas one at a time without cutting off answers; return when all are replaced.
 
-        `drain_first`: each engine ends before the new one starts, as where the device has no room for both.
-        Raises EngineLost where a new one does not become ready: the old ones stay, or are started again.
+        `drain_first`: stop each engine before the new one starts, as if the device could not hold both. Raises
+        EngineLost if a new engine does not become ready; the old ones then stay, or are started again.
         """
         self._inside.wait(lambda models: models.restart(self.name, drain_first=drain_first))
         return self._rolled()
@@ -120,8 +122,8 @@ class DeployedLLM(HttpModel):
     def upgrade(self, *, drain_first: bool = False, **options: Any) -> DeploymentRow:
         """Move to another plan, replica by replica: other flags, another environment, more or fewer replicas.
 
-        `options`: those of plan_deployment; what is not given stays as it was asked for at the start. Raises
-        UsageError for what cannot be planned, and EngineLost as `restart` does.
+        `options`: those of plan_deployment; options that you leave out keep their values. Raises UsageError if there is
+        no valid plan, and EngineLost as `restart` does.
         """
         check_names(options, OPTIONS)
         before = self.status().plan.nodes
@@ -133,12 +135,12 @@ class DeployedLLM(HttpModel):
         return self._rolled()
 
     def stop(self, drain_s: float = DRAIN_S) -> None:
-        """Let running answers end for up to `drain_s` seconds, then end the engine; `close` ends it at once."""
+        """Wait up to `drain_s` seconds for running answers, then stop the engine; `close` stops it at once."""
         self._inside.wait(lambda models: models.stop(self.name, drain_s))
         self.close()
 
     def close(self) -> None:
-        """End the server inside, and the engine."""
+        """Stop the internal server and the engine."""
         super().close()
         self._inside.close()
 

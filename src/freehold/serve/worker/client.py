@@ -1,8 +1,8 @@
-"""The server's end of one engine process: spawn, handshake, send, reap.
+"""The server's end of one engine process: how it is started, handshake, send, reap.
 
-Knows sockets, frames and a child process; knows no streams, no restarts. The process gets one end of a
-socket pair without a path or port; it runs in a session of its own, so that Ctrl-C reaches the server alone,
-and it ends when this end is closed or this process ends.
+Knows options of an engine, sockets, frames and a child process; knows no streams, no restarts. The process gets one end
+of a socket pair without a path or port; it runs in a session of its own, so that Ctrl-C reaches the server alone, and
+it ends when this end is closed or this process ends.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 from freehold.base.errors import EngineLost, Overloaded
 from freehold.base.machine import memory_kills
 from freehold.base.sandbox.children import spawn
 from freehold.base.serving import ModelInfo
+from freehold.base.types import ImageBudget, KvType, ServedModelOptions
 from freehold.base.version import __version__
 from freehold.serve.worker.wire import (
     PROTOCOL,
@@ -40,8 +44,92 @@ from freehold.serve.worker.wire import (
     Writer,
 )
 
+# --- how a server starts its engines ---------------------------------------------------------------
+
+# The time after which an idle model leaves memory.
+KEEP_ALIVE_S = 300.0
+
+
+class KeepAlive:
+    """Calls `expired` when a model has been idle for as long as its latest request asked, or `default_s`."""
+
+    def __init__(self, default_s: float, expired: Callable[[], None]) -> None:
+        self._default_s = self._seconds = default_s
+        self._expired = expired
+        self._loop = asyncio.get_running_loop()
+        # A request moves the deadline and leaves the timer, which looks again when it is due: two timers a request
+        # cost more than reading it.
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = math.inf  # of the loop's clock
+        self.expires_at: float | None = None  # time.time() of the unloading; None: busy, or never
+        self.used_at = self._loop.time()
+
+    def used(self, seconds: float | None) -> None:
+        """Note a request; `seconds`: its keep_alive, None for the default, negative for ever."""
+        self.used_at = self._loop.time()
+        self._seconds = self._default_s if seconds is None else seconds
+        self._deadline, self.expires_at = math.inf, None
+
+    def idle(self) -> None:
+        """Count from now."""
+        self.used_at = self._loop.time()
+        if not 0 <= self._seconds < math.inf:
+            self._deadline, self.expires_at = math.inf, None
+            return
+        self._deadline, self.expires_at = self.used_at + self._seconds, time.time() + self._seconds
+        if self._timer is not None and self._timer.when() > self._deadline:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._loop.time() >= self._deadline:
+            self._expired()
+        elif self._deadline < math.inf:
+            self._timer = self._loop.call_at(self._deadline, self._look)
+
+    def cancel(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.expires_at = None
+        self._deadline = math.inf
+
+
+HUNG_S = 120.0  # without a sign while there is work. The longest step is a second; a swapping machine is slow
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Options of all engines of a server; None leaves the choice to the engine."""
+
+    context: int | None = None
+    kv_type: KvType = "f16"
+    threads: int | None = None
+    speculate: bool = True
+    allow_paging: bool = False
+    eyes: str = "lazy"  # as ModelOptions
+    image_tokens: ImageBudget | None = None
+    draft: str | None = None  # MODEL that drafts; for the models of its family only
+    adapters: Mapping[str, Mapping[str, Path]] = field(
+        default_factory=dict
+    )  # MODEL -> name -> file or folder
+    disk: Path | None = None  # folder for cached prefixes that survive a restart
+    cache_bytes: int | None = None  # of each model's cache
+    max_models: int | None = None  # loaded at once
+    keep_alive_s: float = KEEP_ALIVE_S
+    hung_s: float = HUNG_S
+    engine: ServedModelOptions = field(
+        default_factory=ServedModelOptions
+    )  # target_itl_s, limits of the queue
+
+
+# --- one engine process ----------------------------------------------------------------------------
+
 # Of the environment, what an engine has no use for: it serves no client and downloads nothing. A provider's keys
-# were taken out before (router/toml/outside.py).
+# were taken out before (router/toml/table.py).
 KEYS = ("FREEHOLD_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # -P: no module is imported from the folder the server happens to run in.
 COMMAND = [sys.executable, "-P", "-m", "freehold.serve.worker.process"]
@@ -126,7 +214,7 @@ class EngineProcess(asyncio.Protocol):
         if (waiting := self._waiting()) and waiting + size > most:
             raise Overloaded(
                 f"{waiting:,} bytes of requests wait until the engine takes them; the limit is {most:,}",
-                "ask again in a moment",
+                "try again in a moment",
                 1.0,
             )
         self._out += pieces

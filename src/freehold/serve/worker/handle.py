@@ -33,13 +33,22 @@ from freehold.base.serving import (
     reads_text,
 )
 from freehold.base.types import Message, Turn
-from freehold.serve.worker.client import MAX_WAITING, STOP_S, EngineDied, EngineProcess
-from freehold.serve.worker.hearing import EngineHearing, RecordingTurn, RecordingTurns
-from freehold.serve.worker.options import HUNG_S, KEEP_ALIVE_S, KeepAlive
+from freehold.serve.worker.client import (
+    HUNG_S,
+    KEEP_ALIVE_S,
+    MAX_WAITING,
+    STOP_S,
+    EngineDied,
+    EngineProcess,
+    KeepAlive,
+)
 from freehold.serve.worker.stream import (
+    EngineHearing,
     EngineStream,
     LoadWaiters,
     PendingCall,
+    RecordingTurn,
+    RecordingTurns,
     check_pending,
     joined,
     portions,
@@ -310,7 +319,8 @@ class EngineHandle:
         parts: list[Vectors] = []
         for portion in portions(job):
             client = job.client or job.tenant
-            reply = await self.call("embed", portion, keep_alive=keep_alive, client=client)
+            packed_portion = await self._pack(portion, keep_alive)
+            reply = await self.call("embed", packed_portion, keep_alive=keep_alive, client=client)
             part = msgspec.convert(reply, Vectors)
             parts.append(replace(part, cut=tuple(portion.first - job.first + i for i in part.cut)))
             if computed is not None:
@@ -370,7 +380,7 @@ class EngineHandle:
             self._quarantine.ended(pending)
             self._rest()
 
-    async def _pack(self, job: Job, keep_alive: float | None = None) -> msgspec.Raw:
+    async def _pack(self, job: Job | EmbedJob, keep_alive: float | None = None) -> msgspec.Raw:
         """Encode a job for the engine; meanwhile the model is not unloaded, neither for room nor by its timer."""
         self._used(keep_alive)
         self._packing += 1
@@ -554,7 +564,7 @@ class EngineHandle:
 
     def _used(self, keep_alive: float | None) -> None:
         if self._closed:
-            raise EngineClosed("the server is shutting down", "ask again when it is back")
+            raise EngineClosed("the server is shutting down", "try again when it is back")
         if not self._owes:
             self._busy_at = self._loop.time()
         self.keep_alive.used(keep_alive)
@@ -578,7 +588,7 @@ class EngineHandle:
         """Stop the engine process and wait for its end. Running jobs end with EngineClosed."""
         self.keep_alive.cancel()
         self._up = False
-        self._fail_all(EngineClosed(f"{self.name} is being unloaded", "ask again; it is loaded on demand"))
+        self._fail_all(EngineClosed(f"{self.name} is being unloaded", "try again; it is loaded on demand"))
         if self._life is not None and not self.leaving:
             self._life.cancel()
         await self.left()

@@ -1,6 +1,7 @@
 """The models of a server: found by name, loaded on demand, unloaded when idle or for room.
 
-Knows names, adapters and overlays; knows no stream and no protocol. Memory is counted in memory.py.
+Knows names, adapters and overlays; knows no stream and no protocol. Bytes are counted before a load, and idle models
+are unloaded until they suffice.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from freehold.base.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.base.errors import BadModelFile, CapacityExceeded, EngineClosed, ModelNotFound, UsageError
-from freehold.base.machine import available_bytes
+from freehold.base.machine import available_bytes, resident_bytes, show_bytes
 from freehold.base.serving import (
     FEATURE_BYTES,
     CounterTable,
+    DelegatingHandle,
+    DelegatingTokenizer,
     EmbedJob,
     Job,
     LoadedInfo,
@@ -32,16 +34,119 @@ from freehold.base.serving import (
 from freehold.base.types import EYES, Message, ServedModelOptions, Turn
 from freehold.base.version import __version__
 from freehold.run.formats import open_lora
-from freehold.run.formats.adapter_names import check_adapter_name, unknown_adapter
+from freehold.run.formats.lora import check_adapter_name, unknown_adapter
 from freehold.run.store import Listed, ModelRef, Store
 from freehold.run.store.eyes import misfit
 from freehold.run.store.judging import Judgements
 from freehold.run.store.overlays import Overlay, canonical, overlaid, with_messages
 from freehold.run.store.refs import parse_ref
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.handle import EngineHandle
-from freehold.serve.worker.memory import EngineMemory
-from freehold.serve.worker.options import EngineOptions
 from freehold.serve.worker.wire import PROTOCOL, Open, Script
+
+# --- memory ----------------------------------------------------------------------------------------
+
+HEADROOM = 256 << 20  # bytes of an engine beside weights and cache: interpreter, tokenizer, activations
+LEAST_CACHE = 64 << 20  # a model is not worth loading with less
+# Of what memory is left once the weights are in: the cache of the first model takes half, of the next half of
+# the rest. Pages of it count as soon as they are reserved here, though the kernel gives them when first used.
+CACHE_SHARE = 0.5
+PAGED_CACHE_SHARE = (
+    0.1  # of free memory, where weights come from disk: what the cache takes is read again for each token
+)
+
+
+class EngineMemory:
+    """Memory left on the machine for engines. `available` returns the bytes that may still be taken."""
+
+    def __init__(
+        self, handles: Mapping[str, EngineHandle], options: EngineOptions, available: Callable[[], int]
+    ) -> None:
+        self._handles, self._options, self._available = handles, options, available
+        self._needs: dict[str, int] = {}  # bytes, by name, of models being loaded
+        self._lock = asyncio.Lock()  # one load looks for room at a time
+
+    async def reserve(self, handle: EngineHandle, weights: int, refused: CapacityExceeded | None) -> int:
+        """Make room for a model of `weights` bytes; return the bytes its cache may take. Raises CapacityExceeded.
+
+        `refused`: the engine's own error, which knows what a token costs; then one idle model more is unloaded.
+        """
+        async with self._lock:
+            if refused is not None and not await self._unload_one(handle):
+                raise refused
+            cache = await self._make_room(handle, weights)
+            self._needs[handle.name] = weights + cache + HEADROOM
+            return cache
+
+    def loaded_names(self) -> str:
+        """Say which models are loaded, with their sizes; empty for none."""
+        shown = [
+            f"{each.name} ({show_bytes(each.info.memory_bytes)} reserved, {each.in_flight} running)"
+            for each in self._handles.values()
+            if each.loaded
+        ]
+        return f"loaded: {', '.join(shown)}" if shown else ""
+
+    async def _make_room(self, handle: EngineHandle, weights: int) -> int:
+        """Unload idle models until `weights` fit; return the bytes the cache may take."""
+        wanted = self._options.cache_bytes
+        need = weights + HEADROOM + (wanted or LEAST_CACHE)
+        while True:
+            free = self._free(handle)
+            if need > free and self._pages(handle):
+                return wanted or max(int(free * PAGED_CACHE_SHARE), LEAST_CACHE)
+            if need <= free and not self._too_many(handle):
+                return wanted or int((free - weights - HEADROOM) * CACHE_SHARE)
+            if not await self._unload_one(handle):
+                raise self._no_room(handle, need, free)
+
+    def _pages(self, handle: EngineHandle) -> bool:
+        """Whether a model may be read from disk: where it is allowed, and no idle one can make room."""
+        movable = any(each.leaving or (each.loaded and each.idle) for each in self._others(handle))
+        return self._options.allow_paging and not movable and not self._too_many(handle)
+
+    async def _unload_one(self, handle: EngineHandle) -> bool:
+        """Wait for a model that is leaving, else unload the idle one used longest ago; False if there is neither."""
+        others = self._others(handle)
+        leaving = [each for each in others if each.leaving]
+        idle = [each for each in others if each.loaded and each.idle]
+        if leaving:
+            await leaving[0].left()
+        elif idle:
+            await min(idle, key=lambda each: each.keep_alive.used_at).unload()
+        return bool(leaving or idle)
+
+    def _others(self, handle: EngineHandle) -> list[EngineHandle]:
+        return [each for each in self._handles.values() if each is not handle]
+
+    def _too_many(self, handle: EngineHandle) -> bool:
+        most = self._options.max_models
+        return most is not None and sum(each.awake for each in self._others(handle)) >= most
+
+    def _free(self, handle: EngineHandle) -> int:
+        """Count the bytes a new engine may take: the machine's, less what loaded ones have yet to touch."""
+        return self._available() - sum(self._untouched(each) for each in self._others(handle) if each.awake)
+
+    def _untouched(self, handle: EngineHandle) -> int:
+        promised = handle.info.memory_bytes if handle.loaded else self._needs.get(handle.name, 0)
+        return max(promised - resident_bytes(handle.pid), 0)
+
+    def _no_room(self, handle: EngineHandle, need: int, free: int) -> CapacityExceeded:
+        if self._too_many(handle):
+            most = self._options.max_models
+            message = f"{handle.name} would be one model more than the {most} allowed at once"
+        else:
+            message = f"{handle.name} needs {show_bytes(need)} with its cache; {show_bytes(max(free, 0))} are available"
+        # In the hint, which a client's key never sees: its scope may not hold them.
+        busy = self.loaded_names()
+        if not busy:
+            return CapacityExceeded(message, "free memory, or choose a smaller model")
+        return CapacityExceeded(
+            message, f"{busy}; try again when one is idle, or unload one: freehold stop MODEL"
+        )
+
+
+# --- models by name --------------------------------------------------------------------------------
 
 MAX_SPELLINGS = 1024  # of names that are cached; a client may write a name in any mixture of case and blanks
 
@@ -118,7 +223,7 @@ class EngineModels:
         Raises ModelNotFound, CapacityExceeded, and what loading gave.
         """
         if self._closed:
-            raise EngineClosed("the server is shutting down", "ask again when it is back")
+            raise EngineClosed("the server is shutting down", "try again when it is back")
         overlay = self._shares(name)
         if overlay is not None:
             handle = await self._use(overlay.base, keep_alive)

@@ -19,7 +19,16 @@ import msgspec
 
 from freehold.base import errors
 from freehold.base.errors import FreeholdError, Overloaded, UsageError
-from freehold.base.serving import Begin, EngineStats, Job, ModelInfo, SpeechFacts, SpeechJob, SpeechPart
+from freehold.base.serving import (
+    Begin,
+    EmbedJob,
+    EngineStats,
+    Job,
+    ModelInfo,
+    SpeechFacts,
+    SpeechJob,
+    SpeechPart,
+)
 from freehold.base.types import Audio, Chunk, Image, Message, Part
 from freehold.run.store import ModelRef
 
@@ -347,8 +356,11 @@ SHORT_CHAT, SHORT_TEXT = (
 _ARRAY = b"\xdd"  # msgpack's name for a list with four bytes of length
 
 
-async def packed(job: Job) -> msgspec.Raw:
+async def packed(job: Job | EmbedJob) -> msgspec.Raw:
     """Encode a job for Submit or ModelCall; a long one beside the loop. Raises UsageError as `encoded`."""
+    if isinstance(job, EmbedJob):
+        is_short = sum(map(len, job.texts)) <= SHORT_TEXT
+        return _with_texts(job) if is_short else await asyncio.to_thread(_with_texts, job)
     return await asyncio.to_thread(encoded, job) if is_long(job) else encoded(job)
 
 
@@ -378,7 +390,7 @@ def encoded(job: Job) -> msgspec.Raw:
         return _without_files(job)
     if total > MAX_PICTURES_BYTES:
         heard = any(isinstance(file, Audio) for file in _files(messages))
-        what = "pictures and sounds" if heard else "pictures"
+        what = "pictures and recordings" if heard else "pictures"
         raise UsageError(
             f"the {len(sizes)} {what} of the chat have {total:,} bytes; the limit of a request is "
             f"{MAX_PICTURES_BYTES:,}",
@@ -396,9 +408,31 @@ def encoded(job: Job) -> msgspec.Raw:
             pieces += (text[at : at + _PIECE].encode("ascii") for at in range(0, len(text), _PIECE))
             pieces.append(part)
     except UnicodeEncodeError as e:
-        why = "a picture or a sound of the chat is not base64"
+        why = "a picture or a recording in the chat is not base64"
         raise UsageError(why, "encode its bytes again", "messages") from e
     return msgspec.Raw(b"".join(pieces))  # which lets other threads run, as a join of a megabyte does
+
+
+def _with_texts(job: EmbedJob) -> msgspec.Raw:
+    """Encode texts to be embedded; a long one in pieces, between which other threads run."""
+    long: list[str] = []
+    stand_in: Any = msgspec.Raw(_STAND_IN)
+    texts: list[Any] = []
+    for text in job.texts:
+        if isinstance(text, str) and len(text) > _PIECE:
+            long.append(text)
+            text = stand_in
+        texts.append(text)
+    try:
+        parts = _MEASURE.encode(replace(job, texts=tuple(texts))).split(_STAND_IN)
+        pieces = [parts[0]]
+        for text, part in zip(long, parts[1:], strict=True):
+            encoded_text = [text[at : at + _PIECE].encode() for at in range(0, len(text), _PIECE)]
+            pieces.append(_TEXT + sum(map(len, encoded_text)).to_bytes(4, "big"))
+            pieces += [*encoded_text, part]
+    except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as e:
+        raise UsageError(f"a value cannot be sent to an engine: {e}") from e
+    return msgspec.Raw(b"".join(pieces))
 
 
 def _without_files(job: Job) -> msgspec.Raw:

@@ -131,46 +131,45 @@ class OutputConfig(Struct, kw_only=True):
 
 
 class CountRequest(Struct, kw_only=True):
-    """POST /v1/messages/count_tokens: a chat to count. The other fields of /v1/messages change nothing here."""
+    """POST /v1/messages/count_tokens: a chat to count. The other fields of /v1/messages have no effect here."""
 
     model: Annotated[Name, doc("The model's name; it is loaded if it is not in memory.")]
     messages: Annotated[
         Annotated[list[InputMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(
-            description="The chat, which begins with a user's turn; the answer continues from an assistant's turn at "
-            "its end. Blocks: text, thinking, tool_use, tool_result, "
-            "image (base64 or url, for models that see), document (text), search_result; turns of one role in a row "
-            "are one turn."
+            description="The chat, which starts with a user turn. If it ends with an assistant turn, the answer "
+            "continues it. Blocks: text, thinking, tool_use, tool_result, image (base64 or url, for "
+            "vision models), document (text), search_result. Consecutive turns of one role are joined."
         ),
     ]
     system: Annotated[
         str | Annotated[list[TextBlock], Meta(max_length=MAX_BLOCKS)] | None,
-        doc("The system prompt. A line `x-anthropic-billing-header:` before it is left out."),
+        doc("The system prompt. A line `x-anthropic-billing-header:` at its start is removed."),
     ] = None
     tools: Annotated[
         Annotated[list[ToolParam], Meta(max_length=MAX_TOOLS)] | None,
         Meta(
-            description="Tools the model may call; deferred ones once a result refers to them. Those that Anthropic "
-            "runs are ignored, with a warning."
+            description="Tools that the model may call; deferred tools once a result refers to them. Tools that "
+            "Anthropic runs are ignored, with a warning."
         ),
     ] = None
     tool_choice: Annotated[ToolChoice | None, doc("auto (default), any, none, or tool with its name.")] = None
     thinking: Annotated[
         Thinking | None,
         Meta(
-            description="enabled with budget_tokens, disabled, or adaptive: the model's own habit, as without it."
+            description="enabled with budget_tokens, disabled, or adaptive (the default): the model decides."
         ),
     ] = None
     output_config: Annotated[
         OutputConfig | None,
-        doc("`effort` (above high is high), and `format`: a JSON schema of the text."),
+        doc("`effort` (levels above high count as high), and `format`: a JSON schema for the text."),
     ] = None
     output_format: Annotated[OutputFormat | None, doc("The older name of output_config.format.")] = None
     cache_control: Annotated[
         CacheControl | None,
         Meta(
-            description="Here, in blocks and in tools: what a provider keeps of the prompt in its cache. This "
-            "machine's models cache all prompts; usage says how much was found."
+            description="Here, in blocks and in tools: which part of the prompt a provider caches. Local models "
+            "cache all prompts; usage shows how much was cached."
         ),
     ] = None
 
@@ -178,14 +177,14 @@ class CountRequest(Struct, kw_only=True):
 class MessagesRequest(CountRequest, kw_only=True):
     """POST /v1/messages: a chat to answer."""
 
-    max_tokens: Annotated[Tokens, doc("Most tokens of the answer, thinking included.")]
+    max_tokens: Annotated[Tokens, doc("Maximum tokens of the answer, including thinking.")]
     stream: Annotated[bool | None, doc("Send the answer as server-sent events.")] = None
     stop_sequences: Annotated[
         Annotated[
             list[Annotated[str, Meta(min_length=1, max_length=MAX_STOP_CHARS)]], Meta(max_length=MAX_STOPS)
         ]
         | None,
-        doc("Texts that end the answer; `stop_sequence` tells which one came."),
+        doc("Texts that end the answer; `stop_sequence` is the one that occurred."),
     ] = None
     temperature: Annotated[
         Annotated[float, Meta(ge=0, le=1)] | None, doc("0 is greedy. Default: the model's own.")
@@ -195,29 +194,33 @@ class MessagesRequest(CountRequest, kw_only=True):
         Annotated[int, Meta(ge=0, le=FORCED)] | None,
         doc("Sample from this many tokens; 0: all."),
     ] = None
-    metadata: Annotated[Object | None, doc("Accepted and not used.")] = None
+    metadata: Annotated[Object | None, doc("Accepted, but not used.")] = None
     service_tier: Annotated[Literal["auto", "standard_only"] | None, doc("Accepted: there is one tier.")] = (
         None
     )
-    min_p: Annotated[Share | None, doc("Ours: drop tokens below this times the highest probability.")] = None
+    min_p: Annotated[
+        Share | None, doc("Freehold's own: drop tokens below this times the highest probability.")
+    ] = None
     seed: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_SEED)] | None,
-        doc("Ours: the same seed gives the same answer. Default: random."),
+        doc("Freehold's own: the same seed gives the same answer. Default: random."),
     ] = None
     overflow: Annotated[
         Overflow | None,
         Meta(
-            description="Ours: a chat longer than the context: `error` (default) or `drop-oldest`, which is counted."
+            description="Freehold's own: if a chat is longer than the context, `error` (default) or `drop-oldest`, "
+            "which the receipt reports."
         ),
     ] = None
-    priority: Annotated[Priority | None, doc("Ours: `batch` takes what interactive requests leave.")] = None
+    priority: Annotated[Priority | None, doc("Freehold's own: `batch` uses only idle capacity.")] = None
     timeout: Annotated[
         Annotated[float, Meta(gt=0, le=86400)] | None,
-        doc("Ours: seconds the whole answer may take."),
+        doc("Freehold's own: time limit for the whole answer, in seconds."),
     ] = None
     keep_alive: Annotated[
         float | str | None,
         Meta(
-            description="Ours: how long the model stays in memory afterwards: seconds or `10m`; negative: no limit."
+            description="Freehold's own: how long the model stays in memory afterwards: seconds or `10m`; "
+            "negative: no limit."
         ),
     ] = None

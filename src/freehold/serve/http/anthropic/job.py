@@ -142,7 +142,7 @@ def _tools(r: CountRequest, warnings: list[str]) -> tuple[Tool, ...]:
         where = f"tools[{i}]"
         if tool.type not in (None, "custom"):
             searched = searched or tool.type.startswith("tool_search_tool")
-            warnings.append(f"{where} of type {tool.type!r} was ignored: this server has no tools of its own")
+            warnings.append(f"{where} of type {tool.type!r} was ignored: this server does not run tools")
             continue
         read = _tool(tool, where)
         if read.name in {**shown, **deferred}:

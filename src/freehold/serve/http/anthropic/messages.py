@@ -25,7 +25,7 @@ from freehold.serve.http.core.receipt import Tally
 
 
 async def messages(call: HttpCall) -> None:
-    """Answer a chat, as Anthropic does."""
+    """Answer a chat, in Anthropic's format."""
     call.statuses = STATUSES
     request, raw = await call.struct(MessagesRequest)
     pictures, warnings = Pictures(), list[str]()
@@ -45,7 +45,7 @@ async def messages(call: HttpCall) -> None:
 
 
 async def count_tokens(call: HttpCall) -> None:
-    """Count the tokens of a chat with its tools, also of one that is too long to be answered."""
+    """Count the tokens of a chat with its tools, even if it is longer than the context."""
     call.statuses = STATUSES
     request, raw = await call.struct(CountRequest)
     pictures, warnings = Pictures(), list[str]()
@@ -62,6 +62,7 @@ async def count_tokens(call: HttpCall) -> None:
         served = await call.models.use(request.model)
         (fetched,) = await checked(call, pictures, served.info, [job])
         tokens = await served.count(replace(fit(fetched, served.info, tally), client=call.caller))
+        await call.in_turn()  # an engine counts many at once
         if isinstance(tokens, EstimatedCount):
             tally.warn(ESTIMATED)
         tokens = int(tokens)

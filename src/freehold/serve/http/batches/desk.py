@@ -96,7 +96,10 @@ class Desk:
         if batch.id not in self._waiting:
             _log.error("batch %s waits for the disk: %s", batch.id, e)
         self._waiting[batch.id] = why = e.strerror or str(e)
-        message = f"the server's disk takes no results ({why}); the batch waits, loses none, and continues by itself"
+        message = (
+            f"the server cannot write results to its disk ({why}); the batch waits, loses no result, and continues "
+            "automatically"
+        )
         batch.errors = (Wrong("disk_failed", message),)
 
     async def run(self, asker: Asker) -> None:

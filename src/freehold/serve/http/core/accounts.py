@@ -99,7 +99,7 @@ class Accounts:
             return ""
         return (
             f"token counts of keys cannot be saved ({self.trouble}) for {self.failing_s:.0f} s; "
-            "they are kept in memory and saved once the disk has room"
+            "they are kept in memory and saved once the disk has free space"
         )
 
     async def keep(self) -> None:
@@ -205,7 +205,7 @@ class Accounts:
         """Return the refusal (429) of a request whose tokens those in flight do not give back."""
         return _too_many(
             f"requests of the key {key.name} in progress may cost {self._reserved[key.name]:,} tokens, and its "
-            f"budget for today has no room for {tokens:,} more; ask again when one has ended, or for fewer",
+            f"budget for today cannot cover {tokens:,} more; try again when one has ended, or request fewer",
             "budget_in_use",
             1.0,
         )
@@ -220,7 +220,7 @@ class Accounts:
             self.left(key)
         if self._counting[key.name] >= MAX_COUNTING:
             raise _too_many(
-                f"the key {key.name} has {MAX_COUNTING} requests that count tokens, as many as it may",
+                f"the key {key.name} has {MAX_COUNTING} requests that count tokens, which is the limit",
                 "too_many_counts",
                 1.0,
             )

@@ -152,8 +152,7 @@ class Answering:
         await self.call.while_here(self._computing.run(model, opened, keep))
         ordered = [choices[i] for i in sorted(choices)]
         size = SCORE * sum(_scores(choice.logprobs) for choice in ordered) if self._scored else 0
-        if not self.call.server.loop_turns.free():  # many end in one step
-            await self.call.server.loop_turns.mine()
+        await self.call.in_turn()  # many end in one step
         data = await self.call.apart(self._encoded, ordered, size=size)
         if self.shape.keep is not None:
             self.shape.keep()
@@ -243,7 +242,7 @@ def _scores(logprobs: Sequence[TokenLogprob]) -> int:
 
 CONTENT_TYPE = b"text/event-stream; charset=utf-8"  # server-sent events
 COMMENT = b": keep-alive\n\n"  # which their readers leave out
-PREFILL = b": prefill %d %d\n\n"  # tokens of the prompt that are read, and all; remote/http.py reads it
+PREFILL = b": prefill %d %d\n\n"  # tokens of the prompt that are read, and all; remote/__init__.py reads it
 PREFILL_S = 1.0  # between two of them
 HEADERS = [
     (b"cache-control", b"no-cache"),

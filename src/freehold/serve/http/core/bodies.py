@@ -62,11 +62,14 @@ class LoopTurns:
         self._most, self._seconds, self._counting, self._until = most, seconds, False, 0.0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    def free(self) -> bool:
-        """Return whether this turn of the loop has time for one more: then it has it, and need not await `mine`."""
+    def free(self, *, ending: bool = False) -> bool:
+        """Return whether this turn of the loop has time for one more: then it has it, and need not await `mine`.
+
+        `ending`: an answer that is done goes before the requests that wait to begin.
+        """
         now = time.perf_counter()
         if self._counting:
-            return now < self._until and not self._waiting
+            return now < self._until and (ending or not self._waiting)
         self._counting, self._until = True, now + self._seconds
         asyncio.get_running_loop().call_soon(self._next)
         return True
@@ -345,7 +348,7 @@ async def _whole(receive: Receive, limits: ServerLimits, holding: Holding) -> li
 
 
 def _no_room(status: int, why: str) -> Refused:
-    message = f"{why}; ask again in a moment"
+    message = f"{why}; try again in a moment"
     # Not closed: what still comes would reset it before this is read.
     return Refused(status, message, code="bodies_too_many", headers=((b"retry-after", b"1"),))
 
@@ -410,7 +413,7 @@ class Upload:
             raise Refused(
                 507,
                 f"the server's disk has {space.human(max(left, 0))} for uploads, and those in progress announced "
-                f"{space.human(self._all.coming)} more; send less, or ask again when its owner has freed space",
+                f"{space.human(self._all.coming)} more; send less, or try again when its owner has freed space",
                 code="disk_full",
                 headers=((b"connection", b"close"),),
             )

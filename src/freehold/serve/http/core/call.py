@@ -13,6 +13,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -176,8 +177,11 @@ class ServerCall:
         """The models this request may use."""
         models = self.server.models.asked_by(self.origin)
         if self.key is None:
-            return NamingDirectory(models)
-        return ScopedDirectory(models, self.key, self.server.accounts)
+            return NamingDirectory(models, self._turn)
+        return ScopedDirectory(models, self.key, self.server.accounts, self._turn)
+
+    def _turn(self) -> AbstractAsyncContextManager[None]:
+        return self.server.turns.of(self.caller)
 
     def loading(self, model: str) -> tuple[int, int] | None:
         """Return (bytes done, bytes in all) of a model that is being loaded and that the caller may use."""
@@ -206,7 +210,7 @@ class ServerCall:
 
     def cut(self) -> None:
         """End the work at once: the server stops."""
-        self._end(EngineClosed("the server is stopping", "ask again in a moment"))
+        self._end(EngineClosed("the server is stopping", "try again in a moment"))
 
     def _end(self, why: Exception) -> None:
         if self._task is not None and self._ended is None:
@@ -302,12 +306,17 @@ class HttpCall(ServerCall):
 
         A caller that leaves meanwhile keeps its turn until the thread is free.
         """
-        async with self.server.turns.of(self.caller):
+        async with self._turn():
             working = asyncio.create_task(asyncio.to_thread(work, *args))
             try:
                 return await asyncio.shield(working)
             finally:
                 await asyncio.gather(working, return_exceptions=True)
+
+    async def in_turn(self) -> None:
+        """Continue in a turn of the loop that has time: many requests may have waited for one thing."""
+        if not self.server.loop_turns.free(ending=True):
+            await self.server.loop_turns.mine()
 
     def _gone(self) -> bool:
         """Return whether the client has left."""

@@ -48,7 +48,7 @@ def without_unseen(call: ServerCall, *, again: bool = False) -> Fit:
         shown = shown_to(messages, info.can_see, MAX_PICTURES_BYTES, () if again else who)
         if shown == tuple(messages):
             return job
-        can = f"; of the models in memory {', '.join(who)} can see" if who else ""
+        can = f"; of the models in memory, {', '.join(who)} can read pictures" if who else ""
         why = "a request has too many" if info.can_see else f"{info.name} reads text only{can}"
         tally.warn(f"pictures of tools were left out: {why}")
         return replace(job, messages=shown)
@@ -232,7 +232,7 @@ class Computing:
 
     def _ended(self, record: PerModel, job: int, chunk: Chunk, first_s: float, whole_s: float) -> None:
         if chunk.finish_reason == "cancelled" or chunk.usage is None:
-            raise EngineClosed("the answer was cancelled before its end", "ask again")
+            raise EngineClosed("the answer was cancelled before its end", "try again")
         self.tally.ended(job, chunk.usage)
         work = self.call.work
         work.cached_tokens, work.prompt_tokens = self.tally.cached_tokens, self.tally.prompt_tokens

@@ -313,7 +313,7 @@ def too_many(most: int) -> Refused:
     """Return the refusal of a connection for which there is no room."""
     return Refused(
         503,
-        f"too many connections are open; the limit is {most:,}: ask again in a moment, over fewer of them",
+        f"too many connections are open; the limit is {most:,}: try again in a moment, over fewer of them",
         code="connections_too_many",
         headers=((b"retry-after", b"1"),),
     )
@@ -330,7 +330,7 @@ def _too_long(most: int) -> Refused:
 
 
 def _too_fine() -> Refused:
-    message = "the body comes in too many small chunks, or with too much beside them; send longer chunks"
+    message = "the body has too many small chunks, or too much chunk metadata; send longer chunks"
     return Refused(400, message, code="body_framing")
 
 

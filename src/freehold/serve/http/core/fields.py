@@ -57,7 +57,7 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 TokenId = Annotated[int, Meta(ge=0, le=0x7FFFFFFF)]
 Rank = Annotated[
     Priority | Annotated[int, Meta(ge=-(1 << 31), le=1 << 31)] | None,
-    doc("`batch` runs on capacity that interactive requests leave; a number above 0 is batch."),
+    doc("`batch` uses only idle capacity; a number above 0 means batch."),
 ]
 
 
@@ -227,7 +227,7 @@ class Pictures:
         """Read a sound in base64; what form it has is seen where it is opened. Raises Refused."""
         self._sounds.append(where)
         if (count := len(self._sounds)) > MAX_SOUNDS:
-            raise _unsupported(f"{where} is sound {count}; expected at most {MAX_SOUNDS}", where)
+            raise _unsupported(f"{where} is recording {count}; expected at most {MAX_SOUNDS}", where)
         with _refused_at(where):
             return Audio.in_base64(data, format, where)
 
@@ -243,7 +243,7 @@ class Pictures:
             return
         if not info.can_see:
             raise _unsupported(
-                f"{self._first}; {info.name} reads text alone{_who_sees(call)}", self._places[0]
+                f"{self._first}; {info.name} cannot read pictures{_who_sees(call)}", self._places[0]
             )
         if self.addresses and not info.can_fetch:
             place, names = self.addresses[0], ", ".join(sorted(hosts)[:_NAMED])
@@ -256,10 +256,10 @@ class Pictures:
     def _check_sounds(self, call: ServerCall, info: ModelInfo) -> None:
         if not info.can_listen:
             names = sorted(each.name for each in call.models.loaded() if each.info.can_listen)[:_NAMED]
-            able = f"of the models in memory {', '.join(names)} can hear" if names else LISTENING
+            able = f"of the models in memory, {', '.join(names)} can" if names else LISTENING
             raise _unsupported(
-                f"{self._sounds[0]} is of type 'input_audio'; {info.name} hears no sounds; {able}; "
-                "POST /v1/audio/transcriptions makes a text of a recording",
+                f"{self._sounds[0]} is of type 'input_audio'; {info.name} cannot process audio; {able}; "
+                "POST /v1/audio/transcriptions turns a recording into text",
                 self._sounds[0],
             )
         call.fields = {**call.fields, **dict(zip(self._sounds, self._sounds, strict=True))}
@@ -274,7 +274,7 @@ class Pictures:
 def _who_sees(call: ServerCall) -> str:
     """Return which models would take the pictures, as far as they are known without loading one."""
     names = seeing(call)
-    return f"; of the models in memory {', '.join(names)} can see" if names else SEEING
+    return f"; of the models in memory, {', '.join(names)} can" if names else SEEING
 
 
 def seeing(call: ServerCall) -> list[str]:
@@ -287,8 +287,8 @@ def hearing(call: ServerCall) -> list[str]:
     return sorted(each.name for each in call.models.loaded() if each.info.can_hear)[:_NAMED]
 
 
-LISTENING = "a model hears that has the capability audio in GET /api/tags, such as Gemma 4 E2B or Voxtral"
-SEEING = "; a model sees that has the capability vision in GET /api/tags"
+LISTENING = "models with the capability audio in GET /api/tags can, such as Gemma 4 E2B or Voxtral"
+SEEING = "; models with the capability vision in GET /api/tags can"
 _NAMED = 5  # models of an error
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import inspect
 
-from freehold.serve.http.core.longjson import decoded, structure_of
+from freehold.serve.http.core.longjson import decoded
 from freehold.serve.http.core.problems import Refused
 
 MAX_DEPTH = 64  # nested lists and objects in a body: a schema has two a level, all else at most five
@@ -81,8 +81,7 @@ class ServerLimits:
 def parse(body: bytes) -> dict[str, Any]:
     """Return the JSON object in `body`; 400 for anything else and for one nested too deep."""
     try:
-        structure = structure_of(body)
-        value = decoded(body, wide=structure.wide)
+        value = decoded(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as e:
         # Where the other half would run over the body's end msgspec calls the body truncated.
         why = "half a surrogate pair is not a character" if _HALF.search(body) else e
@@ -91,7 +90,7 @@ def parse(body: bytes) -> dict[str, Any]:
         raise _too_deep() from None
     if not isinstance(value, dict):
         raise Refused(400, f"the body is {_shown(value)}; expected an object", code="invalid_json")
-    if structure.containers > MAX_DEPTH and _deeper(value, MAX_DEPTH):
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deeper(value, MAX_DEPTH):
         raise _too_deep()
     return value
 

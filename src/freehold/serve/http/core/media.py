@@ -52,7 +52,7 @@ def host_name(text: str) -> str:
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"--media-host {text[:100]!r} is not the name of a host",
-            "give a name alone, such as images.example.com: no https://, port, address or trailing dot",
+            "give only a host name, such as images.example.com: no https://, port, address or trailing dot",
         )
     return name
 

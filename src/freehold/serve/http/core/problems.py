@@ -107,7 +107,7 @@ def problem(e: BaseException, *, owner: bool = False) -> Problem:
     if isinstance(e, FreeholdError):
         return _named(e, hint_for(e, owner=owner))
     if isinstance(e, OSError) and e.errno in _FULL:
-        message = "the server's disk is full; ask again when its owner has freed space"
+        message = "the server's disk is full; try again when its owner has freed space"
         return Problem(507, message, SERVER, code="disk_full")
     if isinstance(e, OSError) and e.errno == errno.EFBIG:  # of this process (ulimit -f), or of the disk
         message = "the server's system lets no file become that long; send less, or ask its owner"
@@ -183,7 +183,7 @@ _WAYS: dict[type[FreeholdError], str] = {
     errors.BadModelFile: "GET /v1/models lists the others; this one is the operator's to repair",
     errors.FileVanished: "GET /v1/models lists the others; the operator has to bring this one's file back",
     errors.StoreError: "the operator finds the cause in the server's log",
-    errors.CapacityExceeded: "ask a model that GET /v1/models shows as loaded, or ask again when others are idle",
+    errors.CapacityExceeded: "ask a model that GET /v1/models shows as loaded, or try again when others are idle",
     errors.EngineLost: "the operator finds the cause in the server's log",
 }
 

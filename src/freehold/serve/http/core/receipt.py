@@ -51,7 +51,7 @@ class Tally:
             self.warn(left)
         wanted = self._jobs[job].max_tokens
         if begin.context and wanted is not None and wanted > begin.max_tokens and not begin.budgeted:
-            self.warn(f"max_tokens was cut to what the context of {begin.context:,} tokens has room for")
+            self.warn(f"max_tokens was reduced to fit the context of {begin.context:,} tokens")
 
     def warn(self, warning: str) -> None:
         """Add a warning, once."""

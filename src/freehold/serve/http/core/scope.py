@@ -10,17 +10,19 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import TypeVar
 
 from freehold.base.catalog.entries import suggestions
-from freehold.base.delegating import DelegatingHandle, DelegatingTokenizer
 from freehold.base.errors import ModelNotFound
 from freehold.base.prompts import PromptSize, prompt_size
 from freehold.base.serving import (
     CHUNK_TOKENS,
     SPEECH_TOKENS,
+    DelegatingHandle,
+    DelegatingTokenizer,
     EmbedJob,
     Job,
     LoadedInfo,
@@ -49,16 +51,21 @@ MANY = 500  # messages or texts; measuring as many takes a millisecond
 MOST_NAME = 200  # characters of a name for which similar ones are looked for
 W = TypeVar("W", Job, EmbedJob)
 T = TypeVar("T")
+Turns = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class NamingDirectory:
-    """Models of which an unknown name is refused with the nearest ones."""
+    """Models of which an unknown name is refused with the nearest ones.
 
-    def __init__(self, models: ModelDirectory) -> None:
-        self._models = models
+    `turn`: the caller's at threads, which look names up; None where there is one caller.
+    """
+
+    def __init__(self, models: ModelDirectory, turn: Turns | None = None) -> None:
+        self._models, self._turn = models, turn or nullcontext
 
     async def names(self) -> Sequence[StoredModel]:
-        return await self._models.names()
+        async with self._turn():
+            return await self._models.names()
 
     def loaded(self) -> Sequence[LoadedInfo]:
         return self._models.loaded()
@@ -67,13 +74,17 @@ class NamingDirectory:
         return await self._found(name, lambda: self._models.use(name, keep_alive))
 
     async def name_of(self, name: str) -> str:
-        return await self._found(name, lambda: self._models.name_of(name))
+        return await self._found(name, lambda: self._in_turn(self._models.name_of(name)))
 
     async def stamp_of(self, name: str) -> str:
-        return await self._found(name, lambda: self._models.stamp_of(name))
+        return await self._found(name, lambda: self._in_turn(self._models.stamp_of(name)))
 
     def _check(self, name: str) -> None:
         """Raise ModelNotFound for a name that may not be used."""
+
+    async def _in_turn(self, work: Awaitable[T]) -> T:
+        async with self._turn():
+            return await work
 
     async def _found(self, name: str, finding: Callable[[], Awaitable[T]]) -> T:
         """Raise ModelNotFound with the nearest names that may be used, or the catalogue's."""
@@ -82,18 +93,26 @@ class NamingDirectory:
             return await finding()
         except ModelNotFound as e:
             wanted = name[:MOST_NAME]
-            near = get_close_matches(wanted, [each.name for each in await self.names()], cutoff=0.5)
-            where, near = ("here", near) if near else ("in the catalogue", suggestions(wanted))
+            names = [each.name for each in await self.names()]
+            where, near = await self._in_turn(asyncio.to_thread(_nearest, wanted, names))
             if not near or wanted in near:
                 raise
             raise ModelNotFound(f"{e.message}; nearest {where}: {' or '.join(near)}", e.hint) from e
 
 
+def _nearest(wanted: str, names: list[str]) -> tuple[str, list[str]]:
+    """Return where names like `wanted` are, and which."""
+    near = get_close_matches(wanted, names, cutoff=0.5)
+    return ("here", near) if near else ("in the catalogue", suggestions(wanted))
+
+
 class ScopedDirectory(NamingDirectory):
     """What a key may ask. A model outside its scope does not exist for it."""
 
-    def __init__(self, models: ModelDirectory, key: Key, accounts: Accounts) -> None:
-        super().__init__(models)
+    def __init__(
+        self, models: ModelDirectory, key: Key, accounts: Accounts, turn: Turns | None = None
+    ) -> None:
+        super().__init__(models, turn)
         self._key, self._accounts = key, accounts
 
     async def names(self) -> Sequence[StoredModel]:

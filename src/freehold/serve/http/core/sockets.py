@@ -59,7 +59,7 @@ def bind_unix(path: Path) -> socket.socket:
     status = folder.stat()
     # The bit that hands a group on (setgid) gives no right; a volume of a cluster has it, and folders inherit it.
     if status.st_mode & 0o077 or status.st_uid != os.geteuid():
-        raise UsageError(f"{folder} is open to others", "it must belong to you alone: chmod 700")
+        raise UsageError(f"{folder} is open to others", "only you may have access: chmod 700")
     if _answers(path):
         raise UsageError(f"a server listens at {path} already", "freehold stop ends it")
     path.unlink(missing_ok=True)

@@ -49,7 +49,7 @@ class OllamaGenerating(Struct, kw_only=True):
     """Fields that chats and texts share."""
 
     model: Annotated[Name, doc("The model's name; `:latest` may be left out.")]
-    stream: Annotated[bool | None, doc("A line of JSON a piece. Default true.")] = None
+    stream: Annotated[bool | None, doc("Send one line of JSON per piece. Default true.")] = None
     format: Annotated[
         str | dict[str, Any] | None,
         doc('`"json"`, or a JSON schema that the answer must satisfy.'),
@@ -57,26 +57,26 @@ class OllamaGenerating(Struct, kw_only=True):
     options: Options | None = None
     keep_alive: Annotated[
         float | str | None,
-        doc("How long the model stays in memory: seconds or `10m`; negative: for ever; 0: not."),
+        doc("How long the model stays in memory: seconds or `10m`; negative: no limit; 0: unload it."),
     ] = None
     think: Annotated[
         Think | None,
-        doc("Reason before the answer, or not; or how much, where the model knows."),
+        doc("Turn reasoning on or off, or set its level, if the model supports it."),
     ] = None
     truncate: Annotated[
         bool | None,
         Meta(
-            description="true: leave out the oldest messages of a chat that is too long, and count them in the "
-            "receipt. Otherwise that is an error with the limit and the count."
+            description="true: drop the oldest messages of a chat that is too long; the receipt reports how many. "
+            "Otherwise, such a chat is an error."
         ),
     ] = None
-    shift: Annotated[bool | None, doc("An answer ends where the context does, with done_reason length.")] = (
-        None
-    )
-    logprobs: Annotated[bool | None, doc("Give each token's log-probability.")] = None
+    shift: Annotated[
+        bool | None, doc("Not used: an answer ends at the end of the context, with done_reason length.")
+    ] = None
+    logprobs: Annotated[bool | None, doc("Return each token's log-probability.")] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
-        doc("And those of this many alternatives."),
+        doc("Also return those of this many alternatives."),
     ] = None
 
 
@@ -128,35 +128,35 @@ class OllamaChatRequest(OllamaGenerating, kw_only=True):
 
     messages: Annotated[
         Annotated[list[OllamaMessage], Meta(max_length=MAX_MESSAGES)] | None,
-        doc("The chat, as text; the answer continues from an assistant's message at its end."),
+        doc("The chat. If it ends with an assistant message, the answer continues it."),
     ] = None
     tools: Annotated[
         Annotated[list[ToolGiven], Meta(max_length=MAX_TOOLS)] | None,
-        doc("Functions that the model may ask for."),
+        doc("Functions that the model may call."),
     ] = None
 
 
 class GenerateRequest(OllamaGenerating, kw_only=True):
     """POST /api/generate: one prompt to answer; without one the model is loaded, or unloaded with keep_alive 0."""
 
-    prompt: Annotated[str | None, doc("What to answer; with raw or suffix, to continue.")] = None
-    suffix: Annotated[str | None, doc("Fill in between prompt and this, where the model can.")] = None
-    system: Annotated[str | None, doc("Instead of the model's own system text.")] = None
+    prompt: Annotated[str | None, doc("The prompt; with raw or suffix, the text to continue.")] = None
+    suffix: Annotated[str | None, doc("Fill in the text between prompt and suffix, if the model can.")] = None
+    system: Annotated[str | None, doc("Replaces the model's own system prompt.")] = None
     template: Annotated[
         str | None,
         Meta(
-            description="Instead of the model's own template: Go's language with .System, .Prompt, .Response, if, "
+            description="Replaces the model's own template: a Go template with .System, .Prompt, .Response, if, "
             "and, or, not; or Jinja over messages. Not with raw, suffix or context."
         ),
     ] = None
     context: Annotated[
         Annotated[list[TokenId], Meta(max_length=1 << 20)] | None,
-        doc("What an earlier answer gave as context: the chat continues from there."),
+        doc("The context of an earlier answer, which the chat continues."),
     ] = None
     raw: Annotated[bool | None, doc("Continue the prompt as it is, without a template.")] = None
     images: Annotated[
         list[str] | None,
-        doc("Pictures in base64, for models that see; not with raw, suffix or context."),
+        doc("Pictures in base64, for vision models; not with raw, suffix or context."),
     ] = None
 
 
@@ -348,7 +348,7 @@ def _refuse_text_fields(r: GenerateRequest) -> None:
         raise Refused(400, message, param="raw")
     for name in ("suffix", "context"):
         if r.template and getattr(r, name):
-            why = f"template lays out a chat of its own; it does not go with {name}"
+            why = f"template cannot be combined with {name}"
             raise Refused(400, why, param="template")
     if r.context and r.suffix:
         raise Refused(400, "context is of a talk; it does not go with suffix", param="context")

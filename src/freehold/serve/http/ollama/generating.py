@@ -105,7 +105,7 @@ async def let_go(call: HttpCall, model: str) -> None:
 
 
 async def generate(call: HttpCall) -> None:
-    """Answer a prompt; without one load the model, or unload it with keep_alive 0."""
+    """Answer a prompt; without a prompt, load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(GenerateRequest)
     pictures = Pictures()
     ollama_job = await call.apart(text_job, request, raw, call.tenant, pictures)
@@ -142,7 +142,7 @@ async def _behind(call: HttpCall, r: GenerateRequest, job: Job) -> Job:
 
 
 async def chat(call: HttpCall) -> None:
-    """Answer a chat; without messages load the model, or unload it with keep_alive 0."""
+    """Answer a chat; without messages, load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(OllamaChatRequest)
     pictures = Pictures()
     ollama_job = await call.apart(chat_job, request, raw, call.tenant, pictures)
@@ -165,7 +165,7 @@ KeepAlive = Annotated[
 class EmbedRequest(Struct, kw_only=True):
     """POST /api/embed: texts to turn into vectors of unit length; without input the model is loaded."""
 
-    model: Annotated[Name, doc("The model's name; any model makes embeddings.")]
+    model: Annotated[Name, doc("The model's name; any model can compute embeddings.")]
     input: Annotated[str | list[str] | None, doc("A text, or a list of them.")] = None
     truncate: Annotated[
         bool | None,
@@ -173,7 +173,7 @@ class EmbedRequest(Struct, kw_only=True):
     ] = None
     dimensions: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)] | None,
-        doc("Keep this many numbers, at unit length again; for models trained for it."),
+        doc("Keep this many dimensions, normalised again; for models trained for it."),
     ] = None
     options: Annotated[Options | None, doc("Checked, and named in warnings: none changes a vector.")] = None
     keep_alive: KeepAlive = None
@@ -182,7 +182,7 @@ class EmbedRequest(Struct, kw_only=True):
 class EmbeddingsRequest(Struct, kw_only=True):
     """POST /api/embeddings: one text to turn into a vector, as older clients ask."""
 
-    model: Annotated[Name, doc("The model's name; any model makes embeddings.")]
+    model: Annotated[Name, doc("The model's name; any model can compute embeddings.")]
     prompt: Annotated[str | None, doc("The text.")] = None
     truncate: Annotated[bool | None, doc("As in /api/embed.")] = None
     options: Annotated[Options | None, doc("As in /api/embed.")] = None
@@ -190,7 +190,7 @@ class EmbeddingsRequest(Struct, kw_only=True):
 
 
 async def embed(call: HttpCall) -> None:
-    """Turn texts into vectors; without input load the model, or with keep_alive 0 let go of it."""
+    """Turn texts into vectors; without input, load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(EmbedRequest)
     texts = [request.input] if request.input and isinstance(request.input, str) else request.input or []
     if texts:
@@ -221,7 +221,7 @@ async def embed(call: HttpCall) -> None:
 
 
 async def embeddings(call: HttpCall) -> None:
-    """Turn one text into a vector; without one load the model, or with keep_alive 0 let go of it."""
+    """Turn one text into a vector; without a text, load the model, or unload it with keep_alive 0."""
     request, raw = await call.struct(EmbeddingsRequest)
     warnings = [*unknown_fields(raw, EmbeddingsRequest), *_idle(request.options)]
     texts = (request.prompt,) if request.prompt else ()

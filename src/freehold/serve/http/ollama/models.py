@@ -30,16 +30,15 @@ from freehold.base.errors import FreeholdError, ModelNotFound
 from freehold.base.machine import resident_bytes
 from freehold.base.serving import LoadedInfo, StoredModel
 from freehold.base.version import __version__
-from freehold.run.formats import GGUFFile, ModelFile, open_model_file
-from freehold.run.formats.detect import quantization_of
+from freehold.run.formats import GGUFFile, ModelFile, open_model_file, quantization_of
 from freehold.run.store import Listed, Store
 from freehold.run.store.eyes import has_ears, has_tower
 from freehold.run.store.manifest import write_json
 from freehold.run.store.overlays import Overlay
 from freehold.run.store.parameters import as_lines, sampling_defaults
 from freehold.run.store.refs import LATEST, parse_ref
+from freehold.run.tokenizer.core import SPELLINGS
 from freehold.run.tokenizer.directory import read_json
-from freehold.run.tokenizer.fill import SPELLINGS
 from freehold.run.tokenizer.template import ChatTemplate, templates_from_dir, templates_from_gguf
 from freehold.serve.http.core.call import HttpCall
 from freehold.serve.http.core.fields import Name, doc
@@ -285,8 +284,8 @@ class ShowRequest(Struct, kw_only=True):
     """POST /api/show: what a model is."""
 
     model: Annotated[Name | None, doc("The model's name.")] = None
-    name: Annotated[Name | None, doc("The same, as older clients call it.")] = None
-    verbose: Annotated[bool | None, doc("List the tensors too.")] = None
+    name: Annotated[Name | None, doc("The name that older clients use.")] = None
+    verbose: Annotated[bool | None, doc("Also list the tensors.")] = None
     system: str | None = None
     template: str | None = None
     options: dict[str, Any] | None = None
@@ -316,7 +315,7 @@ async def ps(call: HttpCall) -> None:
 
 
 async def show(call: HttpCall) -> None:
-    """Say what a model is: its Modelfile, parameters, template, facts of its file, and what it can do."""
+    """Describe a model: Modelfile, parameters, template, metadata and capabilities."""
     request, raw = await call.struct(ShowRequest)
     name = request.model or request.name
     if not name:
@@ -327,13 +326,13 @@ async def show(call: HttpCall) -> None:
             raise Refused(400, message, param=other)
     if call.key is not None and not call.key.may_use(name):
         raise refusal(ModelNotFound(f"there is no model {name[:200]!r} for the key {call.key.name}"), name)
-    listed = await asyncio.to_thread(look_up, stored(call), name)
+    listed = await call.in_thread(look_up, stored(call), name)
     warnings = unknown_fields(raw, ShowRequest)
     store, verbose = stored(call), request.verbose is True
-    shown, is_whole = await asyncio.to_thread(_shown, store, listed, verbose, KNOWN)
+    shown, is_whole = await call.in_thread(_shown, store, listed, verbose, KNOWN)
     if not is_whole:
         await _checked([(listed.path, partial(_shown, store, listed, verbose, math.inf))])
-        shown, is_whole = await asyncio.to_thread(_shown, store, listed, verbose, KNOWN)
+        shown, is_whole = await call.in_thread(_shown, store, listed, verbose, KNOWN)
     warnings += [] if is_whole else [being_checked(listed.name)]
     sights = _sights(call)
     sees = sights.get(listed.name, sights.get(listed.base))

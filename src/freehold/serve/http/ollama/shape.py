@@ -66,7 +66,7 @@ async def greeting(call: HttpCall) -> None:
 
 
 async def version(call: HttpCall) -> None:
-    """Say which version of Ollama's protocol is spoken here."""
+    """Return the supported version of Ollama's API."""
     await call.answer({"version": COMPATIBLE, "freehold": __version__})
 
 

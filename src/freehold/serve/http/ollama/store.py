@@ -62,7 +62,7 @@ class _Stopped(Exception):
 async def run(call: HttpCall, name: str, work: Work, *, stream: bool, first: Line) -> None:
     """Run `work` in a thread and answer with its lines, then with success; `first` is the beat until the next one."""
     if call.server.chores >= MOST:
-        message = f"{MOST} downloads are in progress; ask again later"
+        message = f"{MOST} downloads are in progress; try again later"
         raise Refused(503, message, headers=((b"retry-after", b"10"),))
     call.server.chores += 1
     chore = _Chore(work, first)
@@ -193,18 +193,18 @@ def _line(line: Line) -> bytes:
 
 
 class PullRequest(Struct, kw_only=True):
-    """POST /api/pull: fetch a model, and tell how far it is."""
+    """POST /api/pull: download a model and report the progress."""
 
-    model: Annotated[Name | None, doc("A name of the catalogue, or org/repo:QUANT.")] = None
-    name: Annotated[Name | None, doc("The same, as older clients call it.")] = None
-    stream: Annotated[bool | None, doc("A line of JSON a step. Default true.")] = None
-    insecure: Annotated[bool | None, doc("Refused when true: downloads are always checked.")] = None
+    model: Annotated[Name | None, doc("A name in the catalogue, or org/repo:QUANT.")] = None
+    name: Annotated[Name | None, doc("The name that older clients use.")] = None
+    stream: Annotated[bool | None, doc("Send one line of JSON per step. Default true.")] = None
+    insecure: Annotated[bool | None, doc("true is not supported: downloads are always verified.")] = None
     username: str | None = None
     password: str | None = None
 
 
 async def pull(call: HttpCall) -> None:
-    """Fetch a model, or reference one that is on this machine; only for the owner."""
+    """Download a model, or add one that is on this machine; only for the owner."""
     request, raw = await call.struct(PullRequest)
     name = fetchable(request.model or request.name, "model")
     for field in ("insecure", "username", "password"):
@@ -224,7 +224,7 @@ async def pull(call: HttpCall) -> None:
 
 
 async def push(call: HttpCall) -> None:
-    """Refuse: models are not sent away."""
+    """Not supported: Freehold never uploads models."""
     raise Refused(403, "push is refused: Freehold sends no model anywhere", code="push_refused")
 
 
@@ -256,24 +256,24 @@ class DeleteRequest(Struct, kw_only=True):
     """DELETE /api/delete: delete a model, or forget another program's."""
 
     model: Annotated[Name | None, doc("The model's name.")] = None
-    name: Annotated[Name | None, doc("The same, as older clients call it.")] = None
+    name: Annotated[Name | None, doc("The name that older clients use.")] = None
 
 
 async def copy(call: HttpCall) -> None:
     """Give a model another name; only for the owner."""
     request, _ = await call.struct(CopyRequest)
     source, name = fetchable(request.source, "source"), fetchable(request.destination, "destination")
-    await worded(source, lambda: asyncio.to_thread(make_copy, stored(call), source, name))
+    await worded(source, lambda: call.in_thread(make_copy, stored(call), source, name))
     await call.server.models.retire(name)
     await call.answer(b"")
 
 
 async def delete(call: HttpCall) -> None:
-    """Delete a model, or forget another program's; only for the owner."""
+    """Delete a model, or remove another program's model from the list; only for the owner."""
     request, _ = await call.struct(DeleteRequest)
     name = fetchable(request.model or request.name, "model")
-    listed = await asyncio.to_thread(look_up, stored(call), name)
-    await asyncio.to_thread(stored(call).remove, listed.name)
+    listed = await call.in_thread(look_up, stored(call), name)
+    await call.in_thread(stored(call).remove, listed.name)
     await call.server.models.retire(listed.name)
     await call.answer(b"")
 
@@ -291,26 +291,26 @@ _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 
 
 async def has(call: HttpCall) -> None:
-    """Tell whether a file of this digest is here."""
+    """Check whether a file with this digest exists."""
     digest = _digest(call.scope["path_params"]["digest"])
-    present = await asyncio.to_thread(_is_here, stored(call), digest)
+    present = await call.in_thread(_is_here, stored(call), digest)
     await call.answer(b"", 200 if present else 404)
 
 
 async def send(call: HttpCall) -> None:
-    """Take a file in, whole and of the digest it is said to have; only for the owner."""
+    """Upload a file and check its digest; only for the owner."""
     digest, store = _digest(call.scope["path_params"]["digest"]), stored(call)
     stated = call.headers.get(b"content-length", b"")
     size = int(stated[:20]) if stated.isdigit() else 0
     if size > MAX_BYTES:
         message = f"the blob is longer than {MAX_BYTES:,} bytes"
         raise Refused(413, message, code="body_too_large", headers=((b"connection", b"close"),))
-    if await asyncio.to_thread(_is_here, store, digest):
+    if await call.in_thread(_is_here, store, digest):
         await call.answer(b"", 200)
         return
     folder = _folder(store)
-    with space.full_disk(store.settings.home, "nothing of it is kept"):
-        await asyncio.to_thread(_swept, folder)
+    with space.full_disk(store.settings.home, "nothing was stored"):
+        await call.in_thread(_swept, folder)
         with call.server.uploads.into(folder, call.headers) as coming:
             await _write(call, folder, digest, coming)
     await call.answer(b"", 201)
@@ -352,7 +352,7 @@ def model_of(store: Store, digests: Sequence[str]) -> ModelRef:
         model, tower = sources[0], None
         if is_tower(model):
             raise UsageError(
-                "the file is a projector (mmproj) without its model", "name the model's GGUF beside it"
+                "the file is a projector (mmproj) without its model", "name the model's GGUF too"
             )
     try:
         keep = model.parent != _folder(store)
@@ -489,16 +489,16 @@ class OverlayMessage(Struct, kw_only=True):
 
 
 class CreateRequest(Struct, kw_only=True, rename={"base": "from"}):
-    """POST /api/create: make a model from another one."""
+    """POST /api/create: create a model from another one."""
 
     model: Annotated[Name | None, doc("The new model's name.")] = None
-    name: Annotated[Name | None, doc("The same, as older clients call it.")] = None
-    base: Annotated[Name | None, doc("What it is made from; fetched if it is not here.")] = None
+    name: Annotated[Name | None, doc("The name that older clients use.")] = None
+    base: Annotated[Name | None, doc("The base model; downloaded if it is not installed.")] = None
     files: Annotated[
         Files | None,
         doc(
-            "Instead of from: a GGUF file's name and the digest of its blob; beside it that of its projector (mmproj), "
-            "by which it reads pictures."
+            "Instead of from: a GGUF file's name and the digest of its blob; for a vision model, also those of its "
+            "projector (mmproj)."
         ),
     ] = None
     adapters: Annotated[
@@ -508,21 +508,21 @@ class CreateRequest(Struct, kw_only=True, rename={"base": "from"}):
             "`adapter_config.json` and `adapter_model.safetensors`."
         ),
     ] = None
-    template: Annotated[str | None, doc("In Jinja; one in Go's language is ignored.")] = None
+    template: Annotated[str | None, doc("A Jinja template; a Go template is ignored.")] = None
     license: Annotated[str | list[str] | None, doc("The licence's text.")] = None
-    system: Annotated[str | None, doc("System text of chats that have none.")] = None
-    parameters: Annotated[dict[str, Any] | None, doc("Options that requests need not give.")] = None
+    system: Annotated[str | None, doc("System prompt for chats that have none.")] = None
+    parameters: Annotated[dict[str, Any] | None, doc("Default options for requests.")] = None
     messages: Annotated[
         Annotated[list[OverlayMessage], Meta(max_length=MAX_MESSAGES)] | None,
-        doc("What every chat begins with."),
+        doc("Messages at the start of every chat."),
     ] = None
     modelfile: Annotated[str | None, doc("All of this as a Modelfile, as older clients send it.")] = None
-    stream: Annotated[bool | None, doc("A line of JSON a step. Default true.")] = None
-    quantize: Annotated[str | None, doc("Refused: models are stored as they come.")] = None
+    stream: Annotated[bool | None, doc("Send one line of JSON per step. Default true.")] = None
+    quantize: Annotated[str | None, doc("Not supported: models are stored unchanged.")] = None
 
 
 async def create(call: HttpCall) -> None:
-    """Make a model from another one, in place of what was made under its name; only for the owner."""
+    """Create a model from another one, replacing an earlier one of the same name; only for the owner."""
     request, raw = await call.struct(CreateRequest)
     name = fetchable(request.model or request.name, "model")
     recipe, digests = await call.in_thread(_recipe, request)
@@ -555,10 +555,10 @@ def _recipe(r: CreateRequest) -> tuple[Recipe, tuple[str, ...]]:
         raise Refused(400, "quantize is not supported", param="quantize", code="unsupported_parameter")
     parsed = parse(r.modelfile) if r.modelfile else Recipe()
     if parsed.adapter:
-        message = "ADAPTER names a file; send it as a blob and name that in adapters"
+        message = "ADAPTER names a file; send it as a blob and list it in adapters"
         raise Refused(400, message, param="modelfile")
     if parsed.tower:
-        message = "a second FROM names the file of a tower; send both files as blobs and name them in files"
+        message = "the second FROM names an encoder; send both files as blobs and list them in files"
         raise Refused(400, message, param="modelfile")
     recipe = Recipe(
         base=r.base or parsed.base,

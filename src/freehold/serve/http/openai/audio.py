@@ -26,12 +26,10 @@ from freehold.base.types import Segment, Transcript
 from freehold.serve.http.core.answering import EventStream
 from freehold.serve.http.core.call import HttpCall
 from freehold.serve.http.core.fields import MAX_WARNINGS, Name, Share, doc, hearing, seconds, unknown
-from freehold.serve.http.core.forms import UploadForm, read_form
+from freehold.serve.http.core.forms import Spool, Spools, UploadForm, read_form
 from freehold.serve.http.core.limits import Gone, typed
 from freehold.serve.http.core.metrics import PerModel
 from freehold.serve.http.core.problems import Refused, openai_error, problem
-from freehold.serve.http.core.spools import Spool, Spools
-from freehold.serve.http.openai.languages import language_name
 from freehold.serve.http.openai.shape import DONE
 from freehold.serve.reports.transcripts import as_srt, as_vtt
 
@@ -45,7 +43,7 @@ ResponseFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
 
 
 class TranslationRequest(Struct, kw_only=True):
-    """POST /v1/audio/translations: a recording to write down in English; a form with these fields and `file`."""
+    """POST /v1/audio/translations: a recording to translate into English; a form with these fields and `file`."""
 
     model: Annotated[Name, doc("A speech model's name.")]
     prompt: Annotated[
@@ -57,39 +55,44 @@ class TranslationRequest(Struct, kw_only=True):
     ] = None
     temperature: Annotated[
         Share | None,
-        doc("0 (default): the likeliest words, and hotter where a text repeats itself or is unlikely."),
+        doc(
+            "0 (default): the most probable words, and a higher temperature if a text repeats itself or is "
+            "improbable."
+        ),
     ] = None
     keep_alive: Annotated[float | str | None, doc("How long the model stays in memory afterwards.")] = None
 
 
 class TranscriptionRequest(TranslationRequest, kw_only=True):
-    """POST /v1/audio/transcriptions: a recording to write down; a form with these fields and `file`."""
+    """POST /v1/audio/transcriptions: a recording to transcribe; a form with these fields and `file`."""
 
     language: Annotated[
         Annotated[str, Meta(max_length=32)] | None,
-        doc("A code such as `en`. Default: that of the first speech."),
+        doc("A code such as `en`. Default: detected from the first speech."),
     ] = None
     timestamp_granularities: Annotated[
         list[Literal["word", "segment"]] | None,
         doc("With `verbose_json`: the times of segments (default), of words, or of both."),
     ] = None
     stream: Annotated[
-        bool | None, doc("Send texts as events as soon as they are there; `json` and `text`.")
+        bool | None, doc("Send texts as events as soon as they are transcribed; with `json` and `text`.")
     ] = None
     chunking_strategy: Annotated[
         str | dict[str, Any] | None,
-        doc('`auto` or `{"type": "server_vad"}`: speech is always found first, and cut in its pauses.'),
+        doc(
+            '`auto` or `{"type": "server_vad"}`: the server always detects speech first and splits it at pauses.'
+        ),
     ] = None
-    include: Annotated[list[str] | None, doc("Nothing more can be included.")] = None
+    include: Annotated[list[str] | None, doc("No further fields are supported.")] = None
 
 
 async def transcriptions(call: HttpCall) -> None:
-    """Write down what is said in a recording."""
+    """Transcribe a recording."""
     await _transcribe(call, TranscriptionRequest, "transcribe")
 
 
 async def translations(call: HttpCall) -> None:
-    """Write down in English what is said in a recording."""
+    """Transcribe a recording and translate it into English."""
     await _transcribe(call, TranslationRequest, "translate")
 
 
@@ -97,7 +100,7 @@ async def _transcribe(
     call: HttpCall, kind: type[TranslationRequest], task: Literal["transcribe", "translate"]
 ) -> None:
     call.fields = {name: name for name in ("file", "language", "prompt", "temperature")}
-    folder = await asyncio.to_thread(_folder, call.server.home)
+    folder = await call.in_thread(_folder, call.server.home)
     spool = await asyncio.to_thread(_spool, folder)
     try:
         with _counted(call) as counted:
@@ -187,7 +190,7 @@ _MISSING = {
     "known_speaker_names": "speakers are not distinguished",
     "known_speaker_references": "speakers are not distinguished",
     "keywords": "words cannot be weighted; `prompt` takes names and spellings to expect",
-    "languages": "one language is heard in a recording; send it as `language`, or none",
+    "languages": "a recording is transcribed in one language: send it as `language`, or leave it out",
 }
 
 
@@ -250,7 +253,7 @@ def _check(request: TranscriptionRequest) -> None:
     if request.stream and shape not in ("json", "text"):
         raise Refused(
             400,
-            f"stream sends text alone, and response_format is {shape}; expected json or text, or no stream",
+            f"stream returns only text, but response_format is {shape}; expected json or text, or no stream",
             param="stream",
             code="invalid_value",
         )
@@ -269,7 +272,7 @@ def _check(request: TranscriptionRequest) -> None:
             code="invalid_value",
         )
     if isinstance(strategy, dict) and (fixed := sorted(strategy.keys() - {"type"})):
-        raise _unsupported("chunking_strategy", f"{fixed[0][:60]} cannot be set: send type alone")
+        raise _unsupported("chunking_strategy", f"{fixed[0][:60]} cannot be set: send only type")
 
 
 def _unsupported(name: str, why: str) -> Refused:
@@ -493,6 +496,32 @@ def _event(kind: str, **fields: Any) -> bytes:
 
 def _deaf(call: HttpCall, served: ModelHandle) -> Refused:
     names = hearing(call)
-    who = f"; of the models in memory {', '.join(names)} can" if names else ""
-    message = f"{served.name} reads text and hears no recordings{who}: take a speech model, such as a Whisper"
+    who = f"; of the models in memory, {', '.join(names)} can" if names else ""
+    message = f"{served.name} cannot transcribe recordings{who}: use a speech model, such as Whisper"
     return Refused(400, message, param="model", code="unsupported_model")
+
+
+# --- names of languages ----------------------------------------------------------------------------
+
+_NAMES = """
+af afrikaans, am amharic, ar arabic, as assamese, az azerbaijani, ba bashkir, be belarusian, bg bulgarian, bn bengali,
+bo tibetan, br breton, bs bosnian, ca catalan, cs czech, cy welsh, da danish, de german, el greek, en english,
+es spanish, et estonian, eu basque, fa persian, fi finnish, fo faroese, fr french, gl galician, gu gujarati, ha hausa,
+haw hawaiian, he hebrew, hi hindi, hr croatian, ht haitian creole, hu hungarian, hy armenian, id indonesian,
+is icelandic, it italian, ja japanese, jw javanese, ka georgian, kk kazakh, km khmer, kn kannada, ko korean, la latin,
+lb luxembourgish, ln lingala, lo lao, lt lithuanian, lv latvian, mg malagasy, mi maori, mk macedonian, ml malayalam,
+mn mongolian, mr marathi, ms malay, mt maltese, my myanmar, ne nepali, nl dutch, nn nynorsk, no norwegian, oc occitan,
+pa punjabi, pl polish, ps pashto, pt portuguese, ro romanian, ru russian, sa sanskrit, sd sindhi, si sinhala, sk slovak,
+sl slovenian, sn shona, so somali, sq albanian, sr serbian, su sundanese, sv swedish, sw swahili, ta tamil, te telugu,
+tg tajik, th thai, tk turkmen, tl tagalog, tr turkish, tt tatar, uk ukrainian, ur urdu, uz uzbek, vi vietnamese,
+yi yiddish, yo yoruba, yue cantonese, zh chinese
+"""
+LANGUAGES = {
+    code: name
+    for code, _, name in (each.strip().partition(" ") for each in _NAMES.replace("\n", " ").split(","))
+}
+
+
+def language_name(code: str) -> str:
+    """Return a language's English name; anything but a known code, such as a name, is returned unchanged."""
+    return LANGUAGES.get(code.lower(), code)

@@ -170,11 +170,13 @@ class CompletionRequest(Generating, kw_only=True):
         str | list[str | TokenId | list[TokenId]] | None,
         doc(f"Text, token ids, or a list of either; at most {MAX_CHOICES:,} answers in all."),
     ] = None
-    suffix: Annotated[str | None, doc("Fill in between prompt and this, where the model can.")] = None
-    echo: Annotated[bool | None, doc("Begin with the prompt, with its log-probabilities if asked.")] = None
+    suffix: Annotated[str | None, doc("Fill in the text between prompt and suffix, if the model can.")] = None
+    echo: Annotated[
+        bool | None, doc("Return the prompt before the answer, with its log-probabilities if requested.")
+    ] = None
     logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
-        doc("Give each token's log-probability, and those of this many alternatives."),
+        doc("Return each token's log-probability, and those of this many alternatives."),
     ] = None
 
 
@@ -417,7 +419,7 @@ class InfillRequest(Generating, kw_only=True):
         Milliseconds | None,
         doc("End the answer after this time from its first token, once it has a line."),
     ] = None
-    t_max_prompt_ms: Annotated[Milliseconds | None, doc("Accepted and not used.")] = None
+    t_max_prompt_ms: Annotated[Milliseconds | None, doc("Accepted, but not used.")] = None
     repeat_penalty: Annotated[Positive | None, doc("As repetition_penalty.")] = None
     repeat_last_n: Annotated[Annotated[int, Meta(ge=-1, le=1 << 20)] | None, doc("As penalty_window.")] = None
     response_fields: Annotated[

@@ -40,20 +40,22 @@ Pooling = Literal["mean", "last", "cls"]
 class Embedding(Struct, kw_only=True):
     """Fields of everything that is made of embeddings."""
 
-    model: Annotated[Name, doc("The model's name; any model makes embeddings.")]
+    model: Annotated[Name, doc("The model's name; any model can compute embeddings.")]
     pooling: Annotated[
         Pooling | None,
-        doc("How a text's tokens become one vector. Default: the model's own way; else `last`."),
+        doc(
+            "How the vectors of a text's tokens are combined. Default: the model's own pooling, otherwise `last`."
+        ),
     ] = None
     truncate: Annotated[
         bool | None,
         Meta(
-            description="Cut texts longer than the context, and say so in `warnings`. Default: refuse them."
+            description="Truncate texts that are longer than the context, with a warning. Default: reject them."
         ),
     ] = None
     priority: Rank = None
     keep_alive: Annotated[float | str | None, doc("How long the model stays in memory afterwards.")] = None
-    user: Annotated[Annotated[str, Meta(max_length=512)] | None, doc("Accepted and not used.")] = None
+    user: Annotated[Annotated[str, Meta(max_length=512)] | None, doc("Accepted, but not used.")] = None
 
 
 class EmbeddingRequest(Embedding, kw_only=True):
@@ -69,7 +71,7 @@ class EmbeddingRequest(Embedding, kw_only=True):
     ] = None
     dimensions: Annotated[
         Annotated[int, Meta(ge=1, le=MAX_DIMENSIONS)] | None,
-        doc("Keep this many numbers, at unit length again; for models trained for it."),
+        doc("Keep this many dimensions, normalised again; for models trained for it."),
     ] = None
 
 
@@ -138,27 +140,27 @@ class Document(Struct, kw_only=True):
 
 
 class RerankRequest(Embedding, kw_only=True):
-    """POST /v1/rerank, /v2/rerank, /rerank: documents in order of how near they are to a query."""
+    """POST /v1/rerank, /v2/rerank, /rerank: documents to sort by their similarity to a query."""
 
-    query: Annotated[str, doc("What is looked for.")]
+    query: Annotated[str, doc("The query.")]
     documents: Annotated[list[str | Document], doc(f"1 to {MAX_TEXTS - 1:,} texts, or objects with `text`.")]
     top_n: Annotated[
         Annotated[int, Meta(ge=1)] | None, doc("Return this many of the nearest. Default: all.")
     ] = None
     return_documents: Annotated[
-        bool | None, doc("Give the documents' texts too. Default true, but for /v2/rerank.")
+        bool | None, doc("Also return the texts of the documents. Default true, except for /v2/rerank.")
     ] = None
 
 
 class ScoreRequest(Embedding, kw_only=True):
-    """POST /v1/score, /score: how near texts are to each other, one to one or one to many."""
+    """POST /v1/score, /score: the similarity of texts, one to one or one to many."""
 
-    text_1: Annotated[str | list[str], doc("A text, or as many as text_2 has.")]
+    text_1: Annotated[str | list[str], doc("A text, or a list as long as text_2.")]
     text_2: Annotated[str | list[str], doc(f"A text, or up to {MAX_TEXTS - 1:,}.")]
 
 
 async def rerank(call: HttpCall) -> None:
-    """Order documents."""
+    """Sort documents by their similarity to a query."""
     request, raw = await call.struct(RerankRequest)
     warnings = unknown_fields(raw, RerankRequest)
     check_count("documents", [*request.documents, ""] if request.documents else [])

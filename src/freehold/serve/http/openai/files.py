@@ -23,13 +23,18 @@ from freehold.serve.http.openai.responses.fields import Key, Value
 from freehold.serve.http.openai.shape import page, query
 
 MAX_PAGE = 10_000
+PURPOSES = (
+    "batch",
+    "assistants",
+    "user_data",
+)  # lines of a batch; documents for vector stores, by both of their names
 PIECE = 256 << 10
 _SECONDS = range(3600, 30 * 24 * 3600 + 1)  # OpenAI's bounds of expires_after
 _KNOWN = {"purpose", "expires_after[anchor]", "expires_after[seconds]"}
 
 
 async def upload(call: HttpCall) -> None:
-    """Take a file: a form with `file` and `purpose`, which is `batch`."""
+    """Upload a file: a form with `file` and `purpose`, which must be `batch`."""
     files, tenant = _files(call), call.tenant
     most, stated = call.server.limits.upload_bytes, call.headers.get(b"content-length", b"")
     if stated.isdigit():
@@ -50,7 +55,7 @@ async def upload(call: HttpCall) -> None:
 
 
 async def files(call: HttpCall) -> None:
-    """List files, the newest first."""
+    """List files, newest first."""
     params = query(call)
     records = await call.in_thread(_files(call).all, call.tenant)
     if params.get("purpose"):
@@ -66,7 +71,7 @@ async def file(call: HttpCall) -> None:
 
 
 async def content(call: HttpCall) -> None:
-    """Give a file's bytes."""
+    """Return the contents of a file."""
     with _files(call).path(call.tenant, _id(call)).open("rb") as source:
         length = (b"content-length", b"%d" % os.fstat(source.fileno()).st_size)
         kind = (b"content-type", b"application/octet-stream")
@@ -80,7 +85,7 @@ async def content(call: HttpCall) -> None:
 
 
 async def delete(call: HttpCall) -> None:
-    """Remove a file; a batch that reads it continues."""
+    """Delete a file; a batch that reads it continues."""
     _files(call).delete(call.tenant, _id(call))
     await call.answer({"id": _id(call), "object": "file", "deleted": True})
 
@@ -93,8 +98,8 @@ def _checked(form: UploadForm) -> int | None:
     purpose = fields.get("purpose")
     if purpose is None:
         raise Refused(400, "purpose is missing", param="purpose", code="missing_required_parameter")
-    if purpose != "batch":
-        message = f"purpose is {purpose[:60]!r}; this server has a use for files of purpose 'batch' only"
+    if purpose not in PURPOSES:
+        message = f"purpose is {purpose[:60]!r}; this server has a use for files of purpose {', '.join(PURPOSES)} only"
         raise Refused(400, message, param="purpose", code="unsupported_purpose")
     for name in fields.keys() - _KNOWN:
         raise Refused(400, f"{name[:60]} is not a field of this form", param=name[:60], code="unknown_field")
@@ -133,32 +138,34 @@ ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/em
 
 
 class BatchRequest(Struct, kw_only=True):
-    """POST /v1/batches: lines of a file to answer on idle capacity."""
+    """POST /v1/batches: the lines of a file, to answer on idle capacity."""
 
-    input_file_id: Annotated[Annotated[str, Meta(max_length=128)], doc("An uploaded file, a request a line.")]
+    input_file_id: Annotated[
+        Annotated[str, Meta(max_length=128)], doc("An uploaded file with one request per line.")
+    ]
     endpoint: Annotated[
         Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"],
-        doc("What all lines ask."),
+        doc("The endpoint of all lines."),
     ]
     completion_window: Annotated[
         Annotated[str, Meta(max_length=32)],
-        doc("Time until what is left expires, such as `24h`; at most 7 days."),
+        doc("Time after which unfinished lines expire, such as `24h`; at most 7 days."),
     ]
     metadata: Annotated[
         Annotated[dict[Key, Value], Meta(max_length=16)] | None,
-        doc("Comes back with the batch."),
+        doc("Returned with the batch."),
     ] = None
 
 
 async def create(call: HttpCall) -> None:
-    """Take in a batch."""
+    """Create a batch."""
     try:
         request, raw = await call.struct(BatchRequest)
     except Refused as wrong:
         if wrong.param != "endpoint":
             raise
         message = (
-            f"{wrong.message}; a batch's lines ask one of {', '.join(ENDPOINTS)}. A line has no room for a recording: "
+            f"{wrong.message}; batch lines use one of {', '.join(ENDPOINTS)}. A line cannot contain a recording: "
             "send each recording to POST /v1/audio/transcriptions"
         )
         raise Refused(wrong.status, message, param=wrong.param, code=wrong.code) from None
@@ -178,17 +185,17 @@ async def create(call: HttpCall) -> None:
 
 
 async def batches(call: HttpCall) -> None:
-    """List batches, the newest first."""
+    """List batches, newest first."""
     await call.answer(page(_desk(call).all(call.tenant), query(call), Batch.shown))
 
 
 async def batch(call: HttpCall) -> None:
-    """Describe a batch and how far it is."""
+    """Return a batch and its progress."""
     await call.answer(_desk(call).get(call.tenant, _id(call)).shown())
 
 
 async def cancel(call: HttpCall) -> None:
-    """End a batch; what it has answered becomes its output."""
+    """Cancel a batch; the answers so far become its output."""
     await call.answer((await _desk(call).cancel(call.tenant, _id(call))).shown())
 
 

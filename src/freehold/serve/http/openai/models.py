@@ -87,18 +87,18 @@ class TokenizeRequest(Struct, kw_only=True):
     prompt: Annotated[str | None, doc("A text.")] = None
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)] | None,
-        doc("Or a chat."),
+        doc("A chat."),
     ] = None
     add_special_tokens: Annotated[
-        bool | None, doc("Begin a text as the model was trained to. Default true.")
+        bool | None, doc("Add the model's special tokens at the start of a text. Default true.")
     ] = None
     add_generation_prompt: Annotated[
-        bool | None, doc("Of a chat: as in /v1/chat/completions. Default true.")
+        bool | None, doc("For a chat, as in /v1/chat/completions. Default true.")
     ] = None
     continue_final_message: Annotated[
-        bool | None, doc("Of a chat: as in /v1/chat/completions. Default false.")
+        bool | None, doc("For a chat, as in /v1/chat/completions. Default false.")
     ] = None
-    return_token_strs: Annotated[bool | None, doc("Give each token's text too.")] = None
+    return_token_strs: Annotated[bool | None, doc("Also return each token's text.")] = None
     chat_template_kwargs: Annotated[TemplateOptions | None, doc("`enable_thinking`.")] = None
 
 
@@ -180,7 +180,7 @@ async def detokenize(call: HttpCall) -> None:
 
 
 async def tokenizer_info(call: HttpCall) -> None:
-    """Show the template and the special tokens; `?model=` names the model."""
+    """Return the template and the special tokens; `?model=` names the model."""
     call.server.guard.check_asked(call.headers)  # it may load the model
     name = parse_qs(call.scope["query_string"].decode("latin-1")).get("model", [None])[0]
 

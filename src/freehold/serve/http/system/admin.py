@@ -20,7 +20,7 @@ from freehold.base.version import __version__
 from freehold.serve.http.core.call import HttpCall, route
 from freehold.serve.http.core.fields import Name, WireReply
 from freehold.serve.http.core.problems import Refused
-from freehold.serve.remote.http import ADMIN_PROTOCOL
+from freehold.serve.remote import ADMIN_PROTOCOL
 
 
 class ModelRequest(Struct, kw_only=True):
@@ -64,20 +64,20 @@ def admin_routes() -> list[Route]:
 
 
 async def hello(call: HttpCall) -> None:
-    """Say which program and protocol this is."""
+    """Return the program's name and protocol version."""
     door, started_at = call.server.door, call.server.started_at
     about = {"version": __version__, "protocol": ADMIN_PROTOCOL, "pid": os.getpid()}
     await call.answer({**about, "url": door.url if door else "", "started_at": started_at})
 
 
 async def ps(call: HttpCall) -> None:
-    """List the models in memory, and those on their way."""
+    """List the models that are loaded or loading."""
     loading = {name: {"done": d, "total": t} for name, (d, t) in call.server.models.loading().items()}
     await call.answer({"models": [row(each) for each in call.server.models.loaded()], "loading": loading})
 
 
 async def load(call: HttpCall) -> None:
-    """Bring a model into memory and describe it."""
+    """Load a model and describe it."""
     request, _ = await call.struct(ModelRequest)
 
     async def work() -> None:
@@ -96,14 +96,14 @@ def _names(each: LoadedInfo) -> list[str]:
 
 
 async def unload(call: HttpCall) -> None:
-    """Take a model out of memory."""
+    """Unload a model."""
     request, _ = await call.struct(ModelRequest)
     await call.server.models.unload(request.model)
     await call.answer({})
 
 
 async def add_adapter(call: HttpCall) -> None:
-    """Put an adapter beside a model; it answers as `model+name` from now on."""
+    """Add an adapter to a model, as `model+name`."""
     request, _ = await call.struct(AddRequest)
     path = Path(request.path)
     if not path.is_absolute():
@@ -124,7 +124,7 @@ async def remove_adapter(call: HttpCall) -> None:
 
 
 async def stop(call: HttpCall) -> None:
-    """Begin the drain, or end at once."""
+    """Stop the server, after running requests or at once."""
     request, _ = await call.struct(StopRequest)
     await call.answer({})
     if call.server.door is not None:
@@ -172,14 +172,16 @@ class ReadyReply(WireReply):
 
 
 async def health(call: HttpCall) -> None:
-    """Say 200 while the server lives, 503 when an engine hangs (why: GET /ready); warn of a disk that fails."""
+    """Return 200 while the server works, or 503 if an engine hangs; GET /ready gives the reason.
+
+    `warnings` report a failing disk."""
     stuck, troubles = bool(call.server.health.stuck()), call.server.troubles()
     more = {"warnings": troubles} if troubles else {}
     await call.answer({"status": "stuck" if stuck else "ok", **more}, 503 if stuck else 200)
 
 
 async def ready(call: HttpCall) -> None:
-    """Say 200 when new requests may come."""
+    """Return 200 if the server accepts new requests."""
     why = call.server.health.not_ready()
     if why:
         await call.answer({"status": "not ready", "reason": why}, 503)
@@ -188,10 +190,10 @@ async def ready(call: HttpCall) -> None:
 
 
 async def metrics(call: HttpCall) -> None:
-    """Answer a scrape."""
+    """Return metrics for Prometheus."""
     await call.answer(await call.server.metrics.scraped(), kind=_EXPOSITION)
 
 
 async def version(call: HttpCall) -> None:
-    """Say which version this is."""
+    """Return the server's version."""
     await call.answer({"version": __version__})

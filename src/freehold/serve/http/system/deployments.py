@@ -135,7 +135,7 @@ class DeploymentDesk:
         deployment = next((row for row in rows if row.name == name), None)
         if deployment is None:
             names = ", ".join(row.name for row in rows) or "none"
-            raise ModelNotFound(f"nothing is deployed as {name[:200]!r}", f"deployed: {names}")
+            raise ModelNotFound(f"there is no deployment {name[:200]!r}", f"deployed: {names}")
         return deployment
 
     async def _finished(self, work: Coroutine[Any, Any, None]) -> None:
@@ -188,21 +188,21 @@ def deployment_routes() -> list[Route]:
 
 
 async def deployments(call: HttpCall) -> None:
-    """List deployments with their replicas: state, process, restarts, the latest death in one sentence."""
+    """List deployments with their replicas: state, process, restarts, and why a replica last ended."""
     desk = call.server.part(DeploymentDesk)
     rows = desk.deployments.rows() if desk is not None else ()
     await call.answer({"deployments": [kept.as_json(row) for row in rows]})
 
 
 async def deploy(call: HttpCall) -> None:
-    """Start a plan's engines and serve them under its model's name; the owner's only. Answers before they are ready."""
+    """Start the engines of a plan under the model's name; only for the owner. Returns before they are ready."""
     request, _ = await call.struct(DeployRequest)
     desk = _desk_of_owner(call)
     await call.answer(kept.as_json(await desk.add(*_planned(request))))
 
 
 async def restart(call: HttpCall) -> None:
-    """Replace each replica by a new one that has answered a token; answers when all are. No answer is cut."""
+    """Replace the replicas one at a time without cutting off answers; returns when all are replaced."""
     request, _ = await call.struct(RestartRequest)
     desk = _desk(call)
     await call.while_here(desk.restart(request.name, drain_first=request.drain_first))
@@ -210,7 +210,7 @@ async def restart(call: HttpCall) -> None:
 
 
 async def upgrade(call: HttpCall) -> None:
-    """Do the same to another plan: other flags, another version, more or fewer replicas. The owner's only."""
+    """Do the same with another plan: other flags, another version, more or fewer replicas. Only for the owner."""
     request, _ = await call.struct(UpgradeRequest)
     desk = _desk_of_owner(call)
     work = desk.upgrade(request.name, *_planned(request), drain_first=request.drain_first)
@@ -219,14 +219,14 @@ async def upgrade(call: HttpCall) -> None:
 
 
 async def stop(call: HttpCall) -> None:
-    """Let answers end, then end a deployment's engines; its name is unknown at once."""
+    """Stop a deployment's engines after their answers; new requests to its name fail at once."""
     request, _ = await call.struct(StopDeploymentRequest)
     await call.while_here(_desk(call).stop(request.name, request.drain_s))
     await call.answer({})
 
 
 async def log(call: HttpCall) -> None:
-    """Return the newest lines that a replica's engine wrote; engines are started so that they log no prompt."""
+    """Return the newest lines of a replica's log, which contains no prompts."""
     request, _ = await call.struct(LogRequest)
     desk = _desk(call)
     desk.row(request.name)

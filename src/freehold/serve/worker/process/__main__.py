@@ -1,7 +1,7 @@
 """The engine process: one model, one socket to the server, until the server closes it.
 
 Knows the order of its life: greet, load, answer, leave; knows no web and no other model. A reader thread prepares jobs
-(intake.py), and the main thread computes steps and sends what each gave (jobs.py). It is spawned with the socket as
+(intake.py), and the main thread computes steps and sends what each gave (intake.py). It is spawned with the socket as
 its only connection, and ends when that or the server's process does.
 """
 
@@ -24,8 +24,7 @@ from freehold.base.garbage import OldObjects, visit_young_only
 from freehold.base.platforms import prefer_killed
 from freehold.base.sandbox.children import follow_parent
 from freehold.base.version import __version__
-from freehold.serve.worker.process.intake import Intake
-from freehold.serve.worker.process.jobs import Channel, HostedModel, LiveJobs
+from freehold.serve.worker.process.intake import Channel, HostedModel, Intake, LiveJobs
 from freehold.serve.worker.wire import (
     PROTOCOL,
     BadFrame,

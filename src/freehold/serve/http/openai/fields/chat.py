@@ -35,58 +35,56 @@ class ChatRequest(Generating, kw_only=True):
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)],
         Meta(
-            description="The chat: text, or parts of type text and, for models that see, image_url: a data: URL, "
-            "or for hosted models alone an address; for models that hear, input_audio: data in base64 and format."
+            description="The chat: text, or parts of type text and, for vision models, image_url: a data: URL or, for "
+            "hosted models only, an address; for models that accept audio, input_audio: data in base64 and format."
         ),
     ]
     max_completion_tokens: Annotated[
         Count | None,
-        doc("OpenAI's newer name of max_tokens; wins. Default: what the context leaves."),
+        doc("OpenAI's newer name for max_tokens, which it overrides. Default: the rest of the context."),
     ] = None
-    logprobs: Annotated[bool | None, doc("Give each token's log-probability.")] = None
+    logprobs: Annotated[bool | None, doc("Return each token's log-probability.")] = None
     top_logprobs: Annotated[
         Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None,
-        doc("And those of this many alternatives."),
+        doc("Also return those of this many alternatives."),
     ] = None
-    think: Annotated[
-        bool | None, doc("Reason before the answer, or not, where the model has the switch.")
-    ] = None
+    think: Annotated[bool | None, doc("Turn reasoning on or off, if the model has a switch.")] = None
     reasoning_effort: Annotated[
         Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
         Meta(
-            description="`none` is think false; else low, medium or high, where the model's template has levels: "
-            "a warning says where it has none."
+            description="`none` turns thinking off; otherwise low, medium or high, if the model's template has "
+            "levels. If it has none, there is a warning."
         ),
     ] = None
     thinking_token_budget: Annotated[
         Count | None,
-        doc("Most tokens of reasoning; then it is closed and the answer begins. vLLM's name."),
+        doc("As in vLLM: maximum tokens of reasoning; then the answer begins."),
     ] = None
     chat_template_kwargs: Annotated[
-        TemplateOptions | None, doc("vLLM's way to say think: `enable_thinking`.")
+        TemplateOptions | None, doc("As in vLLM: `enable_thinking`, the same as think.")
     ] = None
     add_generation_prompt: Annotated[
         bool | None,
         Meta(
-            description="vLLM's: false leaves out what the template writes to open an answer. Default true, or "
-            "false with continue_final_message."
+            description="As in vLLM: false leaves out the template's start of an answer. Default true, or false "
+            "with continue_final_message."
         ),
     ] = None
     continue_final_message: Annotated[
         bool | None,
         Meta(
-            description="vLLM's: the answer continues the last message, an assistant's, and gives what comes after "
-            "it alone. Default false: a new answer, as OpenAI gives."
+            description="As in vLLM: the answer continues the last message, an assistant's, and contains only the "
+            "continuation. Default false: a new answer, as in OpenAI's API."
         ),
     ] = None
     tools: Annotated[
         Offers | None,
-        doc("Functions, or free-form tools, that the model may ask its caller to run."),
+        doc("Functions or free-form tools that the model may call; the client runs them."),
     ] = None
     tool_choice: Annotated[
         Choice | None,
         Meta(
-            description="`auto` (default), `none`, `required`, the tool that has to be called, or `allowed_tools`."
+            description="`auto` (default), `none`, `required`, one tool that must be called, or `allowed_tools`."
         ),
     ] = None
     parallel_tool_calls: Annotated[
@@ -95,7 +93,8 @@ class ChatRequest(Generating, kw_only=True):
     overflow: Annotated[
         Overflow | None,
         Meta(
-            description="A chat longer than the context: `error` (default) or `drop-oldest`, counted in the receipt."
+            description="If a chat is longer than the context: `error` (default), or `drop-oldest`, which the "
+            "receipt reports."
         ),
     ] = None
 

@@ -71,21 +71,25 @@ class Structured(Struct, kw_only=True):
     response_format: Annotated[
         ResponseFormat | None,
         Meta(
-            description="What the text must be: `json_object`, or `json_schema` with its `schema`, always enforced."
+            description="Format of the answer: `json_object`, or `json_schema` with its `schema`, which is always "
+            "enforced."
         ),
     ] = None
     structured_outputs: Annotated[
         StructuredOutputs | None,
         Meta(
-            description="vLLM's: `json` (a schema), `json_object`, `regex`, `choice` (texts) or `grammar` (Lark)."
+            description="As in vLLM: `json` (a schema), `json_object`, `regex`, `choice` (texts) or `grammar` "
+            "(Lark)."
         ),
     ] = None
     guided_json: Annotated[Schema | Text | None, doc("vLLM's older `structured_outputs.json`.")] = None
-    guided_regex: Annotated[Text | None, doc("And `.regex`.")] = None
-    guided_choice: Annotated[Texts | None, doc("And `.choice`.")] = None
-    guided_grammar: Annotated[Text | None, doc("And `.grammar`.")] = None
-    json_schema: Annotated[Schema | None, doc("llama.cpp's: a JSON schema.")] = None
-    grammar: Annotated[Text | None, doc("A Lark grammar. llama.cpp's own kind, GBNF, is refused.")] = None
+    guided_regex: Annotated[Text | None, doc("vLLM's older `structured_outputs.regex`.")] = None
+    guided_choice: Annotated[Texts | None, doc("vLLM's older `structured_outputs.choice`.")] = None
+    guided_grammar: Annotated[Text | None, doc("vLLM's older `structured_outputs.grammar`.")] = None
+    json_schema: Annotated[Schema | None, doc("As in llama.cpp: a JSON schema.")] = None
+    grammar: Annotated[
+        Text | None, doc("A Lark grammar. GBNF, llama.cpp's own format, is not supported.")
+    ] = None
 
 
 _FORMATS = Structured.__struct_fields__
@@ -187,7 +191,7 @@ class Generating(Structured, kw_only=True):
     stream_options: Annotated[
         StreamOptions | None, doc("`include_usage`: a last event with the token counts.")
     ] = None
-    max_tokens: Annotated[Count | None, doc("Most tokens of an answer.")] = None
+    max_tokens: Annotated[Count | None, doc("Maximum tokens of an answer.")] = None
     temperature: Annotated[
         Annotated[float, Meta(ge=0, le=2)] | None, doc("0 is greedy. Default: the model's own.")
     ] = None
@@ -206,15 +210,15 @@ class Generating(Structured, kw_only=True):
     )
     logit_bias: Annotated[
         Annotated[dict[str, Bias], Meta(max_length=MAX_BIASES)] | None,
-        doc("Token id, as text, to what is added to its logit."),
+        doc("Maps a token id (as text) to a number that is added to its logit."),
     ] = None
     seed: Annotated[
         Annotated[int, Meta(ge=-MAX_SEED - 1, le=MAX_SEED)] | None,
         Meta(
-            description="The same seed gives the same answer; answer i uses seed + i. Default, and -1: random."
+            description="The same seed gives the same answer; answer i uses seed + i. -1 (default): random."
         ),
     ] = None
-    n: Annotated[Annotated[int, Meta(ge=1, le=MAX_N)] | None, doc("Answers to give. Default 1.")] = None
+    n: Annotated[Annotated[int, Meta(ge=1, le=MAX_N)] | None, doc("Number of answers. Default 1.")] = None
     stop: Annotated[
         str | list[str] | None,
         Meta(
@@ -223,12 +227,12 @@ class Generating(Structured, kw_only=True):
     ] = None
     ignore_eos: Annotated[
         bool | None,
-        doc("Continue after the model's own end, to max_tokens: for load generators."),
+        doc("Continue to max_tokens even if the model ends the answer; for load tests."),
     ] = None
     priority: Rank = None
     timeout: Annotated[
         Annotated[float, Meta(gt=0, le=86400)] | None,
-        doc("Seconds the whole answer may take; then status 504 or an error event."),
+        doc("Time limit for the whole answer in seconds; then status 504 or an error event."),
     ] = None
     keep_alive: Annotated[
         float | str | None,
@@ -239,21 +243,21 @@ class Generating(Structured, kw_only=True):
     return_token_ids: Annotated[
         bool | None,
         Meta(
-            description="Give `token_ids` with each choice, `id` with each log-probability, and in a stream's first "
-            "event `prompt_token_ids`."
+            description="Return `token_ids` with each choice, `id` with each log-probability, and "
+            "`prompt_token_ids` in a stream's first event."
         ),
     ] = None
     cache_salt: Annotated[
         Label | None,
-        doc("vLLM's: cached prompts are shared among requests of one key with the same salt."),
+        doc("As in vLLM: cached prompts are shared only by requests with the same salt and key."),
     ] = None
-    user: Annotated[Label | None, doc("Accepted and not used.")] = None
-    service_tier: Annotated[Label | None, doc("Accepted and not used.")] = None
-    safety_identifier: Annotated[Label | None, doc("Accepted and not used.")] = None
+    user: Annotated[Label | None, doc("Accepted, but not used.")] = None
+    service_tier: Annotated[Label | None, doc("Accepted, but not used.")] = None
+    safety_identifier: Annotated[Label | None, doc("Accepted, but not used.")] = None
     prompt_cache_key: Annotated[
-        Label | None, doc("Accepted and not used: prompts are cached by what they hold.")
+        Label | None, doc("Accepted, but not used: prompts are cached by their content.")
     ] = None
-    prompt_cache_retention: Annotated[Label | None, doc("Accepted and not used.")] = None
+    prompt_cache_retention: Annotated[Label | None, doc("Accepted, but not used.")] = None
 
 
 def shared_job(r: Generating, tenant: str, **its: Any) -> Job:

@@ -126,6 +126,8 @@ class Offering:
             if chosen.name not in self._tools:
                 raise _wrong(f"tool_choice names {str(chosen.name)[:60]!r}, which is not one of the tools")
             return Offered(tools, custom, "required", chosen.name or "")
+        if chosen.type == "file_search":  # it runs before the model answers, whatever that chooses
+            return Offered(tools, custom, "auto")
         if chosen.type != "allowed_tools":
             kind = chosen.type[:60]
             raise _wrong(f"tool_choice names a tool of type {kind!r}, which this server does not run")
@@ -165,7 +167,7 @@ def read_tools(
                 offering.function(typed(flat(raw), FunctionTool, at), at)
             case "custom":
                 offering.custom(typed(flat(raw), CustomTool, at), at)
-            case "mcp":
+            case "mcp" | "file_search":
                 pass
             case kind:
                 offering.leave_out(kind)
