@@ -160,63 +160,74 @@ def _described(name: str, value: object) -> Iterator[str]:
     yield inspect.getdoc(value) or ""
 
 
-HTTP_INTRO = """`freehold serve` speaks OpenAI's protocol and Anthropic's, and Ollama's under `/api`. It listens on
-127.0.0.1 by default, and on a Unix socket that only its owner reaches; an address that others can reach
-needs a key, and then every route but `/health` wants `Authorization: Bearer KEY` (or `X-Api-Key`). Without a key, a
-request whose `Host` or `Origin` is not of this machine is refused, so that no web page reaches the server.
-`GET /openapi.json` describes all of it to programs.
+HTTP_INTRO = """`freehold serve` implements the OpenAI and Anthropic APIs, and Ollama's API under `/api`. By
+default, it listens on 127.0.0.1 and on a Unix socket that only its owner can open. If other machines can reach the
+address, the server requires a key: send `Authorization: Bearer KEY` or `X-Api-Key` with each request except
+`/health`. Without a key, the server rejects requests whose `Host` or `Origin` belongs to another machine, so that
+web pages cannot use it. `GET /openapi.json` returns a description for programs.
 
-Who a route is for: `all`, without a key too; `any`, anyone with a key; `client`, the keys that ask models; `operator`,
-an admin's key, or a client's without a scope; `admin`, an admin's key, or the owner through the
-socket; `manage`, the same, and any client of a loopback server without keys.
+The column "for" shows who may use a route:
 
-A field is honoured, or refused by name because leaving it out would change the answer (`tools`, images,
-...), or named in `freehold.warnings`. A wrong value is refused with the field, the value and what was
-expected. `null` means that a field was not given.
+| | |
+|---|---|
+| `page` | everyone; the files of the web console |
+| `all` | everyone, also without a key |
+| `any` | any key |
+| `client` | keys that may use models |
+| `operator` | admin keys, and client keys without a restriction to some models |
+| `admin` | admin keys, and the owner (socket, token or browser session) |
+
+If a field is not supported and the answer depends on it (`tools`, images, ...), the request is rejected. Other
+unsupported fields are listed in `freehold.warnings`. The error for a wrong value gives the field, the value and
+what was expected. `null` means that a field is not set.
 """
-HTTP_ANSWERS = """## Answers
+HTTP_ANSWERS = """## Responses
 
-Shapes are OpenAI's. Besides:
+Responses have OpenAI's format, with these additions:
 
-- Every answer has `freehold`, a receipt: `context` (`limit`, `used`, `cached`, `dropped_messages`), `sampling` (what
-  was really used, with the seed that repeats the answer), `max_tokens`, `n`, `stop`, `priority`, `overflow` and `think`
-  as they were used, `timings` (seconds), `warnings`.
-  In a stream the first event has the context, and the last one all of it.
-- Reasoning is in `reasoning_content` and in `reasoning`, both the same.
-- Log-probabilities in chats have `bytes`; in completions a part of a character is written `bytes:\\xe2`.
-- Under `/api` shapes are Ollama's: lines of JSON, the receipt in the last one, errors `{"error": text}`, in a stream
-  that fails as its last line. Routes that change what is stored want the owner: no keys at all, or the Unix socket.
-- `X-Request-Id` is taken from the request, or made, and comes back with every answer.
-- `X-Freehold-Label` names labels, separated by commas, for a server with a [gateway](../guides/gateway.md): they say
-  where a request may be answered. A batch has those of its creation and of its file, and so do its results. Without a
-  gateway every request stays on this machine, and the header changes nothing.
-- `X-Freehold-Model` names the model that answered where it is not the one that was asked for; so do the answer's own
-  `model` and the receipt's.
-- The answer of a rented model has its provider's own counts, its signed reasoning (Anthropic's blocks, and
-  `encrypted_content` of reasoning items) and its refusals (`refusal`, `stop_reason: refusal`); a failure of the
-  provider has a status by its cause, and `retry-after` where the provider asked for it.
+- `freehold` is a receipt: `context` (`limit`, `used`, `cached`, `dropped_messages`), `sampling` (the settings in
+  use, with the seed that reproduces the answer), `max_tokens`, `n`, `stop`, `priority`, `overflow`, `think`,
+  `timings` (seconds) and `warnings`. In a stream, the first event has `context`, and the last one the whole
+  receipt.
+- `reasoning_content` and `reasoning` both contain the model's reasoning.
+- In chats, log-probabilities have `bytes`. In completions, a part of a character is written as `bytes:\\xe2`.
+- Responses under `/api` have Ollama's format: lines of JSON, with the receipt in the last line. Errors are
+  `{"error": text}`; if a stream fails, this is its last line. Routes that change stored models require an admin
+  key, the owner's token, or the Unix socket.
+- `X-Request-Id` is returned with every response. The server creates one if the request has none.
+- `X-Freehold-Label` sets labels (separated by commas) if the server has a [gateway](../guides/gateway.md). Labels
+  restrict where a request may be sent. A batch has the labels of its creation and of its file, and so do its
+  results. Without a gateway, every request stays on this machine, and the header has no effect.
+- `X-Freehold-Model` is the model that answered, if it is not the one that was requested. The `model` field and the
+  receipt name it too.
+- Responses of hosted models contain the provider's own counts, its signed reasoning (Anthropic's blocks, and
+  `encrypted_content` of reasoning items) and its refusals (`refusal`, `stop_reason: refusal`). If the provider
+  fails, the status depends on the cause, and `retry-after` is passed on.
 
-[Responses](../guides/responses.md) are items, and their streams have events of their own. Of all others:
+The [Responses API](../guides/responses.md) returns items, and its streams have their own events. For all other
+routes, a stream consists of server-sent events. After 10 seconds without an event, also while a model is loading,
+the server sends a comment (`: keep-alive`). During a long prefill, it sends its progress each second, such as
+`: prefill 1200 4600`. A stream ends with an event that has `finish_reason` for each choice,
+then `data: [DONE]`. If an error occurs during the stream, it ends with `data: {"error": ...}`, then `data: [DONE]`.
+An error before the first event has its own status. If the client disconnects, its request is cancelled at once.
 
-A stream is server-sent events. Comments (`: keep-alive`) come whenever 10 seconds pass in silence, also while a model
-is loaded. It ends with an event that has `finish_reason` for each choice, then `data: [DONE]`; when something fails
-midway, with `data: {"error": ...}`, then `data: [DONE]`. An error before the first event has its own status.
-A client that closes its connection cancels its request at once.
+### Anthropic's API
 
-### Anthropic's
+Responses to `/v1/messages`, and to requests with an `anthropic-version` header, have Anthropic's format, also for
+errors:
 
-`/v1/messages` and what comes with an `anthropic-version` header are answered in Anthropic's shapes, errors too:
-
-- `freehold`, the receipt, is a field of the message; in a stream `message_start` has the context and `message_delta`
-  all of it. `usage.cache_read_input_tokens` is what the prefix cache had; `input_tokens` are the others.
+- `freehold`, the receipt, is a field of the message. In a stream, `message_start` has `context`, and
+  `message_delta` the whole receipt. `usage.cache_read_input_tokens` counts the tokens from the prefix cache;
+  `input_tokens` counts the others.
 - Events have names: `message_start`, `ping`, `content_block_start`, `content_block_delta`, `content_block_stop`,
-  `message_delta`, `message_stop`. `ping` comes whenever 10 seconds pass in silence. What fails midway ends the stream
-  with `error`.
-- `stop_reason` is `end_turn`, `max_tokens`, `stop_sequence`, `tool_use`, or `model_context_window_exceeded` where the
-  context ended before `max_tokens` did.
-- A `thinking` block's `signature` is a digest of its text. Nothing checks it.
-- An error is `{"type": "error", "error": {"type", "message"}, "request_id", "freehold": {"code", "param"}}`; what is
-  503 elsewhere is 529 here.
+  `message_delta`, `message_stop`. After 10 seconds without an event, the server sends `ping`. If an error occurs
+  during the stream, the stream ends with `error`.
+- `stop_reason` is `end_turn`, `max_tokens`, `stop_sequence` or `tool_use`, or `model_context_window_exceeded` if
+  the context was full before `max_tokens` was reached.
+- The `signature` of a `thinking` block is a digest of its text. With `display: omitted`, it contains the text itself.
+  The server does not check it.
+- An error is `{"type": "error", "error": {"type", "message"}, "request_id", "freehold": {"code", "param"}}`. Where
+  other APIs have status 503, this one has 529.
 """
 
 
@@ -320,10 +331,10 @@ def _errors() -> Iterator[str]:
     from freehold.serve.http.core.problems import STATUS
 
     yield (
-        'The body is `{"error": {"message", "type", "param", "code"}}`, for those below with `name` and `hint`; '
-        "429 has `Retry-After` and `expected_wait_s`. `x-should-retry: false` says that asking again at once is in "
-        "vain. The server itself says 400 (malformed), 401, 403, 404, 405, 408 (a body too slow), 413 (too long), 431 "
-        "(headers too long) and 503 (connections too many, or long bodies).\n"
+        'The body is `{"error": {"message", "type", "param", "code"}}`; those below also have `name` and `hint`. '
+        "A 429 has `Retry-After` and `expected_wait_s`. `x-should-retry: false` means that an immediate retry would "
+        "fail too. The server itself also returns 400 (malformed), 401, 403, 404, 405, 408 (the body is too slow), 413 "
+        "(too long), 431 (headers too long) and 503 (too many connections or long bodies).\n"
     )
     yield "| status | code | error | meaning |\n|---|---|---|---|"
     for kind, (status, _, code) in STATUS.items():

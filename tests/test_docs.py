@@ -2,7 +2,8 @@
 
 A fenced block of `sh` or `python` runs with a fresh home, unless the line after (or before) it says why not:
 `<!-- not run: REASON -->`, or `<!-- model -->` for one that needs real weights and runs under `-m model`, or
-`<!-- server -->` for one that asks a server at ADDRESS: it runs under `-m model` beside one that holds MODEL.
+`<!-- server -->` for one that asks a server at ADDRESS: it runs under `-m model` beside one that holds MODEL, or
+`<!-- continues -->` for one that runs in the folder of the `model` block before it, after that.
 A block that names RECORDING finds a short one.
 """
 
@@ -67,7 +68,26 @@ def blocks() -> list[Block]:
 ALL = blocks()
 FAST = [b for b in ALL if b.language in RUN and not b.mark]
 WITH_SERVER = [b for b in ALL if b.language in RUN and b.mark == "<!-- server -->"]
-WITH_MODEL = [b for b in ALL if b.language in RUN and b.mark == "<!-- model -->"]
+MODEL_MARK, CONTINUES = "<!-- model -->", "<!-- continues -->"
+
+
+def continued(listed: list[Block]) -> list[Block]:
+    """Return the blocks that need a model, each with those that continue it."""
+    joined: list[Block] = []
+    for block in listed:
+        if block.language in RUN and block.mark == MODEL_MARK:
+            joined.append(block)
+        elif block.language in RUN and block.mark == CONTINUES:
+            before = joined[-1]
+            assert (before.page, before.language) == (block.page, "sh"), f"{block} continues nothing"
+            python = f"python -W error - <<'BLOCK'\n{block.text}BLOCK\n"
+            joined[-1] = replace(
+                before, text=before.text + (block.text if block.language == "sh" else python)
+            )
+    return joined
+
+
+WITH_MODEL = continued(ALL)
 
 
 def run(block: Block, env: dict[str, str], folder: Path) -> None:
@@ -96,7 +116,7 @@ def run(block: Block, env: dict[str, str], folder: Path) -> None:
             start_new_session=True,
         )
         try:
-            status = process.wait(300)
+            status = process.wait(600)
         finally:  # what a block starts in the background ends with it
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -159,7 +179,7 @@ def test_documented_block_runs_beside_a_server(block: Block, url: str, tmp_path:
 def test_every_block_runs_or_says_why_not(block: Block):
     assert block.language in (*RUN, *SHOWN), f"{block}: language {block.language!r} is neither run nor shown"
     if block.mark:
-        known = block.mark in ("<!-- model -->", "<!-- server -->")
+        known = block.mark in (MODEL_MARK, CONTINUES, "<!-- server -->")
         assert known or NOT_RUN.fullmatch(block.mark), f"{block}: {block.mark}"
 
 

@@ -20,6 +20,7 @@ EXPORTS = [
     "Audio",
     "ChatModel",
     "Chunk",
+    "Collection",
     "Completion",
     "DeployedLLM",
     "FakeModel",

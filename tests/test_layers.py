@@ -13,13 +13,13 @@ from tests.sources import PACKAGE, nodes, tree
 # Wings in the order of their imports, each with its rooms in that order; where none is named, the wing is one room.
 WINGS = {
     "base": "errors layers platforms private stopping version garbage regular terminal"
-    " options machine types config serving delegating sandbox prompts catalog",
+    " options machine types config serving sandbox prompts catalog",
     "run": "formats tokenizer pictures sounds store models engine local",
     "choose": "advisor choosing",
     "route": "providers router",
     "outgrow": "",
     "adapt": "evals",
-    "serve": "chats worker remote reports fake tools http",
+    "serve": "chats worker remote documents reports fake tools agent http",
     "cli": "",
 }
 ORDER = [

@@ -42,7 +42,7 @@ def test_seven_files_from_the_command_to_the_kernel(tmp_path: Path, monkeypatch,
     monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
     tiny = str(write_gguf("llama", tmp_path / "tiny.gguf", dtype="Q8_0"))
     assert main.run(["run", tiny, "Hi", "--max-tokens", "3", "--seed", "1"]) == 0
-    in_python = ["run.py", "answering.py", "generation.py", "engine.py", "runner.py"]
+    in_python = ["run.py", "answering.py", "sequence.py", "engine.py", "runner.py"]
     assert stacks and all(stack == ["main.py", *in_python] for stack in stacks)
     seven = [*in_python, "plan.cpp", "step.cpp"]
     assert len(seven) == 7 and ", ".join(f"`{name}`" for name in seven) in PAGE

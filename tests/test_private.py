@@ -108,7 +108,7 @@ def test_folders_are_made_by_private_alone():
     by_themselves = {
         "private.py",
         "disk.py",
-        "surroundings.py",
+        "process.py",
         "trial.py",
     }  # with a mode, in a folder that is there
     package = Path(private.__file__).parent

@@ -16,7 +16,7 @@ from freehold.base.errors import CapacityExceeded, FreeholdError, UsageError
 from freehold.base.regular import bounded_lines, open_regular, read_bounded, read_regular
 from freehold.choose.advisor import breakeven
 from freehold.outgrow.capacity import trace
-from freehold.outgrow.capacity.steptime import EngineModel
+from freehold.outgrow.capacity.engine import EngineModel
 from freehold.run.formats import lora
 from freehold.run.store import home_files, overlays
 from freehold.run.tokenizer.directory import read_json

@@ -48,7 +48,7 @@ from freehold.base.types import (
 )
 from freehold.serve.http.core.answering import PREFILL
 from freehold.serve.http.openai.fields.generating import Structured, format_of
-from freehold.serve.remote.http import Api
+from freehold.serve.remote import Api
 from freehold.serve.remote.openai import HttpModel
 
 INFO = ModelInfo("m", "Q8_0", 128, 256, 1024, 2, 0.1, 1000, 96, True, False, SamplingParams(top_k=40))

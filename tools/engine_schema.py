@@ -12,7 +12,7 @@ interpreter lacks is stood in for, and for its files alone, since other packages
 come from its repository's tests/unittest/api_stability/references/trtllm_serve_cli.yaml, llama.cpp's from what its
 server prints, mlx_lm's from the text of its wheel. Runs in the engine's interpreter: imports nothing of Freehold, but
 for llama.cpp, which has none.
-Path: engine_schema.py -> outgrow/flags/data -> flags/schema.py
+Path: engine_schema.py -> outgrow/flags/data -> flags/__init__.py
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 OUT = Path(__file__).parent.parent / "src" / "freehold" / "outgrow" / "flags" / "data"
-# argparse's type functions by name -> a kind of flags/schema.py. Any other function takes text.
+# argparse's type functions by name -> a kind of flags/__init__.py. Any other function takes text.
 KINDS = {
     "int": "int",
     "float": "float",
@@ -250,7 +250,7 @@ def llamacpp(program: str, build: str) -> tuple[str, list[Row]]:
     """Return the flags that a llama-server prints; a build from a shallow copy does not know its own number."""
     import subprocess
 
-    from freehold.outgrow.flags.schema import help_rows
+    from freehold.outgrow.flags import help_rows
 
     told = subprocess.run([program, "--help"], capture_output=True, text=True, check=True)
     return build, help_rows(told.stdout)

@@ -20,8 +20,7 @@ from benches.lib.driver import serve
 from benches.lib.random_whisper import END, START, no_marks
 from freehold import _native
 from freehold.run.formats.ctranslate2 import open_ctranslate2
-from freehold.run.local.speech_model import Heard, SpeechModel, speech_engine
-from freehold.run.local.speech_rules import SpeechTokens
+from freehold.run.local.speech_model import Heard, SpeechModel, SpeechTokens, speech_engine
 from freehold.run.models.load import load_model
 from freehold.run.models.seeing import load_tower
 

@@ -39,7 +39,7 @@ from freehold.run.engine.constrain.grammar import Mask
 from freehold.run.formats.ctranslate2 import open_ctranslate2
 from freehold.run.local import transcribing
 from freehold.run.local.speech import Speech, load_speech
-from freehold.run.local.speech_rules import TranscriptMatcher, TranscriptRules
+from freehold.run.local.speech_model import TranscriptMatcher, TranscriptRules
 from freehold.run.local.transcribing import Listening
 
 TIME_S = 0.2

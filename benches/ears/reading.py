@@ -24,7 +24,7 @@ import numpy as np
 from benches.lib.machine import describe
 from freehold import _native as native
 from freehold.run.sounds import open_sound
-from freehold.run.sounds.flac import open_flac
+from freehold.run.sounds.pcm import open_flac
 
 RATE = 44_100
 

@@ -29,8 +29,7 @@ from benches.lib.machine import describe
 from freehold import _native as native
 from freehold.base.serving import FEATURE_BYTES
 from freehold.run.formats import open_model_file
-from freehold.run.local.encoding import EncodeQueue, WantedPicture
-from freehold.run.local.features import FeatureCache
+from freehold.run.local.encoding import EncodeQueue, FeatureCache, WantedPicture
 from freehold.run.models import seeing
 from freehold.run.models.binding.towers import read_tower
 from freehold.run.models.load import LoadedModel

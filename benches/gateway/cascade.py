@@ -27,7 +27,7 @@ import numpy as np
 
 import freehold
 from freehold.base.types import Message, SamplingParams
-from freehold.route.router.admission.table import AnsweredTable
+from freehold.route.router.admission import AnsweredTable
 from freehold.route.router.admission.verdict import OWN, admit
 
 EACH = 15  # questions of a kind

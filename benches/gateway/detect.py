@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2])]
 
-from freehold.route.router.detect.sieve import Sieve  # noqa: E402
+from freehold.route.router.detect import Sieve  # noqa: E402
 from tests.router.detect.ordinary import log_lines, written_lines  # noqa: E402
 
 ROOT = Path(__file__).parents[2]

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benches.lib.environments import ROOT
 from benches.lib.machine import describe
 from freehold.outgrow.capacity import trace as traces
+from freehold.outgrow.capacity.engine import EngineLimits, EngineModel, StepTime
 from freehold.outgrow.capacity.simulation import POLICIES, simulate
-from freehold.outgrow.capacity.steptime import EngineLimits, EngineModel, StepTime
 
 HERE = ROOT / "tests" / "outgrow" / "capacity"
 TIME = StepTime((0, 1, 64, 256), (0.006, 0.006, 0.009, 0.018), depth=4e-8, prompt=2.2e-5, positions=1e-9)

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benches.lib.machine import say
 from benches.outgrow.seen import Tree, alive, command_line, environment
-from freehold.outgrow.process.surroundings import free_port
+from freehold.outgrow.process.process import free_port
 
 FREEHOLD = [sys.executable, "-P", "-m", "freehold.cli.main"]
 MARK = "zebra-umbrella-quartz-8041"  # in every prompt

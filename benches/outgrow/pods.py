@@ -29,11 +29,11 @@ from benches.lib.machine import describe
 from freehold.base.config import load_settings
 from freehold.outgrow import drivers
 from freehold.outgrow.contract import EngineFacts, PlanRequest
+from freehold.outgrow.emit import EmitOptions
 from freehold.outgrow.emit.containers import FOLDER, PORT
-from freehold.outgrow.emit.emit import EmitOptions
 from freehold.outgrow.emit.kubernetes import documents
 from freehold.outgrow.planning import facts
-from freehold.outgrow.process.surroundings import free_port
+from freehold.outgrow.process.process import free_port
 
 IMAGE = f"registry.example/none@sha256:{'0' * 64}"
 MODULE = ("-m", "vllm.entrypoints.openai.api_server", "--model")

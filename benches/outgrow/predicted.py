@@ -35,6 +35,7 @@ from benches.lib.machine import say
 from benches.server.servers import free_port
 from freehold.base.errors import FreeholdError
 from freehold.outgrow.capacity import trace as traces
+from freehold.outgrow.capacity.engine import EngineModel
 from freehold.outgrow.capacity.measuring import (
     EngineDoor,
     MeasurePlan,
@@ -45,7 +46,6 @@ from freehold.outgrow.capacity.measuring import (
     rules,
 )
 from freehold.outgrow.capacity.simulation import SimulatedRun, simulate
-from freehold.outgrow.capacity.steptime import EngineModel
 from freehold.outgrow.capacity.trace import RequestTrace, TracedRequest
 
 TRACE = ROOT / "tests" / "outgrow" / "capacity" / "azure-conv-1000.csv"

@@ -4,7 +4,7 @@
 Rows of published/aiconfigurator-0.12.0.csv (made offline by `aiconfigurator cli default`, one run a model and system;
 its figures are a model's too, over measured kernels) have a number of users who each send the next request when the
 last is answered. The same users are simulated on steps that `fit --on` predicts, and given beside its closed form.
-Path: published_gpus.py -> steptime.predicted -> SimulatedEngine
+Path: published_gpus.py -> engine.predicted -> SimulatedEngine
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ from freehold.base import catalog
 from freehold.choose.advisor import roofline
 from freehold.choose.advisor.anatomy import from_catalogue
 from freehold.choose.advisor.engines import engine as engine_of
-from freehold.outgrow.capacity.engine import SimulatedEngine, SimulatedRequest
-from freehold.outgrow.capacity.steptime import EngineLimits, EngineModel, predicted
+from freehold.outgrow.capacity.engine import (
+    EngineLimits,
+    EngineModel,
+    SimulatedEngine,
+    SimulatedRequest,
+    predicted,
+)
 from freehold.outgrow.capacity.trace import TracedRequest
 from freehold.outgrow.contract import ParallelSizes
 

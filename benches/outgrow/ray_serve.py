@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from freehold.base.config import load_settings
 from freehold.outgrow.options import DeployOptions
 from freehold.outgrow.planning.options import planned
-from freehold.outgrow.process.surroundings import free_port
+from freehold.outgrow.process.process import free_port
 from freehold.outgrow.ray.app import EngineChild
 from freehold.outgrow.ray.plan import settings_of
 

@@ -47,9 +47,10 @@ if TYPE_CHECKING:
     from freehold.outgrow.planning.options import plan_deployment
     from freehold.run.local import LLM, load
     from freehold.run.local.asynchronous import AsyncLLM
-    from freehold.run.local.models import list, pull
+    from freehold.run.local.runnable import list, pull
     from freehold.run.local.speech import Speech, load_speech
     from freehold.run.store import Listed, ModelRef
+    from freehold.serve.documents.local import Collection
     from freehold.serve.fake import FakeModel
     from freehold.serve.http.inside import DeployedLLM, deploy
     from freehold.serve.reports.capacity import deploy_capacity
@@ -60,6 +61,7 @@ __all__ = [
     "Audio",
     "ChatModel",
     "Chunk",
+    "Collection",
     "Completion",
     "DeployedLLM",
     "FakeModel",
@@ -96,7 +98,7 @@ __all__ = [
 _HOMES = {
     "freehold.run.local": ("LLM", "load"),
     "freehold.run.local.asynchronous": ("AsyncLLM",),
-    "freehold.run.local.models": ("list", "pull"),
+    "freehold.run.local.runnable": ("list", "pull"),
     "freehold.run.local.speech": ("Speech", "load_speech"),
     "freehold.outgrow.capacity.measuring": ("deploy_bench",),
     "freehold.serve.reports.capacity": ("deploy_capacity",),
@@ -107,6 +109,7 @@ _HOMES = {
     "freehold.choose.choosing": ("advise", "fit", "license"),
     "freehold.adapt.fuse": ("fuse",),
     "freehold.base.errors": ("FreeholdError",),
+    "freehold.serve.documents.local": ("Collection",),
     "freehold.serve.fake": ("FakeModel",),
     "freehold.base.types": (
         "Audio",

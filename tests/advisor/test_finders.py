@@ -32,7 +32,7 @@ def test_a_result_in_the_language_goes_before_what_a_card_states():
     [
         ({"languages": ("de", "en")}, quality.STATED, "German: stated, no result"),
         ({"languages": ()}, quality.UNKNOWN, "no evidence for German"),
-        ({"languages": ("en",), "languages_stated": 0}, quality.DENIED, "German is none of them"),
+        ({"languages": ("en",), "languages_stated": 0}, quality.DENIED, "German is not one of them"),
         (
             {"languages": ("en",), "languages_stated": 100},
             quality.UNKNOWN,

@@ -247,9 +247,13 @@ def test_a_state_is_read_and_written_whatever_the_depth():
     assert fit.prefill_cost(STATEFUL, 512).rest > fit.prefill_cost(replace(STATEFUL, layers=()), 512).rest
 
 
+# Shapes whose race has no record yet.
+UNRACED = {"granite-4.0-h-tiny", "falcon-h1-1.5b", "laguna-xs.2", "falcon-mamba-7b"}
+
+
 def test_constants_hold_for_experts_states_and_latents_at_published_sizes():
     timings = fit_layers.read_records(LAYERS)
-    assert {t.shape for t in timings} == shapes.SHAPES.keys() - {"granite-4.0-h-tiny", "falcon-h1-1.5b"}
+    assert {t.shape for t in timings} == shapes.SHAPES.keys() - UNRACED
     errors = [abs(t.predicted / t.speed - 1) for t in timings]
     assert median(errors) < 0.06 and max(errors) < 0.27
 

@@ -137,4 +137,4 @@ def test_a_subject_without_results_is_said():
     found = choosing.advise("private medical notes", on="h100")
     assert found.asked is not None
     said = {p.what: p.says for p in found.asked.understood}
-    assert "--try" in said["subject"] and "sends nothing out" in said["private"]
+    assert "--try" in said["subject"] and "sends no data out" in said["private"]

@@ -251,7 +251,7 @@ def test_an_unknown_licence_names_the_nearest():
         ({"url": ""}, "url is missing"),
         ({"covers": ["org/model-*"]}, "covers names 'org/model-*'"),
         ({"covers": ["model"]}, "covers names 'model'"),
-        ({"class": "free"}, "class = 'free' is none of"),
+        ({"class": "free"}, "class = 'free' is not one of"),
         (
             {"term": [{"topic": "weather", "effect": "grants", "clause": "1", "says": "x"}]},
             "topic = 'weather'",

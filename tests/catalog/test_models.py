@@ -234,7 +234,7 @@ def test_scores_of_dated_tables_add_up_and_the_newer_replaces_its_own_setting(us
         ("params_b = 8", "active_b = 9\nparams_b = 8", 5, "active_b = 9 exceeds params_b = 8"),
         ("params_b = 8", 'layers = [{ kind = "full", count = 2 }]', 5, "full layers need kv_heads"),
         ("params_b = 8", 'layers = [{ kind = "ful" }]', 5, "needs a kind out of full, window"),
-        ("params_b = 8", 'thinking = "often"', 5, "'often' is none of none, switchable, only"),
+        ("params_b = 8", 'thinking = "often"', 5, "'often' is not one of none, switchable, only"),
         ("params_b = 8", 'modalities = ["smell"]', 5, "modality 'smell'"),
         ("params_b = 8", 'released = "last May"', 5, "'last May' is not 2025-04-28 or 2025-04"),
         (

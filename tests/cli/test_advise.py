@@ -104,7 +104,7 @@ def test_all_names_every_reason(run: Run):
         (("advise", "chat", "--budget", "1"), "rents no hardware"),
         (("advise", "chat", "--on", "h100", "--budget", "10"), "beyond a budget"),
         (("advise", "chat", "--country-not", "China"), "not a country code"),
-        (("advise", "chat", "--for", "fun"), "is none of"),
+        (("advise", "chat", "--for", "fun"), "is not one of"),
         (("advise", "chat", "--html", "/nowhere/x.html"), "cannot be written"),
         (("advise", "chat", "--on", "h100", "--run"), "this machine"),
         (("advise", "chat", "--budget", "nan"), "is not a finite number"),
@@ -330,7 +330,7 @@ def test_a_held_file_of_a_shorter_context_excludes_that_model_alone(run: Run, tm
     model = freehold.base.catalog.model("qwen2.5:7b")
     place = Place("this machine", OURS, machine.here(tmp_path))
     found = places.here(place, {model.id: from_file(tmp_path / "qwen2.gguf")})(model, 4096)
-    assert found == Refusal("context", "its file was made for 512 tokens")
+    assert found == Refusal("context", "its file supports 512 tokens")
 
 
 # --- models that see --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import freehold
 from freehold.base.config import load_settings
 from freehold.base.errors import ServerUnreachable, UsageError
 from freehold.cli.deploying import capacity
-from freehold.outgrow.capacity.steptime import EngineLimits, EngineModel, StepTime
+from freehold.outgrow.capacity.engine import EngineLimits, EngineModel, StepTime
 from freehold.route.router.ledger.store import Ledger
 from tests.outgrow.capacity.test_measuring import engine
 from tests.router.ledger.rows import row

@@ -109,7 +109,7 @@ def test_the_table_names_every_option_what_moves_it_and_every_assumption(run: Ru
         r"^openai:gpt-6.2-sol +108,\d{3} +3.57 +[\d.]+M \([\d.]+M to [\d.]+M\) +[\d.]+ % \(", out, re.M
     )
     assert re.search(r"^What changes the break-even with \S+, [\d.]+M tokens a day:$", out, re.M)
-    assert re.search(r"people's time to run it +\S+ +█+\|█+ +\S+ +8 … 120 hours a month", out)
+    assert re.search(r"staff time to run it +\S+ +█+\|█+ +\S+ +8 … 120 hours a month", out)
     for key in ("peak", "load", "spare", "people", "wage", "migration", "months", "api", "speed", "hourly"):
         assert len(re.findall(rf"^{key} ", out, re.M)) >= 2, f"{key} has no range or no source"
     assert re.search(r"genai-prices [\d.]+, newest note 20\d\d-\d\d-\d\d, \d+ days old", out)

@@ -29,7 +29,7 @@ from freehold.cli.deploying.serving import StartedDeployments
 from freehold.cli.deploying.verbs import news
 from freehold.outgrow import drivers, kept
 from freehold.outgrow.contract import DeploymentRow, DeployPlan, ReplicaRow
-from freehold.outgrow.emit.emit import KINDS
+from freehold.outgrow.emit import KINDS
 from freehold.outgrow.options import ENGINES, DeployOptions
 from freehold.outgrow.planning.options import environment_folder
 from freehold.serve.http.system.deployments import DeploymentDesk
@@ -110,6 +110,12 @@ def test_dry_run_tells_the_command_with_reasons_and_starts_nothing(tmp_path, tin
     assert not (tmp_path / "deployments").exists()
 
 
+def test_replicas_of_our_own_engine_are_planned_by_the_verb(tmp_path, tiny):
+    words = ("deploy", str(tiny), "--engine", "freehold", "--replicas", "2", "--dry-run", "--json")
+    plan = json.loads(freehold(tmp_path, *words).out)["plan"]
+    assert (plan["engine"], plan["replicas"]) == ("freehold", 2)
+
+
 def test_hardware_that_is_not_here_is_planned_for_and_nothing_is_started(tmp_path):
     done = freehold(tmp_path, "deploy", "qwen3:32b", "--on", "2xh100")
     assert done.status == 0, done.err
@@ -186,7 +192,7 @@ def test_no_engine_has_room_on_named_hardware_and_what_has_is_named(tmp_path):
 def test_an_unknown_name_has_no_status(tmp_path):
     done = freehold(tmp_path, "deploy", "status", "nope")
     assert done.status == 1
-    assert "nothing is deployed as nope" in done.err
+    assert "there is no deployment nope" in done.err
 
 
 @pytest.mark.parametrize(

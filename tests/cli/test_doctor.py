@@ -14,8 +14,7 @@ import pytest
 
 from freehold import _native as native
 from freehold.base.config import load_settings
-from freehold.base.machine import cpu_quota
-from freehold.base.machine.processor import CoreKind, Processor
+from freehold.base.machine import CoreKind, Processor, cpu_quota
 from freehold.base.platforms import can_confine
 from freehold.choose.advisor.machine import Gpu
 from freehold.cli import main
@@ -114,7 +113,7 @@ def test_doctor_tells_cores_that_compute_from_those_left_out(capsys, monkeypatch
     monkeypatch.setattr("freehold.base.machine.processor", lambda: mixed)
     assert main.run(["doctor"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if "cores that compute" in x)
-    assert line.endswith("cores that compute: 12 Performance; too slow beside them, left out: 4 Efficiency")
+    assert line.endswith("cores that compute: 12 Performance; too slow for these, not used: 4 Efficiency")
 
 
 @pytest.mark.parametrize("text, cpus", [("200000 100000", 2.0), ("max 100000", None), ("nonsense", None)])
@@ -249,9 +248,9 @@ def test_doctor_says_what_decodes_pictures_and_whether_it_is_closed_in(capsys, m
     assert main.run(["doctor"]) == 0
     out = capsys.readouterr().out
     assert f"pictures     Pillow {pictures['pillow']}: PNG, GIF, JPEG" in out
-    assert ("can open no file" in out) is can_confine()
+    assert ("without access to files" in out) is can_confine()
     monkeypatch.setattr("freehold.base.platforms.can_confine", lambda: False)
-    assert main.run(["doctor"]) == 0 and "this system cannot confine it" in capsys.readouterr().out
+    assert main.run(["doctor"]) == 0 and "this system has no sandbox" in capsys.readouterr().out
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert main.run(["doctor"]) == 0
     assert "no decoder: pip install 'freehold[eyes]' installs Pillow" in capsys.readouterr().out

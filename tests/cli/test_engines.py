@@ -73,7 +73,7 @@ def test_run_takes_the_engine_of_a_gpu_and_says_why(tmp_path, tiny, path):
 def test_run_without_an_engine_for_the_gpu_says_what_would_help_and_computes(tmp_path, tiny):
     done = freehold(tmp_path, "run", tiny, "Hi", "--max-tokens", "6", PATH="/usr/bin:/bin")
     assert done.status == 0, done.err
-    assert "engine: Freehold's engine on the CPU: NVIDIA GeForce RTX 9999 is here" in done.err
+    assert "engine: Freehold's engine on the CPU: NVIDIA GeForce RTX 9999 is available" in done.err
     assert "note: llama-server built with CUDA" in done.err
     assert done.out.strip()
 

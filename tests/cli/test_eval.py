@@ -95,7 +95,7 @@ def test_results_of_other_items_are_not_compared(run: Run, path: Path):
     for out, limit in (("a", "3"), ("b", "2")):
         run("eval", str(path), "--data", "own.jsonl", "--context", "256", "-o", out, "--limit", limit)
     status, _, err = run("eval", "--compare", "a", "b")
-    assert status == 2 and "own: 1 items are in one result alone; the first is doc 2" in err
+    assert status == 2 and "own: 1 items are in only one result; the first is doc 2" in err
 
 
 @pytest.mark.parametrize(

@@ -57,4 +57,4 @@ def test_a_text_model_is_refused_by_name_before_it_answers(run: Run, folder: Pat
     status, out, err = run("eval", str(model), "--data", "own.jsonl", "--context", "256")
     assert status != 0 and out == ""
     assert "tiny reads text only; 2 of 3 items of own have pictures" in err
-    assert "freehold list says which models see" in err
+    assert "freehold list shows which models read pictures" in err

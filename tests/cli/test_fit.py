@@ -213,7 +213,7 @@ def test_a_model_that_sees_is_counted_with_its_tower_and_a_picture_s_times(run: 
     assert 0 < screen["prefill_s"]["low"] <= screen["prefill_s"]["mid"] <= screen["prefill_s"]["high"]
     out = run(str(seeing), "--context", "64")[1]
     features = f"up to {show_bytes(tower.kept)} of their features"
-    assert f"pictures: {show_bytes(tower.weights)} for the tower and {features}" in out
+    assert f"pictures: {show_bytes(tower.weights)} for the vision encoder and {features}" in out
     assert f"a picture of 1920 x 1080 pixels: {tower.screen.tokens:,} tokens, " in out
     assert f"32 of them at once: {show_bytes(tower.at_once)} more" in out
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from freehold.route.router.ledger.queries import rows_in
+from freehold.route.router.ledger.rows import rows_in
 from freehold.serve.http.core.keys import KeyFile, key_of
 from tests.cli.test_serve_gateway import FILE, ask, eventually, served
 from tests.providers.standin import Answer, StandIn

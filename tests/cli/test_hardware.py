@@ -37,7 +37,7 @@ def test_nothing_that_does_exits_1_with_a_way_out(run: Run):
 
 def test_a_question_in_words_drops_nothing_in_silence(run: Run):
     _, out, _ = run("advise", "what gpu for qwen3:8b in German for our zoo with 16k context and 5 users")
-    assert "5 at a time, 16,000 tokens of context" in out and "room for 16,000 each" in out
+    assert "5 at a time, 16,000 tokens of context" in out and "memory for 16,000 each" in out
     assert "ignored: zoo, german" in out
     assert "hardware for deepseek-ai/DeepSeek-V3, 50 at a time" in run("advise", "50 users of DeepSeek-V3")[1]
 

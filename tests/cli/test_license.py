@@ -149,7 +149,7 @@ def test_facts_may_stand_in_the_settings_and_options_win(run: Run, home: Path):
     ("args", "status", "words"),
     [
         (("lama3.1",), 1, "licences: llama3.1"),
-        (("qwen", "--for", "fun"), 2, "purpose 'fun' is none of"),
+        (("qwen", "--for", "fun"), 2, "purpose 'fun' is not one of"),
         (("qwen", "--monthly-users", "lots"), 2, "'lots' is not a valid number"),
         (("qwen", "--seat", "Germany"), 2, "not a country code"),
         (("qwen", "--seat", "XX"), 2, "not a country code"),

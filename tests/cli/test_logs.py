@@ -12,7 +12,7 @@ import pytest
 
 from freehold.cli.serving import logs
 from freehold.cli.serving.logs import LogWriter, logging_to
-from freehold.serve.http.core.requestlog import RequestLine
+from freehold.serve.http.core.gate import RequestLine
 
 REQUESTS, SERVE = logging.getLogger("freehold.requests"), logging.getLogger("freehold.serve")
 FIELDS = {

@@ -109,7 +109,7 @@ def test_interrupt_before_anything_was_kept_says_that_the_command_begins_anew(
 
     monkeypatch.setattr(quantising, "planned", interrupt)
     status, _, err = run("quantize", str(tiny), "-o", str(tmp_path / "out"), "--quant", "Q8_0")
-    assert status == 130 and "stopped; nothing was kept yet" in err
+    assert status == 130 and "stopped; nothing was saved yet" in err
     assert not (tmp_path / ".out.part").exists()
 
 

@@ -243,6 +243,23 @@ def test_tiny_model_answers_and_verbose_tells_speeds(freehold, tiny):
     assert re.search(r"loaded in [\d.]+ s", err) and re.search(r"prefill .* tok/s; decode .* tok/s", err)
 
 
+def test_a_prompt_from_stdin_is_counted_as_it_is_read(freehold, tiny, monkeypatch):
+    counts: list[tuple[int, int]] = []
+    monkeypatch.setattr(answers.Waiting, "__call__", lambda self, done, total: counts.append((done, total)))
+    status, _, _ = freehold("run", tiny, "Sum up.", "--max-tokens", "2", stdin=b"a word " * 20)
+    assert status == 0 and counts == sorted(counts)
+    assert counts[0][0] < counts[-1][0] <= counts[-1][1] and counts[-1][1] > 40
+
+
+def test_no_pack_keeps_no_packed_copy(freehold, tiny, home, monkeypatch):
+    monkeypatch.setattr("freehold.run.formats.filemap.RACY_S", -1e9)  # the file is as old as this test
+    ask = ("run", tiny, "Hi", "--max-tokens", "2", "--context", "128", "--seed", "1")
+    one = freehold(*ask, "--no-pack")
+    assert not list((home / "packs").glob("*.pack"))
+    assert freehold(*ask) == one
+    assert len(list((home / "packs").glob("*.pack"))) == 1
+
+
 def test_verbose_tells_how_many_guesses_held():
     answer = StreamedAnswer(
         usage=Usage(10, 31, prefill_s=1.0, decode_s=1.0, drafted_tokens=30, accepted_tokens=20)

@@ -14,7 +14,7 @@ from prompt_toolkit.output import DummyOutput
 from freehold.base.config import load_settings
 from freehold.base.errors import ContextOverflow, StoreError, UsageError
 from freehold.base.types import Chunk, Message, ToolCall, ToolPiece
-from freehold.cli.chat.answer import AnswerSettings
+from freehold.cli.chat.answer import AnswerSettings, Waiting
 from freehold.cli.chat.chat import COMMANDS, Chat, ModelFacts
 from freehold.cli.chat.markdown import PlainRenderer
 from freehold.cli.chat.sessions import ChatSession, Sessions
@@ -356,6 +356,14 @@ def test_file_goes_before_the_next_message_alone(home, tmp_path):
     assert asked == ["File notes.txt:\n```\nbuy milk\n```\n\nWhat is to do?", "And now?"]
 
 
+def test_the_tokens_of_a_file_are_counted_while_they_are_read(home, tmp_path, monkeypatch):
+    totals: list[int] = []
+    monkeypatch.setattr(Waiting, "__call__", lambda self, done, total: totals.append(total))
+    (tmp_path / "notes.txt").write_text("buy milk and bread " * 50)
+    Desk(home, "A", "B").type("Hi", "/clear", f"/file {tmp_path / 'notes.txt'}", "Hi")
+    assert len(totals) == 2 and totals[1] > totals[0] + 100
+
+
 def test_file_stays_when_the_answer_fails(home, tmp_path):
     (tmp_path / "a.txt").write_text("x")
     desk = Desk(home, ContextOverflow("too long"), "A").type(f"/file {tmp_path / 'a.txt'}", "one", "two")
@@ -625,4 +633,4 @@ def test_save_makes_a_model_of_the_system_prompt(home):
 
     desk = Desk(home, keep=keep).type("/system Answer as a pirate.", "/save pirate", "/save")
     assert made == [("pirate", "Answer as a pirate.")]
-    assert "to chat: freehold run pirate" in desk.said and "/save NAME makes a model" in desk.said
+    assert "to chat: freehold run pirate" in desk.said and "/save NAME saves a model" in desk.said

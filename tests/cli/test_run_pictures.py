@@ -69,8 +69,8 @@ def test_model_that_reads_text_refuses_and_names_the_way(freehold, scripted, png
     model = scripted("ok")
     status, out, err = freehold("run", "smollm2:135m", "--image", str(png), "What?")
     assert (status, out) == (2, "") and model.calls == []
-    assert "reads text alone and cannot be shown pictures" in err
-    assert "freehold show NAME says whether a model sees" in err
+    assert "cannot read pictures" in err
+    assert "freehold list shows which models can" in err
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_line_that_is_more_than_a_path_is_a_message(home, png, tmp_path):
 
 def test_model_that_reads_text_is_not_shown_any(home, png):
     desk = Desk(home, "A").type(f"/image {png}", str(png), "hi")
-    assert desk.said.count("fake reads text alone") == 2 and "attach " not in desk.said
+    assert desk.said.count("fake cannot read pictures") == 2 and "attach " not in desk.said
     assert desk.model.calls[0].messages == (Message("user", "hi"),)
 
 
@@ -166,7 +166,7 @@ def test_switching_to_a_model_that_reads_text_says_so_with_the_next_picture(home
     other = FakeModel(["B"], name="other")
     desk = seeing(home, "A", switch=lambda name: (other, ModelFacts("Q8_0", 100)))
     desk.type(f"/image {png}", "/model other", "What?")
-    assert "other reads text alone" in desk.said and other.calls == []
+    assert "other cannot read pictures" in desk.said and other.calls == []
 
 
 def test_retry_edit_and_load_keep_the_picture(home, png, monkeypatch):

@@ -50,7 +50,7 @@ def test_model_that_does_not_hear_refuses_and_names_the_way(freehold, scripted, 
     model = scripted("ok", can_see=True)
     status, out, err = freehold("run", "smollm2:135m", "--sound", str(wav), "What?")
     assert (status, out) == (2, "") and model.calls == []
-    assert "hears no sounds" in err and "freehold transcribe" in err
+    assert "cannot process audio" in err and "freehold transcribe" in err
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,10 @@ def test_raw_text_takes_no_sound(freehold, wav):  # noqa: F811
 
 def test_a_sound_is_attached_in_a_chat_which_says_that_it_is_not_saved(home, wav):
     desk = Desk(home, "A", "B", facts=HEARING).type(f"/sound {wav}", "What?")
-    assert "a sound of 10.0 kB, attached to the next message" in desk.said and UNSAVED in desk.said
+    assert "audio of 10.0 kB, attached to the next message" in desk.said and UNSAVED in desk.said
     assert desk.model.calls[0].messages[0].parts == (Audio.open(wav), "What?")
     deaf = Desk(home, "A").type(f"/sound {wav}", "/sound", "hi")
-    assert "fake hears no sounds" in deaf.said and "/sound PATH" in deaf.said
+    assert "fake cannot process audio" in deaf.said and "/sound PATH" in deaf.said
     assert deaf.model.calls[0].messages == (Message("user", "hi"),)
 
 
@@ -90,18 +90,18 @@ def test_show_list_and_fit_say_that_a_model_hears(freehold, tmp_path):  # noqa: 
     folder = make.write_safetensors(tiny, tmp_path / "folder")
     for path in (model, folder):
         out = freehold("show", str(path))[1]
-        assert "hears         yes, tower " in out and "750 tokens a sound of 30 s, the longest" in out
+        assert "audio         yes, encoder " in out and "at most 30 s per recording, 750 tokens" in out
         card = json.loads(freehold("show", str(path), "--json")[1])["model"]
         assert (card["hears"], card["deaf"], card["sound_tokens"]) == (True, "", 750)
         fit = freehold("fit", str(path))[1]
-        assert "sounds: " in fit and "750 tokens a sound of 30 s" in fit and "pictures: " in fit
+        assert "audio: " in fit and "at most 30 s per recording, 750 tokens" in fit and "pictures: " in fit
         freehold("pull", str(path))
     listed = json.loads(freehold("list", "--json")[1])["models"]
     assert listed and all(row["hears"] and row["sees"] for row in listed)
-    assert "yes, hears" in freehold("list")[1]
+    assert "pictures and audio" in freehold("list")[1]
     mmproj.unlink()
     deaf = make.write_safetensors(make.config("gemma4-clipped"), tmp_path / "deaf")
-    assert "hears" not in freehold("show", str(deaf))[1]
+    assert "audio   " not in freehold("show", str(deaf))[1]
 
 
 def test_a_model_may_hear_and_not_see(freehold, tmp_path):  # noqa: F811
@@ -110,7 +110,7 @@ def test_a_model_may_hear_and_not_see(freehold, tmp_path):  # noqa: F811
     model = make.write_gguf(tiny, tmp_path / "voxtral.gguf")
     card = json.loads(freehold("show", str(model), "--json")[1])["model"]
     assert (card["hears"], card["sees"], card["blind"]) == (True, False, "")
-    assert "sounds: " in (out := freehold("fit", str(model))[1]) and "pictures: " not in out
+    assert "audio: " in (out := freehold("fit", str(model))[1]) and "pictures: " not in out
     freehold("pull", str(model))
     (row,) = json.loads(freehold("list", "--json")[1])["models"]
     assert (row["sees"], row["hears"]) == (False, True)
@@ -121,4 +121,4 @@ def test_a_tower_of_sounds_that_is_not_built_is_named(freehold, tmp_path):  # no
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"audio_config": {"d_model": 64}}))
     out = freehold("show", str(folder))[1]
-    assert "hears         no: the tower of sounds of qwen3_vl is not supported yet" in out
+    assert "audio         no: the audio encoder of qwen3_vl is not supported yet" in out

@@ -102,7 +102,7 @@ def test_a_route_a_rented_model_and_an_owned_one_answer_at_one_address(file: Pat
         assert KEY not in Path(f"/proc/{process.pid}/environ").read_bytes().decode()
     log = (home / "server.log").read_text()
     assert "gateway: " in log and "routes: chat" in log and "seller (openai)" in log
-    assert "gateway.toml speaks of keys that do not exist: alice" in log
+    assert "gateway.toml names keys that do not exist: alice" in log
     assert '"model": "chat"' in log, "the line to try asks a route"
     assert KEY not in log and KEY.encode() not in (home / "ledger.sqlite").read_bytes()
     assert rows(home) >= 3

@@ -61,16 +61,16 @@ def seeing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_model_that_sees_says_so_with_its_tower_s_size(run: Run, seeing: Path, tmp_path: Path):
     mmproj = seeing.with_name("mmproj-F16.gguf")
-    assert f"sees          yes, tower {human(mmproj.stat().st_size)}" in run("show", str(seeing))[1]
+    assert f"vision        yes, encoder {human(mmproj.stat().st_size)}" in run("show", str(seeing))[1]
     card = json.loads(run("show", str(seeing), "--json")[1])["model"]
     assert (
-        f", {card['least_tokens']:,} to {card['most_tokens']:,} tokens a picture"
+        f", {card['least_tokens']:,} to {card['most_tokens']:,} tokens per picture"
         in run("show", str(seeing))[1]
     )
     assert card["sees"] is True and card["blind"] == "" and card["eyes"] == str(mmproj)
     folder = make.write_safetensors(make.config("qwen3_vl"), tmp_path / "folder")
     out = run("show", str(folder))[1]
-    assert "sees          yes, tower 2.2 MB" in out and "reads text only" not in out
+    assert "vision        yes, encoder 2.2 MB" in out and "reads text only" not in out
 
 
 def test_a_model_says_why_it_reads_no_pictures_and_one_of_text_alone_says_nothing(
@@ -82,16 +82,16 @@ def test_a_model_says_why_it_reads_no_pictures_and_one_of_text_alone_says_nothin
     mmproj = seeing.with_name("mmproj-F16.gguf")
 
     def line() -> str:
-        return next(row for row in run("show", str(seeing))[1].splitlines() if row.startswith("sees"))
+        return next(row for row in run("show", str(seeing))[1].splitlines() if row.startswith("vision"))
 
     mmproj.rename(text.with_name("mmproj.gguf"))
-    assert line() == "sees          no: there is no tower (an mmproj file) beside it"
-    assert "no: mmproj.gguf is a tower that is not supported with llama" in run("show", str(text))[1]
+    assert line() == "vision        no: there is no vision encoder (mmproj file) beside it"
+    assert "no: mmproj.gguf is an encoder that is not supported with llama" in run("show", str(text))[1]
     for its, why in (
-        (tower(96), "mmproj-F16.gguf is the tower of another model"),
-        (tower(64, projector="tomorrow"), "which Freehold does not run yet"),
+        (tower(96), "mmproj-F16.gguf belongs to another model"),
+        (tower(64, projector="tomorrow"), "which is not supported yet"),
     ):
         mmproj.write_bytes(its)
-        assert line().startswith("sees          no: ") and why in line()
+        assert line().startswith("vision        no: ") and why in line()
     assert run("pull", str(seeing), "--no-eyes")[0] == 0
-    assert line() == "sees          no: its tower was left out; freehold pull m --eyes takes it"
+    assert line() == "vision        no: its vision encoder was left out; freehold pull m --eyes downloads it"

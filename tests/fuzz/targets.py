@@ -29,8 +29,7 @@ from freehold.run.formats.lora import CONFIG, WEIGHTS
 from freehold.run.formats.weight_types import tensor_bytes
 from freehold.run.models.binding.bind import read_source
 from freehold.run.models.tiny.make import gguf_bytes
-from freehold.run.sounds.flac import open_flac
-from freehold.run.sounds.wav import is_aiff, open_aiff, open_wav
+from freehold.run.sounds.pcm import is_aiff, open_aiff, open_flac, open_wav
 from freehold.run.tokenizer import tokenizer_from_gguf
 from tests.formats import trellis_rows
 from tests.sounds import flac_files as sound_files

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from freehold.base.machine.host import Host, parse_sysctl
-from freehold.base.machine.memory import (
+from freehold.base.machine import (
+    CoreKind,
+    Host,
     PageSizes,
     cache_megabytes,
     mac_available_bytes,
     memory_kills,
     page_sizes,
+    parse_sysctl,
+    processor,
+    usable_cores,
 )
-from freehold.base.machine.processor import CoreKind, processor, usable_cores
 from freehold.choose.advisor.machine import mac_device
 
 RECORDED = Path(__file__).parent / "recorded"

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.base.machine.host import Host
-from freehold.base.machine.processor import listed, memory_nodes
+from freehold.base.machine import Host, listed, memory_nodes
 from freehold.base.platforms import processors
 
 

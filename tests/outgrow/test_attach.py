@@ -309,7 +309,7 @@ async def test_deploy_plans_for_an_address(tmp_path: Path) -> None:
         assert (plan.engine, plan.model.name, plan.served) == ("llamacpp", "ours", "m")
         said = printed.text(plan)
         assert said.startswith(f"ours at unix:{elsewhere.socket}: llamacpp b10434-7e4c0a9, which calls it m")
-        assert "command" not in said and "it runs already" in said
+        assert "command" not in said and "it is already running" in said
     finally:
         await elsewhere.end()
     for wrong in ({"replicas": 2}, {"flags": ("--x",)}, {"on": "h100"}, {"python": "/p"}):

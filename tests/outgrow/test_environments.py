@@ -62,7 +62,7 @@ def test_a_build_for_gpus_is_told_from_one_for_processors(tmp_path):
 
 def test_an_environment_without_an_engine_names_the_way_out(tmp_path):
     python = environment(tmp_path, torch="2.13.0", sglang="0.5.23")
-    with pytest.raises(UsageError, match="has no vLLM beside it") as e:
+    with pytest.raises(UsageError, match="has no vLLM next to it") as e:
         read(python, "vllm")
     assert "--env" in e.value.hint
     assert read(python).engine == "sglang"

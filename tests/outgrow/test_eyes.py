@@ -19,8 +19,8 @@ from freehold.base.errors import UsageError
 from freehold.base.serving import Job
 from freehold.base.types import Image, Message
 from freehold.outgrow import drivers
+from freehold.outgrow import flags as schema
 from freehold.outgrow.contract import DeployedModel, DeployedTower, DeployPlan, PlanRequest
-from freehold.outgrow.flags import schema
 from freehold.outgrow.planning import printed
 from freehold.outgrow.planning.eyes import llamacpp_counts
 from freehold.outgrow.planning.facts import at_the_hub, nodes_on, of_catalogue, of_path, processor
@@ -108,7 +108,7 @@ def test_vllm_takes_pictures_alone_and_fetches_none(tmp_path: Path):
     assert json.loads(flags["--limit-mm-per-prompt"] or "") == {"image": 100, "video": 0, "audio": 0}
     assert flags["--allowed-media-domains"] == "none.invalid"
     assert "--allowed-local-media-path" not in flags and flags["--mm-processor-cache-gb"] == "1"
-    assert abilities_of(plan).images and "a picture becomes 4 to 16 tokens" in printed.text(plan)
+    assert abilities_of(plan).images and "4 to 16 tokens per picture" in printed.text(plan)
     own = planned("vllm", in_folder(tmp_path, "qwen3_vl"), "--limit-mm-per-prompt={\"image\": 2}",
                   "--mm-processor-kwargs={\"max_pixels\": 4096}")  # fmt: skip
     assert values(own)["--limit-mm-per-prompt"] == '{"image": 2}'
@@ -164,7 +164,7 @@ def test_a_model_at_the_hub_that_sees_is_planned_as_one(tmp_path: Path):
     model = of_catalogue(catalogued("google/gemma-3-27b-it"))
     assert model.tower is None and model.sees
     plan = planned("vllm", model)
-    assert "--limit-mm-per-prompt" in values(plan) and "sees       yes, tower of" in printed.text(plan)
+    assert "--limit-mm-per-prompt" in values(plan) and "vision     encoder of" in printed.text(plan)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_llamacpp_sees_with_a_gguf_of_the_hub(name: str, most: str | None, batch
     flags = values(plan)
     assert "--mmproj-auto" in flags and "--mmproj" not in flags and abilities_of(plan).images
     assert flags.get("--image-max-tokens") == most and "--batch-size" not in flags
-    assert any("in one without it reads text alone" in note for note in plan.notes)
+    assert any("without one, it cannot read pictures" in note for note in plan.notes)
     larger = values(planned_there("--image-max-tokens=1120"))
     assert larger.get("--ubatch-size") == batch
     blind = planned_there("--no-mmproj")
@@ -253,7 +253,7 @@ def test_llamacpp_counts_qwens_pictures_as_we_do_but_for_halves(tmp_path: Path):
 def test_llamacpp_counts_gemma_4s_pictures_as_we_do_but_for_small_and_narrow_ones(tmp_path: Path):
     counts = llamacpp_counts(DeployedTower("a", "gemma4", 228, 280, True))
     assert [counts.least, counts.most] == RECORDED["gemma4-eyes"]["limits"]
-    assert "a tenth more" in counts.note and "up to twice as much" in counts.note
+    assert "10 % more tokens" in counts.note and "up to twice as many" in counts.note
     pairs = counted(tmp_path, "gemma4-eyes")
     other = {size: pair for size, pair in pairs.items() if pair[0] != pair[1]}
     for size, (ours, theirs) in other.items():

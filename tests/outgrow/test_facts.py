@@ -11,8 +11,8 @@ import pytest
 
 from freehold.base.config import load_settings
 from freehold.base.errors import BadModelFile, ModelNotFound, UsageError
-from freehold.outgrow.flags import schema
-from freehold.outgrow.planning import parsers
+from freehold.outgrow import flags as schema
+from freehold.outgrow.planning import wording
 from freehold.outgrow.planning.facts import deployed, nodes_on, of_path, quantisation
 from tests.formats.gguf_writer import SMALL_METADATA, SMALL_TENSORS, Value, write_gguf
 
@@ -153,10 +153,10 @@ def test_boxes_of_hardware_are_said_once():
 
 
 def test_a_fine_tunes_name_goes_before_its_bases_shape():
-    assert parsers.family(("DeepSeek-R1-Distill-Qwen-7B",), "", "qwen2") == "deepseek-r1-distill"
-    assert parsers.family(("my-model",), "", "qwen2") == "qwen2.5"
-    assert parsers.family(("Qwen/Qwen3-Coder-30B",), "Qwen3", "qwen3_moe") == "qwen3-coder"
-    assert parsers.family(("notqwen3",), "", "unheard") == ""
+    assert wording.family(("DeepSeek-R1-Distill-Qwen-7B",), "", "qwen2") == "deepseek-r1-distill"
+    assert wording.family(("my-model",), "", "qwen2") == "qwen2.5"
+    assert wording.family(("Qwen/Qwen3-Coder-30B",), "Qwen3", "qwen3_moe") == "qwen3-coder"
+    assert wording.family(("notqwen3",), "", "unheard") == ""
 
 
 def test_every_parser_name_is_in_its_engines_registry():
@@ -165,7 +165,7 @@ def test_every_parser_name_is_in_its_engines_registry():
         "sglang": ("--tool-call-parser", "--reasoning-parser"),
         "trtllm": ("--tool_parser", "--reasoning_parser"),
     }
-    for family, engines in ((each.key, each.engines) for each in parsers._families()):
+    for family, engines in ((each.key, each.engines) for each in wording._families()):
         for engine, names in engines.items():
             known = schema.nearest(engine, "")
             for flag, name in zip(flags[engine], (names.tool, names.reasoning), strict=True):

@@ -169,7 +169,7 @@ def test_two_equal_gpus_hold_what_one_does_not() -> None:
 def test_gpu_without_an_engine_is_named_with_what_would_use_it() -> None:
     choice = choose(anatomy(), "gguf", EnginesHere((CARD,)), cpu())
     assert choice.engine == "freehold"
-    assert "NVIDIA GeForce RTX 4090 is here and no engine for it" in choice.reason
+    assert "NVIDIA GeForce RTX 4090 is available, but no engine for it" in choice.reason
     assert choice.advice.startswith("llama-server built with CUDA")
     assert "tokens/s" in choice.advice
 

@@ -10,8 +10,8 @@ from importlib import resources
 import pytest
 
 from freehold.base.errors import UsageError
-from freehold.outgrow.flags import schema
-from freehold.outgrow.flags.schema import checked, refused
+from freehold.outgrow import flags as schema
+from freehold.outgrow.flags import checked, refused
 from tools import engine_schema
 
 KNOWN = {"vllm": ("0.32.0", 317), "sglang": ("0.5.23", 532), "trtllm": ("1.3.0", 50)}

@@ -176,7 +176,7 @@ async def test_answer_that_goes_on_beyond_all_that_was_asked_for_is_ended(
         stream = DeployedStream(replicas, Job(prompt="x", max_tokens=4, sampling=sampling), None)
         await stream.open()
         count = 0
-        with pytest.raises(EngineLost, match="more than was asked for"):
+        with pytest.raises(EngineLost, match="more than was requested"):
             async for _ in stream:
                 count += 1
         assert count <= 1008 and (replicas.cut, replicas.faults) == (1, 1)

@@ -13,7 +13,7 @@ from freehold.base.errors import UsageError
 from freehold.outgrow import drivers
 from freehold.outgrow.contract import EngineFacts, PlanRequest
 from freehold.outgrow.engines.llamacpp import build_of, fitted
-from freehold.outgrow.flags.schema import nearest, schema_of_help
+from freehold.outgrow.flags import nearest, schema_of_help
 from tests.outgrow import dialects
 from tests.outgrow.engines import synchronous
 from tests.outgrow.plans import CPU
@@ -106,7 +106,7 @@ def test_model_that_gives_vectors_is_started_for_them_and_one_that_gives_scores_
     assert "--embedding" not in flags_of("llamacpp")
     ranker = replace(made, anatomy=replace(made.anatomy, role="reranker"))
     for engine in ("llamacpp", "ollama"):
-        assert "take a model that gives vectors" in refused(engine, model=ranker)
+        assert "use a model that gives vectors" in refused(engine, model=ranker)
 
 
 def test_memory_of_vectors_has_the_buffer_of_a_batch_as_long_as_the_context() -> None:

@@ -19,6 +19,7 @@ from freehold.base.config import load_settings
 from freehold.base.errors import UsageError
 from freehold.choose.advisor.anatomy import WeightGroup, in_quant
 from freehold.outgrow import drivers
+from freehold.outgrow import flags as schema
 from freehold.outgrow.contract import (
     DeployedModel,
     DeployPlan,
@@ -28,7 +29,6 @@ from freehold.outgrow.contract import (
     PlannedFlag,
     PlanRequest,
 )
-from freehold.outgrow.flags import schema
 from freehold.outgrow.options import DeployOptions
 from freehold.outgrow.planning import printed
 from freehold.outgrow.planning.facts import nodes_on, of_path, processor

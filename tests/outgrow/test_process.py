@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from freehold.base.errors import UsageError
 from freehold.outgrow.process import process
-from freehold.outgrow.process.process import LogRing, OwnProcess, launch
+from freehold.outgrow.process.process import LogRing, OwnProcess, engine_environment, launch
 from tests.outgrow.plans import plan_of
 
 # Starts a child that starts a grandchild in a session of its own, as an engine's workers and trackers are; the middle
@@ -223,8 +224,6 @@ def test_the_key_is_in_the_environment_alone(tmp_path, monkeypatch):
 
 
 def test_the_environment_is_a_list_of_what_engines_need():
-    from freehold.outgrow.process.surroundings import engine_environment
-
     ours = {
         "PATH": "/bin",
         "CUDA_VISIBLE_DEVICES": "0",
@@ -421,12 +420,10 @@ def test_what_torch_compiled_is_read_from_a_folder_of_ours_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
 ):
     """Torch runs what it finds there, and any account may make that folder in /tmp first."""
-    from freehold.outgrow.process import surroundings
-
-    monkeypatch.setattr(surroundings.tempfile, "gettempdir", lambda: str(tmp_path))
-    first = surroundings.engine_environment(plan_of(""), {}, {})["TORCHINDUCTOR_CACHE_DIR"]
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    first = process.engine_environment(plan_of(""), {}, {})["TORCHINDUCTOR_CACHE_DIR"]
     assert os.stat(first).st_mode & 0o077 == 0
-    assert surroundings.engine_environment(plan_of(""), {}, {})["TORCHINDUCTOR_CACHE_DIR"] == first
+    assert process.engine_environment(plan_of(""), {}, {})["TORCHINDUCTOR_CACHE_DIR"] == first
     os.rmdir(first)
     if planted == "link":
         os.symlink(tmp_path, first)
@@ -435,4 +432,4 @@ def test_what_torch_compiled_is_read_from_a_folder_of_ours_alone(
         os.chmod(first, 0o777)
     else:
         Path(first).write_text("")
-    assert "TORCHINDUCTOR_CACHE_DIR" not in surroundings.engine_environment(plan_of(""), {}, {})
+    assert "TORCHINDUCTOR_CACHE_DIR" not in process.engine_environment(plan_of(""), {}, {})

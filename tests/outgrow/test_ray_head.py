@@ -15,7 +15,7 @@ import aiohttp
 import psutil
 import pytest
 
-from freehold.outgrow.process.surroundings import free_port
+from freehold.outgrow.process.process import free_port
 from freehold.outgrow.ray import head, plan
 from tests.outgrow.engines import synchronous
 

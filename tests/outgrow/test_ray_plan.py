@@ -16,12 +16,11 @@ from freehold.base.serving import Job
 from freehold.base.types import Message
 from freehold.outgrow import drivers
 from freehold.outgrow.contract import DeployPlan, EngineFacts, EngineNumbers, Listens
-from freehold.outgrow.emit.emit import EmitOptions, emit
+from freehold.outgrow.emit import EmitOptions, emit
 from freehold.outgrow.engines.own import OwnEngine
 from freehold.outgrow.planning.options import SOCKET
 from freehold.outgrow.ray import plan as doors
-from freehold.outgrow.ray.driver import SESSION, RayDriver
-from freehold.outgrow.ray.plan import app_text, is_ray, moved, over, over_ray, text_for
+from freehold.outgrow.ray.plan import SESSION, RayDriver, app_text, is_ray, moved, over, over_ray, text_for
 from freehold.route.providers.contract import Provider, RemoteModel
 from tests.outgrow.plans import plan
 
@@ -44,7 +43,7 @@ def test_a_fenced_cluster_starts_in_a_namespace_and_says_so():
     made = over(inner(), RAY, fenced=True)
     assert made.argv()[: len(doors.FENCE)] == doors.FENCE
     assert "--fenced" in made.argv()
-    assert any("network namespace of its own" in note for note in made.notes)
+    assert any("its own network namespace" in note for note in made.notes)
 
 
 def test_without_a_namespace_the_plan_names_the_one_port_that_stays_open():
@@ -155,9 +154,7 @@ def test_emitted_files_hold_no_secret_and_bind_nothing_unnamed(tmp_path: Path):
 
 
 def test_planning_imports_no_ray():
-    code = (
-        "import sys, freehold.outgrow.ray.plan, freehold.outgrow.ray.driver; sys.exit('ray' in sys.modules)"
-    )
+    code = "import sys, freehold.outgrow.ray.plan, freehold.outgrow.ray.plan; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -180,5 +177,5 @@ def test_the_ray_of_an_environment_is_known_by_its_metadata(tmp_path: Path):
     made = over_ray(inner(), f"ray:{python}")
     assert (made.version, made.engine) == ("2.60.0", "ray")
     assert str(python) in made.argv()
-    with pytest.raises(UsageError, match="no Ray beside it"):
+    with pytest.raises(UsageError, match="no Ray next to it"):
         over_ray(inner(), f"ray:{tmp_path}/elsewhere/bin/python")

@@ -90,7 +90,7 @@ def test_too_few_cores_and_too_little_memory_are_refused_with_a_way_out() -> Non
     assert "4 replicas take" in said and "weights of" in said and "are free for them" in said
     assert "--replicas" in said
     assert "choose a smaller model" in refused(request(0.05))
-    assert "takes no --engine-flag" in refused(replace(request(), flags=("--port=1",)))
+    assert "does not accept --engine-flag" in refused(replace(request(), flags=("--port=1",)))
     assert "is not a cache" in refused(request(cache_type="fp8"))
     wordy = replace(dialects.request("llamacpp").model, here=False, base="x")
     assert "freehold pull x" in refused(replace(request(), model=wordy))

@@ -84,7 +84,7 @@ def test_an_address_of_a_picture_never_reaches_an_engine():
     for name in (*names(), "compatible"):
         wire: Any = driver(name).wire
         assert b"data:image/png" in wire.request(model, here, stream=True).body
-        with pytest.raises(UnsupportedModel, match="fetches no pictures"):
+        with pytest.raises(UnsupportedModel, match="does not download pictures"):
             wire.request(model, there, stream=True)
-        with pytest.raises(UnsupportedModel, match="fetches no pictures"):
+        with pytest.raises(UnsupportedModel, match="does not download pictures"):
             wire.chat_to_count(model, there)

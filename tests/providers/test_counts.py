@@ -7,11 +7,10 @@ import pytest
 from freehold.route.providers.anthropic.events import CacheSplit, ClaudeUsage, OutputDetails
 from freehold.route.providers.anthropic.events import usage_of as of_claude
 from freehold.route.providers.contract import UpstreamFault
-from freehold.route.providers.faults import MOST_TOKENS
+from freehold.route.providers.faults import MOST_TOKENS, shared
 from freehold.route.providers.gemini.events import GeminiUsage
 from freehold.route.providers.gemini.events import usage_of as of_gemini
 from freehold.route.providers.openai.events import UsageCounts
-from freehold.route.providers.vectors import shared
 
 
 @pytest.mark.parametrize("count", [-1, MOST_TOKENS + 1, 1 << 70])

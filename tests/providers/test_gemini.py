@@ -14,8 +14,8 @@ from freehold.base.errors import UnsupportedModel, UsageError
 from freehold.base.serving import EmbedJob, Job
 from freehold.base.types import Chunk, Format, Image, Message, SignedThinking, Tool, ToolCall, Usage
 from freehold.route.providers.contract import Abilities, Provider, RemoteModel, Secret, UpstreamFault
+from freehold.route.providers.faults import shared
 from freehold.route.providers.gemini.wire import OWN_ID, UNSIGNED, GeminiWire
-from freehold.route.providers.vectors import shared
 
 WIRE = GeminiWire()
 PLACE = Provider("gemini", "gemini", "https://generativelanguage.googleapis.com/v1beta")
@@ -146,7 +146,7 @@ def test_failed_results_and_pictures_in_them():
     assert body["contents"][-1]["parts"][0]["functionResponse"]["response"] == {"error": "18 C"}
     body = sent(replace(job, messages=(*job.messages[:-1], seen)), NEW)
     assert "inlineData" in body["contents"][-1]["parts"][0]["functionResponse"]["parts"][0]
-    with pytest.raises(UnsupportedModel, match="results of tools"):
+    with pytest.raises(UnsupportedModel, match="in tool results"):
         sent(replace(job, messages=(*job.messages[:-1], seen)))
     with pytest.raises(UsageError, match="belongs to no call"):
         sent(asked(USER, Message("tool", "1", tool_call_id="zzz")))

@@ -42,17 +42,17 @@ def event(delta: Any = None, reason: str | None = None, **more: Any) -> bytes:
 
 
 @pytest.mark.parametrize("job, why", [
-    (Job(prompt="bare text"), "continues no bare text"),
+    (Job(prompt="bare text"), "supports neither text completion"),
     (asked(template="{{ x }}"), "chat template"),
     (asked(adapter="mine"), "adapters"),
     (asked(ignore_eos=True), "ignore_eos"),
-    (asked(prompt_logprobs=1), "log-probabilities of a prompt"),
+    (asked(prompt_logprobs=1), "log-probabilities for prompts"),
     (asked(turn="continue"), "does not continue"),
     (asked(turn="none"), "prompt without"),
     (asked(format=Format("regex", "a+")), "format of kind regex"),
     (asked(stop=("a", "b", "c", "d", "e")), "4 stop strings, not 5"),
-    (Job(messages=(Message("tool", "", tool_call_id="c", parts=(PNG,)),)), "no pictures in a turn"),
-    (Job(messages=(Message("user", "x", parts=("x", Audio("AAAA"))),)), "is sent no sounds"),
+    (Job(messages=(Message("tool", "", tool_call_id="c", parts=(PNG,)),)), "not accept pictures in a turn"),
+    (Job(messages=(Message("user", "x", parts=("x", Audio("AAAA"))),)), "cannot receive audio"),
 ])  # fmt: skip
 def test_what_openai_cannot_do_is_refused_before_it_is_asked(job: Job, why: str):
     with pytest.raises(UnsupportedModel, match=why):
@@ -60,9 +60,9 @@ def test_what_openai_cannot_do_is_refused_before_it_is_asked(job: Job, why: str)
 
 
 @pytest.mark.parametrize("job, can, why", [
-    (asked(n=2), Abilities(), "one answer a request, not 2"),
+    (asked(n=2), Abilities(), "one answer per request, not 2"),
     (asked(logprobs=0), Abilities(), "no log-probabilities"),
-    (asked(tools=(Tool("f"),)), Abilities(tools=False), "calls no tools"),
+    (asked(tools=(Tool("f"),)), Abilities(tools=False), "does not support tools"),
     (asked(format=Format("json_schema", {})), Abilities(json_schema=False), "json_schema"),
     (Job(messages=(Message("user", "", parts=(PNG,)),)), Abilities(images=False), "pictures"),
 ])  # fmt: skip
@@ -331,7 +331,7 @@ def test_embeddings_refuse_what_would_be_another_vector():
         wire.embed(model(), EmbedJob(((1, 2),)))
     with pytest.raises(UnsupportedModel, match="pooling"):
         wire.embed(model(), EmbedJob(("a",), pooling="mean"))
-    with pytest.raises(UnsupportedModel, match="makes no embeddings"):
+    with pytest.raises(UnsupportedModel, match="has no embeddings"):
         wire.embed(model(can=Abilities(embeddings=False)), EmbedJob(("a",)))
     for rows in ([], [{"index": 0, "embedding": [0.0, 0.0]}], [{"index": 1, "embedding": [1.0]}],
                  [{"index": 0, "embedding": "///"}], [{"index": 0, "embedding": []}]):  # fmt: skip

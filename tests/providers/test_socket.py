@@ -12,8 +12,7 @@ from aiohttp import web
 
 from freehold.route.providers import upstream
 from freehold.route.providers.compatible import CompatibleWire
-from freehold.route.providers.contract import Provider, RemoteModel, Secret
-from freehold.route.providers.demands import Demands
+from freehold.route.providers.contract import Demands, Provider, RemoteModel, Secret
 from freehold.route.providers.hop import Hop
 from tests.providers.sending import cleared, joined
 

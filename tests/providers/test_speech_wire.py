@@ -62,7 +62,7 @@ def test_a_file_has_a_name_of_ours_that_says_its_form(hopping, standin, form, na
 
 
 def test_a_form_that_the_provider_does_not_take_is_refused_before_it_is_sent(hopping, standin):
-    with pytest.raises(UnsupportedModel, match="takes no AIFF"):
+    with pytest.raises(UnsupportedModel, match="does not accept AIFF"):
         hear(hopping, standin, "whisper-1", SpeechJob(), sound=MeasuredSound("AIFF", 1.0))
     assert not standin.received
 

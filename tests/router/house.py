@@ -21,15 +21,15 @@ from freehold.base.serving import Job, Origin, Stream
 from freehold.base.types import Chunk, Message
 from freehold.route.router.answers import KeptTexts, texts_beside
 from freehold.route.router.contract import BarCheck, RentedModels
-from freehold.route.router.directory import GatewayModels
 from freehold.route.router.gateway import Gateway
 from freehold.route.router.labels import Asks
 from freehold.route.router.ledger import rows
 from freehold.route.router.ledger.rows import LedgerRow
 from freehold.route.router.ledger.store import Ledger
+from freehold.route.router.opening import GatewayModels
 from freehold.route.router.reading import read_text
 from freehold.route.router.record import Budgets
-from freehold.route.router.toml.outside import Outside
+from freehold.route.router.toml.table import Outside
 from freehold.serve.http.core.keys import Key, Ring, hashed
 from freehold.serve.http.core.sockets import bind_tcp
 from freehold.serve.http.serve import Doors, ServerSettings

@@ -195,7 +195,7 @@ WRONG = {
         "",
         "[providers.box]",
         "providers.box.url",
-        "no address",
+        "no default address",
         "url =",
     ),
     "http across the internet": (
@@ -524,7 +524,7 @@ WRONG = {
         '["owned"',
         "labels.eu.stay[0]",
         '"owned"',
-        "takes no array",
+        "is not an array",
     ),
     "label stays nowhere": ('["box", "mistral"]', "[]", "stay = []", "labels.eu.stay", "no place", "owned"),
     "unknown detector": (
@@ -695,7 +695,7 @@ WRONG = {
         "escalate = { below = 0.1 }",
         "escalate = { below",
         "routes.up.escalate",
-        "box-70b reports no log-prob",
+        "box-70b returns no log-prob",
         "logprobs = true",
     ),
     "shadow of everything and more": (

@@ -24,7 +24,7 @@ import pytest
 
 from freehold.base.config import Settings
 from freehold.route.router.opening import LiveGateway, ServedGateway, open_models
-from freehold.route.router.toml.outside import Outside
+from freehold.route.router.toml.table import Outside
 from freehold.run.store import Store
 from freehold.serve.http.core.keys import Key, Ring, hashed
 from freehold.serve.http.core.sockets import bind_tcp

@@ -13,8 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from freehold.base.errors import UsageError
-from freehold.route.router.admission import verdict
-from freehold.route.router.admission.table import AnsweredTable, read_table
+from freehold.route.router.admission import AnsweredTable, read_table, verdict
 from freehold.route.router.admission.verdict import (
     LENGTH,
     ORACLE,
@@ -316,7 +315,7 @@ def test_formats_read_alike(tmp_path: Path, name: str):
         ({"weak": "nan"}, "line 4: weak = nan"),
         ({"strong": "yes"}, "line 4: strong = 'yes' is not a number"),
         ({"task": ""}, "line 4: has no task"),
-        ({"id": "1"}, "line 4: id '1' is there twice"),
+        ({"id": "1"}, "line 4: id '1' occurs twice"),
         ({"score": "0.3"}, "59 rows have no score"),
         ({"score": "inf"}, "score = inf is not finite"),
     ],

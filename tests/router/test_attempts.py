@@ -122,7 +122,7 @@ def test_a_route_of_owned_models_takes_no_address(tmp_path):
         info = (await house.models.asked_by(Origin()).use("chat")).info
         assert info.can_see and not info.can_fetch  # it may see: its model is not loaded
         asked = Job(messages=(Message("user", parts=(Image(url="https://example.com/a.png"), "What?")),))
-        with pytest.raises(UnsupportedModel, match="fetches no pictures from addresses"):
+        with pytest.raises(UnsupportedModel, match="does not download pictures from URLs"):
             await house.text("chat", asked)
 
     text = '[routes.chat]\ntargets = ["own"]\n'

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from freehold.base.errors import UsageError
 from freehold.route.providers.contract import HOUSE
-from freehold.route.router.convert.draft import GatewayDraft, read_yaml
+from freehold.route.router.convert import GatewayDraft, read_yaml
 from freehold.route.router.convert.litellm import converted
 from freehold.route.router.gateway import Gateway
 from freehold.route.router.labels import Labeller
 from freehold.route.router.price import Price, TokenRates
 from freehold.route.router.reading import read_text
-from freehold.route.router.toml.outside import Outside
+from freehold.route.router.toml.table import Outside
 
 CONFIGS = Path(__file__).parent / "configs"
 ANY = Outside(
@@ -123,8 +123,8 @@ def test_sellers_are_reached_at_their_own_doors_and_two_keys_are_two_providers()
     assert door.provider.key is None, "the seller's key is not sent to a machine of the house"
     assert "openrouter/qwen/qwen3-coder-route" in gateway.routes
     for part in (
-        "bedrock has no adapter",
-        "vertex_ai has no adapter",
+        "bedrock is not supported",
+        "vertex_ai is not supported",
         "no api_base",
         "nameless",
         "modelless",

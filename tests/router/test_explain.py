@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from freehold.base.serving import Origin
-from freehold.route.router.explain import Explanation, explain
+from freehold.route.router.attempts import Explanation, explain
 from freehold.route.router.routing import GatewayPlan
 from tests.cli.test_serve import freehold
 from tests.router.house import FILE, gateway_of, job, within

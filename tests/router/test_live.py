@@ -14,8 +14,7 @@ import pytest
 
 from freehold.route.router.gateway import Gateway
 from freehold.route.router.opening import LiveGateway
-from freehold.route.router.toml.outside import KeptEnvironment, Outside
-from freehold.route.router.toml.table import BadGateway
+from freehold.route.router.toml.table import BadGateway, KeptEnvironment, Outside
 from tests.router.mistaken import KEY, SOUND
 
 OUTSIDE = Outside(environment={"OPENAI_API_KEY": KEY}, keyring=lambda name: KEY)
@@ -146,7 +145,7 @@ def test_a_hidden_variable_is_found_at_the_next_reading(file: Path):
 def test_no_child_and_no_file_of_the_system_shows_a_hidden_variable():
     code = (
         "import os, subprocess, sys\n"
-        "from freehold.route.router.toml.outside import KeptEnvironment\n"
+        "from freehold.route.router.toml.table import KeptEnvironment\n"
         "kept = KeptEnvironment()\n"
         "assert kept['A_KEY'] == 'sk-' + 'x1' * 8\n"
         "kept.hide()\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.route.router.ledger.queries import audit
+from freehold.route.router.ledger.rows import audit
 from tests.router.house import rows_of
 from tests.router.private_world import MARK, Answered, Planned, World, drawn, opened_world
 

@@ -11,8 +11,7 @@ import pytest
 from freehold.route.providers.contract import HOUSE, KINDS
 from freehold.route.router.reading import read, read_text
 from freehold.route.router.toml.models import SELLERS
-from freehold.route.router.toml.outside import Outside
-from freehold.route.router.toml.table import BadGateway, Mistake, line_numbers
+from freehold.route.router.toml.table import BadGateway, Mistake, Outside, line_numbers
 from tests.router.mistaken import KEY, SOUND, WRONG
 
 OUTSIDE = Outside(environment={"OPENAI_API_KEY": KEY}, keyring={"mistral": "m" + KEY}.get)

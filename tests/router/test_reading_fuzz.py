@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.route.router.reading import read_text
-from freehold.route.router.toml.outside import Outside
-from freehold.route.router.toml.table import BadGateway
+from freehold.route.router.toml.table import BadGateway, Outside
 from tests.router.mistaken import KEY, SOUND
 
 OUTSIDE = Outside(

@@ -16,8 +16,7 @@ import pytest
 
 from freehold.base.errors import EngineLost, Overloaded
 from freehold.route.router.gateway import Gateway
-from freehold.route.router.ledger.queries import audit, rows_in, sums
-from freehold.route.router.ledger.rows import COLUMNS, of_row
+from freehold.route.router.ledger.rows import COLUMNS, audit, of_row, rows_in, sums
 from freehold.route.router.ledger.store import Ledger
 from freehold.route.router.opening import ProviderModels
 from freehold.route.router.price import resolve, resolve_at
@@ -163,7 +162,7 @@ def test_times_come_from_a_rented_model_that_has_them_and_another_is_passed_over
     ] == "english"
     assert form_of(standin.received[-1].body)["response_format"] == b"verbose_json"
     refused = ask(house, "counted", response_format="srt")
-    assert refused.status_code == 400 and "gives no times" in refused.text and len(standin.received) == 1
+    assert refused.status_code == 400 and "returns no times" in refused.text and len(standin.received) == 1
 
 
 def test_a_rented_text_streams_as_events(housing):
@@ -396,7 +395,7 @@ def test_a_file_may_state_the_price_of_a_minute():
         ('[routes.r]\ntask = "transcription"\ntargets = ["cloud"]\ncache = "60s"\n', "cache is for texts"),
         ('[routes.r]\ntask = "transcription"\ntargets = ["cloud"]\nkeep = "text"\n', "keep is for texts"),
         ("[tasks.transcription]\nbar = 0.5\n", "the task of routes that take recordings"),
-        ('[models.x]\nprovider = "far"\nmodel = "whisper-9"\n', "no price of sound is known"),
+        ('[models.x]\nprovider = "far"\nmodel = "whisper-9"\n', "no price for audio is known"),
         (
             '[models.x]\nprovider = "far"\nmodel = "whisper-9"\nprice = { input = 1.0, output = 2.0 }\n',
             "the price has no minute",

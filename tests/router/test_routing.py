@@ -13,8 +13,8 @@ from freehold.base.serving import EmbedJob, EstimatedCount, Job, Origin
 from freehold.base.types import Audio, Chunk, Format, Image, Message, Tool
 from freehold.route.providers.contract import Cleared
 from freehold.route.router.gateway import GatewayModel, QualityTask
+from freehold.route.router.price import TokenRatio
 from freehold.route.router.routing import Breakers, GatewayPlan, TargetChoice, choose
-from freehold.route.router.tokens import TokenRatio
 from tests.router.house import gateway_of, job, within
 from tests.router.rented import Answers, FakeRented
 
@@ -35,15 +35,15 @@ def names(choice: TargetChoice) -> list[str]:
 
 PICTURE = Job(messages=(Message("user", "see", parts=("see", Image("image/png", "AAAA"))),))
 NEEDS = {
-    "images": (PICTURE, "images = false", "sees no pictures"),
-    "tools": (job(tools=(Tool("add"),)), "tools = false", "calls no tools"),
+    "images": (PICTURE, "images = false", "cannot read pictures"),
+    "tools": (job(tools=(Tool("add"),)), "tools = false", "does not support tools"),
     "schema": (
         job(format=Format("json_schema", {"type": "object"})),
         "json_schema = false",
-        "follows no schema",
+        "does not support JSON schemas",
     ),
-    "logprobs": (job(logprobs=1), "logprobs = false", "reports no log-probabilities"),
-    "several": (job(n=2), "several = false", "gives one answer a request"),
+    "logprobs": (job(logprobs=1), "logprobs = false", "returns no log-probabilities"),
+    "several": (job(n=2), "several = false", "returns one answer per request"),
 }
 
 
@@ -248,7 +248,7 @@ def test_bound_of_a_prompts_tokens_is_not_below_any_bytes_pair_encoding_of_it(te
 
 def test_estimate_counts_what_a_call_adds():
     from freehold.base.types import ToolPiece
-    from freehold.route.router.tokens import letters_in
+    from freehold.route.router.price import letters_in
 
     assert letters_in(Chunk("ab", thinking="c", tool_calls=(ToolPiece(0, "id", "add", "{}"),))) == 8
 

@@ -95,7 +95,7 @@ def test_ties_go_to_the_one_chosen_longest_ago():
     ("line", "says"),
     [
         ('spread = "random"', "is not a known spread"),
-        ('spread = "least-busy"\nescalate = { when = "logprob", below = 0.2 }', "in their order"),
+        ('spread = "least-busy"\nescalate = { when = "logprob", below = 0.2 }', "tries targets in order"),
     ],
 )
 def test_a_spread_that_cannot_be_is_refused(line: str, says: str):

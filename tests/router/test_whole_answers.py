@@ -10,7 +10,7 @@ import pytest
 from freehold.base.prompts import PromptSize
 from freehold.base.types import Usage
 from freehold.route.providers.contract import UpstreamFault
-from freehold.route.router.tokens import LEAST, MOST, TokenRatio
+from freehold.route.router.price import LEAST, MOST, TokenRatio
 from tests.router.house import job, within
 from tests.router.rented import Answers, FakeRented, fault
 

@@ -13,8 +13,8 @@ import pytest
 from freehold.base.config import Settings
 from freehold.run.models.tiny import make
 from freehold.run.store import ModelRef, Store
+from freehold.serve.worker.client import EngineOptions
 from freehold.serve.worker.models import EngineModels
-from freehold.serve.worker.options import EngineOptions
 from tests.http.conftest import Running, start
 from tests.server_clients.talking import SEEING
 
@@ -89,5 +89,5 @@ def test_a_model_of_text_answers_400_and_names_what_would_see(served: Running, c
         SEEING[client](served.url, "text", stream=False).ask("What is it?", image=True, **SHORT[client])
     error: Any = refused.value
     assert error.status_code == 400
-    assert "text reads text alone" in str(error) and "sees can see" in str(error)
+    assert "text cannot read pictures" in str(error) and "sees can" in str(error)
     assert SEEING[client](served.url, "text", stream=False).ask("hi", **SHORT[client]).made == 6

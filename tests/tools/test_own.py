@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -218,7 +219,12 @@ def test_a_command_runs_in_the_folder_and_its_status_is_shown(tools: OwnTools, f
     assert "was ended after 1 s" in use(tools, "shell", command="sleep 60", seconds=1)
     long = use(tools, "shell", command="seq 100000")
     assert "bytes are left out here" in long and long.endswith("100000") and len(long) < 25_000
-    served = "python -m http.server 8123 >/dev/null 2>&1 & sleep 1; python -c \"import urllib.request as u; print(u.urlopen('http://127.0.0.1:8123/a.txt').status)\""
+    python = Path(
+        sys.executable
+    ).resolve()  # not the environment's link: it may lie in /tmp, which is not shown
+    ask = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8123/a.txt').status)"
+    wait = f'for i in $(seq 100); do {python} -c "{ask}" 2>/dev/null && break; sleep 0.1; done'
+    served = f"{python} -m http.server 8123 >/dev/null 2>&1 & {wait}"
     assert use(tools, "shell", command=served) == "200"
 
 

@@ -52,7 +52,7 @@ class Settings:
     port: int = option(PORT, f"Listen on this port; 0: a free one. Default: {PORT}.", least=0, most=65535)
     eyes: str = option(
         "lazy",
-        "When to load the part of a model that sees: lazy, with its first picture; eager, with the model; off, never. "
+        "When to load the vision encoder: lazy, with the first picture; eager, with the model; off, never. "
         "FILE: use this mmproj file. Default: lazy.",
         metavar="lazy|eager|off|FILE",
     )

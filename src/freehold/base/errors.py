@@ -38,7 +38,7 @@ from __future__ import annotations
 
 
 class FreeholdError(Exception):
-    """A named failure: `message` gives the value and the limit, `hint` the way out (may be empty)."""
+    """Base of all errors: `message` gives the value and the limit, `hint` a remedy (may be empty)."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -55,31 +55,31 @@ class UsageError(FreeholdError):
 
 
 class ChatNotFound(UsageError):
-    """A name leads to no saved chat of the one who asks."""
+    """The caller has no saved chat with this name."""
 
 
 class BadPrompt(FreeholdError):
-    """A prompt is empty, or holds bytes that are not text."""
+    """A prompt is empty, or contains bytes that are not text."""
 
 
 class ModelNotFound(FreeholdError):
-    """A model name, path or hub reference leads nowhere."""
+    """There is no model with this name, path or hub reference."""
 
 
 class BadModelFile(FreeholdError):
-    """A model file is truncated, inconsistent, or not what it claims to be."""
+    """A model file is truncated, inconsistent, or of another kind."""
 
 
 class UnsupportedModel(BadModelFile):
-    """A sound file that needs an architecture, tensor type or tokenizer Freehold does not run."""
+    """A valid file needs an architecture, tensor type or tokenizer that Freehold does not support."""
 
 
 class DamagedPack(FreeholdError):
-    """The packed copy of a model's weights was altered on disk; it was removed, the model's file is sound."""
+    """The packed copy of a model's weights was changed on disk and has been removed; the model's file is intact."""
 
 
 class BadTemplate(FreeholdError):
-    """A chat template does not parse, runs too long, or refuses the messages."""
+    """A chat template has a syntax error, takes too long, or rejects the messages."""
 
 
 class ContextOverflow(FreeholdError):
@@ -87,19 +87,19 @@ class ContextOverflow(FreeholdError):
 
 
 class CapacityExceeded(FreeholdError):
-    """Memory or disk does not suffice."""
+    """There is not enough memory or disk space."""
 
 
 class NonFiniteLogits(FreeholdError):
-    """The model computed NaN or infinity; its weights are damaged, or those of an adapter."""
+    """The model computed NaN or infinity; its weights, or those of an adapter, are damaged."""
 
 
 class StepFailed(FreeholdError):
-    """A step of the engine failed, or its work for one request; the engine continues with others."""
+    """A step of the engine, or its work for one request, failed; the engine continues with other requests."""
 
 
 class DownloadFailed(FreeholdError):
-    """A source cannot be reached, refuses, or sends something other than promised."""
+    """A source cannot be reached, rejects the request, or sends unexpected data."""
 
 
 class AccessDenied(DownloadFailed):
@@ -107,7 +107,7 @@ class AccessDenied(DownloadFailed):
 
 
 class Offline(FreeholdError):
-    """A call to the network was needed, and offline mode forbids it."""
+    """A network request was needed, but offline mode forbids it."""
 
 
 class StoreError(FreeholdError):
@@ -115,11 +115,11 @@ class StoreError(FreeholdError):
 
 
 class FileVanished(StoreError):
-    """A model's file is gone, or another one than was recorded."""
+    """A model's file is missing, or is not the recorded one."""
 
 
 class Overloaded(FreeholdError):
-    """The queue is full. `wait_s`: seconds until the requests that wait now are expected to have begun."""
+    """The queue is full. `wait_s`: expected seconds until the waiting requests have started."""
 
     def __init__(self, message: str, hint: str = "", wait_s: float = 0.0) -> None:
         super().__init__(message, hint)
@@ -127,15 +127,15 @@ class Overloaded(FreeholdError):
 
 
 class SlowReader(FreeholdError):
-    """The reader of a stream fell too far behind, and the stream ended."""
+    """The client read a stream too slowly, and the stream ended."""
 
 
 class DeadlineExceeded(FreeholdError):
-    """A request's own time limit passed before its answer was whole."""
+    """A request's time limit passed before its answer was complete."""
 
 
 class EngineLost(FreeholdError):
-    """Engine processes died under a request more often than is allowed."""
+    """Engine processes crashed during a request more often than is allowed."""
 
 
 class ServerUnreachable(FreeholdError):
@@ -147,7 +147,7 @@ class UpstreamFailed(FreeholdError):
 
 
 class PolicyRefused(FreeholdError):
-    """Labels, licences or bars leave no place where a request may be answered."""
+    """Labels, licences or quality bars exclude every model that could answer a request."""
 
 
 class NotMet(FreeholdError):
@@ -155,7 +155,7 @@ class NotMet(FreeholdError):
 
 
 class BudgetSpent(FreeholdError):
-    """A key's budget does not cover a request. `renews_s`: seconds until it is whole again; amounts in nano-dollars."""
+    """A key's budget does not cover a request. `renews_s`: seconds until it is renewed; amounts in nano-dollars."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class BudgetSpent(FreeholdError):
 
 
 class LedgerUnavailable(FreeholdError):
-    """The ledger is locked by another process for too long, or its disk is full; no request is answered unbooked."""
+    """The ledger was locked for too long, or its disk is full; no request is answered without a row."""
 
 
 class AddressTaken(FreeholdError):

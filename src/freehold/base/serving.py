@@ -5,8 +5,8 @@
                                 ModelHandle.tokenizer -> TokenizerFace, or None where the model runs elsewhere
 
 The HTTP server asks through these protocols; engine processes (worker/), upstream engines and routes implement
-them; wrappers subclass what is in delegating.py. Types and limits only: no socket, no process, and no tokenizer is
-assumed to be on this machine.
+them. A wrapper subclasses DelegatingHandle or DelegatingTokenizer, which pass everything on, and overrides what
+differs. Types and limits only: no socket, no process, and no tokenizer is assumed to be on this machine.
 """
 
 from __future__ import annotations
@@ -430,15 +430,15 @@ def tokenizer_of(handle: ModelHandle) -> TokenizerFace:
 def reads_text(name: str) -> UnsupportedModel:
     """Return the refusal of a recording by a model that does not hear."""
     return UnsupportedModel(
-        f"{name} hears no recordings",
-        "GET /v1/models shows the capability transcription of speech models in memory, such as a Whisper",
+        f"{name} cannot transcribe recordings",
+        "use a speech model, such as Whisper: GET /v1/models lists those in memory with the capability transcription",
     )
 
 
 def hears_alone(name: str) -> UnsupportedModel:
     """Return the refusal of text by a model that only transcribes."""
     return UnsupportedModel(
-        f"{name} transcribes recordings and answers no text",
+        f"{name} only transcribes recordings",
         "POST /v1/audio/transcriptions takes a recording; GET /v1/models lists other models",
     )
 
@@ -537,3 +537,69 @@ class ModelManager(ModelDirectory, Protocol):
 
     async def remove_adapter(self, name: str, adapter: str) -> None: ...
     async def close(self, drain_s: float) -> None: ...
+
+
+# --- wrappers that pass everything on --------------------------------------------------------------
+
+
+class DelegatingHandle:
+    """A ModelHandle that passes everything on to another."""
+
+    def __init__(self, handle: ModelHandle) -> None:
+        self.handle = handle
+
+    @property
+    def name(self) -> str:
+        return self.handle.name
+
+    @property
+    def info(self) -> ModelInfo:
+        return self.handle.info
+
+    @property
+    def stats(self) -> EngineStats:
+        return self.handle.stats
+
+    @property
+    def tokenizer(self) -> TokenizerFace | None:
+        return self.handle.tokenizer
+
+    async def start(self, job: Job, keep_alive: float | None = None) -> Stream:
+        return await self.handle.start(job, keep_alive)
+
+    async def count(self, job: Job) -> int:
+        return await self.handle.count(job)
+
+    async def embed(
+        self, job: EmbedJob, keep_alive: float | None = None, computed: Callable[[int], None] | None = None
+    ) -> Vectors:
+        return await self.handle.embed(job, keep_alive, computed)
+
+    async def hear(
+        self, job: SpeechJob, recording: SpeechSource, keep_alive: float | None = None
+    ) -> SpeechStream:
+        return await self.handle.hear(job, recording, keep_alive)
+
+
+class DelegatingTokenizer:
+    """A TokenizerFace that passes everything on to another."""
+
+    def __init__(self, tokenizer: TokenizerFace) -> None:
+        self.inner = tokenizer
+
+    async def tokenize(self, text: str, special: bool = False, client: str = "") -> list[int]:
+        return await self.inner.tokenize(text, special, client)
+
+    async def detokenize(self, ids: Sequence[int], client: str = "") -> str:
+        return await self.inner.detokenize(ids, client)
+
+    async def token_texts(self, ids: Sequence[int]) -> list[bytes]:
+        return await self.inner.token_texts(ids)
+
+    async def render(
+        self, messages: Sequence[Message], think: bool | None = None, turn: Turn = "new", client: str = ""
+    ) -> list[int]:
+        return await self.inner.render(messages, think, turn, client)
+
+    async def template(self) -> dict[str, Any]:
+        return await self.inner.template()

@@ -36,7 +36,7 @@ FormatKind = Literal["json", "json_schema", "regex", "lark", "choice"]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that a model may ask its caller to run. `parameters`: the JSON schema of its arguments."""
+    """A function that a model may call; the caller runs it. `parameters`: the JSON schema of its arguments."""
 
     name: str
     description: str = ""
@@ -46,7 +46,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One use of a tool that an assistant turn asked for."""
+    """One tool call in an assistant turn."""
 
     id: str
     name: str
@@ -74,11 +74,11 @@ class ToolPiece:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What an answer's text must be; thinking is not constrained.
+    """The format of an answer's text; thinking is not constrained.
 
-    `source`: a JSON schema as a mapping, a list of texts for a choice, a regular expression, or a Lark grammar; nothing
-    for "json", which is any JSON object. The JSON text of a schema or a choice is parsed here, once: UsageError for
-    text that is not JSON.
+    `source`: a JSON schema as a mapping, a list of texts for a choice, a regular expression, or a Lark grammar; empty
+    for "json" (any JSON object). A schema or a choice can also be JSON text. Raises UsageError for text that is not
+    JSON.
     """
 
     kind: FormatKind
@@ -160,7 +160,7 @@ _PIECE = 1 << 18
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word of a transcript, with its seconds of the recording."""
+    """A word of a transcript, with its times in seconds."""
 
     text: str
     start: float
@@ -169,7 +169,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of a transcript, with its seconds of the recording and what the decoder says of its chunk."""
+    """A piece of a transcript, with its times in seconds and the decoder's figures for its chunk."""
 
     start: float
     end: float
@@ -184,7 +184,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """What was said in a recording."""
+    """The text of a recording."""
 
     text: str
     segments: tuple[Segment, ...]
@@ -195,7 +195,7 @@ class Transcript:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture in a message: its bytes in base64 with their media type, or an address that is never fetched here.
+    """A picture in a message: its bytes in base64 with their media type, or a URL that a local model never downloads.
 
     `Image.open` reads a file, `Image.of` takes the bytes of one, `Image.at` a data: URL. All raise UsageError.
     """
@@ -294,10 +294,10 @@ class Image:
 
 
 class Audio(NamedTuple):
-    """A sound in a message: the bytes of its file in base64. What form it has is seen where it is opened.
+    """Audio in a message: the bytes of its file in base64. The format is detected when the file is opened.
 
-    `Audio.open` reads a file, `Audio.of` takes the bytes of one. Both raise UsageError. It is a tuple as msgspec tells
-    one class of two apart from a tuple alone.
+    `Audio.open` reads a file, `Audio.of` takes the bytes of one. Both raise UsageError. It is encoded as a tuple, so
+    that msgspec can distinguish it from Image.
     """
 
     data: str = ""
@@ -326,20 +326,20 @@ class Audio(NamedTuple):
     @classmethod
     def in_base64(cls, data: str, format: str = "", place: str = "") -> Audio:
         """Return the sound in base64. Raises UsageError for what is not base64, or has too many bytes or none."""
-        called = place or "the sound"
+        called = place or "the audio"
         _check_sound(_size(data), called)
         try:
             for _ in _decoded(data):
                 pass
         except ValueError:
             raise UsageError(
-                f"{called} is not base64", "send the bytes of a file in base64, and no URL"
+                f"{called} is not base64", "send the bytes of the file in base64, not a URL"
             ) from None
         return cls(data, format[:_MAX_FORMAT], place)
 
     @classmethod
     def _of(cls, data: bytes, place: str) -> Audio:
-        _check_sound(len(data), place or "the sound")
+        _check_sound(len(data), place or "the audio")
         return cls(_encoded(data), place=place)
 
     @property
@@ -352,15 +352,15 @@ class Audio(NamedTuple):
         try:
             return b"".join(_decoded(self.data))
         except ValueError:
-            raise UsageError("the sound is not base64", "encode its bytes again", self.place) from None
+            raise UsageError("the audio is not base64", "encode its bytes again", self.place) from None
 
 
 def _check_sound(size: int, called: str) -> None:
     if not 0 < size <= MAX_SOUND_BYTES:
         bytes_ = f"{size:,} bytes" if size <= MAX_SOUND_BYTES else f"more than {MAX_SOUND_BYTES:,} bytes"
         raise UsageError(
-            f"{called} has {bytes_}; expected 1 to {MAX_SOUND_BYTES:,}, the limit of a sound",
-            "cut it into several, or save it as FLAC or MP3",
+            f"{called} has {bytes_}; expected 1 to {MAX_SOUND_BYTES:,}, the limit for audio",
+            "split it, or save it as FLAC or MP3",
         )
 
 
@@ -447,10 +447,10 @@ class SignedThinking:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat. `thinking` is the reasoning an assistant turn carried, without its tags.
+    """One turn of a chat. `thinking`: the reasoning of an assistant turn, without its tags.
 
-    `parts`: where there are pictures or sounds, these and the texts in their order; `content` is then the texts joined.
-    A message made with parts alone gets that content, and parts without a text end with the content.
+    `parts`: pictures, audio and texts in their order; `content` is then the joined texts. If you set only `parts`,
+    `content` is set from them. If `parts` has no text, `content` is appended.
     """
 
     role: Role
@@ -476,10 +476,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen. A neutral value (0, 1.0 or empty, as given) switches a step off.
+    """How the next token is chosen. A step is off at its neutral value (the default: 0, 1.0 or empty).
 
     Order: penalties, logit bias, temperature, top-k, typical, top-p, min-p, then one draw.
-    `temperature` 0 is greedy. `seed` None: drawn once at the edge and reported in Completion.seed.
+    `temperature` 0 is greedy. `seed` None: a random seed, which Completion.seed returns.
     """
 
     temperature: float = option(1.0, "Randomness; 0 always takes the most probable token.", least=0, most=100)
@@ -512,7 +512,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts and seconds of one request; the engine fills it."""
+    """Token counts and times (in seconds) of one request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -554,12 +554,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a streamed answer. `text` and `thinking` hold whole characters, never half of one.
+    """A piece of a streamed answer. `text` and `thinking` contain only complete characters.
 
-    A tool call's own text is never part of `text`.
+    The text of a tool call is never part of `text`.
 
-    The last chunk carries `finish_reason` and `usage` and may be empty otherwise; the first one says
-    how many messages an overflow policy removed, and one of the two what else a user should know of the prompt.
+    The last chunk has `finish_reason` and `usage`, and may have no text. The first one has the number of messages that
+    the overflow policy dropped; one of the two has further notes on the prompt.
     """
 
     text: str = ""
@@ -644,7 +644,7 @@ class ServedModelOptions(ModelOptions, total=False):
 
 @runtime_checkable
 class ChatModel(Protocol):
-    """What can answer a chat: our engine (local), an HTTP API (remote/), a script (fake.py)."""
+    """Something that answers chats: the local engine (local), an HTTP API (remote/) or a test script (fake.py)."""
 
     @property
     def name(self) -> str:
@@ -677,7 +677,7 @@ class ChatModel(Protocol):
         ...
 
     def count_tokens(self, messages: Sequence[Message]) -> int:
-        """Return how many prompt tokens a chat has, also where that exceeds the context."""
+        """Return the number of prompt tokens of a chat, even if it exceeds the context."""
         ...
 
     def close(self) -> None:

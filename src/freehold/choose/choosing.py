@@ -82,16 +82,16 @@ def advise(
 ) -> Advice:
     """Rank the catalogue's models for `task`, a question in a few words or a task's id, under conditions, in a place.
 
-    Whatever the words say beside the task (languages, hardware, users, context, a budget) counts where no argument
-    says it; the answer's `asked` names what was understood, what was ignored, and where the two differ.
+    Other conditions in the question (languages, hardware, users, context, budget) apply unless an argument sets them.
+    The result's `asked` lists which words were understood, which were ignored, and where they differ from arguments.
 
-    `facts`: yours, for the licence; without a purpose in them or in config.toml's [company] it is not judged.
-    `min_context`: tokens; `max_params`: billions; `min_speed`: tokens a second, the task's own pace if None.
-    `on`: hardware such as "2xh100" with `engine`; `budget`: dollars of rent a month; neither: this machine. `held`:
-    only models whose files are here. `users`: who ask at a time. `cheapest`: of those not shown to be worse than the
-    best, what costs least comes first. `languages`: ISO 639 codes. `sees`: only models that read pictures, here those
-    whose towers our engine computes.
-    Raises UsageError for a question that names no task, and for hardware and engines that are not known.
+    `facts`: your facts for the licence check, which needs a purpose, here or in config.toml under [company].
+    `min_context`: tokens. `max_params`: billions. `min_speed`: tokens per second; None: the task's own minimum. `on`:
+    hardware such as "2xh100", with `engine`. `budget`: maximum rent per month in dollars. Without `on` and `budget`:
+    this machine. `held`: only installed models. `users`: concurrent users. `cheapest`: rank the cheapest first among
+    models that are not shown to be worse than the best. `languages`: ISO 639 codes. `sees`: only vision models; on this
+    machine, those that Freehold's engine supports. Raises UsageError for a question without a task, and for unknown
+    hardware or engines.
     """
     from freehold.base.catalog.questions import question
     from freehold.choose.advisor.advice import AdviceRequest, join
@@ -209,10 +209,11 @@ def fit(
     engine: str = "",
     settings: Settings | None = None,
 ) -> Fit | Misfit:
-    """Say whether a model fits and how fast it answers, here or on named hardware: `on="2xh100"`.
+    """Predict whether a model fits and how fast it is, on this machine or on other hardware: `on="2xh100"`.
 
-    A model on this machine is measured by its file, in `quant` if that names another quantisation; any other by what is
-    published. Raises ModelNotFound with the nearest names, UsageError for an unknown quantisation, hardware or engine.
+    Sizes come from the file of an installed model (or from `quant`, another quantisation of it), otherwise from
+    published facts. Raises ModelNotFound with the nearest names, UsageError for an unknown quantisation, hardware or
+    engine.
     """
     from freehold.choose.advisor.fit import fit as fitted
     from freehold.choose.advisor.fit import place_on
@@ -268,11 +269,11 @@ def hardware(
 def license(
     name: str = "", *, merge: Sequence[str] = (), taught_by: Sequence[str] = (), **facts: Any
 ) -> Verdict:
-    """Say whether a model or a licence may be used for your facts: `license("qwen3:8b", purpose="commercial")`.
+    """Check a model or a licence against your facts: `license("qwen3:8b", purpose="commercial")`.
 
-    Facts are the fields of advisor.verdict.Facts, over those in config.toml's [company]. `merge` names models that
-    yours is made of besides, `taught_by` those whose outputs train it; with these `name` may be left out. Not legal
-    advice. Raises ModelNotFound for a name that is not known, UsageError for a fact that is none.
+    Facts are the fields of advisor.verdict.Facts; they override config.toml's [company]. `merge`: other models that are
+    merged into yours. `taught_by`: models whose outputs train yours; `name` is then optional. Not legal advice. Raises
+    ModelNotFound for an unknown name, UsageError for an unknown fact.
     """
     from freehold.choose.advisor.lineage import OWN
     from freehold.choose.advisor.verdict import from_table, verdict

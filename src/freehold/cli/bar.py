@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from freehold.adapt.evals.trial import Open, TrialResult
     from freehold.route.router.bar import BarResult, MeasuredModel
     from freehold.route.router.gateway import Gateway, GatewayModel
-    from freehold.route.router.toml.outside import KeptEnvironment
+    from freehold.route.router.toml.table import KeptEnvironment
     from freehold.run.store import Store
 
 SCHEMA = 1
@@ -60,7 +60,7 @@ class BarRun:
     "--model",
     required=True,
     metavar="M",
-    help="Model of the gateway.toml, or an installed one, with +ADAPTER if you like.",
+    help="A model in gateway.toml, or an installed model, optionally with +ADAPTER.",
 )
 @gateway_option
 @click.option("--as", "called", metavar="NAME", help="Store the result under this task's name.")
@@ -254,7 +254,7 @@ def _opening(
             yield opened
         return
     if labels or key:
-        raise UsageError("labels and keys are of a gateway.toml", "add --gateway FILE")
+        raise UsageError("labels and keys are defined in gateway.toml", "add --gateway FILE")
 
     def open_model(name: str) -> Any:
         from freehold.run.local import open_shown

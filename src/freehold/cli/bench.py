@@ -27,8 +27,15 @@ import psutil
 
 from freehold.base.catalog.models import models
 from freehold.base.errors import StoreError, UsageError
-from freehold.base.machine import CROWDED, Crowd, cgroup_limit_bytes, cpu_name, cpu_quota, processor
-from freehold.base.machine.memory import page_sizes
+from freehold.base.machine import (
+    CROWDED,
+    Crowd,
+    cgroup_limit_bytes,
+    cpu_name,
+    cpu_quota,
+    page_sizes,
+    processor,
+)
 from freehold.base.options import option
 from freehold.base.platforms import SYSTEM
 from freehold.base.terminal import Ticking
@@ -122,8 +129,9 @@ def _keep(home: Path, ref: ModelRef, facts: dict[str, Any], load: float) -> None
 
 def measure(ref: ModelRef, packs: Path, plan: BenchPlan, kv_type: KvType) -> dict[str, Any]:
     """Load `ref`, time prefills and decodes in rounds, measure the ceilings; return the facts to print."""
-    from freehold import _native as native
-    from freehold.run.local import open_shown
+    with Ticking(f"loading {ref.name}"):
+        from freehold import _native as native
+        from freehold.run.local import open_shown
 
     context = max(plan.prompt, plan.depth + DECODE_PROMPT + plan.tokens) + 2
     # The ceiling is of plain decoding; benches/engine/speculation.py measures speculation.

@@ -37,7 +37,11 @@ _DONE = ("STAGE", "VERB", "STATE", "CPU-S", "GATE")
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder of the results; default: RECIPE without .toml, with -build, beside it.",
 )
-@click.option("--plan", is_flag=True, help="Only print what would run, and its minutes and memory here.")
+@click.option(
+    "--plan",
+    is_flag=True,
+    help="Only print which stages would run, with their minutes and memory on this machine.",
+)
 @json_option
 @click.pass_obj
 def command(
@@ -45,9 +49,9 @@ def command(
 ) -> None:
     """Build a model from RECIPE: run the stages that are out of date, up to STAGE if one is named.
 
-    A stage has a verb (finetune, align, reinforce, distil, fuse, quantize or eval), `from` another stage, the verb's
-    options, and perhaps a gate: what its result must show on items that no stage is trained on. The build stops at a
-    gate that is not met, prints the figures and exits 1.
+    A stage has a verb (finetune, align, reinforce, distil, fuse, quantize or eval), the verb's options, and optionally
+    `from`, the stage to start from, and a gate, a test on items that no stage is trained on. If a result does not pass
+    its gate, the build prints the figures and exits 1.
 
     A stage is out of date if its files, its options, its parent's result or the version of Freehold changed. After
     Ctrl-C or a crash, the same command continues and gives the same bits. OUT/STAGE is the newest result.

@@ -18,6 +18,7 @@ import click
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
 from freehold.base.options import options_of
+from freehold.base.terminal import Ticking
 from freehold.choose.advisor.breakeven import CostOptions, TrafficFigures, known
 from freehold.choose.advisor.interval import Interval
 from freehold.cli.helping import section
@@ -137,14 +138,15 @@ def command(
     keys = (*(one.key for one in known()), "price", "hourly")
     assumed = {key: options.pop(key) for key in keys}
     figures = {key: options.pop(key) for key in options_of(TrafficFigures)}
-    comparison = cost(
-        model,
-        from_csv(Path(csv_file).expanduser(), prices.tiers()) if csv_file else from_figures(**figures),
-        day=day.date() if day else today,
-        growth=options.pop("growth") / 100,
-        **options,
-        **{key: value for key, value in assumed.items() if value is not None},
-    )
+    with Ticking("comparing prices"):
+        comparison = cost(
+            model,
+            from_csv(Path(csv_file).expanduser(), prices.tiers()) if csv_file else from_figures(**figures),
+            day=day.date() if day else today,
+            growth=options.pop("growth") / 100,
+            **options,
+            **{key: value for key, value in assumed.items() if value is not None},
+        )
     if page:
         from freehold.cli.report.cost import report
 

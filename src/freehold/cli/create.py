@@ -45,10 +45,10 @@ def command(
 ) -> None:
     """Create NAME from another model, with a system prompt and settings or a Modelfile; no weights are copied.
 
-    In a Modelfile, FROM takes the same names as `pull`; a second FROM names the tower (mmproj) of a model's GGUF file,
-    by which it reads pictures. ADAPTER takes a PEFT folder or a GGUF adapter, and a copy
-    is kept. Relative paths start at the Modelfile's folder. NAME shares the engine of its base, unless it has its
-    own template. Prints NAME; with --json, the record.
+    In a Modelfile, FROM takes the same names as `pull`; a second FROM names the vision or audio encoder (mmproj) of a
+    GGUF file. ADAPTER takes a PEFT folder or a GGUF adapter, and a copy is kept. Relative paths start at the
+    Modelfile's folder. NAME shares the engine of its base, unless it has its own template. Prints NAME; with --json,
+    the record.
     """
     from freehold.run.store.create import make
 
@@ -85,8 +85,8 @@ def _joined(store: Store, recipe: Recipe, folder: Path, on_event: OnEvent) -> Re
     named = [name for name in (recipe.base, recipe.tower) if parse_ref(name).kind != "path"]
     if named:
         raise UsageError(
-            f"FROM {named[0][:60]}: two of FROM name files, a model's GGUF and its tower's (mmproj)",
-            "write FROM ./model.gguf and FROM ./mmproj.gguf; a model of the store has its own tower",
+            f"FROM {named[0][:60]}: two FROM lines must both name files: a model's GGUF and its encoder (mmproj)",
+            "write FROM ./model.gguf and FROM ./mmproj.gguf; an installed model already has its encoder",
         )
     paths = [(folder / Path(name).expanduser()).absolute() for name in (recipe.base, recipe.tower)]
     for path in paths:
@@ -138,8 +138,8 @@ def make_tiny_command(
     """Write a random model of FAMILY, with some 100,000 float32 weights, to test programs and engines.
 
     Its answers are nonsense, but the same on every machine. Writes OUT/FAMILY.gguf, the folder OUT/FAMILY of
-    safetensors, or both, and prints their paths. A model that sees or hears is larger and has a second GGUF,
-    OUT/mmproj-FAMILY.gguf. A Whisper has no GGUF: its second form is that of CTranslate2, OUT/FAMILY-ctranslate2.
+    safetensors, or both, and prints their paths. A vision or audio model is larger and has a second GGUF,
+    OUT/mmproj-FAMILY.gguf. For Whisper, the second format is CTranslate2 instead: OUT/FAMILY-ctranslate2.
     """
     from freehold.run.models.tiny import make
 

@@ -36,15 +36,15 @@ since_option = click.option("--since", type=Seconds(), help="How far back: 12h, 
 
 @click.group("data")
 def command() -> None:
-    """Make files to train on from kept texts or from chats, without personal data and with test items kept apart.
+    """Make training data from stored requests or your chats, without personal data and with separate test items.
 
-    OUT has examples.jsonl for `freehold finetune`, pairs.jsonl for `freehold align`, test items of each, and
-    receipt.json with the counts. Of equal conversations the newest counts. Nothing that had a label is taken.
+    OUT contains examples.jsonl for `freehold finetune`, pairs.jsonl for `freehold align`, test items for each, and
+    receipt.json with the counts. Of identical conversations, only the newest is used. Requests with a label are not.
     """
 
 
 @command.command("from-ledger", epilog="Example: freehold data from-ledger --route tickets -o tickets")
-@click.option("--route", required=True, help="The route of gateway.toml whose kept texts are taken.")
+@click.option("--route", required=True, help="The route in gateway.toml whose stored texts are used.")
 @ledger_option
 @since_option
 @apart_option
@@ -55,7 +55,7 @@ def command() -> None:
 def from_ledger_command(
     settings: Settings, route: str, file: Path | None, out: Path, as_json: bool, **options: Any
 ) -> None:
-    """Take the texts that a gateway kept of a route (`keep = "text"`): whole answers without a label.
+    """Use the prompts and complete answers that a gateway stored for a route (`keep = "text"`).
 
     With --json, prints the receipt.
     """
@@ -74,10 +74,11 @@ def from_ledger_command(
 @json_option
 @click.pass_obj
 def from_chats_command(settings: Settings, out: Path, as_json: bool, **options: Any) -> None:
-    """Take your own chats of the page and the terminal: edited answers, and answers that were computed again.
+    """Use your chats from the web console and the terminal: answers that you edited, rated or regenerated.
 
-    An answer that you edited is an example, and preferred to the model's. Of answers to one message, the one that the
-    chat shows is preferred to earlier ones that it does not continue with. Chats of API keys are not read.
+    An answer that you edited becomes an example, and is preferred to the model's answer. An answer that you rated with
+    a thumbs up becomes an example, and is preferred to one with a thumbs down. Otherwise, if a message has several
+    answers, the one with which the chat continues is preferred. Chats of API keys are not read.
 
     With --json, prints the receipt.
     """

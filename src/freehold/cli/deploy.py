@@ -15,7 +15,7 @@ import click
 from freehold.base.config import Settings, nearest
 from freehold.base.errors import ModelNotFound, UsageError
 from freehold.base.terminal import printable
-from freehold.cli.deploying.options import (
+from freehold.cli.deploying import (
     asked_of,
     given_of_a_server,
     plan_options,
@@ -109,7 +109,9 @@ def _verb(ctx: click.Context) -> str:
 @click.option("--claim", metavar="NAME", help="With --emit k8s: the volume claim that holds the model.")
 @click.option("--namespace", metavar="NAME", help="With --emit k8s: the namespace.")
 @click.option("--monitoring", metavar="NAME", help="With --emit k8s: namespace of the cluster's Prometheus.")
-@click.option("--scale", metavar="A..B", help="With --emit k8s: replicas by the engines' queues, with KEDA.")
+@click.option(
+    "--scale", metavar="A..B", help="With --emit k8s: scale the replicas by the engines' queues, with KEDA."
+)
 @click.option(
     "--pool",
     metavar="GATEWAY",

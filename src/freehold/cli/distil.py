@@ -90,8 +90,8 @@ def command(
     answers are checked: TEACHER's wrong answers are left out, and MODEL is measured on prompts that it was not
     trained on. OUT/answers.jsonl keeps the answers.
 
-    With --teacher-system, --teacher-shots, or `teacher_messages` in a line, TEACHER sees what MODEL does not: MODEL
-    then answers without it. TEACHER may be MODEL itself.
+    With --teacher-system, --teacher-shots, or `teacher_messages` in a line, TEACHER sees text that MODEL does not
+    see; MODEL learns to answer without it. TEACHER may be MODEL itself.
 
     After Ctrl-C or a crash, the same command continues and gives
     the same bits. Use the result with: freehold run MODEL --adapter OUT

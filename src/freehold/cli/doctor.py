@@ -81,7 +81,7 @@ def machine(settings: Settings) -> dict[str, Any]:
 
     from freehold import _native as native
     from freehold.base import machine as here
-    from freehold.base.machine.memory import page_sizes
+    from freehold.base.machine import page_sizes
     from freehold.base.platforms import IS_MAC
     from freehold.cli.report.verify import notes
 
@@ -248,9 +248,9 @@ def _decoders(pictures: dict[str, Any]) -> list[str]:
     if pictures["pillow"] is None:
         return ["no decoder: pip install 'freehold[eyes]' installs Pillow"]
     closed = (
-        "each picture is opened in a process that can open no file and no connection"
+        "each picture is decoded in a process without access to files or the network"
         if pictures["closed_in"]
-        else "each picture is opened in a process of its own, limited in time and memory; this system cannot confine it"
+        else "each picture is decoded in a separate process with limited time and memory; this system has no sandbox"
     )
     return [f"Pillow {pictures['pillow']}: {', '.join(pictures['formats'])}", closed]
 
@@ -266,5 +266,5 @@ def _cores(kinds: list[dict[str, Any]]) -> list[str]:
         return []
     used = [f"{kind['count']} {kind['name']}" for kind in kinds if kind["computes"]]
     idle = [f"{kind['count']} {kind['name']}" for kind in kinds if not kind["computes"]]
-    left = f"; too slow beside them, left out: {', '.join(idle)}" if idle else ""
+    left = f"; too slow for these, not used: {', '.join(idle)}" if idle else ""
     return [f"cores that compute: {', '.join(used)}{left}"]

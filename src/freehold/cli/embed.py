@@ -16,6 +16,7 @@ import click
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
 from freehold.base.serving import MAX_TEXTS
+from freehold.base.terminal import Ticking
 from freehold.cli.shared import held_or_fetched, json_option, offline_option, with_offline
 
 if TYPE_CHECKING:
@@ -51,13 +52,14 @@ def command(
 
     Prints one line of numbers per text; with --json, an object with index, tokens, cut and embedding.
     """
-    from freehold.run.local import open_shown
     from freehold.run.store import Store
 
     if not texts and (sys.stdin is None or sys.stdin.isatty()):
         raise UsageError("there is no text", "give one as an argument, or lines through a pipe")
     store = Store(with_offline(settings, offline))
     ref = held_or_fetched(store, model)
+    with Ticking(f"loading {ref.name}"):
+        from freehold.run.local import open_shown
     lines = texts or (line.rstrip("\n") for line in sys.stdin)
     with open_shown(ref, context=context, threads=threads, packs=store.packs) as llm:
         at = 0
@@ -73,7 +75,8 @@ def _portions(lines: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _write(llm: LLM, texts: list[str], first: int, as_json: bool, pooled: Mapping[str, Any]) -> None:
-    got = llm.embed(texts, **pooled)
+    with Ticking(f"embedding {len(texts):,} texts"):
+        got = llm.embed(texts, **pooled)
     for i, (vector, tokens) in enumerate(zip(got.vectors.tolist(), got.tokens, strict=True)):
         numbers = [float(f"{n:.8g}") for n in vector]  # a float32's digits
         if as_json:

@@ -130,7 +130,7 @@ class _Named:
 def _evaluated(settings: Settings, model: str, request: EvalRequest, shown: TrialProgress) -> Report:
     from freehold.adapt.evals.evaluate import evaluate, opened_subject
     from freehold.adapt.evals.results import Report
-    from freehold.adapt.evals.tasks.open_task import TaskOptions, open_task
+    from freehold.adapt.evals.tasks import TaskOptions, open_task
     from freehold.cli.progress import reporter
 
     started, clock, used = datetime.now(UTC), time.monotonic(), _cpu_seconds()
@@ -177,7 +177,7 @@ def _check_sees(subject: EvalSubject, tasks: Iterable[EvalTask]) -> None:
             name = subject.model.name
             raise UsageError(
                 f"{name} reads text only; {count} of {len(task.items)} items of {task.name} have pictures",
-                "freehold list says which models see",
+                "freehold list shows which models read pictures",
             )
 
 

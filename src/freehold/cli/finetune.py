@@ -81,8 +81,8 @@ def command(
 ) -> None:
     """Teach MODEL your examples; write the adapter and receipt.json to the folder OUT.
 
-    A line of --data: {"prompt": "...", "completion": "..."}, or {"messages": [...]} whose assistant turns are
-    learnt. A line of --test: the same, or a prompt with a judge of `freehold eval` (contains, regex, ...). The
+    A line of --data: {"prompt": "...", "completion": "..."}, or {"messages": [...]} with assistant turns to
+    train on. A line of --test: the same, or a prompt with a judge of `freehold eval` (contains, regex, ...). The
     receipt has the test results before and after, and shows what the model forgot, measured with facts and a text
     that is never used in training.
 

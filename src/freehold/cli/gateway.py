@@ -21,7 +21,7 @@ from freehold.cli.shared import gateway_option, json_option, table
 
 if TYPE_CHECKING:
     from freehold.route.router.admission.verdict import RouterFigures, RouterVerdict, SampledFigure
-    from freehold.route.router.explain import Explanation
+    from freehold.route.router.attempts import Explanation
     from freehold.route.router.gateway import Gateway
     from freehold.route.router.toml.table import BadGateway
 
@@ -90,7 +90,7 @@ def convert(file: Path) -> None:
     Settings without a counterpart are listed on stderr, and in the file as comments. Keys in FILE are not copied:
     the result names the variables that must contain them.
     """
-    from freehold.route.router.convert.draft import read_yaml
+    from freehold.route.router.convert import read_yaml
     from freehold.route.router.convert.litellm import converted
 
     draft = converted(read_yaml(file.expanduser()), file.name)
@@ -153,8 +153,8 @@ def explain_prompt(
 
     from freehold.base.serving import Job, Origin
     from freehold.base.types import Message
+    from freehold.route.router.attempts import explain
     from freehold.route.router.bar import Bars, Identities
-    from freehold.route.router.explain import explain
     from freehold.route.router.routing import GatewayPlan
     from freehold.run.store import Store
     from freehold.serve.reports.gateway_file import holds, read_gateway
@@ -187,13 +187,14 @@ def explain_prompt(
 def admit_router(ctx: click.Context, table: Path, as_json: bool) -> None:
     """Test routers between two models on a TABLE of questions that both answered.
 
-    TABLE is CSV or JSON lines (.gz or not) with id, task, prompt, weak and strong (scores from 0 to 1); `score` is your
-    own router's, higher to the strong model, `seen` is 1 where it was trained on the question's task, and weak_cost and
-    strong_cost are what the answers cost. Exits 1 unless the score column, or without one a learned candidate, beats
-    prompt length and the per-task mean on whole tasks that were held out.
+    TABLE is CSV or JSON lines (optionally .gz) with id, task, prompt, weak and strong (the two models' scores, 0 to 1).
+    Optional columns: `score` is your router's output, where a higher value selects the strong model; `seen` is 1 if the
+    router was trained on the question's task; weak_cost and strong_cost are the costs of the answers. Exits 1 unless
+    your router, or without `score` one that this command trains, beats prompt length and the mean of each task on whole
+    tasks that were held out.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # matrices this small lose more to waiting threads
-    from freehold.route.router.admission.table import read_table
+    from freehold.route.router.admission import read_table
     from freehold.route.router.admission.verdict import admit
 
     verdict = admit(read_table(table.expanduser()))

@@ -12,6 +12,7 @@ import click
 
 from freehold.base.errors import UsageError
 from freehold.base.machine import show_bytes
+from freehold.base.terminal import Ticking
 from freehold.cli.shared import Amount, json_option, table
 
 if TYPE_CHECKING:
@@ -50,9 +51,10 @@ def command(model: str, everything: bool, as_json: bool, **options: Any) -> None
 
     With --json: {"schema": 1, "model", "users", "context", "options": [...], "failures": [...]}.
     """
-    from freehold.choose.choosing import hardware
+    with Ticking(f"comparing hardware for {model}"):
+        from freehold.choose.choosing import hardware
 
-    sizing = hardware(model, **{key: value for key, value in options.items() if value is not None})
+        sizing = hardware(model, **{key: value for key, value in options.items() if value is not None})
     if as_json:
         click.echo(json.dumps(as_plain(sizing), indent=1))
     else:
@@ -64,7 +66,7 @@ def command(model: str, everything: bool, as_json: bool, **options: Any) -> None
 def show(sizing: Sizing, *, everything: bool = False) -> None:
     """Print the options, the first one's command, and why others do not suffice."""
     load = sizing.load
-    each = f"{load.prompt:,} + {load.answer:,} tokens a request, room for {sizing.context:,} each"
+    each = f"{load.prompt:,} + {load.answer:,} tokens per request, memory for {sizing.context:,} each"
     name = sizing.model.name or sizing.model.id
     click.echo(f"{name} for {load.users} at a time, {sizing.pace:g} tokens a second or more; {each}")
     shown = sizing.options if everything else sizing.options[:_SHOWN]
@@ -155,10 +157,11 @@ def for_question(parsed: Question, *, users: int | None, context: int | None, as
 
     Raises UsageError where no hardware suffices.
     """
-    from freehold.choose.choosing import hardware
-
     room = context or parsed.context or None
-    sizing = hardware(parsed.model, users=users or parsed.users or 1, context=room)
+    with Ticking(f"comparing hardware for {parsed.model}"):
+        from freehold.choose.choosing import hardware
+
+        sizing = hardware(parsed.model, users=users or parsed.users or 1, context=room)
     if as_json:
         click.echo(json.dumps(as_plain(sizing), indent=1))
     else:

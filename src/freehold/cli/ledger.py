@@ -23,8 +23,7 @@ from freehold.cli.shared import Seconds, json_option, ledger_option, pairs, tabl
 from freehold.serve.reports.gateway_file import ledger_file
 
 if TYPE_CHECKING:
-    from freehold.route.router.ledger.queries import LabelAudit, LedgerSum
-    from freehold.route.router.ledger.rows import LedgerRow
+    from freehold.route.router.ledger.rows import LabelAudit, LedgerRow, LedgerSum
 
 
 SCHEMA = 1
@@ -69,7 +68,7 @@ def command(
     """
     if ctx.invoked_subcommand is not None:
         return
-    from freehold.route.router.ledger.queries import sums, sums_json
+    from freehold.route.router.ledger.rows import sums, sums_json
 
     path, now = ledger_file(ctx.obj, file), time.time()
     names = [name.strip() for name in by.split(",") if name.strip()]
@@ -101,12 +100,14 @@ def show(settings: Settings, request: str, file: Path | None, as_json: bool) -> 
     REQUEST is the id in the answer's x-request-id header, the answer's own id, or the provider's. Prints no prompt
     and no answer, because the ledger contains none.
     """
-    from freehold.route.router.ledger.queries import find
+    from freehold.route.router.ledger.rows import find
 
     path = ledger_file(settings, file)
     rows = find(path, request)
     if not rows:
-        raise ModelNotFound(f"the ledger has no request {request!r}", "it has rows of gateways alone")
+        raise ModelNotFound(
+            f"the ledger has no request {request!r}", "it contains only requests to a gateway"
+        )
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, "rows": [asdict(row) for row in rows]}, indent=1))
         return
@@ -130,7 +131,7 @@ def _cells(one: LedgerSum) -> tuple[str, ...]:
 
 
 def _csv(names: list[str], sums: tuple[LedgerSum, ...]) -> str:
-    from freehold.route.router.ledger.queries import sum_json
+    from freehold.route.router.ledger.rows import sum_json
 
     out = io.StringIO()
     rows = [sum_json(names, one) for one in sums]
@@ -205,7 +206,7 @@ def audit_command(ctx: click.Context, label: str, since: float, file: Path | Non
     Counts ledger rows; rows left by killed processes are listed separately as uncertain. Exits 1 if any request
     left your machines.
     """
-    from freehold.route.router.ledger.queries import audit
+    from freehold.route.router.ledger.rows import audit
 
     settings: Settings = ctx.obj
     now = time.time()

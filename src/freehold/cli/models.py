@@ -15,6 +15,7 @@ from freehold.base import catalog
 from freehold.base.catalog.models import Query, nearest_names, ordered, score, select
 from freehold.base.catalog.schema import gaps
 from freehold.base.config import Settings
+from freehold.base.terminal import Ticking
 from freehold.cli.options import setting_options
 from freehold.cli.report.facts import age, short_licence, size, tokens
 from freehold.cli.shared import json_option, table
@@ -118,7 +119,8 @@ def refresh(settings: Settings, models: tuple[str, ...], yes: bool, as_json: boo
 
     wanted = [catalog.model(m) for m in models] or [m for m in catalog.models() if m.name]
     refresher = Refresher(settings)
-    changes, failed = refresher.ask([m for m in wanted if m.hub])
+    with Ticking("asking the hub"):
+        changes, failed = refresher.ask([m for m in wanted if m.hub])
     if not as_json:
         for model_id, why in failed:
             click.echo(f"{model_id}: {why}", err=True)

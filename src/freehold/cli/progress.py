@@ -54,8 +54,8 @@ def result_of(out: Path) -> Callable[[], str]:
         if os.path.lexists(out):
             return f"{out} is whole"
         if os.path.lexists(part_of(out)):
-            return f"the same command continues; {out} is not there yet"
-        return f"nothing was kept yet; the same command begins {out} anew"
+            return f"the same command continues; {out} does not exist yet"
+        return f"nothing was saved yet; the same command starts {out} again"
 
     return left
 

@@ -18,7 +18,7 @@ import msgspec
 from freehold.base.config import Settings
 from freehold.base.errors import FreeholdError, ServerUnreachable, UsageError
 from freehold.base.serving import EngineStats
-from freehold.base.terminal import printable
+from freehold.base.terminal import Ticking, printable
 from freehold.cli.serving.attach import Loaded, RunningServer, ended, holder, running, server_here
 from freehold.cli.shared import json_option, table
 from freehold.run.store import Store
@@ -160,7 +160,8 @@ def stop_command(settings: Settings, model: str | None, now: bool) -> None:
     else:
         _ask(settings, model, now=now)
     if model is None:
-        ended(settings)
+        with Ticking("the server ends"):
+            ended(settings)
         click.echo("the server has stopped", err=True)
 
 
@@ -212,8 +213,8 @@ def open_command(settings: Settings, only_print: bool, as_json: bool) -> None:
     """Open the web console of the running server, signed in as the owner.
 
     Prints an address with a one-time code, valid for 60 seconds, and opens it if there is a browser. The page can
-    then also pull and delete models, use tools and make keys. For chat on this machine, the plain address is
-    enough.
+    then also pull and delete models, use tools and create keys. To chat on this machine, the address without the
+    code is enough.
     """
     from freehold.cli.serving.options import open_browser, owner_address
 

@@ -16,6 +16,7 @@ import click
 from freehold.adapt.settings import QuantizeSettings
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
+from freehold.base.terminal import Ticking
 from freehold.cli.options import setting_options
 from freehold.cli.progress import StatusLine, result_of
 from freehold.cli.shared import json_option, pairs
@@ -31,7 +32,22 @@ if TYPE_CHECKING:
 @click.command("quantize")
 @click.argument("model", metavar=BASE)
 @out_option
-@setting_options(QuantizeSettings, unset=True)
+@setting_options(
+    QuantizeSettings,
+    *(
+        "bits",
+        "quant",
+        "target_bytes",
+        "portable",
+        "calibrate",
+        "tokens",
+        "report",
+        "text",
+        "until",
+        "threads",
+    ),
+    unset=True,
+)
 @click.option("--fresh", is_flag=True, help="Discard the files of an interrupted run and start again.")
 @json_option
 @click.pass_obj
@@ -54,21 +70,20 @@ def command(
     With --json, prints the receipt.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # texts go side by side; NumPy's threads wait spinning
-    from freehold.adapt.quantize.planning import QuantizeRequest
-    from freehold.adapt.quantize.quantising import quantise
-    from freehold.adapt.registry import note
-    from freehold.choose.choosing import company_facts
-    from freehold.run.store import Store
-    from freehold.run.store.naming import adapted
+    with Ticking("starting"):
+        from freehold.adapt.quantize.planning import QuantizeRequest
+        from freehold.adapt.quantize.quantising import quantise
+        from freehold.adapt.registry import note
+        from freehold.choose.choosing import company_facts
+        from freehold.run.store import Store
+        from freehold.run.store.naming import adapted
 
     wishes = {name: value for name, value in options.items() if value is not None}
     for name in ("text", "until"):
         if name in wishes and not options["report"]:
             raise UsageError(f"--{name} is for a report", f"add --report, or leave out --{name}")
     if out.suffix == ".gguf":
-        raise UsageError(
-            f"-o {out} is to be a folder", f"name one: -o {out.stem} makes {out.stem}/model.gguf"
-        )
+        raise UsageError(f"-o {out} must be a folder", f"name one: -o {out.stem} makes {out.stem}/model.gguf")
     request = QuantizeRequest(**wishes, fresh=fresh, facts=company_facts(settings, {}))
     if "tokens" in wishes and not request.texts:
         raise UsageError(

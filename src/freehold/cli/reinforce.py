@@ -60,7 +60,8 @@ _ANSWER = 60  # characters of an answer that a row shows
     ReinforceSettings, "unseen", "passes_at", "system", "shots", "prompts", "group", "max_tokens"
 )
 @setting_options(
-    ReinforceSettings, "loss", "rate", "updates", "cap", "most_mismatch", "allow_gameable", "half"
+    ReinforceSettings,
+    *("loss", "rate", "replay", "replay_weight", "updates", "cap", "most_mismatch", "allow_gameable", "half"),
 )
 @continue_option
 @adapter_options

@@ -11,7 +11,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import click
 
 from freehold.base.config import Settings
 from freehold.base.machine import Crowd
+from freehold.base.terminal import Ticking
 from freehold.base.types import MAX_SEED, Audio, Chunk, Image, Message, Usage
 from freehold.cli.chat.answer import (
     AnswerSettings,
@@ -60,6 +61,7 @@ from freehold.cli.shared import (
 from freehold.run.store import Store
 
 if TYPE_CHECKING:
+    from freehold.cli.chat.documents import TerminalDocuments
     from freehold.cli.chat.tools import TerminalTools
     from freehold.run.local import LLM
     from freehold.serve.remote.openai import HttpModel
@@ -94,7 +96,7 @@ if TYPE_CHECKING:
 @section("Chats and tools")
 @setting_options(RunRequest, "continued", "session")
 @click.option("--search", metavar="TEXT", help="Search saved sessions for TEXT; loads no model.")
-@setting_options(RunRequest, "mcp")
+@setting_options(RunRequest, "docs", "mcp", "tool", "allow")
 @section("Output and network")
 @setting_options(RunRequest, "plain", "as_json", "verbose")
 @offline_option
@@ -160,8 +162,9 @@ def _run(
     bias = sampling.pop("logit_bias")
     chosen(answers.sampling, sampling, bias)  # a wrong value is refused before a model is loaded
     with (
+        _documents(settings, request) as documents,
         _tools(settings, request, session) as tools,
-        Opened(settings, store, request, model, tools) as opened,
+        Opened(settings, store, request, model, tools, documents) as opened,
     ):
         llm = opened.model
         answers.sampling = chosen(llm.info.default_sampling, sampling, bias)
@@ -177,25 +180,39 @@ def _run(
             message = with_images(images, prompt)
             if request.sound and session is not None:
                 tell(UNSAVED)
-            status, usages = _answer(llm, settings, request, answers, session, message, tools)
+            status, usages = _answer(llm, settings, request, answers, session, message, tools, documents)
         _learn(opened.model, settings, request, usages, crowd)
     tell_notes(llm, notes)  # those that came up meanwhile
     return status
 
 
 @contextmanager
+def _documents(settings: Settings, request: RunRequest) -> Iterator[TerminalDocuments | None]:
+    """Open the collections that --docs names."""
+    if not request.docs:
+        yield None
+        return
+    from freehold.cli.chat.documents import TerminalDocuments
+
+    with closing(TerminalDocuments(settings, request.docs)) as documents:
+        yield documents
+
+
+@contextmanager
 def _tools(
     settings: Settings, request: RunRequest, session: ChatSession | None
 ) -> Iterator[TerminalTools | None]:
-    """Start the servers that --mcp names, and end them."""
-    if not request.mcp:
+    """Start the servers that --mcp names and the tools that --tool names, and end them."""
+    if not request.mcp and not request.tool:
         yield None
         return
     from freehold.cli.chat.tools import TerminalTools
 
-    tools = TerminalTools(settings, request.mcp, session.name if session else secrets.token_hex(8))
+    chat = session.name if session else ""
+    tools = TerminalTools(settings, request.mcp, chat, own=request.tool, allow=request.allow)
     try:
-        tools.open()
+        with Ticking(f"starting the tools of {', '.join((*request.mcp, *request.tool))}"):
+            tools.open()
         yield tools
     finally:
         tools.close()
@@ -219,6 +236,7 @@ def _answer(
     session: ChatSession | None,
     prompt: Message,
     tools: TerminalTools | None,
+    documents: TerminalDocuments | None = None,
 ) -> tuple[int, list[Usage]]:
     """Print one answer; return 0, or 130 after Ctrl-C, and the usage."""
     if answers.sampling.seed is None:
@@ -246,6 +264,8 @@ def _answer(
     warned = warnings(info, answer, answers)
     if request.as_json:
         whole = as_json(info, answer, answers, [*info.notes, *warned])
+        if documents is not None and documents.last is not None:
+            whole["documents"] = documents.last.shown()
         write(json.dumps(whole, ensure_ascii=False) + "\n")
     for line in warned:
         tell(f"warning: {line}")

@@ -44,8 +44,8 @@ paging_option = click.option(
 draft_option = click.option(
     "--draft",
     metavar="auto|head|none|MODEL",
-    help="Draft with the model's own head if it has one (auto, the default), require it (head), leave it out (none), "
-    "or draft with a smaller model that has the same tokenizer.",
+    help="Draft with the model's own head if it has one that promises to pay (auto, the default), require it (head), "
+    "leave it out (none), or draft with a smaller model that has the same tokenizer.",
 )
 
 
@@ -179,7 +179,7 @@ def held_or_fetched(store: Store, model: str, *, speech: bool | None = False) ->
     except (ModelNotFound, UsageError):
         if parted(store, model).path is not None:
             raise UsageError(
-                f"{model} names an adapter, and this takes a model alone", "leave it out"
+                f"{model} names an adapter, but this needs a model without one", "leave it out"
             ) from None
         if parse_ref(model).kind == "path":
             raise

@@ -74,8 +74,8 @@ def card_lines(card: Mapping[str, Any]) -> list[tuple[str, str]]:
             ", ".join(f"{p['type']} {100 * p['share']:.1f} %" for p in card.get("quantisation", [])),
         ),
         ("context", f"{card['context']:,} tokens" if card.get("context") else ""),
-        ("sees", _sight(card)),
-        ("hears", _hearing(card)),
+        ("vision", _sight(card)),
+        ("audio", _hearing(card)),
         *(("", f"note: {note}") for note in card.get("notes", ())),
         ("licence", _licence(card["licence"])),
         ("owner", card.get("owner", "")),
@@ -134,15 +134,15 @@ def _sight(card: Mapping[str, Any]) -> str:
     if card.get("sees"):
         least, most = card.get("least_tokens", 0), card.get("most_tokens", 0)
         span = f"{least:,} to {most:,}" if 0 < least < most else f"{most:,}"
-        return f"yes, tower {human(card['eyes_bytes'])}{f', {span} tokens a picture' if most else ''}"
+        return f"yes, encoder {human(card['eyes_bytes'])}{f', {span} tokens per picture' if most else ''}"
     return f"no: {card['blind']}" if card.get("blind") else ""
 
 
 def _hearing(card: Mapping[str, Any]) -> str:
     """Say whether a model reads sounds in a chat; nothing of a model without a tower of them."""
     if card.get("hears"):
-        span = f"{card['sound_tokens']:,} tokens a sound of {card['sound_seconds']:g} s, the longest"
-        return f"yes, tower {human(card['ears_bytes'])}, {span}"
+        span = f"at most {card['sound_seconds']:g} s per recording, {card['sound_tokens']:,} tokens"
+        return f"yes, encoder {human(card['ears_bytes'])}, {span}"
     return f"no: {card['deaf']}" if card.get("deaf") else ""
 
 

@@ -47,7 +47,7 @@ def list_command(settings: Settings, as_json: bool) -> None:
         click.echo("no models yet: freehold pull qwen2.5-coder:0.5b fetches one", err=True)
         return
     table(
-        ("NAME", "SIZE", "PACKED", "SEES", "OWNER", "STATE", "LAST USED"),
+        ("NAME", "SIZE", "PACKED", "READS", "OWNER", "STATE", "LAST USED"),
         [_list_row(m) for m in models],
         right=(1, 2),
     )
@@ -61,7 +61,7 @@ def _list_row(m: Listed) -> tuple[str, ...]:
     used = m.last_used[:10] or "never"
     packed = human(m.pack_bytes) if m.pack_bytes else ""
     sees, hears = _senses(m)
-    senses = ("yes, hears" if hears else "yes") if sees else "hears" if hears else ""
+    senses = " and ".join(word for word, able in (("pictures", sees), ("audio", hears)) if able)
     return m.name, size, packed, senses, m.owner, state, used
 
 
@@ -86,7 +86,7 @@ def _senses(m: Listed) -> tuple[bool, bool]:
 @click.option(
     "--eyes/--no-eyes",
     default=None,
-    help="Take the vision tower (mmproj) of a GGUF repository, or leave it out. Default: take it.",
+    help="Download the vision encoder (mmproj) of a GGUF repository, or leave it out. Default: download it.",
 )
 @json_option
 @offline_option
@@ -97,8 +97,8 @@ def pull_command(
     """Download MODEL, or add a file that is already on this machine.
 
     If Freehold's engine does not support the architecture, MODEL is refused before anything is downloaded, and the
-    error names what is missing. A GGUF model that reads pictures comes with its vision tower. For an installed model,
-    --no-eyes deletes the tower and --eyes downloads it.
+    error names what is missing. A GGUF vision model comes with its vision encoder. For an installed model, --no-eyes
+    deletes the encoder and --eyes downloads it.
 
     Prints the model's path. With --json, prints one event per line instead.
     """

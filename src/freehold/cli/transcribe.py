@@ -14,7 +14,7 @@ import click
 
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
-from freehold.base.terminal import printable
+from freehold.base.terminal import Ticking, printable
 from freehold.base.types import Segment, Transcript
 from freehold.cli.chat.starter import speech_model
 from freehold.cli.progress import StatusLine
@@ -22,8 +22,7 @@ from freehold.cli.shared import held_or_fetched, json_option, offline_option, wi
 from freehold.serve.reports.transcripts import FORMS, transcript_json
 
 if TYPE_CHECKING:
-    from freehold.run.local.resuming import TranscriptJournal
-    from freehold.run.local.speech import Speech
+    from freehold.run.local.speech import Speech, TranscriptJournal
 
 SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt"}
 
@@ -88,8 +87,7 @@ def command(
     With --json: one object per FILE, {"file": ..., "text": ..., "language": ..., "segments": [...], ...}; after Ctrl-C
     also "interrupted": true.
     """
-    from freehold.run.local.resuming import TranscriptJournal
-    from freehold.run.local.speech import load_speech
+    from freehold.run.local.speech import TranscriptJournal, load_speech
     from freehold.run.store import Store
 
     if options["words"] and not as_json:
@@ -101,7 +99,9 @@ def command(
             raise UsageError(f"{path} is not a file", "give the path of a recording")
     store = Store(with_offline(settings, offline))
     ref = held_or_fetched(store, model or speech_model(settings, store), speech=True)
-    with load_speech(ref, threads=threads) as speech:
+    with Ticking(f"loading {ref.name}"):
+        speech = load_speech(ref, threads=threads)
+    with speech:
         for path in files:
             with TranscriptJournal(settings.home / "transcribe", fresh=fresh) as journal:
                 _one(speech, path, form, beside, as_json, options, journal)

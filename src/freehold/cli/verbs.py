@@ -29,6 +29,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "Turn recordings of speech into text or subtitles.",
             "freehold transcribe talk.wav --srt",
         ),
+        "docs": Verb(
+            "Keep collections of your documents, and search them.",
+            "freehold docs add ~/notes --to notes",
+        ),
         "embed": Verb("Turn texts into vectors.", 'freehold embed all-minilm:22m "a cat" "a dog"'),
     },
     "Choose a model": {
@@ -127,6 +131,10 @@ GROUPS: dict[str, dict[str, Verb]] = {
         "keys": Verb(
             "Create, list and revoke the server's API keys.", "freehold keys add alice --rate 60/min"
         ),
+        "agent": Verb(
+            "Let a model work in a folder until it is done, within a budget; undo it.",
+            'freehold agent "Convert data.csv to data.json." --folder .',
+        ),
         "mcp": Verb(
             "Configure the programs whose tools a model may call.",
             "freehold mcp add files -- python ~/files_server.py ~/notes",
@@ -149,7 +157,7 @@ GROUPS: dict[str, dict[str, Verb]] = {
             "freehold bar run cases.jsonl --model qwen2.5-coder:0.5b",
         ),
         "graduate": Verb(
-            "Teach a model of your own from what a route rents, and let it take over.",
+            "Train your own model on a paid API's answers, and let it take over.",
             "freehold graduate tickets --gateway gateway.toml",
         ),
         "audit": Verb(

@@ -24,7 +24,7 @@ _FILES = {
     "mlx": "mlx",
     "freehold": "own",
 }
-_ATTACHED = {"compatible": "compatible_server"}  # not started here
+_ATTACHED = {"compatible": "attach"}  # not started here
 _ALSO = {"tensorrt-llm": "trtllm", "trt-llm": "trtllm", "llama.cpp": "llamacpp", "llama-server": "llamacpp"}
 
 
@@ -56,6 +56,6 @@ def driver_of(plan: DeployPlan) -> EngineDriver:
         return AttachDriver(driver(plan.engine))
     if plan.inner is None:
         return driver(plan.engine)
-    from freehold.outgrow.ray.driver import RayDriver
+    from freehold.outgrow.ray.plan import RayDriver
 
     return RayDriver(driver(plan.inner.engine))

@@ -252,7 +252,7 @@ def choose(
     speeds = ({"freehold": own} if own else {}) | {name: speed.mid for name, speed, _ in able}
     if not able:
         advice = "" if useless else _would_help(anatomy, files, here, context)
-        reason = useless[0] if useless else f"{here.title} is here and no engine for it"
+        reason = useless[0] if useless else f"{here.title} is available, but no engine for it"
         return EngineChoice("freehold", reason, advice, speeds)
     best, speed, why = preferred(able, lambda each: each[1])[0]
     known = speed.mid

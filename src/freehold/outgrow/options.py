@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from freehold.base.options import check, option
 
 if TYPE_CHECKING:
-    from freehold.outgrow.capacity.steptime import EngineModel
+    from freehold.outgrow.capacity.engine import EngineModel
     from freehold.outgrow.capacity.trace import RequestTrace
 
 WEEK_S = 7 * 86400.0
@@ -60,7 +60,7 @@ class DeployOptions:
         "Environment of the engine, created by uv or pip if missing; NAME: one in the data folder.",
         metavar="DIR",
     )
-    command: str = option("", "Start the engine by these words.", metavar="WORDS")
+    command: str = option("", "Start the engine with this command.", metavar="WORDS")
     attach: str = option(
         "",
         "Use an engine that is already running at URL or unix:PATH; MODEL is the engine's name for the model.",

@@ -80,7 +80,7 @@ class FakeModel:
         format: FormatLike = None,
         on_prefill: OnPrefill | None = None,
     ) -> Iterator[Chunk]:
-        """Yield the next reply word by word; raise UsageError when the script is over."""
+        """Yield the next reply word by word; raise UsageError if there is none left."""
         if self.closed:
             raise EngineClosed(f"{self.name} is closed")
         arguments = (tuple(messages), max_tokens, sampling, tuple(stop), logprobs, think, overflow)
@@ -103,7 +103,7 @@ class FakeModel:
         return _prompt_tokens(messages)
 
     def close(self) -> None:
-        """Refuse later calls."""
+        """Reject later calls."""
         self.closed = True
 
     def _pieces(self, reply: Reply, prompt: int, limit: int | None, stop: Sequence[str]) -> Iterator[Chunk]:

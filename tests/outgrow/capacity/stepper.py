@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from freehold.outgrow.capacity.engine import BRIEF_S, LEAST_TOKENS, LONGEST_S
-from freehold.outgrow.capacity.steptime import EngineModel
+from freehold.outgrow.capacity.engine import BRIEF_S, LEAST_TOKENS, LONGEST_S, EngineModel
 from freehold.outgrow.capacity.trace import TracedRequest
 
 

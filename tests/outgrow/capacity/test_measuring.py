@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from freehold.base.errors import ServerUnreachable, UpstreamFailed, UsageError
+from freehold.outgrow.capacity.engine import EngineLimits, EngineModel, StepTime
 from freehold.outgrow.capacity.measuring import EngineDoor, MeasurePlan, StepSamples, fit, measure, rules
-from freehold.outgrow.capacity.steptime import EngineLimits, EngineModel, StepTime
 from tests.outgrow.engines import synchronous
 
 TRUE = StepTime((0, 1, 4, 16), (0.004, 0.006, 0.008, 0.02), 4e-7, 3e-4, 2e-8, beside=1.4, arrival=3e-3)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from freehold.base.errors import UsageError
+from freehold.outgrow.capacity.engine import EngineLimits, EngineModel, StepTime
 from freehold.outgrow.capacity.simulation import Aim, least, parse, simulate
-from freehold.outgrow.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.outgrow.capacity.trace import steady
 
 TIME = StepTime((0, 1, 32), (0.005, 0.01, 0.03), depth=2e-7, prompt=2e-4, arrival=1e-3, spread=0.2)

@@ -13,8 +13,8 @@ from freehold.base.config import load_settings
 from freehold.base.errors import UsageError
 from freehold.choose.advisor import engines
 from freehold.choose.advisor.anatomy import from_catalogue
+from freehold.outgrow.capacity.engine import EngineLimits, of_plan
 from freehold.outgrow.capacity.simulation import simulate
-from freehold.outgrow.capacity.steptime import EngineLimits, of_plan
 from freehold.outgrow.capacity.trace import steady
 from freehold.outgrow.contract import DeployPlan, ParallelSizes
 

@@ -8,8 +8,8 @@ import random
 import numpy as np
 import pytest
 
+from freehold.outgrow.capacity.engine import EngineLimits, EngineModel, StepTime
 from freehold.outgrow.capacity.simulation import simulate
-from freehold.outgrow.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.outgrow.capacity.trace import RequestTrace, TracedRequest
 
 TOKEN_S = 1e-3  # a step, whatever its batch: so each stream is a server of its own

@@ -11,9 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.base.errors import UsageError
-from freehold.outgrow.capacity.engine import SimulatedEngine, SimulatedRequest
+from freehold.outgrow.capacity.engine import (
+    EngineLimits,
+    EngineModel,
+    SimulatedEngine,
+    SimulatedRequest,
+    StepTime,
+)
 from freehold.outgrow.capacity.simulation import POLICIES, Autoscaling, PrefixAffinity, policy, simulate
-from freehold.outgrow.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.outgrow.capacity.trace import RequestTrace, TracedRequest, steady
 from tests.outgrow.capacity.stepper import play
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from freehold.outgrow.capacity.engine import EngineModel, StepTime
 from freehold.outgrow.capacity.measuring import TimedRequest, distance, fitted
 from freehold.outgrow.capacity.simulation import simulate
-from freehold.outgrow.capacity.steptime import EngineModel, StepTime
 from freehold.outgrow.capacity.trace import steady
 
 TRUE = StepTime(

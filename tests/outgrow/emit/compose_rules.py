@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from freehold.outgrow.contract import DeployPlan
+from freehold.outgrow.emit import DIGEST, Doc
 from freehold.outgrow.emit.containers import container_engine
-from freehold.outgrow.emit.emit import DIGEST, Doc
 
 
 def compose_faults(document: Doc, plan: DeployPlan) -> list[str]:

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from freehold.outgrow.contract import DeployPlan
+from freehold.outgrow.emit import DIGEST, Doc
 from freehold.outgrow.emit.containers import ContainerEngine, container_engine
-from freehold.outgrow.emit.emit import DIGEST, Doc
 
 # Sizes of a plan by the names under which engines take them.
 TENSOR = ("--tensor-parallel-size", "-tp", "--tp-size", "--tp", "--tensor_parallel_size", "--tp_size")

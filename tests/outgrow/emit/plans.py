@@ -16,7 +16,7 @@ from freehold.outgrow.contract import (
     PlannedFlag,
     SecretRef,
 )
-from freehold.outgrow.emit.emit import EmitOptions
+from freehold.outgrow.emit import EmitOptions
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 OPTIONS = EmitOptions(

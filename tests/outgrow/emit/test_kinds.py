@@ -22,7 +22,7 @@ from freehold.base import catalog
 from freehold.base.errors import UsageError
 from freehold.outgrow import drivers
 from freehold.outgrow.contract import PlanRequest
-from freehold.outgrow.emit.emit import EmitOptions, emit, label
+from freehold.outgrow.emit import EmitOptions, emit, label
 from freehold.outgrow.emit.kubernetes import documents
 from freehold.outgrow.planning import facts
 from tests.outgrow.emit.compose_rules import compose_faults

@@ -21,10 +21,10 @@ from freehold.base import catalog
 from freehold.base.errors import UsageError
 from freehold.outgrow import drivers
 from freehold.outgrow.contract import DeployPlan, PlannedFlag, PlanRequest
+from freehold.outgrow.emit import EmitOptions
 from freehold.outgrow.emit.containers import SGLANG_START
-from freehold.outgrow.emit.emit import EmitOptions
 from freehold.outgrow.emit.kubernetes import documents, kubernetes_files
-from freehold.outgrow.flags.schema import nearest
+from freehold.outgrow.flags import nearest
 from freehold.outgrow.planning import facts
 from tests.outgrow.emit.manifest_rules import faults
 

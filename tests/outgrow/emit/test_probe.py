@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from freehold.outgrow.emit import file_text
 from freehold.outgrow.emit.containers import container_engine, gateway_toml
-from freehold.outgrow.emit.emit import file_text
 from freehold.outgrow.emit.probe import STILL_S
-from freehold.outgrow.process.surroundings import free_port
+from freehold.outgrow.process.process import free_port
 
 from ..standin import command
 from .plans import plan

@@ -16,9 +16,9 @@ from freehold.base.sandbox import children
 from freehold.base.serving import EmbedJob, Job, Origin
 from freehold.base.types import Image, Message, ToolCall
 from freehold.route.providers.texts import parts_of
+from freehold.route.router.detect import MOST_HITS, Sieve
 from freehold.route.router.detect.apart import KeyTurns, LongTexts, NotRead, Sought
 from freehold.route.router.detect.detectors import _ANY, TooManyHits, _possible
-from freehold.route.router.detect.sieve import MOST_HITS, Sieve
 from freehold.route.router.gateway import Gateway, Label
 from freehold.route.router.labels import HITS_IN_LOOP, IN_LOOP, Labeller, sieve_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from freehold.route.router.detect.sieve import Sieve
+from freehold.route.router.detect import Sieve
 from tests.router.detect.ordinary import log_lines, written_lines
 
 LINES, MOST = 5000, 5

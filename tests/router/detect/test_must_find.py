@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
+from freehold.route.router.detect import DETECTORS, Sieve
 from freehold.route.router.detect.detectors import luhn, mod97
-from freehold.route.router.detect.sieve import DETECTORS, Sieve
 from tests.router.detect.lists import Planted, must_find
 
 SIEVE = Sieve()

@@ -11,8 +11,7 @@ import pytest
 
 from freehold.base.errors import LedgerUnavailable, ModelNotFound
 from freehold.route.providers.contract import HOUSE, SetLabel
-from freehold.route.router.ledger.queries import LabelAudit, audit
-from freehold.route.router.ledger.rows import Attempt, LedgerRow
+from freehold.route.router.ledger.rows import Attempt, LabelAudit, LedgerRow, audit
 from freehold.route.router.ledger.store import Ledger
 from tests.router.ledger.rows import NOON, row
 

@@ -12,8 +12,7 @@ import pytest
 
 from freehold.base.errors import LedgerUnavailable
 from freehold.route.router.ledger import store
-from freehold.route.router.ledger.queries import rows_in
-from freehold.route.router.ledger.rows import Reservation, row_id
+from freehold.route.router.ledger.rows import Reservation, row_id, rows_in
 from freehold.route.router.ledger.store import Ledger
 from tests.http.test_full_disk import Disk, disk
 from tests.router.ledger.killed import CLIENTS, LIMIT, MOST

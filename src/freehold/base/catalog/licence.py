@@ -195,7 +195,7 @@ def licences() -> tuple[Licence, ...]:
     while waiting:
         ready = [w for w in waiting if w[2].get("extends", "") in ("", *by_id)]
         if not ready:
-            raise StoreError(f"{waiting[0][0]}: {waiting[0][2]['id']} extends a licence that is not there")
+            raise StoreError(f"{waiting[0][0]}: {waiting[0][2]['id']} extends a licence that does not exist")
         for where, publisher, raw in ready:
             by_id[raw["id"]] = build(where, publisher, raw, by_id.get(raw.get("extends", "")))
         waiting = [w for w in waiting if w[2]["id"] not in by_id]
@@ -331,7 +331,7 @@ def _term(label: str, raw: dict[str, str]) -> Term:
 
 def _one_of(label: str, key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise StoreError(f"{label}: {key} = {value!r} is none of {', '.join(known)}")
+        raise StoreError(f"{label}: {key} = {value!r} is not one of {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)

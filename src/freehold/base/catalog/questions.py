@@ -482,7 +482,7 @@ def phrases() -> Mapping[tuple[str, ...], list[Clause]]:
 
 def _add_plain(words: Mapping[str, Any], add: Callable[[str, Clause | None], None]) -> None:
     plain = {
-        "private": Clause("private", "yes", "", "an open model on hardware of yours sends nothing out"),
+        "private": Clause("private", "yes", "", "an open model on your own hardware sends no data out"),
         "cheapest": Clause("cheapest", "yes", ""),
         "commercial": Clause("purpose", "commercial", ""),
         "hardware_asked": Clause("hardware needed", "yes", ""),

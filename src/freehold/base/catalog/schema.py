@@ -145,7 +145,7 @@ def _values(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
     choices = {"kind": ("dense", "moe"), "role": ROLES, "thinking": THINKING}
     for key, allowed in choices.items():
         if key in table and table[key] not in allowed:
-            return key, f"{key} = {table[key]!r} is none of {', '.join(filter(None, allowed))}", ""
+            return key, f"{key} = {table[key]!r} is not one of {', '.join(filter(None, allowed))}", ""
     if table.get("active_b", 0) > table.get("params_b", table.get("active_b", 0)):
         return "active_b", f"active_b = {table['active_b']} exceeds params_b = {table['params_b']}", ""
     if not table["sources"]:
@@ -159,7 +159,7 @@ def _parts(table: Mapping[str, Any]) -> tuple[str, str, str] | None:
         if not all(isinstance(item, str) and item for item in table.get(key, ())):
             return key, f"{key} holds something other than names", ""
     if unknown := set(table.get("modalities", ())) - set(MODALITIES):
-        return "modalities", f"modality {sorted(unknown)[0]!r} is none of {', '.join(MODALITIES)}", ""
+        return "modalities", f"modality {sorted(unknown)[0]!r} is not one of {', '.join(MODALITIES)}", ""
     for name in table.get("languages", ()):
         if not CODE.fullmatch(name) and name not in sets():
             return "languages", f"{name!r} is not an ISO 639 code or a set of languages", ""

@@ -151,6 +151,7 @@ def _output(process: subprocess.Popen[bytes], seconds: float) -> tuple[str, bool
 _NEW_NS, _NEW_UTS, _NEW_IPC, _NEW_USER, _NEW_PID, _NEW_NET, _NEW_CGROUP = (
     *(0x00020000, 0x04000000, 0x08000000, 0x10000000, 0x20000000, 0x40000000, 0x02000000),
 )
+_PATH_ONLY = 0o10000000  # O_PATH of <fcntl.h>, which Python knows on Linux alone
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8  # <linux/mount.h>
 _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 32, 4096, 16384, 1 << 18, 2
 _MOUNT_SETATTR, _AT_RECURSIVE = 442, 0x8000
@@ -302,10 +303,10 @@ def _make_root(order: dict[str, Any]) -> None:
     """Make a file system of what the command may see, and make it the root."""
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     root = "/tmp" if os.path.isdir("/tmp") else "/"
-    source = os.open(order["folder"], os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    source = os.open(order["folder"], _PATH_ONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     own = [sys.prefix, sys.base_prefix]
     readable = [os.path.realpath(path) for path in (*own, *order["readable"]) if os.path.exists(path)]
-    opened = [(path, os.open(path, os.O_PATH)) for path in readable]
+    opened = [(path, os.open(path, _PATH_ONLY)) for path in readable]
     order["path"] = [path for path in (f"{sys.prefix}/bin",) if os.path.isdir(path)]
     _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=16m,mode=755")
     for path in _SYSTEM:

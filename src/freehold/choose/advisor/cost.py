@@ -52,8 +52,8 @@ def cost(
 ) -> Comparison:
     """Compare hosting `model` on hardware `on` with APIs; `given` are assumptions by key, `hourly` and `price` too.
 
-    `speed`: tokens a second of answers of one machine, predicted where None. `growth`: a month, 0.05 is 5 %.
-    `traffic`: 10 million tokens a day where None. Raises UsageError, ModelNotFound.
+    `speed`: decode speed of one machine in tokens per second; None: predicted. `growth`: per month, 0.05 is 5 %.
+    `traffic` None: 10 million tokens per day. Raises UsageError, ModelNotFound.
     """
     CostOptions(users=users)  # refuses what the command line refuses, in the same words
     day = day or date.today()

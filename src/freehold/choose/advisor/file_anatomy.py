@@ -30,7 +30,8 @@ _OUTSIDE = ("v.", "mm.", *_TOWERS, *(f"model.{name}" for name in _TOWERS))  # no
 
 # Stacked, or each apart: in safetensors, and in GGUFs of early 2024 (ffn_up.3.weight).
 _EXPERTS = re.compile(
-    r"_exps\.|\.experts\.|block_sparse_moe\.(in|out)put_linear|ffn_(gate|up|down)\.\d+\.weight"
+    r"_exps\.|\.experts\.|block_sparse_moe\.(in|out)put_linear|\.moe\.(gate|up|down)_proj"
+    r"|ffn_(gate|up|down)\.\d+\.weight"
 )
 
 
@@ -68,13 +69,15 @@ def _of_gguf(opened: GGUFFile) -> Anatomy:
 _EMBEDDINGS = tuple(
     f"{name}.weight" for name in ("embed_tokens", "word_embeddings", "backbone.embeddings", "embed_in", "wte")
 )
-# What GPT-2's config.json calls the sizes that others name as below.
-_GPT2 = {
+# What config.json of GPT-2 and Falcon's first files calls the sizes that others name as below.
+_OLD_NAMES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
     "n_positions": "max_position_embeddings",
+    "n_head_kv": "num_kv_heads",
 }
+_FALCONS = ("falcon", "RefinedWeb", "RefinedWebModel")
 
 
 def _of_safetensors(opened: SafetensorsFile, rounding: str) -> Anatomy:
@@ -83,11 +86,9 @@ def _of_safetensors(opened: SafetensorsFile, rounding: str) -> Anatomy:
         return _of_whisper(opened, rounding)
     text = config.get("text_config")
     stated = text if isinstance(text, Mapping) else config
-    if stated.get("model_type") == "gpt2":
-        stated = {_GPT2.get(key, key): value for key, value in stated.items()}
-    keys = SizeKeys(stated, "")
+    keys = SizeKeys(_renamed(stated), "")
     count = keys.number("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")
-    used = keys.number("num_experts_per_tok", "moe_k", "moe_topk") / max(count, 1)
+    used = keys.number("num_experts_per_tok", "moe_k", "moe_topk", "moe_top_k") / max(count, 1)
     embed = next(
         (n for n in opened.tensors if n.endswith(_EMBEDDINGS)),
         "",
@@ -107,6 +108,21 @@ def _of_safetensors(opened: SafetensorsFile, rounding: str) -> Anatomy:
         exact=True,
         path=Path(opened.path),
     )
+
+
+def _renamed(stated: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a config.json with today's names, and as many key heads as one of a family of shared ones has."""
+    kind = stated.get("model_type")
+    if kind not in ("gpt2", "gpt_bigcode", *_FALCONS):
+        return stated
+    named = {_OLD_NAMES.get(key, key): value for key, value in stated.items()}
+    if kind == "gpt_bigcode":
+        return named | {"num_key_value_heads": 1}
+    if kind in _FALCONS:
+        shared = named.get("multi_query", True) is True
+        own = named.get("num_kv_heads") if named.get("new_decoder_architecture") else 1 if shared else None
+        return named | {"num_key_value_heads": own or named.get("num_attention_heads")}
+    return named
 
 
 def _of_whisper(opened: SafetensorsFile, rounding: str) -> Anatomy:
@@ -208,7 +224,9 @@ _CONFIG_WINDOWED: dict[str, int] = dict.fromkeys(("mistral", "mixtral", "phi3", 
     "gpt_oss": 2,
     "olmo3": 4,
     "afmoe": 4,
+    "cohere2_moe": 4,
     "exaone_moe": 4,
+    "kolibri1": 5,
 }
 _EVERY = _WINDOWED | {
     "gemma2": 2,
@@ -221,6 +239,7 @@ _EVERY = _WINDOWED | {
     "exaone4": 4,
     "exaone-moe": 4,
     "afmoe": 4,
+    "cohere2moe": 4,
     "gemma4": 6,
     "phi3": _NONE,
 }
@@ -237,6 +256,12 @@ _MAMBA = {
     "nemotron_h": ("mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "conv_kernel"),
     "granitemoehybrid": _MIXER,
     "falcon_h1": _MIXER,
+}
+# The same of Mamba-1's: states and the convolution's inputs; as many channels as the hidden width times the factor.
+_SELECTIVE = {
+    "mamba": ("expand", "state_size", "conv_kernel"),
+    "falcon_mamba": ("expand", "state_size", "conv_kernel"),
+    "jamba": ("mamba_expand", "mamba_d_state", "mamba_d_conv"),
 }
 _TAPS = 3  # of LFM2's convolutions, where config.json does not say
 _ATTENDS, _NEITHER = ("*", "attention", "full_attention"), ("-", "E", "mlp", "moe")  # of such a pattern
@@ -338,12 +363,20 @@ def config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
         return _latent_layers(keys, attends, depth)
     if (model := str(keys.get("model_type"))) in _MAMBA:
         return _mamba_layers(keys, model)
-    kv_heads = keys.number("num_key_value_heads", "num_attention_heads")
+    if model in _SELECTIVE:
+        return _selective_layers(keys, depth, *_SELECTIVE[model])
+    kv_heads = keys.number("num_key_value_heads", "num_attention_groups", "num_attention_heads")
+    sliding_heads = keys.number("swa_num_key_value_heads") or kv_heads * (
+        2 if model == "mimo_v2_flash" else 1
+    )
+    value_dim = keys.number("v_head_dim") or None
     head_dim, window = config_head_dim(keys), config_window(keys)
     window = window if window < (keys.number("max_position_embeddings") or _NONE) else 0
     every = keys.number("sliding_window_pattern", "_sliding_window_pattern")
     every = every or _CONFIG_WINDOWED.get(str(keys.get("model_type")), 0)
     kinds = keys.get("layer_types")
+    if not isinstance(kinds, list) and isinstance(pattern := keys.get("hybrid_layer_pattern"), list):
+        kinds = ["sliding_attention" if slides else "" for slides in pattern]
     if not isinstance(kinds, list) and isinstance(attending := keys.get("full_attn_idxs"), list):
         kinds = ["" if i in attending else "conv" for i in range(depth)]
     if not isinstance(kinds, list):
@@ -353,7 +386,7 @@ def config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
         kinds = ["sliding_attention" if window and slide else "" for slide in slides]
     counts: Counter[LayerSpec] = Counter()
     sharing = depth - keys.number("num_kv_shared_layers")  # layers from there on read others' keys
-    for number, kind in enumerate(kinds):
+    for number, kind in enumerate(kinds[:depth]):
         if number >= sharing:
             layer = LayerSpec("plain", 1)
         elif kind == "linear_attention":
@@ -362,11 +395,24 @@ def config_layers(keys: SizeKeys) -> tuple[LayerSpec, ...]:
             taps = keys.number("conv_L_cache") or _TAPS
             layer = LayerSpec("shortconv", conv=(taps - 1) * keys.number("hidden_size"))
         elif kind in ("sliding_attention", "chunked_attention") and window:
-            layer = LayerSpec("window", 1, kv_heads, head_dim, window=window)
+            layer = LayerSpec("window", 1, sliding_heads, head_dim, value_dim, window)
         else:
-            layer = LayerSpec("full", 1, *_full_heads(keys, number, kv_heads, head_dim))
+            layer = LayerSpec("full", 1, *_full_heads(keys, number, kv_heads, head_dim), value_dim)
         counts[layer] += 1
     return _counted(counts)
+
+
+def _selective_layers(
+    keys: SizeKeys, depth: int, grown: str, states: str, kernel: str
+) -> tuple[LayerSpec, ...]:
+    """Group layers of Mamba-1, alone or with one that attends in a period."""
+    inner = (keys.number(grown) or 2) * keys.number("hidden_size")
+    state = _mamba2(inner, keys.number(states) or 16, 0, keys.number(kernel) or 4)
+    period = keys.number("attn_layer_period")
+    full = LayerSpec("full", 1, keys.number("num_key_value_heads"), config_head_dim(keys))
+    attends = sum(i % period == keys.number("attn_layer_offset") for i in range(depth)) if period else 0
+    both = {state: depth - attends, full: attends}
+    return _counted({layer: count for layer, count in both.items() if count})
 
 
 def _full_heads(keys: SizeKeys, layer: int, kv_heads: int, head_dim: int) -> tuple[int, int]:
@@ -402,6 +448,11 @@ def _indexed(attends: LayerSpec, index: int, stated: object, depth: int) -> tupl
 def _latent_layers(keys: SizeKeys, attends: LayerSpec, depth: int) -> tuple[LayerSpec, ...]:
     """Group layers of latent attention; where some are recurrent, `linear_attn_config` counts them."""
     linear = keys.get("linear_attn_config")
+    if every := keys.number("layer_group_size"):
+        width, kernel = keys.number("linear_head_dim", "head_dim"), keys.number("short_conv_kernel_size")
+        grouped, kinds = _kda(keys.number("num_attention_heads"), width, kernel or 4), keys.get("layer_types")
+        full = kinds[:depth].count("full_attention") if isinstance(kinds, list) else depth // every
+        return _counted({grouped: depth - full, attends: full})
     if not isinstance(linear, Mapping):
         return _counted({attends: depth})
     sizes = SizeKeys(linear, "")
@@ -483,8 +534,11 @@ _UNSTATED_WINDOWS = dict.fromkeys(
     "gemma4_unified_text": 1024,
     "afmoe": 1024,
     "mellum": 1024,
+    "kolibri1": 513,
     "laguna": 512,
     "lfm3": 256,
+    "cohere2_moe": 4096,
+    "mimo_v2_flash": 129,
 }
 
 
@@ -510,6 +564,8 @@ def config_context(keys: SizeKeys) -> int:
 
 def config_window(keys: SizeKeys) -> int:
     """Return the window that a config.json states, or that its class takes where it states none; 0: none."""
+    if before := keys.number("sliding_window_size"):
+        return before + 1  # MiMo V2's counts the tokens before a token's own
     if "sliding_window" in keys:
         return keys.number("sliding_window")
     return keys.number("attention_chunk_size") or _UNSTATED_WINDOWS.get(str(keys.get("model_type")), 0)

@@ -367,9 +367,9 @@ def fit(
 ) -> Fit | Misfit:
     """Say whether `anatomy` fits with a conversation of `context` tokens, and how fast it is.
 
-    `context` None: 4,096, or what the model was made for if that is less. `kv_type`: what our cache holds.
+    `context` None: 4,096, or the model's own context if that is less. `kv_type`: what our cache holds.
     `packed`: our engine has loaded it before, so that its weights need not be laid out again.
-    Raises UsageError for a context that is not a number of tokens, and beyond what the model was made for.
+    Raises UsageError for a context that is not a number of tokens, and beyond the model's own context.
     """
     most = anatomy.context or MOST_CONTEXT
     if context is None:
@@ -539,7 +539,7 @@ def _too_large(memory: MemoryNeed, free: int, context: int, longest: int) -> dic
 
 
 def _longest(anatomy: Anatomy, fits: Callable[[int], bool]) -> int:
-    """Return the longest context that fits, up to what the model was made for."""
+    """Return the longest context that fits, up to the model's own context."""
     if not anatomy.cache_known:
         return 0
     low, high = 0, anatomy.context or MOST_CONTEXT

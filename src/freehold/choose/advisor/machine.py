@@ -23,8 +23,7 @@ import psutil
 from freehold.base import machine as system
 from freehold.base import private
 from freehold.base.catalog.hardware import devices
-from freehold.base.machine.host import HERE
-from freehold.base.machine.memory import cache_megabytes
+from freehold.base.machine import HERE, cache_megabytes
 
 FILE = "machine.json"
 KEPT = 8  # measurements of one processor that are kept

@@ -49,7 +49,7 @@ def here(place: Place, held: Mapping[str, Anatomy], load: Load = ALONE) -> Place
     def placed(model: Model, context: int) -> Placement | Refusal:
         anatomy = held.get(model.id) or from_catalogue(model, quant_of(model))
         if 0 < anatomy.context < context:
-            return Refusal("context", f"its file was made for {anatomy.context:,} tokens")
+            return Refusal("context", f"its file supports {anatomy.context:,} tokens")
         fitted = fit(anatomy, place, context)
         if isinstance(fitted, Misfit):
             unfit = place.refuses is not None and place.refuses(anatomy.structure)
@@ -85,7 +85,9 @@ def _crowded(fitted: Fit, users: int) -> str:
     room = machine.free * CACHE_SHARE - fitted.memory.total
     fitting = min(1 + int(room // cache) if cache else most, most)
     return (
-        "" if users <= fitting else f"room for {fitting} conversations of {fitted.context:,} tokens at a time"
+        ""
+        if users <= fitting
+        else f"memory for {fitting} conversations of {fitted.context:,} tokens at a time"
     )
 
 
@@ -189,7 +191,7 @@ def _placement(
     answer = single.answer if model.role == "generator" else single.prompt or single.answer
     if load.users > 1 and model.role == "generator":
         if placed.streams < load.users:
-            return f"{engine.title} on {rig.name} has room for {placed.streams} conversations of {context:,} tokens"
+            return f"{engine.title} on {rig.name} has memory for {placed.streams} conversations of {context:,} tokens"
         try:
             many = roofline.serving(work, rig, engine, load.prompt, max(load.answer, 1), load.users)
         except UsageError as e:
@@ -386,7 +388,7 @@ def _tried(
     if not placed.fits:
         return placed.why
     if placed.streams < load.users:
-        return f"{engine.title} in {quant}: room for {placed.streams} conversations of {context:,} tokens at a time"
+        return f"{engine.title} in {quant}: memory for {placed.streams} conversations of {context:,} tokens at a time"
     try:
         answer, first = _speeds(work, rig, engine, load, context)
     except UsageError as e:

@@ -454,5 +454,5 @@ def _one(model: Model, code: str) -> LanguageEvidence:
     if speaks is None:
         return LanguageEvidence(code, UNKNOWN, f"no evidence for {name}")
     return LanguageEvidence(
-        code, DENIED, f"its lab states {len(model.languages)} languages, and {name} is none of them"
+        code, DENIED, f"its lab states {len(model.languages)} languages, and {name} is not one of them"
     )

@@ -113,7 +113,7 @@ class Facts:
     def __post_init__(self) -> None:
         """Refuse values that are not a valid purpose, country or amount."""
         if self.purpose and self.purpose not in PURPOSES:
-            raise UsageError(f"purpose {self.purpose!r} is none of {', '.join(PURPOSES)}")
+            raise UsageError(f"purpose {self.purpose!r} is not one of {', '.join(PURPOSES)}")
         if self.seat and self._country() not in COUNTRIES:
             raise UsageError(
                 f"seat {self.seat!r} is not a country code",

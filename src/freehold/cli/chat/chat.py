@@ -429,7 +429,7 @@ class Chat(Conversation):
         """Make a model of this one, with the system prompt and settings of now."""
         if not name:
             raise UsageError(
-                "/save NAME makes a model, and needs its name", "the chat itself is always kept: /name"
+                "/save NAME saves a model under NAME", "the chat itself is always saved; /name names it"
             )
         if self._keep is None:
             raise UsageError("no model can be made here", "freehold create NAME --from MODEL makes one")
@@ -458,7 +458,7 @@ class Chat(Conversation):
         self._take(session)
         note = "" if session.model == self.model.name else f" (it was with {session.model})"
         self._keeper.now_with(self.model.name)
-        self._say(f"loaded {session.name}: {self._asked()} messages of yours{note}")
+        self._say(f"loaded {session.name}: {self._asked()} of your messages{note}")
         self._measure()
 
     def switch(self, name: str) -> None:
@@ -495,7 +495,7 @@ class Chat(Conversation):
     def sound(self, path: str) -> None:
         """Attach a sound to the next message; a saved chat keeps its text alone."""
         if not path:
-            raise UsageError("/sound attaches a file", "/sound PATH, such as /sound question.wav")
+            raise UsageError("/sound needs a file", "/sound PATH, such as /sound question.wav")
         each = Path(path).expanduser()
         self.attach(str(each), Audio.open(each))
 

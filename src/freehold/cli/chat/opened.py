@@ -34,6 +34,7 @@ from freehold.run.store import ModelRef, Store
 from freehold.run.store.naming import NamedModel, adapter_of, parted
 
 if TYPE_CHECKING:
+    from freehold.cli.chat.documents import TerminalDocuments
     from freehold.cli.chat.tools import TerminalTools
     from freehold.cli.serving.attach import RunningServer
     from freehold.outgrow.finding import EngineChoice
@@ -101,9 +102,11 @@ class Opened:
         request: RunRequest,
         name: str,
         tools: TerminalTools | None = None,
+        documents: TerminalDocuments | None = None,
     ) -> None:
-        """`tools`: what its answers may call."""
+        """`tools`: what its answers may call; `documents`: what they come from."""
         self._settings, self._store, self._request, self._tools = settings, store, request, tools
+        self._documents = documents
         self.model = self._open(name, request)
 
     def __enter__(self) -> Self:
@@ -127,12 +130,17 @@ class Opened:
         return ModelFacts(info.quantization, info.context, info.can_see, info.can_listen)
 
     def _open(self, name: str, request: RunRequest) -> LLM | HttpModel:
-        named = with_adapter(self._store, name, request.adapter)
-        llm = (
-            attached(self._settings, self._store, named, request)
-            or by_engine(self._settings, self._store, named, request)
-            or open_llm(self._store, named, request)
-        )
+        with Ticking(f"loading {name}"):
+            named = with_adapter(self._store, name, request.adapter)
+            llm = (
+                attached(self._settings, self._store, named, request)
+                or by_engine(self._settings, self._store, named, request)
+                or open_llm(self._store, named, request)
+            )
+        if self._documents is not None:
+            from freehold.cli.chat.documents import Documented
+
+            return cast("LLM", Documented(llm, self._documents))
         if self._tools is None:
             return llm
         from freehold.cli.chat.tools import Tooled
@@ -180,7 +188,7 @@ def attached(settings: Settings, store: Store, named: NamedModel, request: RunRe
 
 def _served(server: RunningServer, store: Store, named: NamedModel, request: RunRequest) -> HttpModel | None:
     """Load a model on the server; None if it does not have the model, or is stopping."""
-    from freehold.run.formats.adapter_names import unknown_adapter
+    from freehold.run.formats.lora import unknown_adapter
     from freehold.serve.remote.openai import HttpModel
 
     started = time.perf_counter()

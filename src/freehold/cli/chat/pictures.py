@@ -23,15 +23,15 @@ MAX_LINE = 8192  # characters of a line that may be paths
 # Of all pictures of a request: a server takes 16 MiB, in which base64 is a third longer and text has its place.
 MAX_SENT_BYTES = 11 << 20
 _NAMED = 5  # models of a sentence
-UNSAVED = "a saved chat keeps the text of its message, and no sound"
+UNSAVED = "a saved chat keeps the text of the message, but not the audio"
 
 
 def check_sees(name: str, can_see: bool) -> None:
     """Raise UsageError for pictures that a model cannot be shown."""
     if not can_see:
         raise UsageError(
-            f"{name} reads text alone and cannot be shown pictures",
-            "freehold show NAME says whether a model sees; in a chat, /model NAME switches to one",
+            f"{name} cannot read pictures",
+            "freehold list shows which models can; in a chat, /model NAME switches to one",
         )
 
 
@@ -39,8 +39,8 @@ def check_hears(name: str, can_listen: bool) -> None:
     """Raise UsageError for sounds that a model cannot hear."""
     if not can_listen:
         raise UsageError(
-            f"{name} hears no sounds",
-            "freehold show NAME says whether a model hears; freehold transcribe makes a text of a recording",
+            f"{name} cannot process audio",
+            "freehold list shows which models can; freehold transcribe turns a recording into text",
         )
 
 
@@ -83,7 +83,7 @@ def attached_of(message: Message) -> tuple[Image | Audio, ...]:
 def described(name: str, image: Image | Audio) -> str:
     """Return an attached picture or sound in words."""
     if isinstance(image, Audio):
-        return f"{name}: a sound of {image.size / 1000:,.1f} kB"
+        return f"{name}: audio of {image.size / 1000:,.1f} kB"
     return f"{name}: {image.media_type.removeprefix('image/').upper()}, {image.size / 1000:,.1f} kB"
 
 

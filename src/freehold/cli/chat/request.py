@@ -94,6 +94,22 @@ class RunRequest:
         "Let the model call this server's tools; Freehold asks before each call. Repeatable; see freehold mcp.",
         metavar="NAME",
     )
+    docs: tuple[str, ...] = option(
+        (),
+        "Answer from this collection of documents, with citations; repeatable; see freehold docs.",
+        metavar="NAME",
+    )
+    tool: tuple[str, ...] = option(
+        (),
+        "Let the model use one of Freehold's tools: files=DIR, python, shell=DIR, fetch=HOST,HOST, documents=NAME. "
+        "Freehold asks before it writes a file or runs a command. Repeatable.",
+        metavar="NAME[=VALUE]",
+    )
+    allow: tuple[str, ...] = option(
+        (),
+        "With --tool: allow calls of this kind without a question, such as 'shell:pytest*'. Repeatable.",
+        metavar="TOOL:TEXT",
+    )
     own: tuple[str, ...] = ()  # the given options that no server can honour: those of LOADING
 
 
@@ -109,14 +125,22 @@ def check(request: RunRequest, settings: AnswerSettings) -> None:
             "--think": settings.think is not None,
             "--session": request.session,
             "--mcp": request.mcp,
+            "--tool": request.tool,
+            "--docs": request.docs,
             "--image": request.image,
             "--sound": request.sound,
         }
         used |= {"--continue": request.continued, "--overflow": settings.overflow != "error"}
         for name in (name for name, value in used.items() if value):
             raise UsageError(f"{name} is for chats, and --raw completes a text", f"leave out --raw or {name}")
+    if request.allow and not request.tool:
+        raise UsageError(
+            "--allow is for the tools of --tool, and there is none", "leave it out, or name a tool"
+        )
     if request.draft and not request.speculate:
         raise UsageError("--draft needs speculation, and --no-speculation turns it off", "give one of them")
+    if request.docs and request.mcp:
+        raise UsageError("--docs and --mcp cannot be used together", "leave out one of them")
     if request.continued and request.session:
         raise UsageError("--continue and --session name two sessions", "give one of them")
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import re
+import secrets
 import select
+import shutil
 import sys
 import termios
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from freehold.base.config import Settings
 from freehold.base.errors import UsageError
+from freehold.base.terminal import Ticking
 from freehold.base.types import Chunk, Image, Message, Tool, ToolCall
 from freehold.cli.chat.pictures import installed_seeing, tool_pictures
 from freehold.serve.chats.types import (
@@ -28,29 +30,47 @@ from freehold.serve.chats.types import (
     ToolAnswer,
     ToolQuestion,
     ToolResult,
+    ToolRunner,
     ToolStep,
     ToolVerdict,
 )
 from freehold.serve.tools.mcp.use import RunTools, ToolServers, visible, visible_json
+from freehold.serve.tools.misread import MISREAD, CallText, asked_again
+from freehold.serve.tools.own import (
+    JoinedRunner,
+    OwnRunner,
+    OwnTools,
+    chat_folder,
+    checked_pattern,
+    own_tools,
+    tools_of_chat,
+)
 from freehold.serve.tools.pictures import tool_message
 
 T = TypeVar("T")
-MISREAD = 2  # calls of an answer that may be unreadable before it gets no tools
-_AGAIN = (
-    "That was not a readable tool call. Write one complete call in the form that you were given, with valid JSON, "
-    "or answer in words."
-)
-# What begins a call in the dialects of families, and at an answer's start also JSON, fenced or not.
-_MARKS = ("<tool_call", "<function", "[TOOL_CALLS]", "<|python_tag|>", "<|tool", "functools[")
-_STARTS = ("{", "[{", "```")
 CHOICES: dict[str, ToolVerdict] = {"o": "once", "c": "chat", "a": "always"}
 _SHOWN = 400  # characters of a result
 
 
 class TerminalTools:
-    """The servers that --mcp names, running while this is open."""
+    """The servers that --mcp names and the tools of `own` (--tool), running while this is open.
 
-    def __init__(self, settings: Settings, names: Sequence[str], chat: str) -> None:
+    `chat`: its name; "" for one that is not saved, whose files of the tool python go with it.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        names: Sequence[str],
+        chat: str,
+        *,
+        own: Sequence[str] = (),
+        allow: Sequence[str] = (),
+    ) -> None:
+        self._unsaved = "" if chat else secrets.token_hex(8)
+        chat = chat or self._unsaved
+        self._allow = own_patterns(allow)
+        self._own = open_own(settings, own, chat) if own else None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="freehold-tools", daemon=True)
         self._thread.start()
@@ -93,17 +113,28 @@ class TerminalTools:
 
     def use(self, call: ToolCall) -> ToolResult:
         """Ask, and run a call. KeyboardInterrupt ends it."""
-        return self._wait(self._runner.use(call, self._desk))
+        try:
+            return self._wait(self._runner.use(call, self._desk))
+        finally:
+            self._desk.rest()
 
     def close(self) -> None:
-        """End the servers."""
+        """End the servers, and the interpreter."""
         self._wait(self._servers.close())
+        if self._own is not None:
+            self._own.close()
+            if self._unsaved:
+                shutil.rmtree(chat_folder(self._settings.home, self._unsaved), ignore_errors=True)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-    def _new_runner(self) -> RunTools:
-        return RunTools(self._servers, self._names, key="", chat=self._chat, keep=True)
+    def _new_runner(self) -> ToolRunner:
+        servers = RunTools(self._servers, self._names, key="", chat=self._chat, keep=True)
+        if self._own is None:
+            return servers
+        own = OwnRunner(self._own, self._settings.home, self._chat, self._allow)
+        return JoinedRunner([servers, own]) if self._names else own
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for work in the loop, and ask the user what it asks meanwhile."""
@@ -120,11 +151,47 @@ class TerminalTools:
             raise
 
 
+def open_own(settings: Settings, names: Sequence[str], chat: str) -> OwnTools:
+    """Return Freehold's own tools for a chat. Raises UsageError for one that does not exist, or cannot be confined."""
+    named = own_tools(names)
+    collections = [each.value for each in named if each.kind == "documents"]
+    search = document_search(settings, collections) if collections else None
+    tools = tools_of_chat(named, settings.home, chat, offline=settings.offline, search=search)
+    tools.check()
+    return tools
+
+
+def own_patterns(allow: Sequence[str]) -> tuple[str, ...]:
+    """Return the patterns of --allow. Raises UsageError."""
+    return tuple(checked_pattern(each) for each in allow)
+
+
+def document_search(settings: Settings, names: Sequence[str]) -> Callable[[str, str, int], str]:
+    """Return a search in collections by their names, which gives numbered passages. Raises UsageError for others."""
+    from freehold.serve.documents.citing import numbered
+    from freehold.serve.documents.collection import search
+    from freehold.serve.documents.local import open_collection
+
+    for name in names:
+        open_collection(settings.home, name).close()
+
+    def passages(name: str, text: str, limit: int) -> str:
+        collection = open_collection(settings.home, name)
+        try:
+            rows = [numbered(n, each) for n, each in enumerate(search(collection, text, limit), 1)]
+        finally:
+            collection.close()
+        return "\n\n".join(rows) or "[no passage matches]"
+
+    return passages
+
+
 class TerminalDesk:
     """Implements chats.types.ToolDesk: questions wait in `asked` for the thread that has the terminal."""
 
     def __init__(self) -> None:
         self.asked: queue.SimpleQueue[tuple[ToolQuestion, Future[ToolAnswer]] | None] = queue.SimpleQueue()
+        self._line = Ticking()  # of the call that runs
 
     async def ask(self, question: ToolQuestion) -> ToolAnswer:
         """Hand the question over and wait."""
@@ -135,11 +202,18 @@ class TerminalDesk:
     def say(self, step: ToolStep) -> None:
         """Print the state of a call."""
         name = visible(f"{step.server}: {step.tool}", lines=False)
+        self.rest()
         if step.state == "running":
-            return _tell(f"[{name} runs]")
+            _tell(f"[{name} runs]")
+            self._line = Ticking(f"{name} runs")
+            return self._line.start()
         excerpt = visible((step.result or "")[:_SHOWN], lines=False)
         more = " ..." if len(step.result or "") > _SHOWN else ""
         return _tell(f"[{name} {step.state}: {excerpt}{more}]")
+
+    def rest(self) -> None:
+        """Take the line of a running call away."""
+        self._line.close()
 
 
 def answered(question: ToolQuestion) -> ToolAnswer:
@@ -168,55 +242,16 @@ def _lines(question: ToolQuestion) -> Iterator[str]:
     yield f"\nThe model wants to call {name} with"
     yield visible_json(question.arguments)
     claims = question.claims
-    yield "The tool says of itself:"
+    yield "The tool's description:"
     for line in visible(str(claims.get("description", "")))[:2000].split("\n"):
         yield f"  | {line}"  # no line of it can pass for one of ours
     for hint, value in (claims.get("annotations") or {}).items():
         yield f"  | {visible(f'{hint}: {value}', lines=False)[:200]}"
     if question.changed:
-        yield "It is not what it was when you allowed it. Before:"
+        yield "It has changed since you allowed it. Before:"
         yield visible(question.changed["before"])
         yield "Now:"
         yield visible(question.changed["after"])
-
-
-class CallText:
-    """The text of an answer as it comes: text that may be a call is buffered until it is known not to be one."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        named = "|".join(map(re.escape, names))
-        self._call = re.compile(rf'"(name|function|tool)"\s*:\s*"({named})"') if named else None
-        self._passed = False  # whether text of the answer was shown
-        self._held = ""
-        self.is_call = False  # once the answer has ended: the buffered text was meant as a call
-
-    def shown(self, text: str, *, ended: bool) -> str:
-        """Return what may be shown now. `ended`: nothing comes after `text`."""
-        if self._call is None:
-            return text
-        self._held += text
-        at = self._begins()
-        if ended:
-            held, self.is_call = self._held[at:], self._meant(self._held[at:])
-            at = at if self.is_call else at + len(held)
-        shown, self._held = self._held[:at], self._held[at:]
-        self._passed = self._passed or bool(shown.strip())
-        return shown
-
-    def _begins(self) -> int:
-        """Return where a call may begin in the buffered text; its length where none may."""
-        text = self._held
-        if not self._passed:
-            start = text.lstrip()
-            if any(start.startswith(s) or s.startswith(start) for s in _STARTS):
-                return 0
-        found = [i for mark in _MARKS if (i := text.find(mark)) >= 0]
-        ends = (n for mark in _MARKS for n in range(len(mark) - 1, 0, -1) if text.endswith(mark[:n]))
-        return min([*found, len(text) - max(ends, default=0)])
-
-    def _meant(self, text: str) -> bool:
-        assert self._call is not None
-        return any(mark in text for mark in _MARKS) or self._call.search(text) is not None
 
 
 class Tooled:
@@ -262,7 +297,7 @@ class Tooled:
             elif text.is_call:
                 then = "it is asked once more" if not misread else "it answers without tools"
                 _tell(f"[the model wrote a call that cannot be read; {then}]")
-                misread += [Message("assistant", message.content), Message("user", _AGAIN)]
+                misread += asked_again(message.content)
             else:
                 return
         raise UsageError(

@@ -227,7 +227,7 @@ APPS: dict[str, App] = {
         "Continue",
         lambda env, _: _home(env) / ".continue" / "config.yaml",
         _continue,
-        lambda t, _: ["choose the model in Continue's list; the editor reads the file again by itself"],
+        lambda t, _: ["choose the model in Continue's list; the editor reloads the file automatically"],
         "docs.continue.dev/customize/model-providers/top-level/openai, read 2026-11-25",
         "OpenAI",
     ),

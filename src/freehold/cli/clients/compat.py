@@ -24,6 +24,7 @@ import click
 from freehold.base.config import Settings
 from freehold.base.errors import ServerUnreachable, UsageError
 from freehold.base.sandbox.children import spawn
+from freehold.base.terminal import Ticking
 from freehold.cli.chat.starter import default_model
 from freehold.cli.shared import json_option
 
@@ -80,10 +81,12 @@ def command(
         target = replace(target, able=able(target))
         if not as_json:
             click.echo(f"asking {target.model} at {target.url}", err=True)
-        for row in checked(target, only or tuple(CHECKS)):
-            rows.append(row)
-            if not as_json:
-                click.echo(_line(row))
+        with Ticking(f"asking {target.model}"):
+            for row in checked(target, only or tuple(CHECKS)):
+                rows.append(row)
+                if not as_json:
+                    Ticking.make_way()
+                    click.echo(_line(row))
     red = [row for row in rows if row.ok is False]
     if as_json:
         summary = {"schema": SCHEMA, "url": target.url, "model": target.model, "ok": not red}
@@ -206,7 +209,8 @@ def _started(settings: Settings, model: str) -> Iterator[CheckedServer]:
     ):
         try:
             assert process.stdout is not None
-            line = process.stdout.readline()
+            with Ticking("starting a server"):
+                line = process.stdout.readline()
             if not line:
                 log.seek(0)
                 raise ServerUnreachable(f"the server did not start: {log.read()[-500:].strip()}")

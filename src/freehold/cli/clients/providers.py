@@ -23,8 +23,8 @@ from freehold.cli.shared import gateway_option, json_option, table
 from freehold.serve.reports.gateway_file import read_gateway
 
 if TYPE_CHECKING:
-    from freehold.route.router.directory import GatewayModels
     from freehold.route.router.gateway import Gateway, GatewayModel
+    from freehold.route.router.opening import GatewayModels
 
 SCHEMA = 1
 PROMPT = "Say yes."
@@ -126,10 +126,9 @@ def _show(file: Gateway, probes: Sequence[Probe]) -> None:
 
 async def _ask(settings: Settings, file: Gateway, probes: Sequence[Probe]) -> list[ProbeResult]:
     """Make the calls, one after another, each by a route of its own without retries."""
-    from freehold.route.router.directory import GatewayModels
     from freehold.route.router.gateway import GatewayRoute
     from freehold.route.router.ledger.store import Ledger
-    from freehold.route.router.opening import ProviderModels, ledger_path
+    from freehold.route.router.opening import GatewayModels, ProviderModels, ledger_path
     from freehold.route.router.record import Budgets
     from freehold.run.store import Store
     from freehold.serve.worker.models import EngineModels

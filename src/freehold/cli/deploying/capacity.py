@@ -21,7 +21,7 @@ from freehold.cli.shared import json_option, table, write_beside
 from freehold.outgrow.options import CapacityOptions
 
 if TYPE_CHECKING:
-    from freehold.outgrow.capacity.steptime import EngineModel
+    from freehold.outgrow.capacity.engine import EngineModel
 
 
 EXAMPLE = "freehold deploy capacity qwen3:32b --on 4xh100 --trace requests.csv --objective ttft-p95=2s,tpot-p95=50ms"
@@ -131,8 +131,8 @@ def bench(
 ) -> None:
     """Measure the step times of an engine, by parallel answers, their context length, and prompt tokens.
 
-    MODEL is a deployment or another model of this home's running server; a URL is an engine or server of yours that
-    speaks OpenAI's protocol (its key in the variable FREEHOLD_BENCH_KEY). Prompts are random words. Run it while
+    MODEL is a deployment or another model of your running server; a URL is any engine or server with OpenAI's API (put
+    its key into the variable FREEHOLD_BENCH_KEY). Prompts are random words. Run it while
     the engine has no other requests, because these would affect the times.
 
     With --json: {"schema": 1, "about": {...}, "time": {...}, "limits": {...}}; times are in seconds.

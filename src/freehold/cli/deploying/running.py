@@ -129,7 +129,7 @@ class RunningDeployments:
         deployment = next((row for row in self.rows() if row.name == name), None)
         if deployment is None:
             raise ModelNotFound(
-                f"nothing is deployed as {name}", "freehold deploy status lists what is deployed"
+                f"there is no deployment {name}", "freehold deploy status lists the deployments"
             )
         return deployment
 

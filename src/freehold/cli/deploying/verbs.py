@@ -20,14 +20,14 @@ import click
 from freehold.base.config import Settings
 from freehold.base.errors import ModelNotFound, UsageError
 from freehold.base.terminal import printable
+from freehold.cli.deploying import asked_of, plan_options
 from freehold.cli.deploying import running as tables
-from freehold.cli.deploying.options import asked_of, plan_options
 from freehold.cli.deploying.running import LOOKED_S, RunningDeployments
 from freehold.cli.progress import StatusLine
 from freehold.cli.serving.attach import running, server_here
 from freehold.cli.shared import Seconds, json_option, table, write_beside
 from freehold.outgrow.contract import DeploymentRow, DeployPlan
-from freehold.outgrow.emit.emit import EmitOptions, emit
+from freehold.outgrow.emit import EmitOptions, emit
 from freehold.outgrow.kept import KeptDeployment, forget, kept
 from freehold.outgrow.planning.options import planned
 from freehold.outgrow.planning.printed import as_dict, text
@@ -43,7 +43,7 @@ FOLLOWED_S = 0.5  # between two looks at a log
 @json_option
 @click.pass_obj
 def status(settings: Settings, name: str, as_json: bool) -> None:
-    """List deployments with their replicas: state, process, memory, answers, restarts, and the latest death.
+    """List deployments with their replicas: state, process, memory, answers, restarts, and why a replica last ended.
 
     Without a running server, lists the stored deployments. With --json, prints {"schema": 1, "deployments": [...],
     ...}.
@@ -52,7 +52,7 @@ def status(settings: Settings, name: str, as_json: bool) -> None:
     held = [each.name for each in _kept(settings)]
     if server is None:
         if name and name not in held:
-            raise ModelNotFound(f"nothing is deployed as {name}, and no server runs", _LISTS)
+            raise ModelNotFound(f"there is no deployment {name}, and no server runs", _LISTS)
         _tell_kept([each for each in held if name in ("", each)], as_json=as_json)
         return
     with server:
@@ -71,7 +71,7 @@ def status(settings: Settings, name: str, as_json: bool) -> None:
     if shown:
         table(tables.HEAD, tables.rows(shown), right=tables.RIGHT)
     else:
-        click.echo("nothing is deployed; freehold deploy MODEL deploys a model", err=True)
+        click.echo("there are no deployments; freehold deploy MODEL creates one", err=True)
     for line in [*filter(None, map(tables.counts, shown)), *tables.deaths(shown)]:
         click.echo(printable(line))
     if idle:
@@ -125,7 +125,7 @@ def upgrade(
 
     before = next((each for each in _kept(settings) if each.name == name), None)
     if before is None:
-        raise ModelNotFound(f"nothing is deployed as {name}", "freehold deploy status lists what is deployed")
+        raise ModelNotFound(f"there is no deployment {name}", "freehold deploy status lists the deployments")
     options = asked_of(values, replace(before.asked, name=name))
     here = before.plan.nodes if before.plan.nodes.here else None
     plan = planned(settings, options, start=not dry_run, here=here)
@@ -160,7 +160,7 @@ def stop(settings: Settings, name: str, drain: float, as_json: bool) -> None:
     server = running(settings)
     if server is None:
         if not forget(settings.home, name):
-            raise ModelNotFound(f"nothing is deployed as {name}", _LISTS)
+            raise ModelNotFound(f"there is no deployment {name}", _LISTS)
         click.echo(f"{name} is forgotten; no server ran it", err=True)
     else:
         with server:
@@ -237,7 +237,7 @@ def _tell_gap(row: DeploymentRow, plan: DeployPlan, drain_first: bool) -> None:
     """Say that a roll of a single replica leaves a gap, and how long its latest start took."""
     if len(row.replicas) > 1 or not (drain_first or not row.plan.room_beside(plan)):
         return
-    why = "--drain-first" if drain_first else "the device has no room for a second engine"
+    why = "--drain-first" if drain_first else "the device cannot hold a second engine"
     took = sum(each.load_s for each in row.replicas)
     lasting = f" about {took:.0f} s, as its latest start did" if took else ""
     click.echo(f"{row.name} has one replica, and {why}: requests wait{lasting}", err=True)

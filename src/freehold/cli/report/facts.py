@@ -119,7 +119,7 @@ def _group(g: LayerSpec) -> str:
         "window": f"attention over the last {g.window:,} tokens, keys and values of {heads}",
         "latent": f"latent attention, {g.latent} + {g.rope} values per token",
         "compressed": f"compressed attention, one entry of {heads} for {g.stride} tokens",
-        "mamba2": f"Mamba-2, a state of {g.state:,} values",
+        "mamba2": f"Mamba, a state of {g.state:,} values",
         "deltanet": "gated DeltaNet" + (f", a state of {g.state:,} values" if g.state else ""),
         "linear": f"linear attention, a state of {g.state:,} values" if g.state else "linear attention",
         "shortconv": "short convolution",

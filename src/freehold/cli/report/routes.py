@@ -119,7 +119,7 @@ def _longer(gateway: Gateway, route: GatewayRoute) -> list[str]:
     for name in route.targets:
         price = gateway.models[name].price
         if minute := _minute(gateway.models[name]):
-            lines.append(f"{name}: ${minute:g} a minute of sound")
+            lines.append(f"{name}: ${minute:g} per minute of audio")
         for over, rates in price.tiers if price is not None else ():
             dollars = ", ".join(f"{usd:g} {word}" for word, usd in _dollars(rates).items())
             lines.append(f"{name}: for prompts of more than {over:,} tokens $/M {dollars}")

@@ -341,6 +341,7 @@ def _foreseen_now(settings: Settings, model: Model, place: Placement) -> Interva
 
     here = this_machine(settings)
     assert here.machine is not None  # it is this machine
-    then = replace(here, machine=replace(here.machine, rates=rates_now()))
+    with Ticking("measuring this machine"):
+        then = replace(here, machine=replace(here.machine, rates=rates_now()))
     result = fit(weighed(settings, model.name or model.id), then, place.context)
     return result.decode if isinstance(result, Fit) else place.decode

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from freehold.base.config import Settings
-from freehold.base.machine.processor import Processor
+from freehold.base.machine import Processor
 from freehold.cli.progress import StatusLine
 from freehold.run.store import Store
 from freehold.run.store.records import RecordedFile

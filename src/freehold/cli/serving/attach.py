@@ -19,7 +19,7 @@ from freehold.base.config import Settings
 from freehold.base.errors import FreeholdError, ServerUnreachable, UpstreamFailed
 from freehold.base.serving import EngineStats, ModelInfo
 from freehold.base.version import __version__
-from freehold.serve.remote.http import ADMIN_PROTOCOL, Api
+from freehold.serve.remote import ADMIN_PROTOCOL, Api
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -206,7 +206,7 @@ def _greeted(api: Api) -> Greeting:
         raise _Ended from e
     except UpstreamFailed as e:
         raise ServerUnreachable(
-            f"the server of this home does not answer as expected: {e.message}", WAY_OUT
+            f"the server with this data folder does not answer as expected: {e.message}", WAY_OUT
         ) from e
     if greeting.protocol != ADMIN_PROTOCOL:
         raise ServerUnreachable(

@@ -17,7 +17,7 @@ from freehold.adapt.evals.trial import ServedChat
 from freehold.base.config import Settings
 from freehold.base.serving import ModelManager, Origin
 from freehold.route.router.opening import LiveGateway, ServedGateway, check_packages, ledger_path, open_models
-from freehold.route.router.toml.outside import KeptEnvironment
+from freehold.route.router.toml.table import KeptEnvironment
 from freehold.run.store import Store
 from freehold.serve.reports.gateway_file import AskedVariables, outside_of
 from freehold.serve.worker.models import EngineModels
@@ -39,7 +39,8 @@ class HybridStart:
         environment: KeptEnvironment | None = None,
     ) -> None:
         environment = environment or KeptEnvironment()
-        self._store = store
+        self._store, self._environment = store, environment
+        self._teaching: asyncio.Task[None] | None = None
         outside = outside_of(settings, environment, coming=models)
         self.live = LiveGateway(path, replace(outside, offline=settings.offline))
         check_packages(self.live.current)
@@ -56,6 +57,34 @@ class HybridStart:
         models = doors.server.models
         if isinstance(models, ServedGateway):
             doors.server.watched.append(lambda: "; ".join(models.troubles()))
+            self._teach_when_idle(doors)
+            self.live.on_change(lambda gateway: self._teach_when_idle(doors))
+
+    def _teach_when_idle(self, doors: Doors) -> None:
+        """Teach the models of routes with `graduate` while the server has nothing else to do."""
+        if self._teaching is not None or not any(r.graduate for r in self.live.current.routes.values()):
+            return
+        from freehold.adapt.idle_graduation import IdleGraduation, missing
+        from freehold.route.router.graduation import TaughtNow
+
+        if missing():
+            return
+        server = doors.server
+        idle = IdleGraduation(
+            self._store.settings.home,
+            self.live.path.absolute(),
+            lambda: self.live.current,
+            lambda: bool(server.calls) or server.health.stopping,
+            self._environment.whole,
+        )
+        server.parts[TaughtNow] = idle.now
+        self._teaching = task = asyncio.get_running_loop().create_task(idle.run())
+
+        async def end() -> None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        server.ending.append(end)
 
     def lines(self, keys: Ring) -> Iterator[str]:
         """Yield what the server prints of its gateway; `keys`: those of requests."""
@@ -63,8 +92,17 @@ class HybridStart:
         providers = [f"{p.name} ({p.kind}{', owned' if p.owned else ''})" for p in gateway.providers.values()]
         yield f"gateway: {self.live.path}; routes: {', '.join(gateway.routes) or 'none'}"
         yield f"providers: {', '.join(providers) or 'none'}; ledger: {self.ledger}"
+        if any(route.graduate for route in gateway.routes.values()):
+            from freehold.adapt.idle_graduation import missing, taught_by_itself
+
+            routes = ", ".join(taught_by_itself(gateway))
+            if routes and (package := missing()):
+                install = "pip install 'freehold[adapt]' brings it"
+                yield f"warning: no model is taught for {routes} without {package}: {install}"
+            elif routes:
+                yield f"graduate: {routes}, while there are no requests"
         if unknown := [name for name in gateway.keys if keys.named(name) is None]:
-            yield f"warning: {self.live.path.name} speaks of keys that do not exist: {', '.join(unknown)}"
+            yield f"warning: {self.live.path.name} names keys that do not exist: {', '.join(unknown)}"
 
     def as_json(self) -> dict[str, Any]:
         """Return the same for programs."""

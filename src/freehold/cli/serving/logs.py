@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Literal
 from freehold.base.terminal import Ticking
 
 if TYPE_CHECKING:
-    from freehold.serve.http.core.requestlog import RequestLine
+    from freehold.serve.http.core.gate import RequestLine
 
 LogForm = Literal["text", "json"]
 LEVELS = ("debug", "info", "warning", "error")
@@ -52,7 +52,7 @@ class _JsonFormat(logging.Formatter):
 
 def _line(record: logging.LogRecord) -> RequestLine | None:
     # With the web framework, which --help does without.
-    from freehold.serve.http.core.requestlog import RequestLine
+    from freehold.serve.http.core.gate import RequestLine
 
     first = record.args[0] if isinstance(record.args, tuple) and record.args else None
     return first if isinstance(first, RequestLine) else None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from freehold.serve.http.core.keys import Key, Ring
     from freehold.serve.http.core.limits import ServerLimits
     from freehold.serve.http.core.sockets import Tls
-    from freehold.serve.worker.options import EngineOptions
+    from freehold.serve.worker.client import EngineOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +210,7 @@ def read_options(settings: Settings, request: ServeRequest) -> ServeOptions:
 
 def _engine_options(settings: Settings, request: ServeRequest) -> EngineOptions:
     """Return the options of the engine processes. Raises UsageError for a draft model without speculation."""
-    from freehold.serve.worker.options import EngineOptions
+    from freehold.serve.worker.client import EngineOptions
 
     if request.draft and not request.speculate:
         raise UsageError("--draft needs speculation, and --no-speculation turns it off", "give one of them")

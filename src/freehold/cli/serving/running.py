@@ -48,13 +48,14 @@ def serve_models(
     deployments: StartedDeployments | None = None,
 ) -> int:
     """Serve `models` and `deployments` until a signal or `freehold stop`; return the exit status."""
-    from freehold.serve.http.core.sockets import bind_unix
-
     named_models = [parted(store, model) for model in models]
     models = [each.model for each in named_models]
     beside = tuple(f"{each.model}+{each.adapter}={each.path}" for each in named_models if each.path)
-    hybrid = _hybrid(settings, store, options.gateway, models)
     with ExitStack() as held:
+        line = held.enter_context(Ticking("starting the server"))
+        from freehold.serve.http.core.sockets import bind_unix
+
+        hybrid = _hybrid(settings, store, options.gateway, models)
         held.enter_context(_only_server(settings))
         tcp = bound(options.host, options.port)
         if options.ollama_port is not None:
@@ -72,7 +73,6 @@ def serve_models(
         unix = held.enter_context(closing(bind_unix(settings.socket)))
         held.callback(settings.socket.unlink, missing_ok=True)
         held.enter_context(logging_to(None, options.log_level, options.log_format))
-        line = held.enter_context(Ticking("starting the server"))
         return _run(settings, store, names, options, tcp, unix, hybrid, deployments, line)
 
 

@@ -28,8 +28,8 @@ import numpy as np
 
 from freehold.base.config import Settings, load_settings, nearest
 from freehold.base.errors import ServerUnreachable, UpstreamFailed, UsageError
+from freehold.outgrow.capacity.engine import EngineLimits, EngineModel, StepTime
 from freehold.outgrow.capacity.simulation import simulate
-from freehold.outgrow.capacity.steptime import EngineLimits, EngineModel, StepTime
 from freehold.outgrow.capacity.trace import RequestTrace, TracedRequest
 from freehold.outgrow.engines.attach import HERE
 
@@ -601,13 +601,12 @@ def deploy_bench(
 ) -> EngineModel:
     """Measure what the steps of a running engine take, in seconds, for deploy_capacity. Prompts are random words.
 
-    `target`: a deployment or another model of this home's running server, or the URL of an engine of yours that speaks
-    OpenAI's protocol, with its `key` and the `model` there. Measured are `batches` of answers of `max_tokens` tokens at
-    `depths` tokens of context, prompts of `prompts` tokens alone, and `clients` that ask one request after another;
-    all of it `rounds` times. `streams` (answers at a time) and `room` (tokens of KV cache) are the engine's limits,
-    where they are known. Its `as_json` is what `freehold deploy bench --json` prints.
-    Raises ServerUnreachable, UpstreamFailed where an answer fails, UsageError where too little could be measured, and
-    RuntimeError inside a running event loop (asyncio.to_thread calls it from there).
+    `target`: a deployment or another model of the running server, or the URL of an engine with OpenAI's API, with its
+    `key` and `model`. It measures `batches` of answers of `max_tokens` tokens at `depths` tokens of context, prompts of
+    `prompts` tokens alone, and `clients` that send one request after another, each `rounds` times. `streams` (parallel
+    answers) and `room` (tokens of KV cache) are the engine's limits, if known. `as_json` of the result is what
+    `freehold deploy bench --json` prints. Raises ServerUnreachable, UpstreamFailed if an answer fails, UsageError if
+    the measurements are not sufficient, and RuntimeError inside a running event loop (use asyncio.to_thread there).
     """
     beside = tuple(b for b in _PLAN.beside if b <= max(batches, default=0))
     sizes = (tuple(batches), tuple(depths), tuple(prompts))

@@ -19,8 +19,7 @@ import numpy as np
 from freehold.base.config import suggestion
 from freehold.base.errors import UsageError
 from freehold.choose.advisor.interval import Interval, digits
-from freehold.outgrow.capacity.engine import SimulatedEngine, SimulatedRequest
-from freehold.outgrow.capacity.steptime import EngineModel
+from freehold.outgrow.capacity.engine import EngineModel, SimulatedEngine, SimulatedRequest
 from freehold.outgrow.capacity.trace import RequestTrace
 from freehold.outgrow.replicas.affinity import PrefixRing, pick
 

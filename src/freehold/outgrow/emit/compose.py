@@ -8,22 +8,7 @@ from __future__ import annotations
 
 from freehold.base.errors import UsageError
 from freehold.outgrow.contract import DeployPlan
-from freehold.outgrow.emit.containers import (
-    FOLDER,
-    KEY,
-    MODEL,
-    PORT,
-    PROBE,
-    ContainerEngine,
-    carried,
-    container_engine,
-    devices_of_node,
-    engine_words,
-    gateway_toml,
-    model_folder,
-    server_words,
-)
-from freehold.outgrow.emit.emit import (
+from freehold.outgrow.emit import (
     SERVER_PORT,
     Doc,
     EmitOptions,
@@ -34,7 +19,29 @@ from freehold.outgrow.emit.emit import (
     pinned,
     yaml_text,
 )
-from freehold.outgrow.emit.pods import AWAY_S, ENGINE_USER, GRACE_S, HOME, NAMED, SERVER_USER, SHM, STARTUP_S
+from freehold.outgrow.emit.containers import (
+    AWAY_S,
+    ENGINE_USER,
+    FOLDER,
+    GRACE_S,
+    HOME,
+    KEY,
+    MODEL,
+    NAMED,
+    PORT,
+    PROBE,
+    SERVER_USER,
+    SHM,
+    STARTUP_S,
+    ContainerEngine,
+    carried,
+    container_engine,
+    devices_of_node,
+    engine_words,
+    gateway_toml,
+    model_folder,
+    server_words,
+)
 
 SECRETS = "/run/secrets"
 
@@ -193,5 +200,5 @@ def _head(plan: DeployPlan) -> str:
         "Then: docker compose --file compose.yaml up --detach; clients use http://127.0.0.1:11435 and server-key.",
     ]
     if plan.engine == "trtllm":
-        lines.append("TensorRT-LLM has no key: that its network is internal alone guards its port.")
+        lines.append("TensorRT-LLM has no key: only the internal network protects its port.")
     return heading(plan, "compose", lines)

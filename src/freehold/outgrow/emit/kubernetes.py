@@ -11,18 +11,7 @@ from collections.abc import Sequence
 
 from freehold.base.errors import UsageError
 from freehold.outgrow.contract import DeployPlan
-from freehold.outgrow.emit.containers import (
-    FOLDER,
-    PORT,
-    ContainerEngine,
-    NodePlace,
-    container_engine,
-    devices_of_node,
-    engine_words,
-    gateway_toml,
-    started,
-)
-from freehold.outgrow.emit.emit import (
+from freehold.outgrow.emit import (
     SERVER_PORT,
     Doc,
     EmitOptions,
@@ -34,7 +23,21 @@ from freehold.outgrow.emit.emit import (
     pinned,
     yaml_text,
 )
-from freehold.outgrow.emit.pods import engine_environment, engine_pod, labels, server_pod
+from freehold.outgrow.emit.containers import (
+    FOLDER,
+    PORT,
+    ContainerEngine,
+    NodePlace,
+    container_engine,
+    devices_of_node,
+    engine_environment,
+    engine_pod,
+    engine_words,
+    gateway_toml,
+    labels,
+    server_pod,
+    started,
+)
 
 # Variables that the controller of LeaderWorkerSet adds to each container, as Kubernetes expands them in a command.
 SIZE, INDEX, ADDRESS = "$(LWS_GROUP_SIZE)", "$(LWS_WORKER_INDEX)", "$(LWS_LEADER_ADDRESS)"
@@ -158,7 +161,7 @@ def _head(plan: DeployPlan, options: EmitOptions) -> str:
             f"     ssh-keygen -q -t ed25519 -N '' -f mpi && kubectl create secret generic {name}-mpi "
             f"--namespace {options.namespace} --type=kubernetes.io/ssh-auth --from-file=ssh-privatekey=mpi; "
             "rm mpi mpi.pub",
-            "TensorRT-LLM over several pods has not run on a cluster of ours: freehold/outgrow/emit/kubernetes.py.",
+            "TensorRT-LLM over several pods was not tested on a cluster: freehold/outgrow/emit/kubernetes.py.",
         ]
     if options.monitoring:
         lines.append(
@@ -170,7 +173,7 @@ def _head(plan: DeployPlan, options: EmitOptions) -> str:
             "     helm install of oci://registry.k8s.io/gateway-api-inference-extension/charts/inferencepool",
         ]
     if plan.engine == "trtllm":
-        lines.append("TensorRT-LLM has no key: the network policy alone guards its port.")
+        lines.append("TensorRT-LLM has no key: only the network policy protects its port.")
     size = f", {plan.replicas} x {plan.across} x {devices_of_node(plan)} {plan.nodes.rig.device.title}"
     return heading(plan, "k8s", lines, size)
 

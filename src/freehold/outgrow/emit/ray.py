@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from freehold.base.errors import UsageError
 from freehold.outgrow.contract import DeployPlan
-from freehold.outgrow.emit.emit import EmitOptions, EmittedFile, file_text
+from freehold.outgrow.emit import EmitOptions, EmittedFile, file_text
 from freehold.outgrow.ray.plan import app_text, environment, firewall, named_ports, start_flags, text_for
 
 _HEAD_ONLY = ("--port", "--dashboard-port", "--dashboard-host", "--ray-client-server-port")

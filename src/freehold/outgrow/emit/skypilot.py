@@ -11,6 +11,16 @@ import shlex
 
 from freehold.base.errors import UsageError
 from freehold.outgrow.contract import DeployPlan
+from freehold.outgrow.emit import (
+    SERVER_PORT,
+    Doc,
+    EmitOptions,
+    EmittedFile,
+    heading,
+    label,
+    pinned,
+    yaml_text,
+)
 from freehold.outgrow.emit.containers import (
     KEY,
     MODEL,
@@ -24,16 +34,6 @@ from freehold.outgrow.emit.containers import (
     gateway_toml,
     model_folder,
     started,
-)
-from freehold.outgrow.emit.emit import (
-    SERVER_PORT,
-    Doc,
-    EmitOptions,
-    EmittedFile,
-    heading,
-    label,
-    pinned,
-    yaml_text,
 )
 
 RANK, NODES, HEAD = "$SKYPILOT_NODE_RANK", "$SKYPILOT_NUM_NODES", "$HEAD"

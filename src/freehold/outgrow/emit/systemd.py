@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from freehold.base.errors import UsageError
 from freehold.outgrow.contract import DeployPlan
-from freehold.outgrow.emit.emit import EmitOptions, EmittedFile, file_text, label
-from freehold.outgrow.flags.schema import BY_OPTION
+from freehold.outgrow.emit import EmitOptions, EmittedFile, file_text, label
+from freehold.outgrow.flags import BY_OPTION
 
 PROGRAM = "/opt/freehold/bin/freehold"  # where packaging/Containerfile has it
 

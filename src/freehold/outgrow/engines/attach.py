@@ -6,6 +6,9 @@
 
 Its address is on this machine, or https. Plain http to another machine shows prompts, answers and the key to everyone
 on the way, so it takes the explicit word that the way is private already (a tunnel, a cable): `cleartext`.
+
+A server that speaks OpenAI's routes and is none of the engines we know is attached only, as CompatibleServer: it gets
+no field beyond what such servers document, and has no counters.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -42,8 +45,10 @@ from freehold.outgrow.contract import (
     StartProgress,
     named,
 )
-from freehold.outgrow.engines.started import StartedEngine
+from freehold.outgrow.engines import StartedEngine
+from freehold.outgrow.engines.wire import EngineDemands, EngineWire
 from freehold.route.providers.hop import http_client
+from freehold.route.providers.openai.wire import SAMPLING
 
 HERE = ("127.0.0.1", "localhost", "::1")
 LOOK_S = 2.0  # between two looks at an engine that answers
@@ -231,10 +236,10 @@ _VERSIONS = {
     "ollama": ("/api/version", "version"),
     "freehold": ("/version", "version"),
 }
-FOREIGN = "it runs already: it is neither started nor ended here, and its doors stay as they are"
+FOREIGN = "it is already running: Freehold neither starts nor stops it, and its ports stay as they are"
 BEYOND = (
-    "it is another machine and counts as yours: requests that may not leave the house go there; a server of others "
-    "belongs into the gateway's file, as a provider"
+    "this other machine counts as yours, so private requests may go there; add a server of someone else to "
+    "gateway.toml, as a provider"
 )
 MOST = 1 << 30  # tokens of a context, and answers at a time: beyond any engine's
 STREAMS = 64  # answers at a time that an engine is given whose own number is not known
@@ -473,3 +478,48 @@ class EngineClient:
                 return EngineReply(reply.status, dict(reply.headers), bytes(received[:MOST_REPLY]))
         except self._faults:
             return None
+
+
+# --- a server of OpenAI's routes that we do not know -----------------------------------------------
+
+
+class _CompatibleDemands(EngineDemands):
+    def beyond_dialect(self) -> Sequence[tuple[bool, str]]:
+        job = self.job
+        return (
+            *super().beyond_dialect(),
+            (job.ignore_eos, "may not know ignore_eos"),
+            (job.turn != "new", "may not continue a begun answer"),
+        )
+
+
+class CompatibleServerWire(EngineWire):
+    """OpenAI's routes, as every such server has them."""
+
+    demands = _CompatibleDemands
+    formats = ("json", "json_schema")
+    sampling = SAMPLING
+
+
+class CompatibleServer(StartedEngine):
+    """Implements contract.EngineDriver, but for a start; its log is not ours, and it tells no numbers."""
+
+    name: EngineName = "compatible"
+    title = "the server"
+    package = ""
+    least = ""
+    wire = CompatibleServerWire()
+    metrics_path = ""
+    drains = False
+    phases = ()
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Refuse."""
+        raise UsageError(f"{self.title} is not started by a deployment", "give its address: --attach URL")
+
+    async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
+        """Refuse."""
+        raise UsageError(f"{self.title} is not started by a deployment", "give its address: --attach URL")
+
+
+DRIVER = CompatibleServer()

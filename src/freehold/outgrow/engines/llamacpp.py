@@ -34,11 +34,11 @@ from freehold.outgrow.contract import (
     PlanRequest,
     SecretRef,
 )
-from freehold.outgrow.engines.started import StartedEngine, series
+from freehold.outgrow.engines import StartedEngine, series
 from freehold.outgrow.engines.wire import EngineWire
-from freehold.outgrow.flags.schema import BY_OPTION, schema_of_help
+from freehold.outgrow.flags import BY_OPTION, schema_of_help
 from freehold.outgrow.planning.eyes import llamacpp_counts
-from freehold.outgrow.planning.one_machine import room
+from freehold.outgrow.planning.layout import room
 from freehold.outgrow.planning.wording import Wording, opened, refuse_old
 from freehold.route.providers.compatible import MORE_SAMPLING, CompatibleWire
 from freehold.route.providers.contract import WholeAnswer
@@ -159,18 +159,18 @@ def _flags(words: Wording, layout: Layout, listens: Listens, embeds: bool) -> No
     add("--parallel", layout.streams, "answers at a time")
     add("--gpu-layers", "0" if rig.device.kind == "cpu" else "all", f"it runs on {rig.name}")
     add("--jinja", True, "the model's own chat template, and its tools")
-    add("--metrics", True, "counters, by which a hang is found")
-    add("--no-ui", True, "its web page is a door that is not needed")
+    add("--metrics", True, "counters, to detect a hang")
+    add("--no-ui", True, "its web page is not needed")
     add("--no-slots", True, "/slots shows what is asked")
     if request.model.here:
-        add("--offline", True, "it fetches nothing")
+        add("--offline", True, "it downloads nothing")
     add("--cors-origins", "localhost", "by default any web page may read its answers")
-    add("--sse-ping-interval", 1, "a stream whose server ends is noticed by its next ping")
+    add("--sse-ping-interval", 1, "the next ping detects that a stream's server has ended")
     words.listens(listens, "--host")
     if embeds:
-        add("--embedding", True, "it gives vectors, not text")
+        add("--embedding", True, "it returns vectors, not text")
         for batch in ("--batch-size", "--ubatch-size"):
-            add(batch, layout.context, "a text whose tokens all see each other is computed in one batch")
+            add(batch, layout.context, "tokens attend to the whole text, so it must fit one batch")
     if request.model.tower is not None and not embeds and words.off("--mmproj-auto") is not False:
         _pictures(words, layout, request.model.tower)
     if kind := request.cache_type:
@@ -186,11 +186,11 @@ def _pictures(words: Wording, layout: Layout, tower: DeployedTower) -> None:
     """Add the tower beside the model, and limits by which its tokens are counted as ours."""
     counts, add = llamacpp_counts(tower), words.add
     if words.request.model.here:
-        add("--mmproj", tower.file, "its tower: it reads pictures")
+        add("--mmproj", tower.file, "the vision encoder, for pictures")
     else:
-        add("--mmproj-auto", True, "its tower comes with it from the hub: it reads pictures")
+        add("--mmproj-auto", True, "the vision encoder is downloaded with the model")
         words.notes.append(
-            "the tower is the mmproj file that llama.cpp finds in the repository; in one without it reads text alone"
+            "llama.cpp uses the vision encoder (mmproj file) of the repository; without one, it cannot read pictures"
         )
     if counts.most:
         add("--image-min-tokens", counts.least, "as the model's own files have it: llama.cpp takes constants")
@@ -202,7 +202,7 @@ def _pictures(words: Wording, layout: Layout, tower: DeployedTower) -> None:
             add(
                 batch,
                 -(-most // MICRO_BATCH) * MICRO_BATCH,
-                "a picture whose rows see each other is one batch",
+                "the tokens of a picture attend to each other, so it must fit one batch",
             )
     if counts.note:
         words.notes.append(counts.note)

@@ -15,16 +15,16 @@ from typing import Any
 from freehold.base.errors import UsageError
 from freehold.base.serving import Job
 from freehold.outgrow.contract import DeployPlan, EngineName, Listens, PlanRequest
-from freehold.outgrow.engines.started import StartedEngine
+from freehold.outgrow.engines import StartedEngine
 from freehold.outgrow.engines.wire import EngineDemands, EngineWire
-from freehold.outgrow.planning.one_machine import room
+from freehold.outgrow.planning.layout import room
 from freehold.outgrow.planning.wording import opened
-from freehold.outgrow.process.surroundings import PRIVATE
+from freehold.outgrow.process.process import PRIVATE
 from freehold.route.providers.openai.wire import SAMPLING
 
 STARTED_WITH = "default_model"  # its own word for the model of its command line
-OPEN = "mlx_lm's server has no key: every program on this machine that finds its port may ask it"
-BLIND = "mlx_lm's server reads text alone: pictures are refused; --engine llamacpp with a GGUF and its tower reads them"
+OPEN = "mlx_lm's server has no key: every local program that finds its port can send it requests"
+BLIND = "mlx_lm's server cannot read pictures; use --engine llamacpp with a GGUF and its mmproj file"
 _PHASES = ((r"Fetching|[Ll]oading", "loading weights"), (r"Starting httpd", "up"))
 
 
@@ -33,11 +33,11 @@ class _MlxDemands(EngineDemands):
         job = self.job
         return (
             *super().beyond_dialect(),
-            (job.n > 1, f"gives one answer a request, not {job.n}"),
-            (job.ignore_eos, "ends its answers itself: ignore_eos is not possible"),
-            (job.turn != "new", "opens a new answer in every chat"),
-            (job.suffix is not None, "fills in no middle"),
-            (job.format is not None, "holds no answer to a format"),
+            (job.n > 1, f"returns one answer per request, not {job.n}"),
+            (job.ignore_eos, "decides itself when an answer ends: ignore_eos is not possible"),
+            (job.turn != "new", "cannot continue an assistant turn"),
+            (job.suffix is not None, "does not support fill-in-the-middle"),
+            (job.format is not None, "does not support response formats"),
         )
 
 

@@ -22,12 +22,12 @@ from pathlib import Path
 from freehold.base import private
 from freehold.base.errors import UsageError
 from freehold.outgrow.contract import DeployPlan, EngineName, LaunchedEngine, Listens, PlanRequest
+from freehold.outgrow.engines import StartedEngine
 from freehold.outgrow.engines.attach import EngineClient
-from freehold.outgrow.engines.started import StartedEngine
 from freehold.outgrow.engines.wire import EngineDemands, EngineWire
-from freehold.outgrow.planning.one_machine import room
+from freehold.outgrow.planning.layout import room
 from freehold.outgrow.planning.wording import refuse_old, refuse_scores
-from freehold.outgrow.process.surroundings import filled
+from freehold.outgrow.process.process import filled
 from freehold.route.providers.openai.wire import SAMPLING
 
 MODELS = "models"  # its store, in the replica's folder
@@ -48,10 +48,10 @@ class _OllamaDemands(EngineDemands):
         job = self.job
         return (
             *super().beyond_dialect(),
-            (job.n > 1, f"gives one answer a request, not {job.n}"),
-            (job.ignore_eos, "ends its answers itself: ignore_eos is not possible"),
-            (bool(job.sampling.get("logit_bias")), "takes no logit_bias"),
-            (job.turn == "none", "answers every chat: a prompt without an answer's turn is not possible"),
+            (job.n > 1, f"returns one answer per request, not {job.n}"),
+            (job.ignore_eos, "decides itself when an answer ends: ignore_eos is not possible"),
+            (bool(job.sampling.get("logit_bias")), "does not support logit_bias"),
+            (job.turn == "none", "always adds an answer: a prompt without an assistant turn is not possible"),
         )
 
 
@@ -64,12 +64,12 @@ class OllamaWire(EngineWire):
 
 
 OPEN = (
-    "Ollama has no key: every program on this machine that finds its port may ask it. "
-    "--engine llamacpp runs the same file on a socket that is yours alone."
+    "Ollama has no key: every local program that finds its port can send it requests. --engine llamacpp runs the same "
+    "file on a socket that only you can open."
 )
 SEES = (
-    "Ollama takes no limit of picture tokens: how many it makes of a picture may differ from Freehold's engine; "
-    "--engine llamacpp counts as Freehold does where it can"
+    "Ollama has no limit on picture tokens, and its token counts may differ from Freehold's engine; --engine llamacpp "
+    "counts as Freehold does where it can"
 )
 
 
@@ -138,7 +138,7 @@ def _check(request: PlanRequest) -> None:
     if model.files != "gguf":
         raise UsageError(
             f"{Ollama.title} loads a GGUF, and {model.name} is a folder of safetensors",
-            "--engine vllm loads it; or take a GGUF of the same model",
+            "--engine vllm loads it; or use a GGUF of the same model",
         )
     if request.nodes.here and not model.here:
         raise UsageError(f"{model.source} is not on this machine", "freehold pull it, or --on HARDWARE")

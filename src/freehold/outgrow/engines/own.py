@@ -17,8 +17,15 @@ from freehold._native import BLOCK_TOKENS
 from freehold.base import private
 from freehold.base.errors import UsageError
 from freehold.base.layers import KV_WIDTHS, MOST_STATES
-from freehold.base.machine import cpu_quota, default_threads, processor, show_bytes, usable_cores
-from freehold.base.machine.processor import listed, memory_nodes
+from freehold.base.machine import (
+    cpu_quota,
+    default_threads,
+    listed,
+    memory_nodes,
+    processor,
+    show_bytes,
+    usable_cores,
+)
 from freehold.base.platforms import allowed_processors
 from freehold.base.serving import POOL_CONTEXTS, Job
 from freehold.base.version import __version__
@@ -33,10 +40,10 @@ from freehold.outgrow.contract import (
     PlanRequest,
     SecretRef,
 )
-from freehold.outgrow.engines.started import StartedEngine, series
+from freehold.outgrow.engines import StartedEngine, series
 from freehold.outgrow.engines.wire import EngineDemands, EngineWire, TokenRoutes, salt
 from freehold.outgrow.planning.layout import check_context
-from freehold.route.providers.demands import Demands
+from freehold.route.providers.contract import Demands
 
 MOST_REQUESTS = 1024  # of a replica, computed and waiting: our server's own limits are in front of it
 _HOME = "{folder}/home"
@@ -101,7 +108,9 @@ class OwnEngine(StartedEngine):
     def plan(self, request: PlanRequest) -> DeployPlan:
         """Plan one server a replica. Raises UsageError: any flag, another format, too few cores, too little memory."""
         if request.flags:
-            raise UsageError(f"{self.title} takes no --engine-flag: {request.flags[0]}", "leave it out")
+            raise UsageError(
+                f"{self.title} does not accept --engine-flag: {request.flags[0]}", "leave it out"
+            )
         return self._here(request, request.home) if request.home is not None else self._elsewhere(request)
 
     def _here(self, request: PlanRequest, home: Path) -> DeployPlan:
@@ -114,7 +123,7 @@ class OwnEngine(StartedEngine):
             )
         portion = shared_out(request)
         word, served, links = _found(request, home)
-        why = "what memory has room for in each replica" if portion.cut else "the model's own"
+        why = "what fits into the memory of each replica" if portion.cut else "the model's own"
         flags = [
             PlannedFlag("serve", word, "the model, by a link in the replica's own home"),
             PlannedFlag("--port", "{port}", "a free one of loopback"),
@@ -127,8 +136,8 @@ class OwnEngine(StartedEngine):
             PlannedFlag("--no-disk-cache", None, "a replica's prompts end with it"),
             PlannedFlag("--max-requests", str(MOST_REQUESTS), "of one key: all requests come with the same"),
             PlannedFlag("--max-queued", str(MOST_REQUESTS), "they wait here as in front of one engine"),
-            PlannedFlag("--no-console", None, "its web page is a door that is not needed"),
-            PlannedFlag("--offline", None, "it fetches nothing"),
+            PlannedFlag("--no-console", None, "its web page is not needed"),
+            PlannedFlag("--offline", None, "it downloads nothing"),
             PlannedFlag("--log-level", "warning", "failures only"),
         ]
         return _plan(

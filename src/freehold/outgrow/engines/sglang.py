@@ -22,13 +22,13 @@ from freehold.outgrow.contract import (
     PlanRequest,
     SecretRef,
 )
-from freehold.outgrow.engines.started import StartedEngine, of_label, series
+from freehold.outgrow.engines import StartedEngine, of_label, series
 from freehold.outgrow.engines.wire import EngineWire, salt
 from freehold.outgrow.planning.eyes import ONLY_PICTURES
 from freehold.outgrow.planning.layout import EngineTraits, Wanted
 from freehold.outgrow.planning.planning import laid_out
 from freehold.outgrow.planning.wording import Wording, opened, source
-from freehold.outgrow.process.surroundings import PRIVATE
+from freehold.outgrow.process.process import PRIVATE
 from freehold.route.providers.compatible import CompatibleWire
 
 # What is here was read in the wheel of 0.5.23 and is tested against a stand-in; no server of it has run here.
@@ -187,7 +187,7 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
         words.parsers("sglang", "--tool-call-parser", "--reasoning-parser")
         words.drafts(_drafting, "--speculative-algorithm")
     else:
-        add("--is-embedding", True, "it gives vectors, not text")
+        add("--is-embedding", True, "it returns vectors, not text")
     if request.model.sees:
         _pictures(words, layout)
     add("--enable-metrics", True, "its counters show that it lives")
@@ -197,12 +197,14 @@ def _flags(words: Wording, layout: Layout, listens: Listens, loads: str) -> None
 
 def _pictures(words: Wording, layout: Layout) -> None:
     """Add the flags of a model that sees: pictures alone, as many as our server takes, none fetched."""
-    words.add("--enable-multimodal", True, "for some families SGLang leaves the tower out otherwise")
-    words.add("--allowed-media-domains", "none.invalid", "pictures come in requests: it fetches none")
+    words.add(
+        "--enable-multimodal", True, "without it, SGLang leaves out the vision encoder of some families"
+    )
+    words.add("--allowed-media-domains", "none.invalid", "requests contain their pictures: it downloads none")
     words.add(
         "--limit-mm-data-per-request",
         ONLY_PICTURES,
-        "as many pictures as Freehold's server takes, no video or sound",
+        "as many pictures as Freehold's server accepts, no video or audio",
     )
     words.sees(layout, "--mm-process-config")
 

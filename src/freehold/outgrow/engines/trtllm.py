@@ -26,12 +26,12 @@ from freehold.outgrow.contract import (
     PlannedFlag,
     PlanRequest,
 )
-from freehold.outgrow.engines.started import StartedEngine
+from freehold.outgrow.engines import StartedEngine
 from freehold.outgrow.engines.wire import EngineDemands, EngineWire, salt
 from freehold.outgrow.planning.layout import EngineTraits, stretch_of
 from freehold.outgrow.planning.planning import laid_out
 from freehold.outgrow.planning.wording import Wording, opened, source
-from freehold.outgrow.process.surroundings import PRIVATE, write_settings
+from freehold.outgrow.process.process import PRIVATE, write_settings
 from freehold.route.providers.compatible import CompatibleWire
 from freehold.route.providers.openai.wire import SAMPLING
 

@@ -24,12 +24,12 @@ from freehold.outgrow.contract import (
     PlanRequest,
     SecretRef,
 )
-from freehold.outgrow.engines.started import StartedEngine, of_label, series
+from freehold.outgrow.engines import StartedEngine, of_label, series
 from freehold.outgrow.planning.eyes import ONLY_PICTURES, PICTURES_GIB
 from freehold.outgrow.planning.layout import EngineTraits
 from freehold.outgrow.planning.planning import laid_out
 from freehold.outgrow.planning.wording import DRAIN_S, Wording, opened, source
-from freehold.outgrow.process.surroundings import PRIVATE
+from freehold.outgrow.process.process import PRIVATE
 
 if TYPE_CHECKING:
     from freehold.outgrow.engines.wire import VllmWire
@@ -100,7 +100,7 @@ ENVIRONMENT = {
     "VLLM_PLUGINS": "",
 }
 KEY = SecretRef("VLLM_API_KEY")
-RAY = "a Ray cluster has to span the nodes, with its token on; this line runs on its head alone"
+RAY = "a Ray cluster with token authentication must span the nodes; run this line only on its head"
 MASTER_PORT = 29501  # of a rendezvous between nodes
 
 
@@ -207,7 +207,7 @@ def _flags(words: Wording, layout: Layout, listens: Listens, meets: bool) -> Non
         if not layout.on_cpu:
             words.drafts(_drafting, "--speculative-config")
     else:
-        add("--runner", "pooling", "it gives vectors, not text")
+        add("--runner", "pooling", "it returns vectors, not text")
     if request.model.sees:
         _pictures(words, layout)
     add("--enable-prompt-tokens-details", True, "tells how much of a prompt was cached")
@@ -219,11 +219,11 @@ def _flags(words: Wording, layout: Layout, listens: Listens, meets: bool) -> Non
 
 def _pictures(words: Wording, layout: Layout) -> None:
     """Add the flags of a model that sees: pictures alone, as many as our server takes, none fetched or read."""
-    words.add("--allowed-media-domains", "none.invalid", "pictures come in requests: it fetches none")
+    words.add("--allowed-media-domains", "none.invalid", "requests contain their pictures: it downloads none")
     words.add(
         "--limit-mm-per-prompt",
         ONLY_PICTURES,
-        "as many pictures as Freehold's server takes, no video or sound",
+        "as many pictures as Freehold's server accepts, no video or audio",
     )
     words.add(
         "--mm-processor-cache-gb",

@@ -16,8 +16,7 @@ import msgspec
 from freehold.base.serving import Job, snippets
 from freehold.base.types import Image
 from freehold.route.providers.compatible import CompatibleWire
-from freehold.route.providers.contract import Outgoing, RemoteModel
-from freehold.route.providers.demands import Demands
+from freehold.route.providers.contract import Demands, Outgoing, RemoteModel
 from freehold.route.providers.openai.events import CompletionReader
 
 
@@ -40,10 +39,10 @@ class EngineDemands(Demands):
     def beyond_dialect(self) -> Sequence[tuple[bool, str]]:
         job = self.job
         return (
-            (_fetches(job), "fetches no pictures: send them in the request, as data: URLs"),
-            (bool(job.template), "takes no template of a request"),
+            (_fetches(job), "does not download pictures: send them in the request, as data: URLs"),
+            (bool(job.template), "does not accept a template in a request"),
             (bool(job.adapter), "has no adapters"),
-            (job.prompt_logprobs is not None, "gives no log-probabilities of a prompt"),
+            (job.prompt_logprobs is not None, "returns no log-probabilities for prompts"),
         )
 
 
@@ -65,7 +64,7 @@ class EngineWire(CompatibleWire):
             if wanted:
                 demands.lacks(why)
         if not isinstance(job.prompt, str) and not self.takes_ids:
-            demands.lacks("takes no prompt of token ids", "give it as text")
+            demands.lacks("does not accept token ids as a prompt", "send it as text")
         body: dict[str, Any] = {"model": model.model, "prompt": job.prompt}
         if job.suffix is not None:
             body |= {"prompt": snippets(job.beside) + str(job.prompt), "suffix": job.suffix}
@@ -102,7 +101,7 @@ class EngineWire(CompatibleWire):
         """Return the body by which /tokenize renders a chat. Raises UnsupportedModel: it would fetch pictures too."""
         demands = self.demands(model, job)
         if _fetches(job):
-            demands.lacks("fetches no pictures: send them in the request, as data: URLs")
+            demands.lacks("does not download pictures: send them in the request, as data: URLs")
         asker = self.asker(demands)
         body: dict[str, Any] = {"messages": [asker.message(m) for m in job.messages or ()]}
         self.end_of(job.messages, body, demands)

@@ -173,7 +173,7 @@ def llamacpp_counts(tower: DeployedTower) -> PictureCounts:
     match tower.name:
         case "":
             return PictureCounts(
-                note="Freehold does not compute this tower: the engine alone counts its tokens, and its limits hold"
+                note="Freehold does not run this vision encoder itself: the engine's token counts and limits apply"
             )
         case "qwen3vl":
             return PictureCounts(tower.least, tower.most, _ROUNDS)
@@ -190,19 +190,21 @@ def llamacpp_counts(tower: DeployedTower) -> PictureCounts:
 
 
 _BARS = (
-    "llama.cpp adds black bars where other engines stretch a picture, and ignores EXIF: answers may differ"
+    "llama.cpp adds black bars where other engines stretch a picture, and ignores EXIF, so answers may differ"
 )
-_ROUNDS = f"a side halfway between two counts of tokens is rounded up, in Freehold's engine to the even one; {_BARS}"
+_ROUNDS = (
+    f"llama.cpp rounds a side halfway between two token counts up, Freehold's engine to the even one; {_BARS}"
+)
 _FILLS = (
-    "llama.cpp does not enlarge pictures up to the budget of {most} tokens, so the least is set near it; a small "
-    "picture may count a tenth more than in Freehold's engine, one with a side many times the other up to twice as "
-    f"much, also beyond the budget; {_BARS}"
+    "llama.cpp does not enlarge pictures up to the budget of {most} tokens, so the minimum is set near it; a small "
+    "picture may take 10 % more tokens than in Freehold's engine, and a very long or wide one up to twice as many, "
+    f"even beyond the budget; {_BARS}"
 )
 _SHRINKS = (
-    "llama.cpp shrinks pictures to 1,024 tokens where Freehold's engine makes up to {most:,}; small print may be lost, "
-    f"and --engine-flag=--image-max-tokens=N allows more; {_BARS}"
+    "llama.cpp shrinks pictures to 1,024 tokens, Freehold's engine to {most:,}; small print may be lost; "
+    f"--engine-flag=--image-max-tokens=N allows more; {_BARS}"
 )
-_UNTRIED = f"its counts of picture tokens were not compared with Freehold's for this model; {_BARS}"
+_UNTRIED = f"its token counts for pictures were not compared with Freehold's for this model; {_BARS}"
 
 
 # --- what a plan says of pictures, whatever its engine ----------------------------------------------------
@@ -214,6 +216,6 @@ def beyond_context(request: PlanRequest, context: int) -> str:
     if tower is None or not context or tower.most < context:
         return ""
     return (
-        f"a picture becomes up to {tower.most:,} tokens, and the context is {context:,}: requests with larger pictures "
-        "are refused; send them smaller, or plan with a longer --context"
+        f"a picture may take up to {tower.most:,} tokens, but the context is {context:,}: larger ones are rejected; "
+        "send smaller ones, or plan with a longer --context"
     )

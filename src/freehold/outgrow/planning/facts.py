@@ -33,7 +33,7 @@ from freehold.choose.advisor.file_anatomy import (
     from_file,
 )
 from freehold.outgrow.contract import DeployedModel, Nodes, named
-from freehold.outgrow.planning import parsers
+from freehold.outgrow.planning import wording
 from freehold.outgrow.planning.eyes import with_folder, with_hub, with_mmproj
 from freehold.run.formats.safetensors import MAX_CONFIG_BYTES
 from freehold.run.store.refs import parse_ref
@@ -133,7 +133,7 @@ def of_catalogue(model: Model, quant: str = "", copy: Copy | None = None) -> Dep
         source=f"{source}:{anatomy.quant}" if gguf else source,
         files="gguf" if gguf else "safetensors",
         anatomy=anatomy,
-        family=parsers.family((model.id, model.name), model.family, model.architecture),
+        family=wording.family((model.id, model.name), model.family, model.architecture),
         kv_heads=max((g.kv_heads for g in model.layers), default=0),
         head_size=max((g.head_dim for g in model.layers), default=0),
         experts=model.experts,
@@ -173,7 +173,7 @@ def _of_folder(folder: Path, name: str) -> DeployedModel:
         source=str(folder.resolve()),
         files="safetensors",
         anatomy=replace(_anatomy(folder, keys, quant), role=role),
-        family=parsers.family((name, folder.resolve().name), "", str(config.get("model_type", ""))),
+        family=wording.family((name, folder.resolve().name), "", str(config.get("model_type", ""))),
         heads=keys.number("num_attention_heads"),
         kv_heads=keys.number("num_key_value_heads", "num_attention_heads"),
         head_size=config_head_dim(keys),
@@ -205,7 +205,7 @@ def _of_gguf(path: Path, name: str) -> DeployedModel:
         source=str(path.resolve()),
         files="gguf",
         anatomy=replace(anatomy, role=role),
-        family=parsers.family((name, path.stem, anatomy.name), "", anatomy.architecture),
+        family=wording.family((name, path.stem, anatomy.name), "", anatomy.architecture),
         heads=heads,
         kv_heads=kv_heads,
         head_size=max((g.head_dim for g in anatomy.layers), default=0),

@@ -40,9 +40,9 @@ def plan_deployment(model: str, *, settings: Settings | None = None, **options: 
     """Plan an engine for `model` with the options of `freehold deploy`: engine, on, nodes, replicas, context, streams,
     quant, cache_type, flags, name, python, env, command, attach.
 
-    Raises UsageError for flags that the engine does not know or that open a door, and for a model that does not fit,
-    with what would; ModelNotFound with the nearest names. `freehold.deploy` takes the same, but for `on` other
-    hardware, starts the engine and returns it as a ChatModel.
+    Raises UsageError for flags that the engine does not know or that weaken security, and for a model that does not
+    fit, with one that would; ModelNotFound with the nearest names. `freehold.deploy` accepts the same options, except
+    `on` for other hardware, starts the engine and returns it as a ChatModel.
     """
     check_names(options, OPTIONS)
     return planned(settings or load_settings(), DeployOptions(model, **options))

@@ -16,8 +16,8 @@ from freehold.base.errors import UsageError
 from freehold.choose.advisor import engines, roofline
 from freehold.choose.advisor.anatomy import Anatomy, in_quant
 from freehold.choose.advisor.engines import UpstreamEngine
+from freehold.outgrow.capacity.engine import EngineLimits, cache_tokens, predicted
 from freehold.outgrow.capacity.simulation import simulate
-from freehold.outgrow.capacity.steptime import EngineLimits, cache_tokens, predicted
 from freehold.outgrow.capacity.trace import RequestTrace, TracedRequest
 from freehold.outgrow.contract import DeployedModel, Layout, ParallelSizes, PlanRequest
 from freehold.outgrow.planning.layout import (
@@ -33,12 +33,12 @@ from freehold.outgrow.planning.layout import (
     heads_of,
     large_step,
     misfit,
+    on_processors,
     sequence_bytes,
     usual_streams,
     value_width,
     weight_bytes,
 )
-from freehold.outgrow.planning.one_machine import on_processors
 
 _FP8 = 8.9  # of CUDA: the compute capability from which devices multiply FP8
 _HALVE = ("vllm", "sglang")  # load F32 as F16 unless --dtype says otherwise
@@ -143,7 +143,7 @@ def _why_not(request: PlanRequest, engine: UpstreamEngine, context: int) -> str:
     tokens = f"a conversation of {context:,} tokens" if context else "one conversation"
     each = f" in each of {request.replicas} replicas" if request.replicas > 1 else ""
     if need <= have:
-        return f"no way to share out its heads over {count} devices leaves room for {tokens}{each}"
+        return f"no split of its heads over {count} devices leaves memory for {tokens}{each}"
     return f"it needs {need:.1f} GiB with {tokens}; {count} x {rig.device.title} have {have:.1f} for it{each}"
 
 
@@ -276,7 +276,7 @@ class _Space:
         return sequence_bytes(self.request.model, sizes, tokens, width)
 
     def longest(self, sizes: ParallelSizes) -> int:
-        """Return the longest conversation that fits, up to what the model was made for."""
+        """Return the longest conversation that fits, up to the model's own context."""
         lengths, room = range(1, (self.anatomy.context or 1 << 17) + 1), self.room(sizes)
         return bisect_left(lengths, True, key=lambda tokens: self.sequence(sizes, tokens) > room)
 
@@ -313,7 +313,7 @@ class _Space:
     def _why(self, context: int, held: int, usual: int) -> dict[str, str]:
         """Return why context, streams, cache and weights are what they are."""
         whole = context == self.anatomy.context
-        longest = "what the model was made for" if whole else "the longest that fits beside the weights"
+        longest = "the model's own context" if whole else "the longest that fits beside the weights"
         wanted = self.wishes.cache_type or self.request.cache_type
         by_default = (
             f"the engine's default; its cache holds {_conversations(held, usual)} at a time, the others wait"
@@ -321,7 +321,7 @@ class _Space:
         return {
             "context": "asked for" if self.asked_context else longest,
             "streams": "asked for" if self.asked_streams else by_default,
-            "cache_type": "asked for" if wanted else f"16 bits leave no room for {context:,} tokens",
+            "cache_type": "asked for" if wanted else f"16 bits leave no memory for {context:,} tokens",
             "quantise": "16 bits do not fit on these devices; the engine rounds while it loads",
         }
 

@@ -45,7 +45,7 @@ def _started(plan: DeployPlan) -> Iterable[str]:
     weights = f"{model.anatomy.quant}{rounded}, {show_bytes(model.anatomy.weight_bytes)}"
     yield f"  weights    {model.source}, {weights}"
     if plan.sees:
-        yield f"  sees       {pictures(model)}"
+        yield f"  vision     {pictures(model)}"
     count = plan.inner.replicas if plan.inner else plan.replicas
     replicas = f"{count} {'replica' if count == 1 else 'replicas'}"
     several = f"{replicas} of {plan.across} nodes" if plan.across > 1 else replicas
@@ -53,7 +53,7 @@ def _started(plan: DeployPlan) -> Iterable[str]:
     length = f"{plan.context:,} tokens of context, " if plan.context else ""
     kind = plan.cache_type or "16 bits"
     cache = f"a cache of {plan.cache_tokens:,} tokens in {kind}, " if plan.cache_tokens else ""
-    yield f"  room       {length}{cache}{plan.streams:,} {'request' if plan.streams == 1 else 'requests'} at a time"
+    yield f"  capacity   {length}{cache}{plan.streams:,} {'request' if plan.streams == 1 else 'requests'} at a time"
     if plan.memory_bytes and not plan.shared_bytes:
         yield f"  memory     {show_bytes(plan.memory_bytes)} for each replica"
     elif plan.memory_bytes:
@@ -96,9 +96,9 @@ def pictures(model: DeployedModel) -> str:
     size = show_bytes(round(sum(part.bytes for part in model.anatomy.parts if part.role == "towers")))
     tower = model.tower
     if tower is None or not tower.most:
-        return f"yes, tower of {size}"
+        return f"encoder of {size}"
     counts = f"{tower.least:,} to {tower.most:,}" if tower.least < tower.most else f"{tower.most:,}"
-    return f"yes, tower of {size}; a picture becomes {counts} tokens"
+    return f"encoder of {size}; {counts} tokens per picture"
 
 
 def engine(plan: DeployPlan) -> str:

@@ -2,18 +2,26 @@
 
 A driver asks for a flag with its reason; a flag that the user gave replaces it, and one that this version of the
 engine does not have is left out. The result is checked against the schema once more.
+
+Which parser of tool calls and of reasoning an engine takes for a model's family is in parsers.toml: each name is in its
+engine's registry; which family it fits is the name's plain meaning, so a plan that takes one says so.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from typing import Any
 
 from freehold.base.catalog.model import Stretch
 from freehold.base.catalog.quants import draft_of
 from freehold.base.errors import FreeholdError, UsageError
+from freehold.outgrow import flags as schema
 from freehold.outgrow.contract import (
     DeployedModel,
     DeployPlan,
@@ -23,10 +31,66 @@ from freehold.outgrow.contract import (
     PlannedFlag,
     PlanRequest,
 )
-from freehold.outgrow.flags import schema
 from freehold.outgrow.planning.eyes import beyond_context
 from freehold.outgrow.planning.layout import Wanted, Wishes, attention, stretch_of
-from freehold.outgrow.planning.parsers import parser_names
+
+# --- parsers by family -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ParserNames:
+    """What one engine calls the parsers of one family; "" where it has none."""
+
+    tool: str = ""
+    reasoning: str = ""
+    template: str = ""  # among the engine's examples, where the model's own template has no tools
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    key: str
+    names: re.Pattern[str]
+    families: frozenset[str]
+    architectures: frozenset[str]
+    engines: dict[str, ParserNames]
+
+
+def family(names: Iterable[str], catalogued: str, architecture: str) -> str:
+    """Return the key of a model's family: by the catalogue's word, else by its names, else by its architecture.
+
+    "" where none fits. A fine-tune has its base's architecture and may speak otherwise: its name goes first.
+    """
+    spelled = [re.sub(r"[\s_:/]+", "-", name.lower()) for name in names if name]
+    known = _families()
+    by_word = (f.key for f in known if catalogued and catalogued in f.families)
+    # A word of the name starts with the pattern: qwen3-8b, org-qwen3-8b, but not myqwen3.
+    starts = [(name, at) for name in spelled for at in (0, *(m.end() for m in re.finditer("-", name)))]
+    by_name = (f.key for f in known if any(f.names.match(name, at) for name, at in starts))
+    by_shape = (f.key for f in known if architecture and architecture in f.architectures)
+    return next(by_name, "") or next(by_word, "") or next(by_shape, "")
+
+
+def parser_names(family: str, engine: str) -> ParserNames:
+    """Return an engine's names for a family; both "" where nothing is known."""
+    return next((f.engines.get(engine, ParserNames()) for f in _families() if f.key == family), ParserNames())
+
+
+@cache
+def _families() -> tuple[_Family, ...]:
+    text = resources.files("freehold.outgrow.planning").joinpath("parsers.toml").read_text(encoding="utf-8")
+    return tuple(
+        _Family(
+            raw["key"],
+            re.compile(raw["names"]),
+            frozenset(raw.get("families", ())),
+            frozenset(raw.get("architectures", ())),
+            {name: ParserNames(*raw[name]) for name in ("vllm", "sglang", "trtllm")},
+        )
+        for raw in tomllib.loads(text)["family"]
+    )
+
+
+# --- flags -----------------------------------------------------------------------------------------
 
 AT_THE_HUB = (
     "{source} comes from the hub: its parsers are guessed from its family's name, and its files are not checked for "
@@ -157,7 +221,7 @@ class Wording:
         if address.socket is not None:
             self.add(socket, address.socket, "a socket in a folder that only you may enter: no port")
             return
-        self.add("--host", address.host, "this machine alone reaches it; Freehold's server is the door")
+        self.add("--host", address.host, "only this machine can reach it; clients use Freehold's server")
         self.add("--port", address.port or "{port}", "as asked for" if address.port else "free at the start")
 
     def stretched(self, layout: Layout) -> Stretch | None:
@@ -248,8 +312,8 @@ def opened(
     refuse_old(title, version, least)
     if model.own_code:
         raise UsageError(
-            f"{model.name} brings Python code of its own ({model.own_code}), which is never run",
-            "take a copy without auto_map if the engine knows the architecture",
+            f"{model.name} needs its own Python code ({model.own_code}), which Freehold never runs",
+            "use a copy without auto_map if the engine knows the architecture",
         )
     refuse_scores(model)
     if request.nodes.here and not model.here:
@@ -272,7 +336,7 @@ def refuse_scores(model: DeployedModel) -> None:
     if model.anatomy.role == "reranker":
         raise UsageError(
             f"{model.name} scores pairs of texts, and a deployment gives text or vectors",
-            "take a model that gives vectors: /v1/rerank orders texts by them",
+            "use a model that gives vectors: /v1/rerank orders texts by them",
         )
 
 

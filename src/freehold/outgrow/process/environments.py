@@ -24,9 +24,9 @@ from pathlib import Path
 from freehold.base import private
 from freehold.base.errors import DownloadFailed, Offline, UsageError
 from freehold.outgrow.contract import EngineFacts, EngineName
-from freehold.outgrow.flags.schema import number
+from freehold.outgrow.flags import number
 from freehold.outgrow.process import process
-from freehold.outgrow.process.surroundings import PRIVATE
+from freehold.outgrow.process.process import PRIVATE
 
 OURS = "freehold-environment.json"  # in an environment that was made here
 _ASKED_S = 30.0
@@ -123,7 +123,7 @@ def read(python: Path, wanted: str = "auto") -> EngineEnvironment:
                 ours = (python.parent.parent / OURS).is_file()
                 return EngineEnvironment(python, engine, version, cpu, ours, troubles)
     what = "engine" if wanted == "auto" else PACKAGES[wanted].title if wanted in PACKAGES else wanted
-    raise UsageError(f"{python} has no {what} beside it", "--env DIR makes an environment")
+    raise UsageError(f"{python} has no {what} next to it", "--env DIR makes an environment")
 
 
 def in_folder(folder: Path) -> Path:

@@ -353,7 +353,7 @@ def _free_port() -> int:
 SETTINGS: dict[str, Any] = {
     "name": "freehold",  # of the app
     "model": "",  # as the engine knows it
-    "vectors": False,  # it gives vectors, not text
+    "vectors": False,  # it returns vectors, not text
     "argv": [],  # {folder}, {socket}, {port} are filled in by each replica
     "environment": {},
     "links": {},  # names in {folder} for files: an engine that calls a model as its file is called

@@ -1,11 +1,14 @@
-"""Plans an engine as a Ray Serve app: the plan of one replica, wrapped in that of a cluster or of an app on one.
+"""Plans an engine as a Ray Serve app, and drives that app as one engine.
 
     inner = driver("vllm").plan(replace(request, socket=Path("{folder}/s.sock")))
-    over(inner, EngineFacts("2.60.0", ("/…/python",)), fenced=can_fence())
+    plan = over(inner, EngineFacts("2.60.0", ("/…/python",)), fenced=can_fence())
     app_text(inner)                                     # the app's one file
+    engine = await RayDriver(drivers.driver("vllm")).launch(plan, folder)
 
-The wrapped plan is one replica of our deployment: our server sees one engine, behind one Unix socket. Pure, as every
-plan: no process, no network, no clock.
+The wrapped plan is one replica of our deployment: our server sees one engine, behind one Unix socket. Its cluster is
+one process tree of ours: process.py starts the head, as it starts any engine. It speaks as the engine of its replicas
+does, with a header by which Serve keeps a prompt's beginning on one replica. A plan is pure: no process, no network, no
+clock.
 """
 
 from __future__ import annotations
@@ -17,17 +20,38 @@ import shlex
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
+from freehold.base import private
 from freehold.base.errors import UsageError
-from freehold.outgrow.contract import DeployPlan, EngineFacts, Listens, PlannedFlag, SecretRef
-from freehold.outgrow.flags.schema import number
+from freehold.base.serving import Job
+from freehold.outgrow.contract import (
+    DeployPlan,
+    EngineDriver,
+    EngineFacts,
+    EngineName,
+    EngineNumbers,
+    LaunchedEngine,
+    Listens,
+    PlannedFlag,
+    PlanRequest,
+    SecretRef,
+    fill,
+)
+from freehold.outgrow.engines import StartedEngine
+from freehold.outgrow.flags import number
+from freehold.outgrow.replicas.affinity import prefix_key
+from freehold.route.providers.contract import Outgoing, RemoteModel
+
+if TYPE_CHECKING:
+    from freehold.outgrow.engines.wire import EngineWire
 
 # --- Ray's doors: the ports of a cluster, each with a number of ours, and what keeps others from them -------------
 # On one machine a cluster stays on loopback: in a network namespace of its own, outside which nothing listens, or,
@@ -70,7 +94,9 @@ def start_flags(base: int = BASE, *, cpus: float, gpus: float, folder: str) -> t
     """Return the flags of `ray start` for the head of a cluster on this machine alone."""
     first, last = worker_ports(base)
     return (
-        PlannedFlag("--node-ip-address", "127.0.0.1", "loopback; Ray keeps it only where it sees no other"),
+        PlannedFlag(
+            "--node-ip-address", "127.0.0.1", "loopback; Ray keeps it only if it finds no other network"
+        ),
         *(PlannedFlag(flag, str(base + at), f"named: {what}") for flag, at, what in _FLAGS),
         PlannedFlag("--min-worker-port", str(first), "named: Ray's own processes"),
         PlannedFlag("--max-worker-port", str(last), f"{WORKERS} of them"),
@@ -81,7 +107,7 @@ def start_flags(base: int = BASE, *, cpus: float, gpus: float, folder: str) -> t
             "--object-store-memory", str(128 << 20), "requests are small; the default is 30 % of memory"
         ),
         PlannedFlag("--disable-usage-stats", None, "nothing is reported"),
-        PlannedFlag("--temp-dir", folder, "logs and sockets, for us alone"),
+        PlannedFlag("--temp-dir", folder, "logs and sockets, in a private folder"),
     )
 
 
@@ -285,7 +311,7 @@ def _flags(
     """
     gpus, ports = settings_of(inner)["gpus"], named_ports(base)
     flags = [
-        PlannedFlag("--socket", str(_DOOR), "the one way in, in a folder of ours"),
+        PlannedFlag("--socket", str(_DOOR), "the only way in, in a private folder"),
         PlannedFlag("--ingress-port", str(ports["ingress"]), "named; Serve's token does not cover it"),
     ]
     if address:
@@ -320,7 +346,7 @@ def _doors_note(address: str, fenced: bool) -> str:
             "token, and that one our key; freehold deploy --emit ray --member ADDRESS writes the firewall's rules"
         )
     if fenced:
-        return "Ray runs in a network namespace of its own: nothing of it listens outside"
+        return "Ray runs in its own network namespace: none of its ports is reachable from outside"
     first, last = CHOSEN_BY_KERNEL
     return (
         "this system allows no network namespace: RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 holds Ray to loopback, all but "
@@ -366,4 +392,125 @@ def _facts(python: Path) -> EngineFacts:
     for root in (python.parent.parent, python.resolve().parent.parent):
         for folder in root.glob("lib/python3*/site-packages/ray-*.dist-info"):
             return EngineFacts(folder.name.removesuffix(".dist-info").removeprefix("ray-"), (str(python),))
-    raise UsageError(f"{python} has no Ray beside it", 'pip install "ray[serve]" there')
+    raise UsageError(f"{python} has no Ray next to it", 'pip install "ray[serve]" there')
+
+
+# --- the driver ------------------------------------------------------------------------------------
+
+SESSION = "x-session-id"  # Ray's RAY_SERVE_SESSION_ID_HEADER_KEY
+# Bytes of Ray's own sockets below its folder: /session_2026-11-28_04-45-03_452626_30086/sockets/plasma_store
+_SOCKET_BYTES = 64
+_PHASES = (
+    ("^head: starting Ray", "starting Ray"),
+    ("^head: starting replicas", "starting replicas"),
+    ("^head: the app is ready", "asking for a token"),
+    ("^head: draining", "draining"),
+)
+_REPLICA = re.compile(r'\{replica="([^"]*)",?')
+
+
+class RayDriver(StartedEngine):
+    """Implements contract.EngineDriver, around the driver of what its replicas are."""
+
+    phases = _PHASES
+    name: EngineName = "ray"
+    title = "Ray Serve"
+    package = "ray[serve]"
+    least = LEAST
+    drains = True
+
+    def __init__(self, inner: EngineDriver) -> None:
+        self.inner = inner
+        self.metrics_path = "/metrics" if inner.metrics_path else ""
+        self.wire = cast("EngineWire", SessionWire(inner.wire))  # the rest is the inner wire's own
+
+    def plan(self, request: PlanRequest) -> DeployPlan:
+        """Refuse: an app is planned around its replica's plan (plan.over)."""
+        raise UsageError("Ray Serve computes nothing by itself", "--engine names what its replicas are")
+
+    async def launch(self, plan: DeployPlan, folder: Path) -> LaunchedEngine:
+        """Write the app's file and start the head. Raises UsageError, EngineLost."""
+        if not {"--fenced", "--address"} & {flag.name for flag in plan.flags}:
+            plan = moved(plan, free_base())
+        (folder / "app.py").unlink(missing_ok=True)
+        with open(folder / "app.py", "w", encoding="utf-8", opener=private.opener) as file:
+            file.write(text_for(plan))
+        short = _short_enough(folder)
+        at = {"{folder}": str(short)}
+        flags = (
+            replace(f, value=fill(f.value or "", at)) if f.name == "--temp-dir" else f for f in plan.flags
+        )
+        try:
+            engine = await super().launch(replace(plan, flags=tuple(flags)), folder)
+        except BaseException:
+            _removed(short, folder)
+            raise
+        engine.ended.add_done_callback(lambda _: _removed(short, folder))
+        return engine
+
+    def numbers(self, body: bytes, before: EngineNumbers | None = None) -> EngineNumbers:
+        """Add up what all replicas tell; their series have a label `ray_replica`. `before` is not needed."""
+        numbers = EngineNumbers()
+        for replica, text in _by_replica(body.decode(errors="replace")).items():
+            numbers = _sum(numbers, self.inner.numbers(text.encode()), replica)
+        return numbers
+
+
+class SessionWire:
+    """An engine's wire whose requests name a session: the beginning of their prompt."""
+
+    def __init__(self, wire: EngineWire) -> None:
+        self._wire = wire
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wire, name)
+
+    def request(self, model: RemoteModel, job: Job, *, stream: bool) -> Outgoing:
+        """Translate a job. Prompts too short for a cache have no session, and go to any replica."""
+        sent = self._wire.request(model, job, stream=stream)
+        key = prefix_key(job)
+        if key is None:
+            return sent
+        return replace(sent, headers={**sent.headers, SESSION: f"{key:016x}"})
+
+
+def _short_enough(folder: Path) -> Path:
+    """Return where Ray's own folder is made: elsewhere where its sockets' paths would be too long in `folder`."""
+    from freehold.base.platforms import SOCKET_PATH_BYTES
+
+    if len(str(folder)) + len("/ray") + _SOCKET_BYTES <= SOCKET_PATH_BYTES:
+        return folder
+    return Path(tempfile.mkdtemp(prefix="fhr-"))
+
+
+def _removed(short: Path, folder: Path) -> None:
+    if short != folder:
+        shutil.rmtree(short, ignore_errors=True)
+
+
+def _by_replica(text: str) -> dict[str, str]:
+    """Return each replica's lines as its engine gave them."""
+    lines: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if match := _REPLICA.search(line):
+            plain = line[: match.start()] + "{" + line[match.end() :]
+            lines.setdefault(match[1], []).append(plain.replace("{}", "", 1))
+    return {replica: "\n".join([*each, ""]) for replica, each in lines.items()}
+
+
+def _sum(a: EngineNumbers, b: EngineNumbers, replica: str) -> EngineNumbers:
+    cached = [n for n in (a.cached_tokens, b.cached_tokens) if n is not None]
+    labelled = {}
+    for series, n in b.series.items():
+        name, _, labels = series.partition("{")
+        labelled[f'{name}{{ray_replica="{replica}"' + (f",{labels}" if labels else "}")] = n
+    usages = [usage for usage in (a.cache_usage, b.cache_usage) if usage is not None]
+    return EngineNumbers(
+        running=a.running + b.running,
+        waiting=a.waiting + b.waiting,
+        prompt_tokens=a.prompt_tokens + b.prompt_tokens,
+        generated_tokens=a.generated_tokens + b.generated_tokens,
+        cached_tokens=sum(cached) if cached else None,
+        cache_usage=max(usages, default=None),  # the fullest decides
+        series={**a.series, **labelled},
+    )

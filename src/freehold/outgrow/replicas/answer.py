@@ -149,7 +149,7 @@ class DeployedStream:
         died = e.cause in ("connect", "broken")
         if not died and not self._replicas.other(self._lost):
             if e.status == 503:
-                raise Overloaded(e.message, "ask again", e.retry_after_s or 1.0) from None
+                raise Overloaded(e.message, "try again", e.retry_after_s or 1.0) from None
             if not await self._replicas.gone(self._calls, CORPSE_S):
                 raise e
 
@@ -231,7 +231,7 @@ class DeployedStream:
     async def _endless(self) -> None:
         """End an answer whose engine does not end it. Raises EngineLost."""
         self._replicas.cut += 1
-        fault = UpstreamFault("invalid", "the engine sent more than was asked for")
+        fault = UpstreamFault("invalid", "the engine sent more than was requested")
         self._leave(fault)
         await self.aclose()
         raise EngineLost(fault.message, "the deployment's log says more: freehold deploy logs")
@@ -281,7 +281,7 @@ class DeployedStream:
                     why = "it has several answers" if self._job.n > 1 else "it is not greedy and has no seed"
                     raise EngineLost(
                         f"the engine that made this answer failed, and another cannot continue it: {why} ({e.message})",
-                        "ask again; with temperature 0 or a seed an answer is continued",
+                        "try again; with temperature 0 or a seed, an interrupted answer continues",
                     )
                 try:
                     await self._continued(self._sent)
@@ -505,6 +505,6 @@ def _left_out(has: str, comes: str) -> tuple[str, str]:
 
 def _deviated() -> Deviated:
     return Deviated(
-        "the engine that answered died, and the one that was asked in its place made another text",
-        "ask again; greedy answers are equal only as far as an engine is deterministic",
+        "the engine that answered died, and its replacement generated a different text",
+        "try again; greedy answers are equal only if the engine is deterministic",
     )

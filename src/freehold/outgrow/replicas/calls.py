@@ -16,7 +16,7 @@ from freehold.base.errors import UnsupportedModel
 from freehold.base.serving import EmbedJob, Job, Vectors
 from freehold.base.types import Message
 from freehold.outgrow.contract import DeployPlan, EngineDriver, EngineNumbers, LaunchedEngine
-from freehold.outgrow.engines.started import MOST_COUNT
+from freehold.outgrow.engines import MOST_COUNT
 from freehold.outgrow.engines.wire import TokenRoutes
 from freehold.route.providers import upstream
 from freehold.route.providers.contract import (

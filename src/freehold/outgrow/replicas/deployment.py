@@ -321,7 +321,7 @@ class ReplicaSet:
                     )
                 left = until - time.monotonic()
                 if left <= 0:
-                    raise Overloaded(f"no replica of {self.name} is ready yet", "ask again", AGAIN_S)
+                    raise Overloaded(f"no replica of {self.name} is ready yet", "try again", AGAIN_S)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left):
                         await self._turn.wait()

@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import quote
 
 from freehold.base import private
-from freehold.base.delegating import DelegatingHandle
 from freehold.base.errors import (
     EngineClosed,
     EngineLost,
@@ -30,6 +29,7 @@ from freehold.base.platforms import SOCKET_PATH_BYTES
 from freehold.base.serving import (
     Begin,
     CounterTable,
+    DelegatingHandle,
     EmbedJob,
     EngineStats,
     EstimatedCount,
@@ -162,7 +162,7 @@ class DeployedModels:
         replicas = self._sets.get(name)
         if replicas is None:
             names = ", ".join(sorted(self._sets)) or "none"
-            raise ModelNotFound(f"nothing is deployed as {name[:200]!r}", f"deployed: {names}")
+            raise ModelNotFound(f"there is no deployment {name[:200]!r}", f"deployed: {names}")
         return replicas
 
     def _folder(self, name: str, plan: DeployPlan) -> Path:
@@ -389,7 +389,7 @@ class FallbackHandle(DelegatingHandle):
         """Refuse: a store of vectors would hold those of two models from then on."""
         raise EngineLost(
             f"no replica of {self._name} is ready",
-            "vectors of its fallback cannot be compared with its own: ask again later",
+            "vectors of its fallback cannot be compared with its own: try again later",
         )
 
 

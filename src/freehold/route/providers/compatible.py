@@ -13,8 +13,7 @@ import msgspec
 
 from freehold.base.serving import Job, snippets
 from freehold.base.types import Format
-from freehold.route.providers.contract import Outgoing, RemoteModel
-from freehold.route.providers.demands import Demands
+from freehold.route.providers.contract import Demands, Outgoing, RemoteModel
 from freehold.route.providers.openai.wire import SAMPLING, ChatAsker, OpenAIWire
 
 # llama.cpp's own name for the penalty, repeat_penalty, is left to its own door.
@@ -49,12 +48,12 @@ class CompatibleWire(OpenAIWire):
             return super().request(model, job, stream=stream)
         demands = Demands(model, job)
         if not isinstance(job.prompt, str):
-            own = "has a vocabulary of its own: a prompt of token ids cannot be sent"
+            own = "has its own vocabulary: token ids cannot be sent as a prompt"
             demands.lacks(own, "give it as text")
         if job.logprobs is not None and not model.abilities.logprobs:
-            demands.lacks("gives no log-probabilities")
+            demands.lacks("returns no log-probabilities")
         if job.prompt_logprobs is not None or job.adapter:
-            demands.lacks("gives no log-probabilities of a prompt, and has no adapters")
+            demands.lacks("returns no log-probabilities for prompts, and has no adapters")
         body: dict[str, Any] = {"model": model.model, "prompt": job.prompt}
         if job.suffix is not None:
             body |= {"prompt": snippets(job.beside) + str(job.prompt), "suffix": job.suffix}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from freehold.base.types import Message
-from freehold.route.providers.demands import Demands
+from freehold.route.providers.contract import Demands
 from freehold.route.providers.openai.wire import ChatAsker, OpenAIWire
 
 

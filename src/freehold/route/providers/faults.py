@@ -1,21 +1,27 @@
-"""What all wires share of failures: answers that cannot be read, a provider's words on one line, when to ask again.
+"""What all wires share: answers that cannot be read, a provider's words on one line, when to ask again; embeddings.
 
 No fault has a text of the answer that failed, nor what looks like a key or quotes the prompt: it would reach logs.
+Rows of numbers become unit vectors, or a fault; a sum of tokens is shared out by length. Knows no wire.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from itertools import pairwise
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import msgspec
 
-from freehold.base.serving import EmbedJob, Job, SpeechJob
+from freehold.base.serving import EmbedJob, Job, SpeechJob, Vectors
 from freehold.route.providers.contract import Cause, Secret, UpstreamFault
 from freehold.route.providers.texts import texts_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 T = TypeVar("T")
 
@@ -128,3 +134,34 @@ def said_in(work: Job | EmbedJob | SpeechJob) -> Iterable[str]:
     if isinstance(work, SpeechJob):
         return [work.prompt]
     return [text for text in texts_of(work) if text not in _SCHEMA_WORDS]
+
+
+# --- embeddings ------------------------------------------------------------------------------------
+
+Rows: TypeAlias = "Sequence[Sequence[float] | npt.NDArray[np.float32]]"
+
+
+def unit_vectors(rows: Rows, tokens: int, job: EmbedJob) -> Vectors:
+    """Return one vector a text, at unit length. Raises UpstreamFault for rows that do not fit the texts."""
+    import numpy as np
+
+    if len(rows) != len(job.texts):
+        raise invalid(f"{len(rows)} embeddings for {len(job.texts)} texts")
+    width = len(rows[0])
+    if not width or any(len(row) != width for row in rows):
+        raise invalid("embeddings of several widths")
+    table = np.array(rows, dtype=np.float64)
+    lengths = np.linalg.norm(table, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or not lengths.all():
+        raise invalid("an embedding that is zero or not finite")
+    return Vectors((table / lengths).astype("<f4").tobytes(), width, shared(tokens, job.texts))
+
+
+def shared(total: int, texts: Sequence[str | tuple[int, ...]]) -> tuple[int, ...]:
+    """Share the tokens of all texts out by their lengths; the parts sum to the total."""
+    check_counts(total)
+    bounds = [0]
+    for text in texts:
+        bounds.append(bounds[-1] + len(text) + 1)
+    cuts = [total * bound // bounds[-1] for bound in bounds]
+    return tuple(after - before for before, after in pairwise(cuts))

@@ -81,7 +81,7 @@ class Hop:
     ) -> HopReply:
         cleared.check(provider.name)
         if self._closed:
-            raise EngineClosed("the gateway is closing", "ask again")
+            raise EngineClosed("the gateway is closing", "try again")
         channel = self._channels.get(provider)
         if channel is None:
             await asyncio.to_thread(_connectors)  # imports aiohttp, and reads the system's certificates

@@ -13,8 +13,7 @@ import msgspec
 
 from freehold.base.serving import EmbedJob
 from freehold.base.types import Message
-from freehold.route.providers.contract import Outgoing, RemoteModel
-from freehold.route.providers.demands import Demands
+from freehold.route.providers.contract import Demands, Outgoing, RemoteModel
 from freehold.route.providers.openai.wire import ChatAsker, OpenAIWire, embed_body
 
 _ID = re.compile(r"[A-Za-z0-9]{9}")

@@ -25,8 +25,8 @@ from freehold.base.serving import Begin, Job
 from freehold.base.types import ToolCall
 from freehold.route.providers.contract import Cleared, Piece
 from freehold.route.router.gateway import GatewayModel
+from freehold.route.router.price import letters_in
 from freehold.route.router.record import RequestRecord, added
-from freehold.route.router.tokens import letters_in
 
 MEMORY = 64 << 20  # bytes of all kept answers, about
 PIECE_BYTES = 400  # of a chunk's objects beside its text

@@ -4,6 +4,10 @@ An answer is good when its first chunk has come; where a route escalates, when i
 where the client does not stream, when it is whole. Failures before that go to the next target by their cause; the
 caller's own faults go nowhere, and what the caller's own time limit cut says nothing of a target. Knows causes, times
 and breakers; knows no wire.
+
+`explain` says what a request would meet, without sending it: its labels, each target with a reason, and what it would
+cost. It uses the same functions as a request (labels, routing, prices), with no engine started and no provider asked.
+A classifier is not asked either: a label that needs one is taken as set, as it is when the classifier fails.
 """
 
 from __future__ import annotations
@@ -21,24 +25,25 @@ from freehold.base.errors import (
     UnsupportedModel,
     UsageError,
 )
-from freehold.base.prompts import PromptSize
-from freehold.base.serving import Job, Stream
+from freehold.base.prompts import PromptSize, prompt_size
+from freehold.base.serving import Job, Origin, Stream, hears_alone
 from freehold.base.types import Usage
-from freehold.route.providers.contract import Cleared, Piece, UpstreamFault
+from freehold.route.providers.contract import Cleared, Piece, SetLabel, UpstreamFault
 from freehold.route.providers.signatures import SignatureWatch
-from freehold.route.router.calls import (
+from freehold.route.router.contract import BarCheck
+from freehold.route.router.gateway import Escalation, GatewayModel, GatewayRoute, SpendLimit
+from freehold.route.router.parts import (
     CHARGED,
     MOST_WAIT_S,
     RETRIED,
+    GatewayParts,
     cause_of,
     judge,
     wait_before_retry,
 )
-from freehold.route.router.gateway import Escalation, GatewayModel, GatewayRoute
-from freehold.route.router.parts import GatewayParts
+from freehold.route.router.price import TokenRatio, letters_in, used_so_far
 from freehold.route.router.record import RequestRecord
-from freehold.route.router.routing import PassedOver, TargetChoice
-from freehold.route.router.tokens import letters_in, used_so_far
+from freehold.route.router.routing import Breakers, GatewayPlan, PassedOver, TargetChoice, choose
 
 CLOCK_S = 0.01  # by which a timer may be early
 ANSWER_TOKENS = 8192  # most of an answer where neither the request nor the model's entry has a limit
@@ -406,7 +411,92 @@ async def look(stream: Stream, pieces: list[Piece], limit: Escalation) -> Looked
         total += sum(each.logprob for each in chunk.logprobs)
         tokens += len(chunk.logprobs)
         if chunk.finish_reason == "cancelled":
-            raise EngineClosed("the answer was cancelled before its end", "ask again")
+            raise EngineClosed("the answer was cancelled before its end", "try again")
         if tokens >= limit.check or chunk.finish_reason is not None:
             return Looked(math.exp(total / tokens) if tokens else None, tokens)
         pieces.append(await anext(stream))
+
+
+# --- what a request would meet ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedTarget:
+    """A target and what would become of it. Costs in nano-dollars."""
+
+    name: str
+    place: str
+    owned: bool
+    verdict: str  # chosen, fallback, skipped
+    reason: str
+    likely: int  # for the guessed prompt and an answer of max_tokens
+    most: int  # what a budget would reserve for it
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a request would meet on a route."""
+
+    route: str
+    labels: tuple[SetLabel, ...]
+    places: frozenset[str]
+    prompt_tokens: int  # guessed
+    max_tokens: int
+    targets: tuple[ExplainedTarget, ...]
+    refused: str  # why no target would answer; "" where one would
+    budget: SpendLimit | None  # of the key
+
+    @property
+    def reserved(self) -> int:
+        """Nano-dollars that the key's budget would set aside: the dearest target that can be reached."""
+        return max((t.most for t in self.targets if t.verdict != "skipped"), default=0)
+
+
+async def explain(
+    plan: GatewayPlan, name: str, job: Job, origin: Origin, *, bars: BarCheck | None = None, when: float = 0.0
+) -> Explanation:
+    """Return what would become of a job.
+
+    Raises UsageError for a label that does not exist, UnsupportedModel for a route that takes recordings.
+    """
+    planned = plan.route(name) or plan.owned(name)
+    if planned.route.hears:
+        raise hears_alone(name)
+    cleared = await plan.labeller.clear(job, origin, planned.route)
+    size = prompt_size(job)
+    choice = choose(planned, cleared, size, Breakers(), bars)
+    allowed = [target.name for target in choice.allowed]
+    error: FreeholdError | None = None if allowed else choice.none_left()
+    policy = plan.gateway.keys.get(origin.key)
+
+    def explained(target: GatewayModel) -> ExplainedTarget:
+        passed = choice.passed_over.get(target.name)
+        verdict = "skipped" if passed is not None else "chosen" if target.name == allowed[0] else "fallback"
+        reason = passed.reason if passed is not None else _why(target)
+        likely, most = _likely(target, job, size, when), most_cost(target, job, size, when)
+        return ExplainedTarget(target.name, target.place, target.owned, verdict, reason, likely, most)
+
+    return Explanation(
+        planned.name,
+        cleared.labels,
+        cleared.places,
+        TokenRatio().prompt_tokens(size),
+        job.max_tokens or ANSWER_TOKENS,
+        tuple(explained(target) for target in choice.order),
+        "" if error is None else error.message,
+        policy.budget if policy is not None else None,
+    )
+
+
+def _why(target: GatewayModel) -> str:
+    remote = target.remote
+    if remote is None:
+        return "on this machine"
+    return f"{remote.model} at {remote.provider.name}{', owned' if target.owned else ''}"
+
+
+def _likely(target: GatewayModel, job: Job, size: PromptSize, when: float) -> int:
+    if target.price is None:
+        return 0
+    usage = Usage(TokenRatio().prompt_tokens(size), (job.max_tokens or ANSWER_TOKENS) * job.n)
+    return target.price.cost(usage, when)

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from freehold.base.errors import FreeholdError, StoreError
 from freehold.base.private import folder
-from freehold.base.regular import open_regular
+from freehold.base.regular import open_regular, read_bounded
 from freehold.choose.advisor.interval import wilson
 from freehold.route.router.gateway import GatewayModel, QualityTask
 from freehold.run.store.manifest import write_json
@@ -76,6 +76,15 @@ class BarResult:
     def as_json(self) -> dict[str, Any]:
         """Return plain values under stable names."""
         return asdict(self)
+
+
+@dataclass(slots=True)
+class Comparisons:
+    """What a taught model's answers were, compared with its teacher's, since the result that was made `at`."""
+
+    at: str
+    agreed: list[bool] = field(default_factory=list)  # the newest last
+    answers: dict[str, int] = field(default_factory=dict)  # of each route, since its newest comparison
 
 
 _CHANGED = {
@@ -146,6 +155,31 @@ class BarStore:
         """Return a model's result on a task, or None; a damaged file counts as none."""
         return _read(self.path(task, model))
 
+    def compared(self, result: BarResult) -> Comparisons:
+        """Return a taught model's comparisons since this result; none where they are of another, or damaged."""
+        try:
+            table = json.loads(read_bounded(self._compared_path(result), _MOST_BYTES))
+            if table["at"] != result.at:
+                return Comparisons(result.at)
+            answers = {str(route): int(count) for route, count in table["answers"].items()}
+            return Comparisons(result.at, [each == "1" for each in str(table["agreed"])], answers)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return Comparisons(result.at)
+
+    def keep_compared(self, result: BarResult, comparisons: Comparisons) -> None:
+        """Write a taught model's comparisons beside its result. Raises StoreError."""
+        path = self._compared_path(result)
+        agreed = "".join("01"[each] for each in comparisons.agreed)
+        table = {"at": comparisons.at, "agreed": agreed, "answers": comparisons.answers}
+        try:
+            # Not flushed to disk: a power cut costs one comparison, and the loop of a server waits for this.
+            write_json(path, table, durable=False)
+        except OSError as e:
+            raise StoreError(f"{path} cannot be written: {e.strerror}", "free some space") from e
+
+    def _compared_path(self, result: BarResult) -> Path:
+        return self.path(result.task, result.model.name).with_suffix(".compared")
+
     def all(self) -> list[BarResult]:
         """Return every result, by task and model."""
         results = [_read(path) for path in self._folder.glob("*.json")]
@@ -197,10 +231,23 @@ class Bars:
             self._verdicts[task.name, model.name] = known
         return known.passed, known.why
 
-    def floor(self, task: QualityTask, model: GatewayModel) -> float:
-        """Return the agreement with its teacher that a taught model must keep; 0 where none is required."""
+    def taught(self, task: QualityTask, model: GatewayModel) -> tuple[float, Comparisons] | None:
+        """Return the agreement with its teacher that a taught model must keep, and its comparisons since then.
+
+        None where no agreement is required.
+        """
         result = self._kept.find(task.name, model.name)
-        return 0.0 if result is None else result.agreement
+        return (
+            None
+            if result is None or not result.agreement
+            else (result.agreement, self._kept.compared(result))
+        )
+
+    def keep_compared(self, task: QualityTask, model: GatewayModel, comparisons: Comparisons) -> None:
+        """Keep a taught model's comparisons, unless it has another result by now. Raises StoreError."""
+        result = self._kept.find(task.name, model.name)
+        if result is not None and result.at == comparisons.at:
+            self._kept.keep_compared(result, comparisons)
 
     def fall(self, task: QualityTask, model: GatewayModel, agreed: int, compared: int, why: str) -> None:
         """Put newer comparisons in the place of a taught model's result: the route passes it over from now on.
@@ -294,8 +341,7 @@ def _unhashed(path: Path) -> str:
 @lru_cache(maxsize=64)
 def _quantization(path: Path, digest: str) -> str:
     """Read the name of a file's quantisation, once for each digest."""
-    from freehold.run.formats import open_model_file
-    from freehold.run.formats.detect import quantization_of
+    from freehold.run.formats import open_model_file, quantization_of
 
     with closing(open_model_file(path)) as opened:
         bytes_by_type: dict[str, int] = {}

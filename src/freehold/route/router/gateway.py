@@ -2,18 +2,27 @@
 
 Values only; reading.py makes them, and refuses what does not fit together. Defaults and ranges of plain fields are
 declared here, and read by `TomlTable.fields`. Money is in nano-dollars, so that sums are exact. Knows no request.
+
+The licence or the terms under which a model answers, and whether its answers may train another model, are the
+catalogue's facts (catalog/data/licences), cut to one word for the ledger. Where a licence lets outputs train on
+conditions the word is "unknown": `freehold license --taught-by` judges those with the user's facts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from functools import lru_cache
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from msgspec import Meta
 
-from freehold.route.providers.contract import HOUSE, Provider, RemoteModel
+from freehold.base.errors import FreeholdError
+from freehold.route.providers.contract import HOUSE, KINDS, NO_KIND, Provider, RemoteModel
 from freehold.route.router.price import Price
+
+if TYPE_CHECKING:
+    from freehold.base.catalog.licence import Licence
 
 Period = Literal["hour", "day", "week", "month"]
 Spread = Literal["in-order", "least-busy"]
@@ -88,6 +97,8 @@ class Graduation:
     spend_nano: int = 0  # nano-dollars that answers which are missing may cost
     judge: Literal["cases", "answers"] = "cases"  # the task's own cases, or equal answers to kept texts
     share: Annotated[float, Meta(gt=0, le=1)] = 0.02  # of its answers that are compared with the teacher's
+    by_itself: bool = True  # the server teaches it while it has nothing else to do
+    idle_s: float = 60.0  # without a request, after which it does
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +188,42 @@ class Gateway:
             stay = self.labels[name].stay
             places &= self.owned_places if stay is None else stay | {HOUSE}
         return places
+
+
+# --- terms under which a model answers -------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def terms_of(kind: str, model: str, rented: bool) -> tuple[str, bool | None]:
+    """Return a licence's id, "" where none is known, and whether answers may teach; None: unknown, or on conditions.
+
+    `rented`: from a seller, whose own terms hold; they are known for the KINDS that name them.
+    """
+    services = KINDS.get(kind, NO_KIND).terms if rented else ""
+    try:
+        expression, may = _of(services, model)
+    except FreeholdError:
+        return "", None
+    if rented and not services and may:
+        may = None  # the weights' licence allows it; the seller's terms are not known
+    return expression, may
+
+
+def _of(service: str, model: str) -> tuple[str, bool | None]:
+    from freehold.base.catalog.licence import licence
+    from freehold.choose.advisor.lineage import standing, subject
+
+    expression_of = subject(licence(service) if service else model)
+    words = [_teaches(each.choices) for each in standing(expression_of)]
+    if False in words:
+        return expression_of.expression, False
+    return expression_of.expression, True if words and None not in words else None
+
+
+def _teaches(choices: Sequence[Licence]) -> bool | None:
+    """Say what the licences to choose from let outputs do; a permissive one claims nothing of them."""
+    effects = {term.effect for each in choices for term in each.about("outputs")}
+    if "refuses" in effects:
+        return False
+    permissive = bool(choices) and all(each.kind == "permissive" for each in choices)
+    return True if permissive or ("grants" in effects and "unknown" not in effects) else None

@@ -53,19 +53,20 @@ from freehold.base.types import Chunk, Usage
 from freehold.route.providers.contract import HOUSE, Cleared, Piece, UpstreamFault
 from freehold.route.router.answers import CachedStream, answer_key
 from freehold.route.router.attempts import ANSWER_TOKENS, CLOCK_S, Attempts, MostCosts, Started
-from freehold.route.router.calls import (
+from freehold.route.router.gateway import TRANSCRIPTION, BreakerLimits, GatewayModel, GatewayRoute
+from freehold.route.router.hearing import RoutedHearing, choose_hearing
+from freehold.route.router.ledger.rows import NOTHING, Outcome
+from freehold.route.router.parts import (
     BREAKS_AT_ONCE,
     CHARGED,
     NEVER_SENT,
     SAYS_NOTHING,
+    GatewayParts,
     TargetCalls,
     cause_of,
     fitted,
 )
-from freehold.route.router.gateway import TRANSCRIPTION, BreakerLimits, GatewayModel, GatewayRoute
-from freehold.route.router.hearing import RoutedHearing, choose_hearing
-from freehold.route.router.ledger.rows import NOTHING, Outcome
-from freehold.route.router.parts import GatewayParts
+from freehold.route.router.price import letters_in, used_so_far
 from freehold.route.router.record import ROOM_WAIT_S, RequestAbout, RequestRecord, added
 from freehold.route.router.routing import (
     Breakers,
@@ -77,7 +78,6 @@ from freehold.route.router.routing import (
     choose,
     info_of,
 )
-from freehold.route.router.tokens import letters_in, used_so_far
 
 # --- embeddings and counts -------------------------------------------------------------------------
 
@@ -637,7 +637,7 @@ class RoutedHandle:
         parts, planned = self._parts, self._planned
         if self.name in self._plan.gateway.routes and not planned.route.hears:
             raise UnsupportedModel(
-                f"{self.name} is a route of texts: its targets take no recordings", NO_SOUND
+                f"{self.name} is a text route: its targets do not accept recordings", NO_SOUND
             )
         cleared = self._plan.labeller.clear_recording(job, self._origin, planned.route)
         record.labels = cleared.labels

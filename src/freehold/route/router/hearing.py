@@ -26,18 +26,18 @@ from freehold.base.serving import ModelHandle, SpeechFacts, SpeechJob, SpeechPar
 from freehold.base.types import Usage
 from freehold.route.providers.contract import Cleared, RentedTranscript, SoundUsage, UpstreamFault
 from freehold.route.providers.openai.speech import lacks
-from freehold.route.router.calls import (
+from freehold.route.router.gateway import GatewayModel
+from freehold.route.router.ledger.rows import Outcome
+from freehold.route.router.parts import (
     CHARGED,
     MOST_WAIT_S,
     RETRIED,
     SAYS_NOTHING,
+    GatewayParts,
     cause_of,
     judge,
     wait_before_retry,
 )
-from freehold.route.router.gateway import GatewayModel
-from freehold.route.router.ledger.rows import Outcome
-from freehold.route.router.parts import GatewayParts
 from freehold.route.router.record import ROOM_WAIT_S, RequestRecord
 from freehold.route.router.routing import (
     PassedOver,

@@ -19,9 +19,9 @@ from freehold.base.serving import EmbedJob, Job, Origin, SpeechJob, Stream
 from freehold.base.types import Format, Message
 from freehold.route.providers.contract import Cleared, SetLabel
 from freehold.route.providers.texts import Packed, has_tokens, parts_of, unpacked
+from freehold.route.router.detect import Sieve
 from freehold.route.router.detect.apart import LongTexts, NotRead, Sought
 from freehold.route.router.detect.detectors import Finding, TooManyHits
-from freehold.route.router.detect.sieve import Sieve
 from freehold.route.router.gateway import Gateway, GatewayRoute, Label
 
 HEADER = "X-Freehold-Label"

@@ -16,7 +16,6 @@ from typing import Any
 
 from freehold.route.router.gateway import Gateway
 from freehold.route.router.toml.models import read_models, read_providers
-from freehold.route.router.toml.outside import Outside
 from freehold.route.router.toml.routes import (
     Named,
     graduating,
@@ -26,7 +25,7 @@ from freehold.route.router.toml.routes import (
     read_routes,
     read_tasks,
 )
-from freehold.route.router.toml.table import BadGateway, Mistake, Mistakes, TomlTable, line_numbers
+from freehold.route.router.toml.table import BadGateway, Mistake, Mistakes, Outside, TomlTable, line_numbers
 
 MOST_BYTES = 1 << 20
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")

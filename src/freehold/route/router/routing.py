@@ -69,7 +69,7 @@ class Breakers:
             return "", 0.0
         left = health.until - self._clock()
         if left > 0:
-            return f"failed {health.failures} times in a row; it is asked again in {left:.0f} s", left
+            return f"failed {health.failures} times in a row; the next attempt is in {left:.0f} s", left
         return "", 0.0
 
     async def turn(self, target: str, wait_s: float) -> tuple[str, float]:
@@ -220,7 +220,7 @@ class TargetChoice:
         message = f"no target of {self.route} can answer this request: {listed}"
         if "breaker" in kinds:
             waits = [why.wait_s for why in self.passed_over.values() if why.kind == "breaker"]
-            return UpstreamFault("resting", message, "ask again then", retry_after_s=min(waits))
+            return UpstreamFault("resting", message, "try again then", retry_after_s=min(waits))
         if kinds == {"window"}:
             return ContextOverflow(message, "shorten the prompt")
         if kinds == {"ability"}:  # another model could do it
@@ -323,31 +323,34 @@ def lacking(remote: RemoteModel, work: Job | EmbedJob) -> str:
     """Return what a request needs and a remote model cannot do; "" for nothing."""
     can = remote.abilities
     if can.transcription:
-        return "transcribes recordings and answers no text"
+        return "only transcribes recordings"
     if isinstance(work, EmbedJob):
         if not can.embeddings:
-            return "makes no embeddings"
+            return "has no embeddings"
         given_ids = any(not isinstance(text, str) for text in work.texts)
-        return "takes no token ids" if given_ids else ""
+        return "does not accept token ids" if given_ids else ""
     return _lacks(can, work)
 
 
 def _lacks(can: Abilities, job: Job) -> str:
     """Return the first ability that a job needs; what a wire leaves out with a warning is not one."""
     needs = (
-        (not can.images and has_images(job), "sees no pictures"),
-        (has_sounds(job), "is sent no sounds"),
-        (not can.tools and bool(job.tools) and job.tool_choice != "none", "calls no tools"),
+        (not can.images and has_images(job), "cannot read pictures"),
+        (has_sounds(job), "cannot receive audio"),
+        (not can.tools and bool(job.tools) and job.tool_choice != "none", "does not support tools"),
         (
             not can.json_schema and job.format is not None and job.format.kind == "json_schema",
-            "follows no schema",
+            "does not support JSON schemas",
         ),
-        (job.format is not None and job.format.kind in ("regex", "lark", "choice"), "follows no grammar"),
-        (not can.logprobs and job.logprobs is not None, "reports no log-probabilities"),
-        (not can.several and job.n > 1, "gives one answer a request"),
-        (job.prompt_logprobs is not None, "scores no prompts"),
-        (isinstance(job.prompt, tuple), "takes no token ids"),
-        (bool(job.template), "takes no template"),
+        (
+            job.format is not None and job.format.kind in ("regex", "lark", "choice"),
+            "does not support grammars",
+        ),
+        (not can.logprobs and job.logprobs is not None, "returns no log-probabilities"),
+        (not can.several and job.n > 1, "returns one answer per request"),
+        (job.prompt_logprobs is not None, "does not score prompts"),
+        (isinstance(job.prompt, tuple), "does not accept token ids"),
+        (bool(job.template), "does not accept a template"),
         (bool(job.adapter), "has no adapters"),
     )
     return next((words for lacks, words in needs if lacks), "")

@@ -29,7 +29,7 @@ from freehold.base.types import (
     Usage,
     as_format,
 )
-from freehold.serve.remote.http import Api
+from freehold.serve.remote import Api
 
 _OPENAI = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "logit_bias")
 
@@ -116,6 +116,10 @@ class HttpModel:
             body["logprobs"] = logprobs
         return self._chunks("/v1/completions", body, on_prefill)
 
+    def label(self, names: Sequence[str]) -> None:
+        """Send these labels with every request from now on."""
+        self._api.label(names)
+
     def check_think(self, think: bool | None) -> None:
         """Accept any value: the server checks it with the request."""
 
@@ -158,7 +162,7 @@ class HttpModel:
             if chunk != Chunk():
                 yield chunk
         if reason is None:
-            raise UpstreamFailed(f"the answer of {self.name} ended before it was complete", "ask again")
+            raise UpstreamFailed(f"the answer of {self.name} ended before it was complete", "try again")
         yield Chunk(finish_reason=reason, usage=reported.usage(), warnings=reported.warnings)
 
     def _reason(self, reason: str) -> FinishReason:

@@ -21,6 +21,7 @@ from freehold.base.config import Settings, check_names, load_settings
 from freehold.base.errors import UsageError
 from freehold.choose.advisor.interval import Interval
 from freehold.outgrow.capacity import trace as traces
+from freehold.outgrow.capacity.engine import EngineModel, of_plan
 from freehold.outgrow.capacity.simulation import (
     FIGURES,
     POLICIES,
@@ -32,7 +33,6 @@ from freehold.outgrow.capacity.simulation import (
     policy,
     simulate,
 )
-from freehold.outgrow.capacity.steptime import EngineModel, of_plan
 from freehold.outgrow.capacity.trace import RequestTrace
 from freehold.outgrow.contract import DeployPlan
 from freehold.outgrow.options import CapacityOptions, DeployOptions
@@ -115,14 +115,14 @@ def deploy_capacity(
 ) -> Capacity:
     """Simulate replicas of an engine under a load: first tokens, pace, cache hits, cost. Starts nothing.
 
-    `options` are those of `freehold deploy capacity`. Requests come from one of `trace` (a CSV or JSON-lines file),
-    `ledger=True` or `ledger_file`, and `rate` (a second, with `prompt` and `max_tokens`, for `seconds`). What a step
-    takes comes from `steps` (what deploy_bench returned, or a file of it), or is predicted for `model` `on` hardware
-    such as "4xh100", with `engine` and `quant`. Then `objective="ttft-p95=2s,tpot-p95=50ms"` finds the fewest
-    replicas, and `replicas=4` or "1..8" plays each; `routing`, `autoscale="queue=16"`, `start_time` (s), `faster`,
-    `rent` (dollars an hour), `streams`, `room` and `chunk` (tokens).
-    The answer has `runs` (percentiles in seconds), `least` (replicas, and their range), and `as_json`.
-    Raises UsageError for what cannot be simulated and for a model that does not fit; ModelNotFound.
+    `options`: those of `freehold deploy capacity`. The requests come from `trace` (a CSV or JSON-lines file), from
+    `ledger=True` or `ledger_file`, or from `rate` (per second, with `prompt` and `max_tokens`, for `seconds`). The step
+    times come from `steps` (the result of deploy_bench, or its file), or are predicted for `model` `on` hardware such
+    as "4xh100", with `engine` and `quant`. `objective="ttft-p95=2s,tpot-p95=50ms"` finds the smallest number of
+    replicas; `replicas=4` or "1..8" simulates these numbers. Further options: `routing`, `autoscale="queue=16"`,
+    `start_time` (s), `faster`, `rent` (dollars per hour), `streams`, `room` and `chunk` (tokens). The result has `runs`
+    (percentiles in seconds), `least` (replicas, and their range), and `as_json`. Raises UsageError for an invalid
+    simulation or a model that does not fit; ModelNotFound.
     """
     check_names(options, [each.name for each in fields(CapacityOptions) if each.name != "model"])
     return simulated(
@@ -192,7 +192,7 @@ def _stated(settings: Settings, options: CapacityOptions) -> RequestTrace:
         return options.trace
     if options.trace:
         return traces.from_file(Path(options.trace))
-    from freehold.route.router.ledger.queries import rows_in
+    from freehold.route.router.ledger.rows import rows_in
 
     path = ledger_file(settings, Path(options.ledger_file) if options.ledger_file else None)
     now = time.time()

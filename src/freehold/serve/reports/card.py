@@ -195,12 +195,12 @@ def hearing(listed: Listed, file: ModelFile) -> dict[str, Any]:
         stated = bool(kind) and bool(file.config.get("audio_config"))  # type: ignore[union-attr]
         return {
             "hears": False,
-            "deaf": f"the tower of sounds of {kind} is not supported yet" if stated else "",
+            "deaf": f"the audio encoder of {kind} is not supported yet" if stated else "",
         }
     if need.name not in family.towers:
         return {
             "hears": False,
-            "deaf": f"its tower of sounds is not supported with {family.gguf_architecture}",
+            "deaf": f"its audio encoder is not supported with {family.gguf_architecture}",
         }
     return {
         "hears": True,
@@ -229,9 +229,9 @@ def _gguf_blind(listed: Listed, file: GGUFFile, family: Family) -> str:
         return misfit(listed.path, listed.eyes) or _unread(listed.eyes, family)
     name = listed.base or listed.name
     if listed.eyes_left_out:
-        return f"its tower was left out; freehold pull {name} --eyes takes it"
+        return f"its vision encoder was left out; freehold pull {name} --eyes downloads it"
     if any(tensor.startswith("v.") for tensor in file.tensors):
-        return "its tower is inside its own file, which is not supported; take a model with an mmproj file"
+        return "its vision encoder is inside the model file, which is not supported; use a model with an mmproj file"
     if listed.owner == "user" and (why := beside(listed.path).why):
         return why
     template = file.metadata.get_str("tokenizer.chat_template", "")
@@ -239,8 +239,8 @@ def _gguf_blind(listed: Listed, file: GGUFFile, family: Family) -> str:
     if not any(tower.name in family.towers and tower.mark in template for tower in sights):
         return ""  # a family has models of text alone too: the template of the others has a picture's mark
     if listed.owner == "freehold":
-        return f"its tower was not downloaded; freehold pull {name} --eyes looks for one"
-    return "there is no tower (an mmproj file) beside it"
+        return f"its vision encoder was not downloaded; freehold pull {name} --eyes looks for one"
+    return "there is no vision encoder (mmproj file) beside it"
 
 
 def _unread(mmproj: Path, family: Family) -> str:
@@ -253,7 +253,7 @@ def _unread(mmproj: Path, family: Family) -> str:
     except FreeholdError as e:
         return e.message
     if source is None or source.tower.name not in family.towers:
-        return f"{mmproj.name} is a tower that is not supported with {family.gguf_architecture}"
+        return f"{mmproj.name} is an encoder that is not supported with {family.gguf_architecture}"
     return ""
 
 
@@ -267,13 +267,14 @@ def _folder_blind(file: SafetensorsFile, family: Family) -> tuple[str, int]:
         return e.message, 0
     if source is None or source.tower.name not in family.towers:
         kind = str(file.config.get("model_type", ""))
-        return f"the tower of {kind} is not supported yet" if file.config.get("vision_config") else "", 0
+        why = f"the vision encoder of {kind} is not supported yet"
+        return why if file.config.get("vision_config") else "", 0
     return "", sum(tensor.nbytes for name, tensor in file.tensors.items() if source.tower.hf_name(name))
 
 
 def _notes(source: Source) -> tuple[str, ...]:
     """Return a model's notes, and that it drafts by itself if it does."""
-    return (*source.notes, *(("a head of its own drafts tokens: --draft",) if source.drafter else ()))
+    return (*source.notes, *(("its own head drafts tokens: --draft",) if source.drafter else ()))
 
 
 def _read(file: ModelFile) -> Source | FreeholdError:

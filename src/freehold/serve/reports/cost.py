@@ -136,7 +136,7 @@ def from_ledger(
     `machines`: hardware by place. Raises UsageError for hardware or a place that is not known.
     """
     from freehold.route.router.bar import Bars, Identities
-    from freehold.route.router.ledger.queries import rows_in
+    from freehold.route.router.ledger.rows import rows_in
     from freehold.route.router.opening import ledger_path
     from freehold.route.router.savings import owned_machine, savings
     from freehold.run.store import Store

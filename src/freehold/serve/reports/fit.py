@@ -259,19 +259,19 @@ def pictures_lines(row: Fit | Misfit) -> Iterable[str]:
         return
     if row.anatomy.architecture == _SPEECH:
         kept = show_bytes(tower.kept)
-        yield f"sound: {show_bytes(tower.weights)} for the encoder and up to {kept} of windows, within the memory above"
+        yield f"audio: {show_bytes(tower.weights)} for the encoder and up to {kept} of windows, within the memory above"
         return
     sounds = tower.sounds
     if sounds is not None:
         yield (
-            f"sounds: {show_bytes(sounds.weights)} for the tower, within the memory above; {sounds.tokens:,} tokens a "
-            f"sound of {sounds.seconds:g} s, the longest"
+            f"audio: {show_bytes(sounds.weights)} for the encoder, within the memory above; at most "
+            f"{sounds.seconds:g} s per recording, {sounds.tokens:,} tokens"
         )
         if sounds.name == tower.name:
             return
     kept = f"{show_bytes(tower.kept)} of their features"
     weights = tower.weights - (sounds.weights if sounds else 0)
-    yield f"pictures: {show_bytes(weights)} for the tower and up to {kept}, within the memory above"
+    yield f"pictures: {show_bytes(weights)} for the vision encoder and up to {kept}, within the memory above"
     if isinstance(row, Fit) and (times := row.screen) is not None:
         picture = times.picture
         size = f"{picture.width} x {picture.height} pixels: {picture.tokens:,} tokens"

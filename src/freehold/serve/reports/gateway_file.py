@@ -15,7 +15,7 @@ from freehold.base.errors import FreeholdError, UsageError
 
 if TYPE_CHECKING:
     from freehold.route.router.gateway import Gateway
-    from freehold.route.router.toml.outside import Outside
+    from freehold.route.router.toml.table import Outside
     from freehold.run.store import Store
 
 
@@ -70,7 +70,7 @@ def outside_of(
     coming: Collection[str] = (),
 ) -> Outside:
     """Return what a file may refer to on this machine; `coming`: models that are fetched before they are asked."""
-    from freehold.route.router.toml.outside import Outside
+    from freehold.route.router.toml.table import Outside
     from freehold.run.store import Store
 
     more: dict[str, Any] = {} if environment is None else {"environment": environment}

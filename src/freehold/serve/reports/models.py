@@ -76,7 +76,10 @@ def _held(listed: Listed, place: Place, facts: Facts | None) -> dict[str, Any]:
     if known is None and sizes is not None:  # a file of one's own
         encodes = any(family.encoder for family in naming(sizes.architecture))
         row["role"] = "embedder" if encodes else "generator"
-    return _about(known, facts, sizes.quant if sizes else "") | _placed(sizes, place) | row
+    quant = (
+        sizes.quant if sizes else quant_of(known) if known else ""
+    )  # an unfinished download has no file to read
+    return _about(known, facts, quant) | _placed(sizes, place) | row
 
 
 def _catalogued(model: Model, place: Place, facts: Facts | None) -> dict[str, Any]:

@@ -19,8 +19,19 @@ from freehold.base.errors import UsageError
 from freehold.base.serving import EmbedJob, Job, Vectors
 from freehold.base.types import CacheTime, Format, Image, Message, Tool
 from freehold.route.providers.anthropic.events import BODY, ERROR, MessageReader, cause_of
-from freehold.route.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.route.providers.demands import Demands, cannot, described, object_text, reminder
+from freehold.route.providers.contract import (
+    Cause,
+    Demands,
+    Outgoing,
+    RemoteModel,
+    Secret,
+    UpstreamFault,
+    WholeAnswer,
+    cannot,
+    described,
+    object_text,
+    reminder,
+)
 from freehold.route.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s
 
 VERSION = "2023-06-01"
@@ -53,7 +64,7 @@ class AnthropicWire:
         _sample(body, demands, claude)
         if job.stop:
             if not all(text.strip() for text in job.stop):
-                demands.lacks("ends an answer at no blank text", "leave it out of the stop strings")
+                demands.lacks("does not accept a blank stop string", "leave it out")
             body["stop_sequences"] = job.stop
         if stream:
             body["stream"] = True
@@ -86,7 +97,7 @@ class AnthropicWire:
 
     def embed(self, model: RemoteModel, job: EmbedJob) -> NoReturn:
         """Refuse: Anthropic has no embeddings."""
-        raise cannot(model, "makes no embeddings")
+        raise cannot(model, "has no embeddings")
 
     def vectors(self, body: bytes, job: EmbedJob) -> Vectors:
         """Refuse: nothing was asked."""
@@ -115,7 +126,7 @@ def _prompt(demands: Demands, claude: Claude) -> tuple[dict[str, Any], MessagesW
         if not claude.prefill:
             demands.lacks("does not continue an assistant's turn", "end the chat with the user's turn")
         if job.format is not None:
-            demands.lacks("constrains no begun answer to a format")
+            demands.lacks("cannot continue an answer in a response format")
     writer, tools = MessagesWriter(demands), [_tool(tool, demands, claude) for tool in job.tools]
     writer.mark(tools, job.cache_tools)  # before the chat's breakpoints, as tools come first in the prompt
     writer.write(messages)
@@ -154,7 +165,7 @@ def _choose(body: dict[str, Any], demands: Demands, claude: Claude) -> None:
     choice: dict[str, Any] = {"type": "any" if job.tool_choice == "required" else job.tool_choice}
     if job.tool_choice == "required":
         if not claude.forced_tools:
-            demands.lacks("cannot be made to call a tool", "let tool_choice be auto")
+            demands.lacks("cannot be forced to call a tool", "set tool_choice to auto")
         if job.tool_name:
             choice = {"type": "tool", "name": job.tool_name}
     if not job.parallel_tool_calls and job.tool_choice != "none":
@@ -165,10 +176,10 @@ def _choose(body: dict[str, Any], demands: Demands, claude: Claude) -> None:
 
 def _schema(format: Format, demands: Demands) -> dict[str, Any]:
     def free() -> None:
-        demands.lacks("constrains no object whose keys are free", "name its properties in the schema")
+        demands.lacks("does not support objects with arbitrary keys", "list the properties in the schema")
 
     if not isinstance(format.source, Mapping):
-        demands.lacks("takes a JSON schema that is an object only")
+        demands.lacks("accepts only JSON schemas of objects")
     schema, loose = fitted(format.source, free)
     demands.loose(loose)
     return schema
@@ -380,7 +391,7 @@ class MessagesWriter:
             else:
                 self._user(message)
         if not self.turns or self.turns[0]["role"] != "user":
-            self._demands.lacks("answers chats that begin with a user's turn")
+            self._demands.lacks("only accepts chats that start with a user turn")
         for block in self._marked[:-BREAKPOINTS]:
             del block["cache_control"]
             self._demands.warn(f"cache: of {len(self._marked)} breakpoints the last {BREAKPOINTS} were kept")

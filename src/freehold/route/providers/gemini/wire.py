@@ -18,11 +18,22 @@ import msgspec
 from freehold.base.errors import UsageError
 from freehold.base.serving import EmbedJob, Job, Vectors
 from freehold.base.types import Image, Message, Tool
-from freehold.route.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.route.providers.demands import Demands, cannot, described, object_text, reminder, texts_of
-from freehold.route.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s
+from freehold.route.providers.contract import (
+    Cause,
+    Demands,
+    Outgoing,
+    RemoteModel,
+    Secret,
+    UpstreamFault,
+    WholeAnswer,
+    cannot,
+    described,
+    object_text,
+    reminder,
+    texts_of,
+)
+from freehold.route.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s, unit_vectors
 from freehold.route.providers.gemini.events import OWN_ID, GeminiUsage, GoogleError, ResponseReader, cause_of
-from freehold.route.providers.vectors import unit_vectors
 
 MAX_STOPS = 5
 MAX_BATCH = 100  # texts of one request for embeddings
@@ -102,11 +113,11 @@ class GeminiWire:
     def embed(self, model: RemoteModel, job: EmbedJob) -> Outgoing:
         texts = texts_of(job)
         if not model.abilities.embeddings:
-            raise cannot(model, "makes no embeddings")
+            raise cannot(model, "has no embeddings")
         if job.pooling:
-            raise cannot(model, "pools its tokens itself")
+            raise cannot(model, "does not let requests choose the pooling")
         if len(texts) > MAX_BATCH:
-            raise cannot(model, f"embeds at most {MAX_BATCH} texts a request, not {len(texts):,}")
+            raise cannot(model, f"embeds at most {MAX_BATCH} texts per request, not {len(texts):,}")
         shared: dict[str, Any] = {"model": f"models/{_name(model)}"}
         if job.dimensions:
             shared["outputDimensionality"] = job.dimensions
@@ -156,9 +167,9 @@ def _body(demands: Demands) -> dict[str, Any]:
     if job.turn == "continue":
         demands.lacks("does not continue an assistant's turn", "end the chat with the user's turn")
     if job.format is not None and job.tools and not gemini.formats_with_tools:
-        demands.lacks("does not take tools together with a format")
+        demands.lacks("does not accept tools together with a response format")
     if len(job.stop) > MAX_STOPS:
-        demands.lacks(f"takes at most {MAX_STOPS} stop strings, not {len(job.stop)}")
+        demands.lacks(f"accepts at most {MAX_STOPS} stop strings, not {len(job.stop)}")
     writer = ContentWriter(demands, gemini)
     writer.write(messages)
     body: dict[str, Any] = {"contents": writer.contents}
@@ -219,7 +230,7 @@ def _form(config: dict[str, Any], demands: Demands) -> None:
     if format.kind == "json":
         return
     if not isinstance(format.source, Mapping):
-        demands.lacks("takes a JSON schema that is an object only")
+        demands.lacks("accepts only JSON schemas of objects")
     config["responseJsonSchema"], loose = subset(format.source)
     demands.loose(loose)
 
@@ -245,7 +256,7 @@ def _thinking(demands: Demands, gemini: Gemini) -> dict[str, Any] | None:
         demands.unused("the budget of thinking", f"{name} takes an effort instead")
     level = {"thinkingLevel": job.effort.upper()} if job.effort else {}
     if job.effort == "medium" and not gemini.medium:
-        demands.warn(f"{name} knows no medium effort; high was asked for")
+        demands.warn(f"{name} has no medium effort; high was requested")
         level = {"thinkingLevel": "HIGH"}
     return {"includeThoughts": True, **level}
 
@@ -330,7 +341,7 @@ class ContentWriter:
             else:
                 self._add("user", parts)
         if not self.contents or self.contents[0]["role"] != "user":
-            self._demands.lacks("answers chats that begin with a user's turn")
+            self._demands.lacks("only accepts chats that start with a user turn")
         if self._gemini.signs:
             self._sign_current()
 
@@ -359,7 +370,7 @@ class ContentWriter:
         if image.detail not in ("", "auto"):
             self._demands.unused("detail of a picture")
         if image.url:
-            self._demands.lacks("takes no picture by its address", "send its bytes")
+            self._demands.lacks("does not accept pictures by URL", "send the picture itself")
         self._demands.check_media(image, _MEDIA)
         return {"inlineData": {"mimeType": image.media_type, "data": image.data}}
 
@@ -372,7 +383,7 @@ class ContentWriter:
             answer["id"] = message.tool_call_id
         pictures = [self._picture(part) for part in message.parts if isinstance(part, Image)]
         if pictures and not self._gemini.pictures_in_results:
-            self._demands.lacks("sees no pictures in the results of tools")
+            self._demands.lacks("cannot read pictures in tool results")
         if pictures:
             answer["parts"] = pictures
         return {"functionResponse": answer}

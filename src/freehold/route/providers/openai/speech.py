@@ -93,7 +93,7 @@ def lacks(remote: RemoteModel, job: SpeechJob, size: int, host: str) -> str:
     if job.task == "translate" and _ONE_LANGUAGE.search(remote.model):
         return "does not translate"
     if (job.times or job.words) and _TIMELESS.search(remote.model):
-        return "gives no times: it answers json and text alone"
+        return "returns no times: it supports only json and text"
     most = MOST_BYTES.get(host, 0)
     if most and size > most:
         return f"takes recordings of at most {most:,} bytes, and this one has {size:,}"
@@ -112,7 +112,9 @@ def transcription(remote: RemoteModel, job: SpeechJob, recording: SpeechSource, 
     """Return the request for a recording of a form as run/sounds names it. Raises UnsupportedModel for other forms."""
     name = FILES.get(form)
     if name is None:
-        raise UnsupportedModel(f"{remote.model} takes no {form}", "convert the recording to FLAC or WAV")
+        raise UnsupportedModel(
+            f"{remote.model} does not accept {form}", "convert the recording to FLAC or WAV"
+        )
     fields = [("model", remote.model)]
     if _TIMELESS.search(remote.model):
         fields.append(("response_format", "json"))

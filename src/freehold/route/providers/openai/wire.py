@@ -18,11 +18,19 @@ import numpy as np
 
 from freehold.base.serving import EmbedJob, Job, Vectors
 from freehold.base.types import Format, Image, Message, Tool
-from freehold.route.providers.contract import Cause, Outgoing, RemoteModel, Secret, UpstreamFault, WholeAnswer
-from freehold.route.providers.demands import Demands, cannot, texts_of
-from freehold.route.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s
+from freehold.route.providers.contract import (
+    Cause,
+    Demands,
+    Outgoing,
+    RemoteModel,
+    Secret,
+    UpstreamFault,
+    WholeAnswer,
+    cannot,
+    texts_of,
+)
+from freehold.route.providers.faults import STATUSES, decoded, invalid, plain, retry_after_s, unit_vectors
 from freehold.route.providers.openai.events import CompletionReader, WireError
-from freehold.route.providers.vectors import unit_vectors
 
 
 # Writes a chat as a request of OpenAI's chat completions: messages, tools, formats, pictures.
@@ -77,7 +85,7 @@ class ChatAsker:
         if not any(isinstance(part, Image) for part in message.parts):
             return message.content
         if message.role != "user":
-            what = f"takes no pictures in a turn of role {message.role}"
+            what = f"does not accept pictures in a turn of role {message.role}"
             self.demands.lacks(what, "put them into the user's")
         parts = message.parts
         return [self.picture(p) if isinstance(p, Image) else {"type": "text", "text": p} for p in parts]
@@ -213,14 +221,14 @@ class OpenAIWire:
         limits = demands.sampling({**self.sampling, **seed})
         if self.thinks(demands.model):
             for name in limits.keys() & SAMPLING.keys():
-                demands.unused(name, f"{demands.model.model} thinks, and takes no sampling")
+                demands.unused(name, f"{demands.model.model} thinks, and does not support sampling settings")
                 del limits[name]
         body |= limits
         if job.stop:
             body["stop"] = self.stops(demands)
         if job.logprobs is not None:
             if self.thinks(demands.model):
-                demands.lacks("gives no log-probabilities: it thinks")
+                demands.lacks("returns no log-probabilities, because it thinks")
             body["logprobs"] = True
             if job.logprobs:
                 body["top_logprobs"] = job.logprobs
@@ -236,9 +244,9 @@ class OpenAIWire:
     def stops(self, demands: Demands) -> list[str]:
         """Return the stop strings that the job has."""
         if self.max_stops is not None and len(demands.job.stop) > self.max_stops:
-            demands.lacks(f"takes {self.max_stops} stop strings, not {len(demands.job.stop)}")
+            demands.lacks(f"accepts {self.max_stops} stop strings, not {len(demands.job.stop)}")
         if self.thinks(demands.model):
-            demands.lacks("takes no stop strings: it thinks")
+            demands.lacks("accepts no stop strings, because it thinks")
         return list(demands.job.stop)
 
     def thinks(self, model: RemoteModel) -> bool:
@@ -338,9 +346,9 @@ _ROWS = msgspec.json.Decoder(_VectorRows)
 def embed_body(model: RemoteModel, job: EmbedJob, *, packed: bool = True) -> dict[str, Any]:
     """Write a request. Raises UnsupportedModel for what no provider's embeddings can do."""
     if not model.abilities.embeddings:
-        raise cannot(model, "makes no embeddings")
+        raise cannot(model, "has no embeddings")
     if job.pooling is not None or job.adapter:
-        raise cannot(model, "has no pooling to choose, and no adapters")
+        raise cannot(model, "does not let requests choose the pooling, and has no adapters")
     body: dict[str, Any] = {"model": model.model, "input": texts_of(job)}
     if job.dimensions is not None:
         body["dimensions"] = job.dimensions

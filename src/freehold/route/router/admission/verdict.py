@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from freehold.route.router.admission.table import AnsweredTable
+from freehold.route.router.admission import AnsweredTable
 
 # --- learned routers -------------------------------------------------------------------------------
 

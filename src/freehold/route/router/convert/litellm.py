@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from freehold.base.errors import UsageError
-from freehold.route.router.convert.draft import (
+from freehold.route.router.convert import (
     GatewayDraft,
     as_rows,
     as_seconds,
@@ -57,7 +57,7 @@ _MEANING = {  # settings without a counterpart -> what is here instead
     "budget_duration": "a budget is a key's: its `per`",
     "provider_budget_config": _BUDGET,
     "content_policy_fallbacks": "a refused answer is an answer: no other target is asked",
-    "routing_strategy": "targets are asked in their order",
+    "routing_strategy": "targets are tried in order",
     **dict.fromkeys(("cache", "cache_params"), 'a route keeps answers with cache = "10m"'),
     **dict.fromkeys(
         ("callbacks", "success_callback", "failure_callback"),
@@ -114,11 +114,11 @@ def _deployed(draft: GatewayDraft, entry: Mapping[str, Any]) -> Iterator[Deploym
     if not group or not model:
         draft.leave(f"{where}: model_name and litellm_params.model are both needed")
     elif "*" in group or "*" in model:
-        draft.leave(f"{where}: a pattern; write each model that is asked for")
+        draft.leave(f"{where}: a pattern; list each model instead")
     elif mode not in _TALKS:
         draft.leave(f"{where}: {mode} is not served")
     elif seller is None:
-        draft.leave(f"{where}: {name} has no adapter here; an openai-compatible door of it would do")
+        draft.leave(f"{where}: {name} is not supported; its OpenAI-compatible endpoint would work")
     elif not (url := _url(name, seller, params)) and seller.kind == COMPATIBLE:
         draft.leave(f"{where}: it has no api_base, or one that the environment holds")
     else:
@@ -181,7 +181,7 @@ def _provider(draft: GatewayDraft, name: str, seller: Seller, url: str, key: str
         table.values["plain_http"] = True
         table.remarks.append("http beyond a private network: others can read prompts and keys.")
     if name == "azure":
-        table.remarks.append("Azure's door for OpenAI's clients; the model is the deployment's name.")
+        table.remarks.append("Azure's endpoint for OpenAI clients; the model is the deployment's name.")
     return free_name
 
 
@@ -283,7 +283,7 @@ def _take_routes(draft: GatewayDraft, deployments: Sequence[Deployment], setting
         _route(draft, group, list(dict.fromkeys(targets)), members, settings)
         if len(members) > 1 and not any(d.order for d in members):
             spread = f"the spread of {group} over {len(members)} deployments"
-            draft.leave(f"{spread}: they are asked in their order")
+            draft.leave(f"{spread}: they are tried in order")
     for alias, group in as_table(settings.get("model_group_alias")).items():
         members = groups.get(as_text(group if not isinstance(group, dict) else group.get("model")), [])
         if members:

@@ -17,8 +17,8 @@ from freehold.base.platforms import peak_bytes
 from freehold.base.sandbox.children import limited, receive, send
 from freehold.base.sandbox.loop_child import parent_socket
 from freehold.route.providers.texts import Packed, Part, unpacked
+from freehold.route.router.detect import Sieve
 from freehold.route.router.detect.detectors import TooManyHits
-from freehold.route.router.detect.sieve import Sieve
 
 SECONDS = 4.0  # of processor for one request; 16 MB of prose take 0.1 s
 # Bytes of addresses, and for each byte of a request: several forms of 1 to 4 bytes.

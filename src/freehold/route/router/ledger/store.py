@@ -350,8 +350,8 @@ def _passing(e: sqlite3.Error) -> bool:
 
 def _way_out(e: sqlite3.Error) -> str:
     if _busy(e):
-        return "another process holds the file; end it, or ask again"
-    return "make room on its disk" if _passing(e) else ""
+        return "another process holds the file; end it, or try again"
+    return "free space on its disk" if _passing(e) else ""
 
 
 def _no_money(wanted: Reservation, span: SpendWindow, spent: int, reserved: int) -> BudgetSpent:
@@ -385,7 +385,10 @@ class LedgerFile:
         disk = os.statvfs(self._path)
         free = disk.f_bavail * disk.f_frsize
         if free < least:
-            return f"the ledger's disk has {free:,} bytes left, {least:,} are needed", "make room on its disk"
+            return (
+                f"the ledger's disk has {free:,} bytes left, {least:,} are needed",
+                "free space on its disk",
+            )
         return "", ""
 
     def lost(self) -> str:

@@ -27,11 +27,9 @@ from freehold.route.providers.contract import (
     Secret,
 )
 from freehold.route.providers.openai.speech import HEARS
-from freehold.route.router.gateway import GatewayModel
+from freehold.route.router.gateway import GatewayModel, terms_of
 from freehold.route.router.price import PICO, PICO_DOLLAR, Price, SoundPrice, TokenRates
-from freehold.route.router.terms import terms_of
-from freehold.route.router.toml.outside import EXTRA, Outside
-from freehold.route.router.toml.table import NAME, TomlTable, shown
+from freehold.route.router.toml.table import EXTRA, NAME, Outside, TomlTable, shown
 
 # Hosts that sell answers to everyone: none of their machines is the house's.
 SELLERS = re.compile(
@@ -82,7 +80,7 @@ def _url(table: TomlTable, kind: str) -> str:
     own = KINDS.get(kind, NO_KIND).url
     if not url:
         if kind == "openai-compatible":
-            table.bad("url", "openai-compatible has no address of its own", 'url = "http://10.0.0.7:8000/v1"')
+            table.bad("url", "openai-compatible has no default address", 'url = "http://10.0.0.7:8000/v1"')
         return own
     parts = _parsed(table, "url", url)
     if parts is None:
@@ -135,7 +133,7 @@ def _check_host(table: TomlTable, provider: Provider, outside: Outside) -> None:
     if provider.owned and SELLERS.fullmatch(host):
         table.bad(
             "owned",
-            f"{host} sells its answers to everyone, so it does not belong to the house",
+            f"{host} is a public provider, so it cannot be owned",
             "leave owned out: private requests will not go there",
         )
 
@@ -310,7 +308,7 @@ def _price(table: TomlTable, remote: RemoteModel | None, outside: Outside) -> Pr
         return _by_minute(price_table)
     if price_table is not None and remote is not None and remote.abilities.transcription:
         price_table.bad(
-            "", "the price has no minute", "price = { minute = 0.006 }, in dollars a minute of sound"
+            "", "the price has no minute", "price = { minute = 0.006 }, in dollars per minute of audio"
         )
         price_table.skip(*_RATES, "over", "long", "batch")
         return None
@@ -325,9 +323,9 @@ def _price(table: TomlTable, remote: RemoteModel | None, outside: Outside) -> Pr
             SELLS_SOUND.get(urlsplit(remote.provider.url).hostname or "", ""), remote.model
         )
     if hears and (price is None or price.sound is None):
-        hint = "price = { minute = 0.006 }, in dollars a minute of sound; owned = true of the provider if it is yours"
+        hint = "price = { minute = 0.006 }, in dollars per minute of audio; owned = true of the provider if it is yours"
         table.bad(
-            "model", f"no price of sound is known for {shown(remote.model)} at {remote.provider.name}", hint
+            "model", f"no price for audio is known for {shown(remote.model)} at {remote.provider.name}", hint
         )
     elif price is None and remote.provider.kind:
         own = (

@@ -32,8 +32,7 @@ from freehold.route.router.gateway import (
 )
 from freehold.route.router.price import NANO
 from freehold.route.router.toml.models import check_hides_nothing
-from freehold.route.router.toml.outside import EXTRA, Outside
-from freehold.route.router.toml.table import TomlTable, shown
+from freehold.route.router.toml.table import EXTRA, Outside, TomlTable, shown
 
 DETECTORS = ("pii", "secrets")
 MOST_PATTERN = 1000  # characters of an expression
@@ -77,7 +76,7 @@ def _stay(table: TomlTable, providers: Collection[str], models: Collection[str])
         if place in providers:
             continue
         if place == "owned":
-            hint = 'stay = "owned" takes no array'
+            hint = 'stay = "owned" is not an array'
         elif place in models:
             hint = f"{place} is a model: a label names providers, and this machine is always allowed"
         else:
@@ -86,7 +85,7 @@ def _stay(table: TomlTable, providers: Collection[str], models: Collection[str])
             continue
         table.mistakes.add(at, f"there is no provider {shown(place)}", hint)
     if not value:
-        table.bad("stay", "the array names no place", 'stay = "owned" keeps requests in the house')
+        table.bad("stay", "the array names no place", 'stay = "owned" keeps requests on your machines')
     return frozenset(place for _, place in places)
 
 
@@ -249,7 +248,7 @@ def _check_route(table: TomlTable, route: GatewayRoute, named: Named) -> None:
         problem = f"{route.first_token_s:g} s is longer than the timeout of {route.timeout_s:g} s"
         table.bad("first_token", problem, "a first token has to come before the whole answer")
     if route.spread == "least-busy" and table.has("escalate"):
-        table.bad("spread", "escalate asks targets in their order", "leave one of the two out")
+        table.bad("spread", "escalate tries targets in order", "leave one of the two out")
     if route.keep_text and route.labels:
         problem = f"texts of requests labelled {', '.join(route.labels)} are never kept"
         table.bad("keep", problem, "leave keep out, or the route's label")
@@ -354,7 +353,7 @@ def _escalation(
         if remote is not None and not remote.abilities.logprobs:
             table.bad(
                 "escalate",
-                f"{known[0]} reports no log-probabilities, so its answers cannot be judged",
+                f"{known[0]} returns no log-probabilities, so its answers cannot be judged",
                 f"put an owned model first, or say that it can: can = {{ logprobs = true }} in [models.{known[0]}]",
             )
     return escalation
@@ -390,7 +389,11 @@ def _graduation(
             "student", f"{shown(student)} is not downloaded", f"freehold pull {student[:60]} fetches it"
         )
     spend = _spend(inside)
-    graduation = Graduation(student, spend_nano=spend, **inside.fields(Graduation, "at", "judge", "share"))
+    graduation = Graduation(
+        student,
+        spend_nano=spend,
+        **inside.fields(Graduation, "at", "judge", "share", "by_itself", "idle_s"),
+    )
     inside.end()
     models = [named.models[name] for name in targets if name in named.models]
     own = next((i for i, model in enumerate(models) if model.local), None)

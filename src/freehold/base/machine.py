@@ -1,23 +1,101 @@
-"""What the processor is: its name, its kinds of cores and which of them compute, its vector extensions.
+"""This machine: its processor, and what of processors and memory this process may still use.
 
-A step of the engine ends when its last thread does, so cores that are much slower than others are left out.
-Reads /proc/cpuinfo, /sys and the device tree on Linux, sysctl on macOS, all through a Host; knows no kernel of ours.
+Facts of the system are read from /proc/cpuinfo, /sys and the device tree on Linux, from sysctl on macOS, all through a
+Host: the machine's system, the root of its files and its sysctl. Tests pass a Host with recorded texts of other
+machines. Knows no kernel of ours and no model.
 
-ARM's cores have names by the numbers that /proc/cpuinfo gives, MIDR_EL1's, as the Linux kernel lists them for arm64
-(its cputype header) and util-linux for lscpu, read on 2026-11-27. A core that is not listed is shown by its numbers.
+Of the processor: its name, its kinds of cores and which of them compute, its vector extensions. A step of the engine
+ends when its last thread does, so cores that are much slower than others are left out. ARM's cores have names by the
+numbers that /proc/cpuinfo gives, MIDR_EL1's, as the Linux kernel lists them for arm64 (its cputype header) and
+util-linux for lscpu, read on 2026-11-27. A core that is not listed is shown by its numbers.
+
+Of this process: its affinity and quota, what others compute, and how much memory may still be taken, by the machine,
+its control group and the pressure that macOS reports; sizes of pages and caches.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import platform
 import re
+import subprocess
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
-from freehold.base.machine.host import HERE, Host, whole
-from freehold.base.platforms import processors
+import psutil
+
+from freehold.base.platforms import SYSTEM, allowed_processors, processors
+
+# --- where facts about a machine are read ----------------------------------------------------------
+
+# Trees and names that are asked for; sysctl skips a name that this macOS does not have, and says so on stderr.
+_SYSCTL_NAMES = (
+    "hw",
+    "machdep.cpu",
+    "sysctl.proc_translated",
+    "kern.memorystatus_level",
+    "kern.memorystatus_vm_pressure_level",
+    "vm.page_free_count",
+)
+
+
+def run_sysctl() -> Mapping[str, str]:
+    """Ask sysctl(8) of macOS; empty where there is none."""
+    try:
+        done = subprocess.run(
+            ["/usr/sbin/sysctl", *_SYSCTL_NAMES], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return {}
+    return parse_sysctl(done.stdout)
+
+
+def parse_sysctl(text: str) -> dict[str, str]:
+    """Read lines of `name: value`."""
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, colon, value in pairs if colon}
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine as its system describes it. Files that are missing read as empty."""
+
+    system: str = SYSTEM
+    root: Path = Path("/")
+    sysctl: Callable[[], Mapping[str, str]] = run_sysctl
+
+    @property
+    def is_mac(self) -> bool:
+        """Whether facts come from sysctl instead of files."""
+        return self.system == "darwin"
+
+    def text(self, path: str) -> str:
+        """Return a file's text, `path` counted from the root."""
+        try:
+            return (self.root / path.lstrip("/")).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+
+    def number(self, path: str) -> int | None:
+        """Return the whole number a file holds."""
+        return whole(self.text(path))
+
+
+def whole(text: str | None) -> int | None:
+    """Return the number a text holds, None for any other text."""
+    try:
+        return int((text or "").strip())
+    except ValueError:
+        return None
+
+
+HERE = Host()
+
 
 # --- names of ARM's cores --------------------------------------------------------------------------
 
@@ -331,3 +409,190 @@ def listed(processors: Iterable[int]) -> str:
         else:
             runs.append([each, each])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+# --- what this process may use ---------------------------------------------------------------------
+
+CGROUP = Path("/sys/fs/cgroup")
+# Limit and usage files of version 2 and version 1; "max" and absurdly large numbers mean none.
+_FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+_STAT = ("memory.stat", "memory/memory.stat")
+_HUGE = "/sys/kernel/mm/transparent_hugepage"
+_PRESSED = 2  # kern.memorystatus_vm_pressure_level: 1 normal, 2 warning, 4 critical
+CROWDED = 0.25  # with this share of our cores used by other processes, a timing measures those
+
+
+class Crowd:
+    """What other processes took of the processors since this was made."""
+
+    def __init__(self) -> None:
+        self._at, self._own, self._all = time.monotonic(), time.process_time(), _busy_seconds()
+
+    def share(self) -> float:
+        """Return how many of the cores for our threads other processes used, as a share of them; 0: none.
+
+        Idle cores are available to others: on 64 cores, 16 busy ones do not slow 16 threads down.
+        """
+        wall = time.monotonic() - self._at
+        if wall <= 0:
+            return 0.0
+        others = (_busy_seconds() - self._all - (time.process_time() - self._own)) / wall
+        threads = default_threads()
+        spare = (psutil.cpu_count() or threads) - threads
+        return max(others - spare, 0.0) / threads
+
+
+def _busy_seconds() -> float:
+    """Return the seconds that all processors together have computed, a host's share taken from a guest included."""
+    t = psutil.cpu_times()
+    return sum(getattr(t, name, 0.0) for name in ("user", "system", "nice", "irq", "softirq", "steal"))
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the bytes that another process holds in memory; 0 for one that is gone, and for this one."""
+    if not pid or pid == os.getpid():
+        return 0
+    try:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.Error:
+        return 0
+
+
+def show_bytes(count: float) -> str:
+    """Write a byte count for people, in units of 1000: "3.2 GB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def default_threads() -> int:
+    """Return the physical cores this process may use, by affinity and CPU quota, without siblings and slow cores."""
+    return usable_cores(processor(), allowed_processors(), cpu_quota())
+
+
+def cpu_quota(root: Path = CGROUP) -> float | None:
+    """Return the processors the control group grants, None without a limit (version 2, then version 1)."""
+    try:
+        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        try:
+            quota, period = (
+                (root / "cpu" / f"cpu.cfs_{n}_us").read_text(encoding="ascii") for n in ("quota", "period")
+            )
+        except OSError:
+            return None
+    try:
+        return int(quota) / int(period) if int(quota) > 0 and int(period) > 0 else None
+    except ValueError:
+        return None
+
+
+def cpu_name() -> str:
+    """Return the processor's name, after the board's where the system names one."""
+    return processor().title or platform.processor() or platform.machine()
+
+
+# --- memory ----------------------------------------------------------------------------------------
+
+
+def available_bytes() -> int:
+    """Return the bytes that can still be allocated without swapping or being killed."""
+    free = psutil.virtual_memory().available
+    if HERE.is_mac:
+        return mac_available_bytes(free, HERE.sysctl())
+    limit = cgroup_available_bytes()
+    return free if limit is None else min(free, limit)
+
+
+def mac_available_bytes(free: int, sysctl: Mapping[str, str]) -> int:
+    """Bound `free`, unused and inactive pages, by what macOS says itself.
+
+    Its own percentage (memorystatus_level) leaves out what is wired or compressed. Under pressure inactive pages are
+    being compressed or swapped already, so only unused ones are left.
+    """
+    total, level = whole(sysctl.get("hw.memsize")), whole(sysctl.get("kern.memorystatus_level"))
+    if total and level is not None:
+        free = min(free, total * level // 100)
+    unused, page = whole(sysctl.get("vm.page_free_count")), whole(sysctl.get("hw.pagesize"))
+    pressure = whole(sysctl.get("kern.memorystatus_vm_pressure_level")) or 0
+    return min(free, unused * page) if pressure >= _PRESSED and unused is not None and page else free
+
+
+def cgroup_available_bytes(root: Path = CGROUP) -> int | None:
+    """Return what the control group leaves, counting its file cache as free; None without a limit."""
+    limit = cgroup_limit_bytes(root)
+    for (_, usage_name), stat_name in zip(_FILES, _STAT, strict=True):
+        usage = _number(root / usage_name)
+        if limit is not None and usage is not None:
+            return max(limit - usage + _file_cache(root / stat_name), 0)
+    return None
+
+
+def cgroup_limit_bytes(root: Path = CGROUP) -> int | None:
+    """Return what the control group may take in all; None where its limit is not below the machine's."""
+    for limit_name, _ in _FILES:
+        limit = _number(root / limit_name)
+        if limit is not None and limit < psutil.virtual_memory().total:
+            return limit
+    return None
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _file_cache(path: Path) -> int:
+    """Inactive file pages are given back under pressure, so they are not used up."""
+    try:
+        lines = path.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return sum(
+        int(line.split()[1]) for line in lines if line.startswith(("inactive_file ", "total_inactive_file "))
+    )
+
+
+def memory_kills(host: Host = HERE) -> int | None:
+    """Return how many processes the kernel has ended for lack of memory since it started; None if it does not say."""
+    lines = host.text("/proc/vmstat").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
+@dataclass(frozen=True, slots=True)
+class PageSizes:
+    """Bytes of a page, and of a huge one that a walk over weights misses the TLB less with."""
+
+    page: int
+    huge: int  # 0: the system has none for programs (macOS), or does not say
+    mode: str  # always | madvise | never, as the kernel is set; empty without huge pages
+
+
+def page_sizes(host: Host = HERE, page: int = 0) -> PageSizes:
+    """Return the page sizes; `page` bytes where given, else those of this system."""
+    if host.is_mac:
+        return PageSizes(whole(host.sysctl().get("hw.pagesize")) or page, 0, "")
+    huge = host.number(f"{_HUGE}/hpage_pmd_size") or 0
+    mode = re.search(r"\[(\w+)\]", host.text(f"{_HUGE}/enabled"))
+    return PageSizes(page or os.sysconf("SC_PAGE_SIZE"), huge if mode else 0, mode[1] if mode else "")
+
+
+def cache_megabytes(host: Host = HERE) -> float:
+    """Return what the largest cache of the first core holds; 0 if unknown. Of Apple's chips it is the L2."""
+    if host.is_mac:
+        sysctl = host.sysctl()
+        return (whole(sysctl.get("hw.perflevel0.l2cachesize") or sysctl.get("hw.l3cachesize")) or 0) / (
+            1 << 20
+        )
+    megabytes = 0.0
+    for index in range(8):
+        size = re.fullmatch(
+            r"(\d+)([KM])", host.text(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").strip()
+        )
+        if size:
+            megabytes = max(megabytes, int(size[1]) * (1 if size[2] == "M" else 1 / 1024))
+    return megabytes
