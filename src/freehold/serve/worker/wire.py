@@ -400,16 +400,21 @@ def encoded(job: Job) -> msgspec.Raw:
     # Encoded without their data, which is put in after: neither the encoder nor a copy of all holds the interpreter.
     data: list[str] = []
     light = replace(job, messages=tuple(_without_data(message, data) for message in messages))
-    parts = bytes(_without_files(light)).split(_STAND_IN)
-    pieces = [parts[0]]
     try:
-        for text, part in zip(data, parts[1:], strict=True):
-            pieces.append(_TEXT + len(text).to_bytes(4, "big"))
-            pieces += (text[at : at + _PIECE].encode("ascii") for at in range(0, len(text), _PIECE))
-            pieces.append(part)
+        return _filled(bytes(_without_files(light)), data, "ascii")
     except UnicodeEncodeError as e:
         why = "a picture or a recording in the chat is not base64"
         raise UsageError(why, "encode its bytes again", "messages") from e
+
+
+def _filled(light: bytes, texts: Sequence[str], encoding: str) -> msgspec.Raw:
+    """Put long texts where their stand-ins are, in pieces, between which other threads run."""
+    parts = light.split(_STAND_IN)
+    pieces = [parts[0]]
+    for text, part in zip(texts, parts[1:], strict=True):
+        encoded_text = [text[at : at + _PIECE].encode(encoding) for at in range(0, len(text), _PIECE)]
+        pieces.append(_TEXT + sum(map(len, encoded_text)).to_bytes(4, "big"))
+        pieces += [*encoded_text, part]
     return msgspec.Raw(b"".join(pieces))  # which lets other threads run, as a join of a megabyte does
 
 
@@ -424,15 +429,9 @@ def _with_texts(job: EmbedJob) -> msgspec.Raw:
             text = stand_in
         texts.append(text)
     try:
-        parts = _MEASURE.encode(replace(job, texts=tuple(texts))).split(_STAND_IN)
-        pieces = [parts[0]]
-        for text, part in zip(long, parts[1:], strict=True):
-            encoded_text = [text[at : at + _PIECE].encode() for at in range(0, len(text), _PIECE)]
-            pieces.append(_TEXT + sum(map(len, encoded_text)).to_bytes(4, "big"))
-            pieces += [*encoded_text, part]
+        return _filled(_MEASURE.encode(replace(job, texts=tuple(texts))), long, "utf-8")
     except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as e:
         raise UsageError(f"a value cannot be sent to an engine: {e}") from e
-    return msgspec.Raw(b"".join(pieces))
 
 
 def _without_files(job: Job) -> msgspec.Raw:

@@ -74,17 +74,17 @@ class NamingDirectory:
         return await self._found(name, lambda: self._models.use(name, keep_alive))
 
     async def name_of(self, name: str) -> str:
-        return await self._found(name, lambda: self._in_turn(self._models.name_of(name)))
+        return await self._found(name, lambda: self._in_turn(lambda: self._models.name_of(name)))
 
     async def stamp_of(self, name: str) -> str:
-        return await self._found(name, lambda: self._in_turn(self._models.stamp_of(name)))
+        return await self._found(name, lambda: self._in_turn(lambda: self._models.stamp_of(name)))
 
     def _check(self, name: str) -> None:
         """Raise ModelNotFound for a name that may not be used."""
 
-    async def _in_turn(self, work: Awaitable[T]) -> T:
+    async def _in_turn(self, work: Callable[[], Awaitable[T]]) -> T:
         async with self._turn():
-            return await work
+            return await work()
 
     async def _found(self, name: str, finding: Callable[[], Awaitable[T]]) -> T:
         """Raise ModelNotFound with the nearest names that may be used, or the catalogue's."""
@@ -94,7 +94,7 @@ class NamingDirectory:
         except ModelNotFound as e:
             wanted = name[:MOST_NAME]
             names = [each.name for each in await self.names()]
-            where, near = await self._in_turn(asyncio.to_thread(_nearest, wanted, names))
+            where, near = await self._in_turn(lambda: asyncio.to_thread(_nearest, wanted, names))
             if not near or wanted in near:
                 raise
             raise ModelNotFound(f"{e.message}; nearest {where}: {' or '.join(near)}", e.hint) from e
