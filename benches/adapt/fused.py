@@ -3,10 +3,13 @@
 `python benches/adapt/fused.py MODEL+ADAPTER [--quant F16] [--tokens 2000] [--llama-cpp-python PYTHON]
 [--transformers-python PYTHON] [--text FILE]`
 Fuses into a folder of its own, and opens the result in our engine, in llama.cpp and in transformers (float32). Counts
-where each has the same most probable token as our engine has of the file, and as it has of MODEL with its adapter. Ids
-go in, so no tokenizer differs. Where a token is not that of MODEL with its adapter, the gap is shown: how many nats the
-two most probable ones are apart there. A folder of safetensors is opened by transformers alone. Exits 1 where a
-program has less than 99 % of our engine's tokens of the file. Ends in a JSON line.
+where each has the same most probable token as our engine has of the file, as it has of MODEL with its adapter in
+floats (every weight decoded to float32, the adapter added), and as it has of MODEL with its adapter as served, whose
+products with weights of few bits round activations to eight bits. So the second count is what fusing changes, and what
+the third has beyond it is that rounding. Ids go in, so no tokenizer differs. Where a token differs, the gap is shown:
+how many nats the two most probable ones are apart in floats. A folder of safetensors is opened by transformers alone,
+and has no floats of ours beside it. Exits 1 where a program has less than 99 % of our engine's tokens of the file, or
+of those in floats. Ends in a JSON line.
 Path: fused.py -> adapt.fuse; evals.divergence.LogitSource; peer.Child -> peer_llama_cpp.py, peer_transformers.py
 """
 
@@ -16,6 +19,8 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +33,10 @@ from benches.lib.machine import describe
 from freehold import _native as native
 from freehold.adapt.evals.divergence import WINDOW, LogitSource, held_out_text, tokenizer_of, windows
 from freehold.adapt.fuse import fuse
-from freehold.adapt.quantize.changed import read_adapters
+from freehold.adapt.quantize.changed import ChangedTensor, FusedFile, fused_file, read_adapters
 from freehold.base.config import load_settings
+from freehold.run.formats import GGUFFile, open_model_file
+from freehold.run.models.load import load_model
 from freehold.run.store import Store
 from freehold.run.store.naming import adapted
 
@@ -44,53 +51,80 @@ def main() -> int:
     paths = [each.path for each in named.adapters]
     text = args.text.read_text(encoding="utf-8") if args.text else held_out_text()
     blocks, machine = windows(tokenizer_of(named.ref.path), text, args.tokens), describe(named.ref.path)
+    pool = native.Threads(args.threads)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "fused"
         record = fuse(args.base, out, quant=args.quant, until=1.0, threads=args.threads)
         path = out / "model.gguf" if record["result"]["file"] == "model.gguf" else out
-        pool = native.Threads(args.threads)
         with LogitSource.open(named.ref.path, pool, read_adapters(named.ref.path, paths).packed) as source:
-            ours = [_top_two(np.concatenate([rows.copy() for rows in source.rows(ids)])) for ids in blocks]
+            served, gaps = _top_two(source, blocks)
+        floats = served
+        if path != out:
+            with in_floats(named.ref.path, paths) as opened:
+                model = load_model(opened, threads=pool)
+                with LogitSource.open(model, pool) as source:
+                    floats, gaps = _top_two(source, blocks)
         with LogitSource.open(path, pool) as source:
-            fused = [np.concatenate([rows.argmax(axis=1) for rows in source.rows(ids)]) for ids in blocks]
+            here, _ = _top_two(source, blocks)
         peers = _peers(path, blocks, args)
-    tokens = np.concatenate([top for top, _ in ours])
-    gaps = np.concatenate([gap for _, gap in ours])
     row: dict[str, Any] = {"bench": "fused", "base": args.base, "type": record["result"]["type"]}
-    row |= {"tokens": len(tokens), "machine": machine}
-    here = np.concatenate(fused)
-    for name, each in {"freehold, fused": fused, **peers}.items():
-        top = np.concatenate(each)
-        apart = np.flatnonzero(top != tokens)
-        shown = ", ".join(f"{gap:.3f}" for gap in gaps[apart[:SHOWN]]) or "none"
-        row[name] = {"as_unfused": float((top == tokens).mean()), "as_here": float((top == here).mean())}
+    row |= {"tokens": len(here), "machine": machine}
+    for name, tops in {"freehold, served": served, "freehold, fused": here, **peers}.items():
+        apart = gaps[tops != floats]
+        row[name] = {
+            "as_here": float((tops == here).mean()),
+            "as_floats": float((tops == floats).mean()),
+            "as_served": float((tops == served).mean()),
+            "widest_gap": float(apart.max(initial=0.0)),
+        }
         print(
-            f"{name:16} {int((top == here).sum()):,} of {len(here):,} as the file here, "
-            f"{int((top == tokens).sum()):,} as MODEL+ADAPTER; gaps there: {shown}"
+            f"{name:16} {int((tops == here).sum()):,} of {len(here):,} as the file here, "
+            f"{int((tops == floats).sum()):,} as MODEL+ADAPTER in floats, {int((tops == served).sum()):,} as served; "
+            f"gaps: {', '.join(f'{gap:.4f}' for gap in np.sort(apart)[: -SHOWN - 1 : -1]) or 'none'}"
         )
     print(json.dumps(row))
-    return int(any(row[name]["as_here"] < LEAST for name in peers))
+    return int(any(min(row[name]["as_here"], row[name]["as_floats"]) < LEAST for name in peers))
 
 
-def _top_two(rows: Any) -> tuple[Any, Any]:
-    """Return each row's most probable token, and how many nats the next one is behind it."""
-    best = np.partition(rows, -2, axis=1)[:, -2:]
-    return rows.argmax(axis=1), best[:, 1] - best[:, 0]
+@contextmanager
+def in_floats(model: Path, paths: list[Path]) -> Iterator[FusedFile]:
+    """Open a GGUF with adapters in its weights, all of them as float32: nothing is rounded but by float32 itself."""
+    opened = open_model_file(model)
+    assert isinstance(opened, GGUFFile)
+    with closing(fused_file(opened, paths)) as fused:
+        coded = {
+            name: ChangedTensor(tensor, ())
+            for name, tensor in opened.tensors.items()
+            if len(tensor.shape) == 2
+        }
+        changed = {name: each for name, each in fused.tensors.items() if isinstance(each, ChangedTensor)}
+        yield FusedFile(opened, fused.adapters, {**coded, **changed})
 
 
-def _peers(path: Path, blocks: list[list[int]], args: argparse.Namespace) -> dict[str, list[Any]]:
-    """Return the most probable tokens of each program, by block."""
+def _top_two(source: LogitSource, blocks: list[list[int]]) -> tuple[Any, Any]:
+    """Return the most probable token after each of the text's, and how many nats the next one is behind it."""
+    tops, gaps = [], []
+    for ids in blocks:
+        for rows in source.rows(ids):
+            best = np.partition(rows, -2, axis=1)[:, -2:]
+            tops.append(rows.argmax(axis=1))
+            gaps.append(best[:, 1] - best[:, 0])
+    return np.concatenate(tops), np.concatenate(gaps)
+
+
+def _peers(path: Path, blocks: list[list[int]], args: argparse.Namespace) -> dict[str, Any]:
+    """Return the most probable tokens of each program."""
     python = args.transformers_python or environments.environment("oracle")
     programs = {"transformers": (python, environments.TRANSFORMERS, {"itself": True})}
     if path.is_file():
         python = args.llama_cpp_python or environments.environment("llama_cpp")
         options = {"context": WINDOW, "kv": "f32", "logits": True}
         programs["llama.cpp"] = (python, environments.LLAMA_CPP, options)
-    tops: dict[str, list[Any]] = {}
+    tops: dict[str, Any] = {}
     for name, (python, script, options) in programs.items():
         with peer.Child(python, script) as child:
             child.ask("load", path=str(path), threads=args.threads, **options)
-            tops[name] = [child.logits(ids).argmax(axis=1) for ids in blocks]
+            tops[name] = np.concatenate([child.logits(ids).argmax(axis=1) for ids in blocks])
     return tops
 
 

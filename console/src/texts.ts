@@ -281,6 +281,7 @@ export const texts = {
     cached: "Cached",
     cachedShare: (share: string) => `${share} from a cache`,
     completion: "Answer tokens",
+    sound: "Transcribed",
     thought: (n: string) => `${n} of them thinking`,
     cost: "Cost",
     estimated: (cost: string) => `${cost} of it estimated`,

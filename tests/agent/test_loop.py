@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from freehold.base.errors import UpstreamFailed, UsageError
+from freehold.base.types import Message
 from freehold.serve.agent.journal import AgentJournal, JournalLine, differing
 from freehold.serve.agent.loop import AgentBudget, calls_in, names_a_call, undone
 from freehold.serve.agent.permits import AgentReply
@@ -61,6 +63,27 @@ def test_a_budget_of_tokens_ends_a_run(world: AgentWorld):
     assert end.reason == "budget" and "of 1,000 tokens" in end.text
     assert 2 < end.steps < 50
     assert journal.lines[-1].reason == "budget"
+
+
+def test_an_answer_that_the_time_ends_counts_its_cached_prompt(
+    world: AgentWorld, monkeypatch: pytest.MonkeyPatch
+):
+    """Its stream is ended before the model's count: its prompt was charged whole, and shown as not cached at all."""
+    from freehold.serve.agent import loop
+
+    world.make({f"{n}.txt": "word\n" for n in range(3)})
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: clock[0])
+
+    def script(messages: Sequence[Message]) -> Turn:
+        step = sum(message.role == "assistant" for message in messages)
+        clock[0] = 301.0 if step == 3 else float(step)
+        return act("read_file", path=f"{step}.txt") if step < 3 else say("This is never read to its end.")
+
+    end, journal = world.run(script, budget="300s")
+    last = [line for line in journal.lines if line.kind == "answer"][-1]
+    assert end.reason == "budget" and last.cut
+    assert 0.9 * last.prompt_tokens <= last.cached_tokens <= last.prompt_tokens
 
 
 def test_a_budget_of_time_ends_a_run(world: AgentWorld, monkeypatch: pytest.MonkeyPatch):

@@ -18,6 +18,7 @@ import pytest
 from freehold.adapt.gathering import from_ledger, write_data
 from freehold.adapt.graduation import state_of, teaching_texts
 from freehold.adapt.idle_graduation import IdleGraduation, due
+from freehold.adapt.run import locked
 from freehold.adapt.settings import GatherSettings
 from freehold.base.config import Settings
 from freehold.base.types import Message
@@ -336,6 +337,35 @@ def test_what_cannot_graduate_is_refused_in_one_line(
     file.write_text(file.read_text().replace("graduate = {", "#"))
     status, _, err = graduate(run, file, monkeypatch)
     assert status == 2 and "not downloaded" in err
+
+
+@pytest.mark.heavy
+def test_an_empty_route_is_one_line_and_nothing_is_asked(
+    run: Run, file: Path, home: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    teacher_measured(run, file, monkeypatch)  # the ledger has rows now, none of them of the route
+    asked = len(standin.received)
+    status, out, err = graduate(run, file, monkeypatch)
+    (line,) = (each for each in err.splitlines() if each.startswith("error: "))
+    assert status in (1, 2) and not out and line and "tickets" in err and "Traceback" not in err, err
+    with asking(home, file, monkeypatch) as ask:
+        for i in range(12):
+            ask(f"n {i}? ACME-12345{i % 10}")  # labelled: no text is kept
+    status, out, err = graduate(run, file, monkeypatch)
+    (line,) = (each for each in err.splitlines() if each.startswith("error: "))
+    assert status in (1, 2) and not out and line and "tickets" in err and "Traceback" not in err, err
+    assert len(standin.received) == asked + 12
+    assert state_of(home, "tickets") is None and not list(folder_of(home, "tickets").glob("*/data"))
+
+
+def test_two_graduations_of_a_route_at_once_are_refused(
+    run: Run, file: Path, home: Path, standin: StandIn, monkeypatch: pytest.MonkeyPatch
+):
+    folder = folder_of(home, "tickets")
+    folder.mkdir(parents=True)
+    with locked(folder / ".lock", folder):
+        status, out, err = graduate(run, file, monkeypatch)
+    assert status == 2 and not out and "another process works on" in err and not standin.received
 
 
 @pytest.mark.parametrize(

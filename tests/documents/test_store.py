@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import subprocess
 import sys
@@ -205,6 +206,52 @@ def test_a_process_killed_while_it_adds_leaves_whole_documents(tmp_path: Path):
         adding.wait()
         adding.stdout.close()
         check_whole(path)
+
+
+ADD_FOLDER = """
+import sys
+from pathlib import Path
+from freehold.serve.documents.collection import DocumentCollection
+from freehold.serve.documents.store import CollectionStore
+from tests.documents.conftest import WordEmbedder
+with DocumentCollection(CollectionStore(Path(sys.argv[1])), WordEmbedder()) as collection:
+    collection.add(sys.argv[2], on_document=lambda *_: print(flush=True))
+"""
+
+
+@pytest.mark.parametrize(
+    "kills", [pytest.param(3, marks=pytest.mark.heavy), pytest.param(30, marks=pytest.mark.big)]
+)
+def test_kills_while_a_folder_is_added_leave_nothing_twice_and_nothing_lost(tmp_path: Path, kills: int):
+    path, notes, draw = tmp_path / "x.collection", tmp_path / "notes", random.Random(5)
+    notes.mkdir()
+    CollectionStore(path, create="x", embedder="words").close()
+    texts = {f"{n:02}.txt": f"first text of {n}" for n in range(40)}
+    command = [sys.executable, "-c", ADD_FOLDER, str(path), str(notes)]
+    for round_ in range(kills):
+        for name in draw.sample(sorted(texts), 20):  # so that there is always something to add
+            texts[name] = "\n\n".join(
+                f"text {name} of round {round_}, {i}" * 20 for i in range(draw.randrange(1, 6))
+            )
+        for name, text in texts.items():
+            (notes / name).write_text(text)
+        adding = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert adding.stdout is not None
+        for _ in range(draw.randrange(1, 20)):
+            adding.stdout.readline()
+        time.sleep(draw.random() / 50)  # anywhere in the work on a document, and in its transaction
+        adding.kill()
+        adding.wait()
+        adding.stdout.close()
+        check_whole(path)
+    subprocess.run(command, check=True, capture_output=True)
+    check_whole(path)
+    with CollectionStore(path) as store:
+        records = {record.source: record for record in store.documents()}
+        assert sorted(records) == sorted(str(notes / name) for name in texts)
+        for name, text in texts.items():
+            chunks = store.chunks_of(records[str(notes / name)])
+            assert " ".join(each.chunk.text for each in chunks).split() == text.split()
 
 
 def check_whole(path: Path) -> None:

@@ -77,6 +77,9 @@ class Script:
     fetches: bool = False  # addresses of pictures too
     hears: bool = False  # a speech model: each sentence of `text` is a chunk of two seconds
     model: str = ""  # which model answers, as a route says
+    rounds: tuple[
+        Script, ...
+    ] = ()  # of its jobs in turn, instead of this one; the last one of all that follow
     remote: bool = False  # no ids of the prompt, no tokenizer, an estimate of tokens
     gate: threading.Event | None = None  # until it is set no piece comes and no token is counted
     load_gate: threading.Event | None = None  # until it is set no model is loaded
@@ -308,7 +311,9 @@ class FakeServed:
         if self.script.fail is not None and self.script.fail_at == "start":
             raise self.script.fail
         self.loaded.in_flight += 1
-        stream = FakeStream(self, job, self.script)
+        rounds = self.script.rounds
+        script = rounds[min(len(self.jobs), len(rounds)) - 1] if rounds else self.script
+        stream = FakeStream(self, job, script)
         self.streams.append(stream)
         return stream
 

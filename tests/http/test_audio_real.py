@@ -51,9 +51,9 @@ def minute() -> bytes:
 class Real:
     """A server with the tiny Whisper, and how to reach it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, languages: tuple[str, ...] = ()) -> None:
         up, started = threading.Event(), list[Any]()
-        whisper = write_listener(folder / "whisper")
+        whisper = write_listener(folder / "whisper", languages=languages)
         files = tuple(whisper.glob("*.safetensors"))
         self.ref = ModelRef("ear", whisper, "safetensors", "", files[0].stat().st_size, "user", "", "", files)
 

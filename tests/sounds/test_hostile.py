@@ -34,8 +34,15 @@ CONSTANT = FlacShape("constant")
 @cache
 def encoded(form: str, codec: str, rate: int = 48_000, picture: bool = False, seconds: int = 1) -> bytes:
     """Return the tone, as FFmpeg writes it in a form; with `picture` beside a video."""
-    file = io.BytesIO()
     tone = np.sin(2 * np.pi * 440 * np.arange(rate * seconds) / rate) * 0.5
+    return written(tone, form, codec, rate, picture, rate)
+
+
+def written(
+    samples: np.ndarray, form: str, codec: str, rate: int = RATE, picture: bool = False, of: int = RATE
+) -> bytes:
+    """Return samples at the rate `of`, as FFmpeg writes them in a form at `rate`; with `picture` beside a video."""
+    file = io.BytesIO()
     with av.open(file, "w", format=form) as container:
         stream = container.add_stream(codec, rate=rate, layout="mono")
         video = container.add_stream("mpeg4", rate=10) if picture else None
@@ -44,8 +51,8 @@ def encoded(form: str, codec: str, rate: int = 48_000, picture: bool = False, se
             image = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
             image.pts = 0
             container.mux(video.encode(image))
-        whole = av.AudioFrame.from_ndarray(tone.astype(np.float32)[None], format="fltp", layout="mono")
-        whole.sample_rate = rate
+        whole = av.AudioFrame.from_ndarray(samples.astype(np.float32)[None], format="fltp", layout="mono")
+        whole.sample_rate = of
         to = av.AudioResampler(format=stream.codec_context.format, layout="mono", rate=rate)
         for part in [*to.resample(whole), *to.resample(None)]:
             container.mux(stream.encode(part))

@@ -43,18 +43,20 @@ MARKS = 1501  # 0.00 s to 30.00 s
 WORDS = make.VOCAB
 
 
-def write_listener(folder: Path, texts: int = 32) -> Path:
-    """Write a tiny English Whisper that transcribes recordings: windows of 30 s, Whisper's special tokens and marks.
+def write_listener(folder: Path, texts: int = 32, languages: tuple[str, ...] = ()) -> Path:
+    """Write a tiny Whisper that transcribes recordings: windows of 30 s, Whisper's special tokens and marks.
 
-    What it writes of a window is not language, so that every text is written at each temperature.
+    What it writes of a window is not language, so that every text is written at each temperature. `languages`: codes,
+    English first; a model of none is English.
     """
-    vocab = WORDS + len(CONTROL) + MARKS
+    control = (*CONTROL[:2], *(f"<|{code}|>" for code in languages), *CONTROL[2:])
+    vocab = WORDS + len(control) + MARKS
     write_whisper(
         folder, vocab_size=vocab, max_source_positions=1500, num_mel_bins=80, max_target_positions=texts
     )
     spelled = make.tokenizer_json()
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    for id, token in enumerate(CONTROL, start=WORDS):
+    for id, token in enumerate(control, start=WORDS):
         spelled["added_tokens"].append({"id": id, "content": token, "special": True} | flags)
     (folder / "tokenizer.json").write_text(json.dumps(spelled), encoding="utf-8")
     stated = {

@@ -18,7 +18,8 @@ import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -141,7 +142,10 @@ class RunFolder:
     def _leave(self) -> None:
         """Close what is open, and remove a folder that holds no work; under the lock, so no other run begins in it."""
         if self._steps is not None:
-            self._steps.close()
+            with suppress(
+                OSError
+            ):  # a full disk, again: lines after the newest checkpoint are computed again
+                self._steps.close()
         if (
             not self.folder.exists() and self.out.is_dir()
         ):  # renamed, and an interrupt came before it was tidied
@@ -280,7 +284,7 @@ def _check_ours(folder: Path) -> None:
 
 
 @contextmanager
-def locked(lock_file: Path, out: Path) -> Iterator[None]:
+def locked(lock_file: Path, out: Path, hint: str = "wait for it, or name another folder") -> Iterator[None]:
     """Hold the lock of the work on `out`. Raises UsageError where another process does, StoreError where none can."""
     from filelock import FileLock, Timeout
 
@@ -291,7 +295,7 @@ def locked(lock_file: Path, out: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"another process works on {out}", "wait for it, or name another folder") from None
+        raise UsageError(f"another process works on {out}", hint) from None
     except OSError as e:
         raise StoreError(f"{lock_file.parent} cannot be locked: {e.strerror}", "check its permissions") from e
     try:
@@ -351,10 +355,30 @@ def as_json(record: Mapping[str, Any]) -> str:
     return json.dumps(record, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+# Processor seconds of this process before the stage that it works on.
+_BEFORE: ContextVar[float] = ContextVar("cpu_seconds_before", default=0.0)
+
+
 def cpu_seconds() -> float:
-    """Return the processor seconds of this process and of those it waited for."""
+    """Return the processor seconds of this process and of those it waited for; of a stage, since it began."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return round(sum(u.ru_utime + u.ru_stime for u in used), 2)
+    return round(sum(u.ru_utime + u.ru_stime for u in used) - _BEFORE.get(), 2)
+
+
+@contextmanager
+def counted_apart() -> Iterator[None]:
+    """Count processor seconds from zero: inside is one of several works of this process, each with its receipt."""
+    token = _BEFORE.set(_BEFORE.get() + cpu_seconds())
+    try:
+        yield
+    finally:
+        _BEFORE.reset(token)
+
+
+def spent_seconds(record: Mapping[str, Any]) -> float:
+    """Return the processor seconds of all processes that made a result, from its receipt."""
+    parts = record.get("cpu_seconds_by_part")
+    return round(sum(parts.values()), 2) if parts else float(record.get("cpu_seconds", 0.0))
 
 
 def file_digest(path: Path) -> str:

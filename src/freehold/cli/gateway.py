@@ -112,7 +112,13 @@ def route_command() -> None:
     "explain",
     epilog='Example: freehold route explain "Who is our supplier?" --key alice --gateway gateway.toml',
 )
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@click.option(
+    "--recording",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A recording to transcribe, instead of PROMPT.",
+)
 @click.option("--route", "name", metavar="NAME", help="Route or model. Default: the file's first route.")
 @click.option(
     "--label",
@@ -136,7 +142,8 @@ def route_command() -> None:
 @click.pass_context
 def explain_prompt(
     ctx: click.Context,
-    prompt: str,
+    prompt: str | None,
+    recording: Path | None,
     name: str | None,
     labels: tuple[str, ...],
     key: str,
@@ -144,7 +151,7 @@ def explain_prompt(
     gateway: Path | None,
     as_json: bool,
 ) -> None:
-    """Show where PROMPT would go: its labels, each target with the reason, and the price.
+    """Show where PROMPT or a recording would go: its labels, each target with the reason, and the price.
 
     Sends nothing and loads no model. Breakers of a running server and spent budgets are unknown here. A label with
     a classifier counts as set, because the classifier does not run.
@@ -155,10 +162,14 @@ def explain_prompt(
     from freehold.base.types import Message
     from freehold.route.router.attempts import explain
     from freehold.route.router.bar import Bars, Identities
+    from freehold.route.router.hearing import explain_recording
     from freehold.route.router.routing import GatewayPlan
+    from freehold.run.sounds.opening import measure_sound
     from freehold.run.store import Store
     from freehold.serve.reports.gateway_file import holds, read_gateway
 
+    if (prompt is None) == (recording is None):
+        raise UsageError("expected either PROMPT or --recording FILE", "see: freehold route explain --help")
     settings: Settings = ctx.obj
     read = read_gateway(settings, gateway, keys=False)
     if key and key not in read.keys:
@@ -166,14 +177,19 @@ def explain_prompt(
         raise UsageError(
             f"gateway.toml has no key {key!r}", f"keys of the file: {known}; any other has no limits"
         )
-    job = Job(messages=(Message("user", prompt),), max_tokens=max_tokens)
     origin = Origin(key=key, labels=labels, door="cli")
     bars, plan = Bars(settings.home, Identities(Store(settings)).of), GatewayPlan(read)
     if name and plan.route(name) is None and not holds(settings, name):
         raise ModelNotFound(
             f"neither gateway.toml nor the store has {name!r}", f"names of the file: {', '.join(plan.names)}"
         )
-    explanation = asyncio.run(explain(plan, name or _first(read), job, origin, bars=bars, when=time.time()))
+    name = name or _first(read, hears=recording is not None)
+    if recording is not None:
+        data = recording.read_bytes()
+        explanation = explain_recording(plan, name, measure_sound(data), len(data), origin, when=time.time())
+    else:
+        job = Job(messages=(Message("user", prompt or ""),), max_tokens=max_tokens)
+        explanation = asyncio.run(explain(plan, name, job, origin, bars=bars, when=time.time()))
     if as_json:
         click.echo(json.dumps({"schema": SCHEMA, **_plain(explanation)}, indent=1))
     else:
@@ -206,8 +222,10 @@ def admit_router(ctx: click.Context, table: Path, as_json: bool) -> None:
         ctx.exit(1)
 
 
-def _first(gateway: Gateway) -> str:
-    names = [*gateway.routes, *gateway.models]
+def _first(gateway: Gateway, *, hears: bool) -> str:
+    """Return the first route for texts, or for recordings; without one the first model."""
+    routes = [name for name, route in gateway.routes.items() if route.hears == hears]
+    names = [*routes, *gateway.routes, *gateway.models]
     if not names:
         raise UsageError(
             "the gateway.toml has no route and no model", "name a model of the store with --route"
@@ -224,8 +242,10 @@ def _show(explanation: Explanation) -> None:
     labels = ", ".join(f"{label.name} (by {label.by})" for label in explanation.labels)
     click.echo(f"route {explanation.route}; labels: {labels or 'none'}")
     click.echo(f"allowed places: {', '.join(sorted(explanation.places))}")
-    answer = f"{explanation.max_tokens:,} answer tokens"
-    click.echo(f"estimated cost for about {explanation.prompt_tokens:,} prompt tokens and {answer}:\n")
+    size = f"about {explanation.prompt_tokens:,} prompt tokens and {explanation.max_tokens:,} answer tokens"
+    if explanation.seconds:
+        size = f"a recording of {explanation.seconds:,.1f} s"
+    click.echo(f"estimated cost for {size}:\n")
     rows = [(t.name, t.verdict, t.place, _usd(t.likely), t.reason) for t in explanation.targets]
     table(("TARGET", "VERDICT", "PLACE", "USD", "REASON"), rows, right=(3,))
     if explanation.budget is not None:

@@ -72,7 +72,8 @@ def command(
 
     With --json, prints the state.
     """
-    from freehold.route.router.graduation import graduand
+    from freehold.adapt.run import locked, on_disk
+    from freehold.route.router.graduation import folder_of, graduand
 
     path = gateway_path(settings, gateway)
     read = read_gateway(settings, gateway, keys=False)
@@ -83,7 +84,12 @@ def command(
     run = _GraduateRun(
         settings, Store(settings), path, read, plan, company_facts(settings, {}), KeptEnvironment()
     )
-    state = run.proposed(chosen_settings(FinetuneSettings, options), fresh=fresh, again=again)
+    folder = folder_of(settings.home, plan.route.name)
+    with on_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    # Two at once would buy the same answers.
+    with locked(folder / ".lock", folder, "wait for it; a server that is idle teaches its routes itself"):
+        state = run.proposed(chosen_settings(FinetuneSettings, options), fresh=fresh, again=again)
     if as_json:
         click.echo(json.dumps(state.as_json()))
     else:

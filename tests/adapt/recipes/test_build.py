@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import pytest
 
 from freehold.adapt.recipes.build import Builder, BuildWatch, GateNotMet, StageReport
 from freehold.adapt.recipes.recipe import read_recipe
+from freehold.adapt.run import cpu_seconds
 from freehold.base.config import Settings
 from freehold.base.errors import FreeholdError, StoreError, UsageError
 from freehold.choose.advisor.verdict import Facts
 from freehold.run.models.tiny import make
 from freehold.run.store import Store
 from tests.adapt.test_finetune import few_facts, same_bits, written
+from tests.adapt.test_fuse import files_of_at_most
 
 pytest.importorskip("torch")
 __all__ = ["few_facts"]
@@ -152,6 +155,69 @@ def test_a_result_that_was_edited_is_refused(recipe: Path):
         with pytest.raises(UsageError, match="was changed after it was made") as refusal:
             call()
         assert "\n" not in refusal.value.message and "delete it" in refusal.value.hint
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nothing/like-it:7b", "nothing/like-it:7b"),
+        ("{folder}/none.gguf", "none.gguf"),
+        ("{folder}/tiny.gguf+{folder}/none", "none"),
+        ("{folder}/tiny.gguf+{folder}/edited", "was changed after it was made"),
+    ],
+)
+def test_a_base_that_is_missing_or_was_edited_is_one_line_and_leaves_no_result(
+    recipe: Path, model: Path, base: str, message: str
+):
+    folder = recipe.parent
+    if "edited" in base:
+        out = builder(recipe).build("examples")[0].out
+        shutil.copytree(out, folder / "edited")
+        shutil.rmtree(folder / "out")
+        raw = bytearray((folder / "edited" / "adapter_model.safetensors").read_bytes())
+        raw[-1] ^= 1
+        (folder / "edited" / "adapter_model.safetensors").write_bytes(raw)
+    shutil.copy(model, folder / "tiny.gguf")
+    changed(recipe, f'base = "{model}"', f'base = "{base.format(folder=folder)}"')
+    for call in (builder(recipe).plan, builder(recipe).build):
+        with pytest.raises(FreeholdError, match=message) as refusal:
+            call()
+        assert "\n" not in refusal.value.message and refusal.value.hint
+    assert {each.name for each in folder.glob("out/*")} <= {".lock"}
+
+
+def test_a_teacher_of_other_tokens_stops_the_build_and_keeps_what_was_made(recipe: Path):
+    teacher = make.write_gguf(make.config("llama"), recipe.parent / "teacher.gguf")
+    *_, word = (each.encode() for each in make.vocabulary() if len(each.encode()) > 2)
+    size = len(word).to_bytes(8, "little")
+    raw = teacher.read_bytes()
+    assert size + word in raw
+    teacher.write_bytes(raw.replace(size + word, size + word[:-1] + b"~", 1))
+    distil = f'[small]\nverb = "distil"\nfrom = "examples"\nteacher = "{teacher}"\nprompts = "more.jsonl"\n'
+    recipe.write_text(recipe.read_text() + distil + "on_policy = true\n")
+    with pytest.raises(UsageError, match="token") as refusal:
+        builder(recipe).build("small")
+    assert "\n" not in refusal.value.message and refusal.value.hint
+    assert states(builder(recipe).build("examples")) == {"examples": "kept"}
+    assert not list((recipe.parent / "out").glob("*small*"))
+
+
+def test_a_stages_seconds_are_its_own(recipe: Path):
+    before = cpu_seconds()
+    reports = builder(recipe).build()
+    assert all(each.cpu_seconds > 0 for each in reports)
+    assert sum(each.cpu_seconds for each in reports) <= cpu_seconds() - before + 0.02 * len(reports)
+
+
+def test_a_disk_that_fills_up_in_a_stage_is_one_line_and_the_build_continues(recipe: Path, tmp_path: Path):
+    whole = builder(recipe).build("examples")[0]
+    os.rename(recipe.parent / "out", tmp_path / "whole")
+    with files_of_at_most(2_000), pytest.raises(StoreError, match="cannot be written") as refusal:
+        builder(recipe).build("examples")
+    assert "\n" not in refusal.value.message and "then continues" in refusal.value.hint
+    assert not (recipe.parent / "out" / "examples").exists()
+    again = builder(recipe).build("examples")[0]
+    assert same_bits(tmp_path / "whole" / whole.out.name, again.out)
 
 
 def test_two_builds_at_once_are_refused(recipe: Path):

@@ -77,6 +77,7 @@ function Totals({ total }: { total: LedgerSum }) {
     [words.requests, whole(total.rows), total.rows > total.whole ? words.unfinished(whole(total.rows - total.whole)) : ""],
     [words.prompt, whole(total.prompt), total.prompt ? words.cachedShare(percent(total.cached / total.prompt)) : ""],
     [words.completion, whole(total.completion), total.thought ? words.thought(whole(total.thought)) : ""],
+    ...(total.sound_ms ? [[words.sound, duration(total.sound_ms / 1000), ""] as [string, string, string]] : []),
     [words.cost, dollars(total.nano), total.estimated ? words.estimated(dollars(total.estimated)) : ""],
     [words.firstToken, total.first_s ? duration(total.first_s) : "–", total.whole_s ? words.answers(duration(total.whole_s)) : ""],
   ];
@@ -215,6 +216,7 @@ function Sums({ title, first, name, rows }: SumsProps) {
     number("prompt", words.prompt),
     number("cached", words.cached),
     number("completion", words.completion),
+    ...(rows.some((row) => row.sound_ms) ? [number("sound_ms", words.sound, (ms) => duration(ms / 1000))] : []),
     number("first_s", words.firstToken, (s) => (s ? duration(s) : "–")),
     number("nano", words.cost, dollars),
   ];

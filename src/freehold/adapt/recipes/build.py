@@ -26,11 +26,13 @@ from freehold.adapt.recipes.verbs import GYM, StageWork
 from freehold.adapt.registry import note
 from freehold.adapt.run import NAME as RECEIPT
 from freehold.adapt.run import (
+    counted_apart,
     file_digest,
     locked,
     model_digest,
     on_disk,
     part_of,
+    spent_seconds,
     text_digest,
 )
 from freehold.adapt.stages import gate_of, receipt_of
@@ -194,7 +196,7 @@ class Builder:
             self._make(stage, out)
         result = self._results[stage.name] = self._result(stage, out)
         record = receipt_of(out) or {}
-        spent = float(record.get("cpu_seconds", 0.0))
+        spent = spent_seconds(record)
         if not here:
             self._log(STAGES, {"stage": stage.name, "inputs": inputs, "out": out.name, "cpu_seconds": spent})
         gate = self._gate(stage, result, record)
@@ -227,7 +229,8 @@ class Builder:
             on_step=lambda row: self.watch.step(stage.name, row),
             report=stage.gate is not None and stage.gate.kld is not None,
         )
-        stage.verb.run(stage.files, stage.settings, work)
+        with counted_apart():
+            stage.verb.run(stage.files, stage.settings, work)
 
     def _base(self) -> BuiltResult:
         from freehold.adapt.stages import ParentAdapter

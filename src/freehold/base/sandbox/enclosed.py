@@ -24,7 +24,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ class CommandResult:
     output: str
     status: int
     late: bool = False
+    errors: str = ""  # what it printed on stderr, where that was wanted apart
 
 
 # --- the parent's side ------------------------------------------------------------------------------
@@ -72,11 +73,14 @@ def run_enclosed(
     at: str = "",
     readable: Sequence[str] = (),
     seconds: float = CALL_S,
+    apart: bool = False,
+    ended: Callable[[], bool] = lambda: False,
 ) -> CommandResult:
     """Run a command by the shell, in `folder`, which it alone may write; after `seconds` it is ended.
 
     `at`: the path by which it sees the folder, its own by default; `readable`: what it may read beside the system's
-    files. Raises UsageError where it cannot be confined, CapacityExceeded where no process can be started.
+    files; `apart`: stderr is returned beside stdout; `ended`: asked all the time whether it is to end now.
+    Raises UsageError where it cannot be confined, CapacityExceeded where no process can be started.
     """
     if why := can_enclose():
         raise UsageError(f"the tool shell cannot be confined here: {why}", "leave --tool shell out")
@@ -90,7 +94,7 @@ def run_enclosed(
             pass_fds=(theirs,),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE if apart else subprocess.STDOUT,
             start_new_session=True,
             cwd="/",
             env={name: value for name, value in os.environ.items() if name.startswith(("PYTHON", "COV_"))},
@@ -104,46 +108,65 @@ def run_enclosed(
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin as pipe:
             pipe.write(json.dumps(order).encode() + b"\n")
-        output, late = _output(process, seconds)
+        (output, errors), late = _output(process, seconds, ended)
         process.kill()
         process.wait()
         verdict = os.read(ours, 4096)
     finally:
         os.close(ours)
-        if process.stdout is not None:
-            process.stdout.close()
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
     if verdict[:1] == _NOT_ENCLOSED or (not verdict and not late):
-        why = verdict[1:].decode("utf-8", "replace") or output.strip()[-300:] or "its process ended at once"
+        why = (
+            verdict[1:].decode("utf-8", "replace")
+            or (errors or output).strip()[-300:]
+            or "its process ended at once"
+        )
         raise UsageError(f"the tool shell cannot be confined here: {why}", "leave --tool shell out")
     status = int(verdict) if verdict.isdigit() and not late else 128 + signal.SIGKILL
-    return CommandResult(output, status, late)
+    return CommandResult(output, status, late, errors)
 
 
-def _output(process: subprocess.Popen[bytes], seconds: float) -> tuple[str, bool]:
-    """Return what a process writes until it closes its output, and whether it was late; it keeps both ends of it."""
-    assert process.stdout is not None
-    head, tail, count = bytearray(), bytearray(), 0
-    until, half = time.monotonic() + seconds, MAX_OUTPUT // 2
-    number = process.stdout.fileno()
-    with selectors.DefaultSelector() as pipes:
-        pipes.register(number, selectors.EVENT_READ)
-        late = False
-        while True:
-            if (left := until - time.monotonic()) <= 0:
-                late = True
-                break
-            if not pipes.select(left):
-                continue
-            piece = os.read(number, 1 << 16)
-            if not piece:
-                break
-            count += len(piece)
-            room = half - len(head)
-            head += piece[:room]
-            tail = (tail + piece[room:])[-half:] if len(piece) > room else tail
-    left_out = count - len(head) - len(tail)
-    middle = f"\n[{left_out:,} bytes are left out here]\n".encode() if left_out > 0 else b""
-    return (bytes(head) + middle + bytes(tail)).decode("utf-8", "replace"), late
+def _output(
+    process: subprocess.Popen[bytes], seconds: float, ended: Callable[[], bool]
+) -> tuple[tuple[str, str], bool]:
+    """Return what a process writes on stdout and stderr until it closes them, and whether it was ended before."""
+    pipes = {pipe.fileno(): _PipeText() for pipe in (process.stdout, process.stderr) if pipe is not None}
+    until, late = time.monotonic() + seconds, False
+    with selectors.DefaultSelector() as selector:
+        for number in pipes:
+            selector.register(number, selectors.EVENT_READ)
+        while selector.get_map() and not late:
+            left = until - time.monotonic()
+            late = left <= 0 or ended()
+            for key, _ in selector.select(min(left, _LOOK_S)) if not late else ():
+                if piece := os.read(key.fd, 1 << 16):
+                    pipes[key.fd].add(piece)
+                else:
+                    selector.unregister(key.fd)
+    texts = [written.text() for written in pipes.values()]
+    return (texts[0], texts[1] if len(texts) > 1 else ""), late
+
+
+class _PipeText:
+    """What came through one pipe: both ends of it are kept."""
+
+    def __init__(self) -> None:
+        self._head, self._tail, self._count = bytearray(), bytearray(), 0
+
+    def add(self, piece: bytes) -> None:
+        self._count += len(piece)
+        half = MAX_OUTPUT // 2
+        room = half - len(self._head)
+        self._head += piece[:room]
+        if len(piece) > room:
+            self._tail = (self._tail + piece[room:])[-half:]
+
+    def text(self) -> str:
+        left_out = self._count - len(self._head) - len(self._tail)
+        middle = f"\n[{left_out:,} bytes are left out here]\n".encode() if left_out > 0 else b""
+        return (bytes(self._head) + middle + bytes(self._tail)).decode("utf-8", "replace")
 
 
 # --- the process outside: it makes the namespaces and waits ----------------------------------------

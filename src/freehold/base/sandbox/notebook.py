@@ -103,6 +103,11 @@ class Notebook:
             )
         return reply
 
+    def kill(self) -> None:
+        """End the process from another thread: a call that runs there returns."""
+        if (process := self._process) is not None:
+            process.kill()
+
     def close(self) -> None:
         """End the process and forget its names; the next call starts another."""
         if self._process is not None and self._sock is not None:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from freehold.base.config import Settings
+from freehold.base.config import Settings, suggestion
 from freehold.base.errors import UsageError
 from freehold.base.options import option
 from freehold.base.platforms import has_screen
@@ -57,6 +57,11 @@ class ServeRequest:
         (),
         "Fetch pictures that requests name by https URLs of this host; repeatable. Default: fetch none.",
         metavar="HOST",
+    )
+    tool: tuple[str, ...] = option(
+        (),
+        "Run this tool for /v1/responses, confined: code_interpreter or shell; repeatable. Default: none.",
+        metavar="NAME",
     )
     console: bool = option(
         True, "Serve the page at / and the routes that only the page uses.", off="no-console"
@@ -137,6 +142,7 @@ def door_options(command: Callable) -> Callable:
         "allow_host",
         "origin",
         "media_host",
+        "tool",
         "console",
         "open_page",
     )
@@ -165,6 +171,7 @@ class ServeOptions:
     log_format: LogForm
     gateway: Path | None  # gateway.toml
     media_hosts: tuple[str, ...] = ()  # from which pictures may be fetched
+    tools: tuple[str, ...] = ()  # that responses may run on this machine
     console: bool = True  # the page at `/`,
     open_page: bool = False  # which is opened in the browser at the start
     computes: str = "freehold"  # the engine of the models it is started with; auto: by prediction
@@ -192,6 +199,7 @@ def read_options(settings: Settings, request: ServeRequest) -> ServeOptions:
         hosts=tuple(name.lower() for name in hosts),
         origins=request.origin,
         media_hosts=tuple(map(host_name, request.media_host)),
+        tools=confined_tools(request.tool),
         tls=checked(request.tls_cert, request.tls_key),
         engine=_engine_options(settings, request),
         limits=ServerLimits() if most is None else ServerLimits(caller_requests=most),
@@ -206,6 +214,22 @@ def read_options(settings: Settings, request: ServeRequest) -> ServeOptions:
         computes=request.engine or "freehold",
         own=request.own,
     )
+
+
+def confined_tools(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the tools that --tool names. Raises UsageError for an unknown one, or one that cannot be confined here."""
+    if not names:
+        return ()
+    from freehold.serve.http.openai.responses.containers import SERVER_TOOLS, check_confined
+
+    for name in names:
+        if name not in SERVER_TOOLS:
+            raise UsageError(
+                f"--tool {name[:40]}: there is no such tool",
+                suggestion(name, SERVER_TOOLS, f"tools: {', '.join(SERVER_TOOLS)}"),
+            )
+        check_confined(name)
+    return tuple(dict.fromkeys(names))
 
 
 def _engine_options(settings: Settings, request: ServeRequest) -> EngineOptions:
@@ -361,6 +385,8 @@ def _insecure(options: ServeOptions, url: str) -> Iterator[str]:
         method = next(m for m in ("POST", "GET", "PATCH", "DELETE", "HEAD") if m in (route.methods or ()))
         yield f"  {method:<6} {route.path}"
     yield "that includes every model, compute time and /metrics; /admin/* stays closed"
+    if options.tools:
+        yield f"and running code on this machine, confined: {', '.join(options.tools)}"
     yield "to close them: freehold keys add NAME, and start without --insecure"
 
 

@@ -143,6 +143,7 @@ def _server_settings(settings: Settings, options: ServeOptions) -> ServerSetting
         hosts=options.hosts,
         origins=options.origins,
         media_hosts=options.media_hosts,
+        tools=options.tools,
         tls=options.tls,
         accounts=settings.accounts,
         limits=options.limits,

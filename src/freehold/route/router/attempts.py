@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from freehold.base.errors import (
@@ -445,6 +446,7 @@ class Explanation:
     targets: tuple[ExplainedTarget, ...]
     refused: str  # why no target would answer; "" where one would
     budget: SpendLimit | None  # of the key
+    seconds: float = 0.0  # of a recording, which has no prompt and no answer tokens to guess
 
     @property
     def reserved(self) -> int:
@@ -465,26 +467,42 @@ async def explain(
     cleared = await plan.labeller.clear(job, origin, planned.route)
     size = prompt_size(job)
     choice = choose(planned, cleared, size, Breakers(), bars)
-    allowed = [target.name for target in choice.allowed]
-    error: FreeholdError | None = None if allowed else choice.none_left()
-    policy = plan.gateway.keys.get(origin.key)
-
-    def explained(target: GatewayModel) -> ExplainedTarget:
-        passed = choice.passed_over.get(target.name)
-        verdict = "skipped" if passed is not None else "chosen" if target.name == allowed[0] else "fallback"
-        reason = passed.reason if passed is not None else _why(target)
-        likely, most = _likely(target, job, size, when), most_cost(target, job, size, when)
-        return ExplainedTarget(target.name, target.place, target.owned, verdict, reason, likely, most)
-
-    return Explanation(
+    plain = Explanation(
         planned.name,
         cleared.labels,
         cleared.places,
         TokenRatio().prompt_tokens(size),
         job.max_tokens or ANSWER_TOKENS,
-        tuple(explained(target) for target in choice.order),
-        "" if error is None else error.message,
-        policy.budget if policy is not None else None,
+        (),
+        "",
+        None,
+    )
+    costs = {t.name: (_likely(t, job, size, when), most_cost(t, job, size, when)) for t in choice.order}
+    return explained(plain, plan, choice, origin, costs)
+
+
+def explained(
+    plain: Explanation,
+    plan: GatewayPlan,
+    choice: TargetChoice,
+    origin: Origin,
+    costs: Mapping[str, tuple[int, int]],
+) -> Explanation:
+    """Return an explanation with its targets and budget; `costs`: the likely and the largest cost of each target."""
+    allowed = [target.name for target in choice.allowed]
+    policy = plan.gateway.keys.get(origin.key)
+
+    def each(target: GatewayModel) -> ExplainedTarget:
+        passed = choice.passed_over.get(target.name)
+        verdict = "skipped" if passed is not None else "chosen" if target.name == allowed[0] else "fallback"
+        reason = passed.reason if passed is not None else _why(target)
+        return ExplainedTarget(target.name, target.place, target.owned, verdict, reason, *costs[target.name])
+
+    return replace(
+        plain,
+        targets=tuple(each(target) for target in choice.order),
+        refused="" if allowed else choice.none_left().message,
+        budget=policy.budget if policy is not None else None,
     )
 
 

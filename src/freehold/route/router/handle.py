@@ -54,7 +54,7 @@ from freehold.route.providers.contract import HOUSE, Cleared, Piece, UpstreamFau
 from freehold.route.router.answers import CachedStream, answer_key
 from freehold.route.router.attempts import ANSWER_TOKENS, CLOCK_S, Attempts, MostCosts, Started
 from freehold.route.router.gateway import TRANSCRIPTION, BreakerLimits, GatewayModel, GatewayRoute
-from freehold.route.router.hearing import RoutedHearing, choose_hearing
+from freehold.route.router.hearing import RoutedHearing, check_hears, choose_hearing
 from freehold.route.router.ledger.rows import NOTHING, Outcome
 from freehold.route.router.parts import (
     BREAKS_AT_ONCE,
@@ -423,7 +423,6 @@ class RoutedStream:
 
 # --- the handle ------------------------------------------------------------------------------------
 
-NO_SOUND = 'task = "transcription" in gateway.toml makes a route of speech models'
 T = TypeVar("T")
 W = TypeVar("W", Job, EmbedJob)
 _REFUSALS = (PolicyRefused, BudgetSpent, UsageError, UnsupportedModel)  # where nothing was asked
@@ -635,10 +634,7 @@ class RoutedHandle:
         self, record: RequestRecord, job: SpeechJob, recording: SpeechSource, keep_alive: float | None
     ) -> RoutedHearing:
         parts, planned = self._parts, self._planned
-        if self.name in self._plan.gateway.routes and not planned.route.hears:
-            raise UnsupportedModel(
-                f"{self.name} is a text route: its targets do not accept recordings", NO_SOUND
-            )
+        check_hears(self._plan, planned)
         cleared = self._plan.labeller.clear_recording(job, self._origin, planned.route)
         record.labels = cleared.labels
         choice = record.choice = choose_hearing(planned, cleared, recording.size, parts)

@@ -22,10 +22,19 @@ from freehold.base.errors import (
     PolicyRefused,
     UnsupportedModel,
 )
-from freehold.base.serving import ModelHandle, SpeechFacts, SpeechJob, SpeechPart, SpeechSource, SpeechStream
+from freehold.base.serving import (
+    ModelHandle,
+    Origin,
+    SpeechFacts,
+    SpeechJob,
+    SpeechPart,
+    SpeechSource,
+    SpeechStream,
+)
 from freehold.base.types import Usage
 from freehold.route.providers.contract import Cleared, RentedTranscript, SoundUsage, UpstreamFault
 from freehold.route.providers.openai.speech import lacks
+from freehold.route.router.attempts import Explanation, explained
 from freehold.route.router.gateway import GatewayModel
 from freehold.route.router.ledger.rows import Outcome
 from freehold.route.router.parts import (
@@ -40,6 +49,8 @@ from freehold.route.router.parts import (
 )
 from freehold.route.router.record import ROOM_WAIT_S, RequestRecord
 from freehold.route.router.routing import (
+    Breakers,
+    GatewayPlan,
     PassedOver,
     PlannedRoute,
     TargetChoice,
@@ -49,6 +60,7 @@ from freehold.route.router.routing import (
 )
 from freehold.run.sounds.opening import MeasuredSound
 
+NO_SOUND = 'task = "transcription" in gateway.toml makes a route of speech models'
 CHUNK_S = 30.0  # of a rented recording, as keys' budgets count chunks
 OTHERS_MAY = (413, 415)  # statuses by which a provider refuses what another one may take
 
@@ -60,6 +72,38 @@ def choose_hearing(
     return choose_by(
         planned, lambda target: _why_not(target, planned, cleared, size), parts.breakers, parts.load
     )
+
+
+def check_hears(plan: GatewayPlan, planned: PlannedRoute) -> None:
+    """Refuse a recording for a route of texts. Raises UnsupportedModel."""
+    if planned.name in plan.gateway.routes and not planned.route.hears:
+        raise UnsupportedModel(
+            f"{planned.name} is a text route: its targets do not accept recordings", NO_SOUND
+        )
+
+
+def explain_recording(
+    plan: GatewayPlan, name: str, sound: MeasuredSound, size: int, origin: Origin, *, when: float = 0.0
+) -> Explanation:
+    """Return what would become of a recording of `size` bytes; nothing is sent.
+
+    Raises UsageError for a label that does not exist, UnsupportedModel for a route of texts.
+    """
+    planned = plan.route(name) or plan.owned(name)
+    check_hears(plan, planned)
+    cleared = plan.labeller.clear_recording(SpeechJob(), origin, planned.route)
+    choice = choose_by(planned, lambda target: _why_not(target, planned, cleared, size), Breakers(), None)
+    plain = Explanation(planned.name, cleared.labels, cleared.places, 0, 0, (), "", None, sound.seconds)
+    costs = {
+        each.name: (0, 0)
+        if each.price is None
+        else (
+            each.price.of_sound(sound.seconds, None, when),
+            each.price.most_of_sound(sound.seconds, 0, when),
+        )
+        for each in choice.order
+    }
+    return explained(plain, plan, choice, origin, costs)
 
 
 def _why_not(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from freehold.base.errors import UnsupportedModel, UsageError
 from freehold.base.types import Segment, Word
-from freehold.run.local.speech_model import Decoded, Heard, SpeechModel, WindowText
+from freehold.run.local.speech_model import STEP_S, Decoded, Heard, SpeechModel, WindowText
 from freehold.run.local.words import Aligner, timed_words, token_seconds
 from freehold.run.models.mel import energies, scaled, window
 from freehold.run.models.vad import SpeechDetector
@@ -98,7 +98,11 @@ class SpeechChunk:
         first = starts[0]
         ends = [each for each in stretches if each.since + each.slack < end and each.since >= first.since]
         last = ends[-1] if ends else first
-        return first.at(begin), max(last.at(end), first.at(begin))
+        start, stop = first.at(begin), max(last.at(end), first.at(begin))
+        if stop - start < STEP_S:  # marks in the padding alone; a player shows no text without a length
+            stop = min(start + STEP_S, first.last)
+            start = min(start, stop - STEP_S)
+        return start, stop
 
     def spoken(self, begin: float, end: float) -> tuple[float, float]:
         """Return the seconds of one word: on the side of a pause where more of it is."""

@@ -89,9 +89,8 @@ class AgentContext:
     def __init__(self, lines: Sequence[JournalLine], window: int) -> None:
         begin = lines[0]
         self._mark = begin.mark
-        files = marked(
-            "\n".join(files_of(begin)) or "[the folder is empty]", "the folder's files", begin.mark
-        )
+        # The name of the tool: small models took the words "the folder's files" for a path.
+        files = marked("\n".join(files_of(begin)) or "[the folder is empty]", "list_files", begin.mark)
         self._task = f"# Task\n\n{begin.task}\n\n# Files\n\n{files}"
         self.sizes = WindowSizes(window)
         self._turns: list[list[Message]] = []  # an answer, and the results of its calls
@@ -138,6 +137,11 @@ class AgentContext:
             task += f"\n\n# Done so far\n\n{self._summary}"
         turns = [message for turn in self._turns[self._upto :] for message in turn]
         return [Message("system", _RULES.format(mark=self._mark)), Message("user", task), *turns]
+
+    @property
+    def counted(self) -> int:
+        """Tokens of the last prompt and its answer, as the model counted them; 0 after a summary."""
+        return self._tokens
 
     def size(self, tools: Sequence[Tool]) -> int:
         """Return about how many tokens the next prompt has: as counted for the last one, and estimated beyond it."""

@@ -281,7 +281,9 @@ class AgentLoop:
             text, calls = calls_in(text)
         number = self._context.steps
         kept = [JournalCall(f"c{number}-{i}", call.name, call.arguments) for i, call in enumerate(calls)]
-        usage = usage or Usage(self._context.size(tools), len(text) // 3)
+        if usage is None:  # the stream was ended before its count; the prompt before this one is in the cache
+            size = self._context.size(tools)
+            usage = Usage(size, len(text) // 3, min(self._context.counted, size))
         return self._add(
             JournalLine(
                 kind="answer",

@@ -63,16 +63,9 @@ _UNSPACED = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\u0e00-\u0e7f"
 _EACH = re.compile(f"[{_UNSPACED}]")
 _WORD = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
 MAX_WORDS = 64  # of a query
-# Chunks that the words of a query may be in, all together: each costs some 5 us to rank, and its commonest words say
-# the least. The rarest word always counts.
+# Chunks that are ranked for the words of a query: each costs some 5 us, and the commonest words say the least.
 MAX_RANKED = 2_000
 _TOKENIZER = "porter unicode61 remove_diacritics 2"
-# On a connection that reads: the words of a query as the index has them, and in how many chunks each is.
-_COUNTING = f"""
-CREATE VIRTUAL TABLE temp.query USING fts5(text, tokenize="{_TOKENIZER}");
-CREATE VIRTUAL TABLE temp.query_terms USING fts5vocab('temp', 'query', 'instance');
-CREATE VIRTUAL TABLE temp.word_counts USING fts5vocab('main', 'words', 'row');
-"""
 # Words that nearly every English text has: looking them up costs time and orders nothing.
 _COMMON = frozenset(
     word
@@ -219,7 +212,6 @@ class CollectionStore:
                 "remove it with freehold docs rm, and add the documents again",
             )
         self._matrix = _VectorMatrix()
-        self._counts = False  # whether the connection that reads has the tables of _COUNTING
 
     def _create(self, name: str, embedder: str, labels: tuple[str, ...]) -> None:
         private.folder(self.path.parent)
@@ -440,36 +432,16 @@ class CollectionStore:
         words = query_words(text)
         if not words:
             return []
-        sql, values = "SELECT rowid FROM words WHERE words MATCH ?", list[str]()
-        if documents is not None:
-            sql += " AND rowid IN (SELECT c.id FROM chunks c JOIN json_each(?) j ON c.document = j.value)"
-            values.append(json.dumps(list(documents)))
         # A heading counts half of what the text below it does: it is repeated in each chunk of its section.
-        sql += " AND rank MATCH 'bm25(1.0, 0.5)' ORDER BY rank LIMIT ?"
+        matches = "SELECT rowid AS id, bm25(words, 1.0, 0.5) AS score FROM words WHERE words MATCH ?"
+        values = list[str]()
+        if documents is not None:
+            matches += " AND rowid IN (SELECT c.id FROM chunks c JOIN json_each(?) j ON c.document = j.value)"
+            values.append(json.dumps(list(documents)))
+        sql = f"SELECT id FROM ({matches} LIMIT {MAX_RANKED}) ORDER BY score, id LIMIT ?"
         with self._reading() as db:
-            query = " OR ".join(f'"{terms(word).strip()}"' for word in self._rare(db, words))
+            query = _cheap_query(db, [f'"{terms(word).strip()}"' for word in words])
             return [row[0] for row in db.execute(sql, (query, *values, limit))] if query else []
-
-    def _rare(self, db: sqlite3.Connection, words: Sequence[str]) -> list[str]:
-        """Return those of a query's words that are in chunks, without the commonest beyond MAX_RANKED."""
-        if not self._counts:
-            db.executescript(_COUNTING)
-            self._counts = True
-        db.execute("DELETE FROM temp.query")
-        rows = [(i, terms(word)) for i, word in enumerate(words, 1)]
-        db.executemany("INSERT INTO temp.query (rowid, text) VALUES (?, ?)", rows)
-        sql = """
-            SELECT t.doc, min(coalesce(c.doc, 0)) FROM temp.query_terms t
-            LEFT JOIN temp.word_counts c ON c.term = t.term GROUP BY t.doc"""
-        counts = sorted((count, i) for i, count in db.execute(sql) if count)
-        kept: list[str] = []
-        total = 0
-        for count, i in counts:
-            total += count
-            if kept and total > MAX_RANKED:
-                break
-            kept.append(words[int(i) - 1])
-        return kept
 
     def by_vector(self, vector: F32, limit: int, documents: Sequence[int] | None = None) -> list[int]:
         """Return the chunks nearest to a unit vector, float32 [width], the nearest first."""
@@ -605,6 +577,36 @@ def query_words(text: str) -> list[str]:
     """Return the telling words of a question, each once. They go into a query in quotes: none is an operator."""
     words = list(dict.fromkeys(word.casefold() for word in _WORD.findall(text)))
     return ([word for word in words if word not in _COMMON] or words)[:MAX_WORDS]
+
+
+def _cheap_query(db: sqlite3.Connection, words: Sequence[str]) -> str:
+    """Return an FTS5 query of a question's words that at most MAX_RANKED chunks match, "" where none has any.
+
+    Any of the words, from the rarest one on; where even that one is in more chunks, all of the rarest ones together.
+    """
+
+    def count(query: str) -> int:
+        sql = f"SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT {MAX_RANKED + 1})"
+        return int(db.execute(sql, (query,)).fetchone()[0])
+
+    counts = sorted((number, i) for i, word in enumerate(words) if (number := count(word)))
+    kept: list[str] = []
+    total = 0
+    for number, i in counts:
+        total += number
+        if total > MAX_RANKED:
+            break
+        kept.append(words[i])
+    if kept or not counts:
+        return " OR ".join(kept)
+    query = ""
+    for _, i in counts:
+        narrower = f"{query} AND {words[i]}" if query else words[i]
+        matches = count(narrower)
+        query = narrower if matches else query
+        if 0 < matches <= MAX_RANKED:
+            break
+    return query
 
 
 def _chunk_row(id: int, document: int, chunk: DocumentChunk) -> tuple[Any, ...]:

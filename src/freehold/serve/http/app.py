@@ -54,7 +54,7 @@ from freehold.serve.http.system.deployments import deployment_routes
 _ASSETS = ("text/javascript", "text/css", "text/plain")
 _STREAMED = ("application/json", "text/event-stream")
 _HEARD = ("application/json", "text/plain", "text/event-stream")
-_PAGE = ("limit", "after", "order")  # of OpenAI's lists
+_PAGE = ("limit", "after", "before", "order")  # of OpenAI's lists
 
 
 def make_app(server: Server) -> ASGIApp:

@@ -41,6 +41,7 @@ from freehold.serve.http.core.metrics import Health, Metrics
 from freehold.serve.http.core.problems import without_paths
 from freehold.serve.http.core.sockets import Acceptor, Tls, url_of
 from freehold.serve.http.ollama.models import drop_checks
+from freehold.serve.http.openai.responses.containers import ToolContainers
 from freehold.serve.http.openai.responses.store import Responses
 
 LOOK_S = 1.0  # between looks at whether garbage is to be collected
@@ -74,6 +75,7 @@ class ServerSettings:
     titles: bool = False  # whether models write titles for chats, while they have nothing else to do
     console: bool = True  # the page at `/`, and the routes that it asks
     media_hosts: tuple[str, ...] = ()  # from which pictures may be fetched
+    tools: tuple[str, ...] = ()  # that responses may run here
 
 
 class Doors:
@@ -115,6 +117,9 @@ class Doors:
         self.server.parts[Responses] = Responses()
         if settings.media_hosts:
             self.server.parts[MediaHosts] = MediaHosts(settings.media_hosts)
+        if settings.tools and settings.home is not None:
+            containers = self.server.parts[ToolContainers] = ToolContainers(settings.home, settings.tools)
+            self.server.ending.append(containers.aclose)
         if settings.home is not None:
             desk = self.server.parts[Desk] = Desk(settings.home)
             self.server.watched.append(desk.waiting)

@@ -356,11 +356,15 @@ def _tool(name: str, description: str, required: Sequence[str] = (), **parameter
     return Tool(name, description, {"type": "object", "properties": properties, "required": list(required)})
 
 
-_PATH = ("string", "Path within the folder, as list_files shows it.")
+_PATH = ("string", "Path of the file.")
 TOOLS = {
     tool.name: tool
     for tool in (
-        _tool("list_files", "List the files of the folder, or below a path.", path=_PATH),
+        _tool(
+            "list_files",
+            "List the files of the folder, or below a path.",
+            path=("string", "Path of a folder below."),
+        ),
         _tool(
             "read_file",
             "Read a text file, or some of its lines.",
@@ -374,7 +378,7 @@ TOOLS = {
             "Find the lines that contain a text, exactly as written.",
             ("text",),
             text=("string", "The text."),
-            path=_PATH,
+            path=("string", "Path of a file, or of a folder below."),
         ),
         _tool(
             "edit_file",

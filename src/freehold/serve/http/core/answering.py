@@ -19,7 +19,7 @@ import msgspec
 from freehold.base.serving import Begin, Job, ModelHandle
 from freehold.base.types import Chunk, TokenLogprob, ToolCall
 from freehold.serve.http.core.call import APART, HttpCall
-from freehold.serve.http.core.computing import Computing, Cut, Fit
+from freehold.serve.http.core.computing import AnswerRounds, Computing, Cut, Fit
 from freehold.serve.http.core.fields import Pictures
 from freehold.serve.http.core.limits import Gone
 from freehold.serve.http.core.problems import Problem
@@ -123,11 +123,19 @@ class Answering:
         fit: Fit | None = None,
         pictures: Pictures | None = None,
         cut: Cut | None = None,
+        rounds: AnswerRounds | None = None,
     ) -> None:
         """The options are those of Computing."""
         self.call, self.shape = call, shape
         self._computing = Computing(
-            call, jobs, keep_alive=keep_alive, warnings=warnings, fit=fit, pictures=pictures, cut=cut
+            call,
+            jobs,
+            keep_alive=keep_alive,
+            warnings=warnings,
+            fit=fit,
+            pictures=pictures,
+            cut=cut,
+            rounds=rounds,
         )
         call.ending += jobs
         self._open = sum(job.n for job in jobs)

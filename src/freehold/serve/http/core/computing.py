@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Protocol
 
 from freehold.base.errors import DeadlineExceeded, EngineClosed, EngineLost, Overloaded, SlowReader
 from freehold.base.serving import MAX_SCORES, Begin, Job, ModelHandle, ModelInfo, Stream, prefill_of
@@ -31,6 +32,18 @@ Opened = Callable[[ModelHandle, int, Begin], Awaitable[None]]
 Sink = Callable[[int, list[tuple[int, Chunk]]], Awaitable[None]]
 Cut = Callable[[Chunk], tuple[Chunk, bool]]  # what is kept of a chunk, and whether the answer ends with it
 Fit = Callable[[Job, ModelInfo, Tally], Job]
+
+
+class AnswerRounds(Protocol):
+    """Tools that run within an answer: each round of its model's calls is followed by a job with their results."""
+
+    def take(self, chunk: Chunk) -> Chunk:
+        """Take in a chunk, and return it without the end of its round: `after` says whether the answer ends."""
+        ...
+
+    async def after(self, job: Job, info: ModelInfo, begin: Begin, sink: Sink) -> Job | None:
+        """Run the calls of a round, and return the job that continues the answer; None once its end is in `sink`."""
+        ...
 
 
 def without_unseen(call: ServerCall, *, again: bool = False) -> Fit:
@@ -69,15 +82,16 @@ class Computing:
         fit: Fit | None = None,
         pictures: Pictures | None = None,
         cut: Cut | None = None,
+        rounds: AnswerRounds | None = None,
     ) -> None:
         """`fit` adapts a job to the loaded model, and warns of what it leaves out; `pictures`: those of the jobs.
 
-        `cut`: ends the one answer of one job early, as if it had been so long.
+        `cut`: ends the one answer of one job early, as if it had been so long; `rounds`: continue that answer.
         """
         self.call, self.jobs = call, jobs
         self._keep_alive, self._fit, self._pictures = keep_alive, fit, pictures
         self.tally = Tally(jobs, call.started, warnings)
-        self._cut = cut
+        self._cut, self._rounds = cut, rounds
         self._abreast = asyncio.Semaphore(ABREAST) if len(jobs) > ABREAST else nullcontext()
         self.keeps = False  # whether log-probabilities are kept until all of the answer is there,
         self._scores = 0  # and how many
@@ -148,18 +162,31 @@ class Computing:
             raise DeadlineExceeded(f"{e.message}; the request's own limit is {limit:g} s", e.hint) from None
 
     async def _follow(self, served: ModelHandle, job: int, opened: Opened, sink: Sink) -> None:
+        begin = await self._one_round(served, job, job, opened, sink)
+        if self._rounds is None:
+            return
+        current, self.jobs = self.jobs[job], list(self.jobs)
+        while (following := await self._rounds.after(current, served.info, begin, sink)) is not None:
+            current = self.jobs[job] = following
+            begin = await self._one_round(served, job, self.tally.another(following), _as_before, sink)
+
+    async def _one_round(
+        self, served: ModelHandle, job: int, number: int, opened: Opened, sink: Sink
+    ) -> Begin:
+        """Compute a job to its end. `number`: by which the tally has it."""
         stream = self._stream = await self._started(served, job)
         try:
             self._check_scores(self.jobs[job], stream.begin)
-            self.tally.begun(job, stream.begin)
+            self.tally.begun(number, stream.begin)
             self.call.work.prompt_tokens += len(stream.begin.prompt_ids)
             self.call.answered_by = self.call.answered_by or stream.begin.model
             self.call.work.answers += self.jobs[job].n
             self.call.server.metrics.of(served.name).began(self.jobs[job].n, stream.begin.max_tokens)
             await opened(served, job, stream.begin)
-            await self._read(stream, job, sink)
+            await self._read(stream, job, number, sink)
         finally:
             await stream.aclose()
+        return stream.begin
 
     async def _started(self, served: ModelHandle, job: int) -> Stream:
         """Start a job; if the queue is full of jobs of this request, wait for them."""
@@ -186,7 +213,7 @@ class Computing:
                 code="too_many_logprobs",
             )
 
-    async def _read(self, stream: Stream, job: int, sink: Sink) -> None:
+    async def _read(self, stream: Stream, job: int, number: int, sink: Sink) -> None:
         record, started, work = self._record, self.call.started, self.call.work
         assert record is not None
         firsts: dict[int, float] = {}
@@ -203,12 +230,13 @@ class Computing:
                     record.gap.observe((now - lasts[index]) / (tokens or 1))
                 else:
                     firsts[index] = now - started
-                    record.first.observe(now - started)
+                    if number == job:  # a later round of an answer is not its beginning
+                        record.first.observe(now - started)
                 lasts[index] = now
             if chunk.finish_reason is not None:
                 left -= 1
-                self._ended(record, job, chunk, firsts.get(index, now - started), now - started)
-            ready.append((index, chunk))
+                self._ended(record, number, chunk, firsts.get(index, now - started), now - started)
+            ready.append((index, chunk if self._rounds is None else self._rounds.take(chunk)))
             if not stream.more:
                 await sink(job, ready)
                 ready = []
@@ -216,7 +244,7 @@ class Computing:
             await sink(job, ready)
         if left:
             raise EngineLost("the engine's stream ended before its answers did")
-        record.longest.observe(self.tally.longest(job))
+        record.longest.observe(self.tally.longest(number))
 
     async def _cut_short(self, stream: Stream, cut: Cut) -> AsyncIterator[tuple[int, Chunk]]:
         """Yield an answer up to where `cut` ends it; the engine is then stopped with the stream."""
@@ -247,3 +275,7 @@ class Computing:
             record.reasons["slow_reader"] += 1
         elif problem(e).status >= 500:  # an invalid request is not an error of the server
             record.reasons["error"] += 1
+
+
+async def _as_before(served: ModelHandle, job: int, begin: Begin) -> None:
+    """Do nothing: a round continues an answer that is open."""

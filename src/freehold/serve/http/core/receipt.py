@@ -19,7 +19,7 @@ class Tally:
     """Begins and usages of a request's jobs. `started`: time.monotonic() of its arrival."""
 
     def __init__(self, jobs: Sequence[Job], started: float, warnings: Sequence[str]) -> None:
-        self._jobs = jobs
+        self._jobs = list(jobs)
         self.begins: list[Begin | None] = [None] * len(jobs)
         self.usages: list[Usage] = []  # of each answer that ended
         self._longest = [0] * len(jobs)
@@ -41,6 +41,14 @@ class Tally:
     def passed_s(self) -> float:
         """Seconds since the request came."""
         return time.monotonic() - self._started
+
+    def another(self, job: Job) -> int:
+        """Take in a job that continues an answer; return its number."""
+        self._jobs.append(job)
+        self.begins.append(None)
+        self._longest.append(0)
+        self._prompts.append((0, 0, 0, 0))
+        return len(self._jobs) - 1
 
     def begun(self, job: int, begin: Begin) -> None:
         """Note the prompt; warn once if the context has room for fewer tokens than requested."""

@@ -147,26 +147,40 @@ E = TypeVar("E", bound=PageEntry)
 def page(
     entries: Sequence[E], params: Mapping[str, str], shown: Callable[[E], object], *, most: int = 100
 ) -> dict[str, Any]:
-    """Return `limit` of the entries after the one named `after`. 400 for a limit beyond `most`, and for no entry.
+    """Return `limit` of the entries after the one named `after`, or before `before`.
+
+    400 for a limit beyond `most`, another order than asc and desc, and for no entry.
 
     `shown` makes what is sent of an entry, of those alone that are sent.
     """
     limit = params.get("limit", str(min(most, 20)))
     if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= most):
         raise Refused(400, f"limit is {limit[:20]!r}; expected 1 to {most:,}", param="limit")
-    after, begin = params.get("after"), 0
-    if after:
-        begin = next((i for i, entry in enumerate(entries, 1) if entry.id == after), 0)
-        if not begin:  # an empty page would end a client's walk as if it had seen all
-            raise Refused(400, f"after is {after[:80]!r}, which is not an entry of this list", param="after")
-    part = entries[begin : begin + int(limit)]
+    if params.get("order", "desc") not in ("asc", "desc"):
+        raise Refused(400, f"order is {params['order'][:20]!r}; expected asc or desc", param="order")
+    begin = _place(entries, "after", params) + 1 if params.get("after") else 0
+    end, more = begin + int(limit), begin + int(limit) < len(entries)
+    if params.get("before"):
+        end = _place(entries, "before", params)
+        more = end - int(limit) > begin
+        begin = max(begin, end - int(limit))
+    part = entries[begin:end]
     return {
         "object": "list",
         "data": [shown(entry) for entry in part],
         "first_id": part[0].id if part else None,
         "last_id": part[-1].id if part else None,
-        "has_more": begin + int(limit) < len(entries),
+        "has_more": more,
     }
+
+
+def _place(entries: Sequence[PageEntry], name: str, params: Mapping[str, str]) -> int:
+    """Return where the entry is that a parameter names; an empty page would end a client's walk as if it saw all."""
+    id = params[name]
+    for i, entry in enumerate(entries):
+        if entry.id == id:
+            return i
+    raise Refused(400, f"{name} is {id[:80]!r}, which is not an entry of this list", param=name)
 
 
 # --- whole answers, for the OpenAPI document: handlers build plain objects and do not know these ----

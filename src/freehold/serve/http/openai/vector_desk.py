@@ -200,6 +200,15 @@ class VectorDesk:
 
     # --- uploads into stores
 
+    async def check_files(self, call: HttpCall, ids: Sequence[str]) -> None:
+        """Raise Refused (404) unless all of these are files of the key's: nothing is begun that cannot be done."""
+
+        def look() -> None:
+            for id in ids:
+                self.files.get(call.tenant, id)
+
+        await call.in_thread(look)
+
     async def attach(
         self,
         call: HttpCall,

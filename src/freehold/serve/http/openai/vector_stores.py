@@ -28,7 +28,8 @@ from freehold.serve.http.openai.responses.fields import Key, Value
 from freehold.serve.http.openai.shape import page, query
 from freehold.serve.http.openai.vector_desk import OpenVectorStore, VectorDesk, embedded
 
-MAX_FILES = 500  # of a request that names several
+MAX_FILES, MAX_BATCH = 500, 2_000  # that a new store names, and a batch
+STATUSES = ("in_progress", "completed", "failed", "cancelled")
 _DEEPEST = 8  # filters within filters
 _MOST_FILTERS = 100
 _DAY_S = 24 * 3600
@@ -106,10 +107,13 @@ class StoreFileChange(Struct, kw_only=True):
 class FileBatchRequest(Struct, kw_only=True):
     """POST /v1/vector_stores/{id}/file_batches: files to index."""
 
-    file_ids: Annotated[list[FileId], Meta(max_length=MAX_FILES)] | None = None
-    files: Annotated[list[StoreFileRequest], Meta(max_length=MAX_FILES)] | None = None
-    attributes: Attributes | None = None
-    chunking_strategy: ChunkingStrategy | None = None
+    file_ids: Annotated[list[FileId], Meta(max_length=MAX_BATCH)] | None = None
+    files: Annotated[
+        Annotated[list[StoreFileRequest], Meta(max_length=MAX_BATCH)] | None,
+        doc("Files with attributes and a strategy of their own, in the place of file_ids."),
+    ] = None
+    attributes: Annotated[Attributes | None, doc("Of all file_ids.")] = None
+    chunking_strategy: Annotated[ChunkingStrategy | None, doc("Of all file_ids.")] = None
 
 
 class RankingOptions(Struct, kw_only=True):
@@ -136,7 +140,12 @@ async def create(call: HttpCall) -> None:
     """Make a vector store; its files are indexed in the background."""
     request, raw = await call.struct(VectorStoreRequest)
     warnings = [*unknown_fields(raw, VectorStoreRequest), *_overlap(request.chunking_strategy)]
-    desk = VectorDesk.of(call)
+    desk, ids, strategy = (
+        VectorDesk.of(call),
+        dict.fromkeys(request.file_ids or ()),
+        _kept(request.chunking_strategy),
+    )
+    await desk.check_files(call, list(ids))
     meta = {
         "metadata": json.dumps(request.metadata or {}),
         "description": request.description or "",
@@ -144,8 +153,8 @@ async def create(call: HttpCall) -> None:
         "last_active": repr(time.time()),
     }
     store = await desk.create(call, request.name or "", request.embedding_model or DEFAULT_EMBEDDER, meta)
-    for id in dict.fromkeys(request.file_ids or ()):
-        await desk.attach(call, store, id, {}, _kept(request.chunking_strategy))
+    for id in ids:
+        await desk.attach(call, store, id, {}, strategy)
     await call.answer({**await _shown(call, store), "freehold": {"warnings": warnings}})
 
 
@@ -355,17 +364,23 @@ async def attach_batch(call: HttpCall) -> None:
     """Have several files indexed by a vector store."""
     request, raw = await call.struct(FileBatchRequest)
     warnings = [*unknown_fields(raw, FileBatchRequest), *_overlap(request.chunking_strategy)]
+    if request.files and request.file_ids:
+        raise Refused(400, "files and file_ids exclude each other", param="files", code="invalid_value")
     rows = list(request.files or ())
+    for row in rows:
+        warnings += _overlap(row.chunking_strategy)
+    if rows and (request.attributes or request.chunking_strategy):
+        warnings.append("attributes and chunking_strategy of a batch with files are those of each file")
     shared = {"attributes": request.attributes, "chunking_strategy": request.chunking_strategy}
     rows += [StoreFileRequest(file_id=id, **shared) for id in request.file_ids or ()]
     if not rows:
         raise Refused(400, "file_ids is missing", param="file_ids", code="missing_required_parameter")
     open_store, batch = await _store_of(call), f"vsfb_{secrets.token_hex(12)}"
     desk = VectorDesk.of(call)
+    strategies = {row.file_id: _kept(row.chunking_strategy) for row in rows}
+    await desk.check_files(call, list(strategies))
     for row in {row.file_id: row for row in rows}.values():
-        await desk.attach(
-            call, open_store, row.file_id, row.attributes or {}, _kept(row.chunking_strategy), batch
-        )
+        await desk.attach(call, open_store, row.file_id, row.attributes or {}, strategies[row.file_id], batch)
     await call.answer(
         {**await _shown_batch(call, open_store, batch), "freehold": {"warnings": warnings}}, headers=(_POLL,)
     )
@@ -400,6 +415,9 @@ async def _listed(call: HttpCall, batch: str) -> None:
     if batch and not rows:
         raise _no_batch(batch)
     if params.get("filter"):
+        if params["filter"] not in STATUSES:
+            message = f"filter is {params['filter'][:40]!r}; expected {', '.join(STATUSES)}"
+            raise Refused(400, message, param="filter", code="invalid_value")
         rows = [row for row in rows if row.status == params["filter"]]
     if params.get("order") == "asc":
         rows.reverse()
@@ -494,7 +512,7 @@ def _shown_store(
 
 def _counts(rows: Sequence[UploadRow]) -> dict[str, int]:
     by_status = Counter(row.status for row in rows)
-    counts = {name: by_status[name] for name in ("in_progress", "completed", "failed", "cancelled")}
+    counts = {name: by_status[name] for name in STATUSES}
     return {**counts, "total": len(rows)}
 
 
@@ -540,6 +558,14 @@ def _kept(strategy: ChunkingStrategy | None) -> str:
         return ""
     if strategy.static is None:
         raise Refused(400, "chunking_strategy.static is missing", param="chunking_strategy.static")
+    size, overlap = strategy.static.max_chunk_size_tokens, strategy.static.chunk_overlap_tokens
+    if overlap > size // 2:
+        message = (
+            f"chunk_overlap_tokens is {overlap}; expected at most half of max_chunk_size_tokens, {size // 2}"
+        )
+        raise Refused(
+            400, message, param="chunking_strategy.static.chunk_overlap_tokens", code="invalid_value"
+        )
     return json.dumps({"tokens": strategy.static.max_chunk_size_tokens})
 
 

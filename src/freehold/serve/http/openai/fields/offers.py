@@ -20,6 +20,8 @@ from freehold.serve.http.core.fields import MAX_WARNINGS, bounded, ignored
 from freehold.serve.http.core.limits import typed
 from freehold.serve.http.core.problems import Refused
 
+# Tools that OpenAI's API defines itself: by their type, the names by which the model calls them.
+BUILT_IN = {"code_interpreter": "python", "shell": "shell", "apply_patch": "apply_patch"}
 INPUT = "input"  # the one argument by which a free-form tool is described to the model
 ToolLabel = Annotated[str, Meta(min_length=1, max_length=256)]
 
@@ -126,12 +128,16 @@ class Offering:
             if chosen.name not in self._tools:
                 raise _wrong(f"tool_choice names {str(chosen.name)[:60]!r}, which is not one of the tools")
             return Offered(tools, custom, "required", chosen.name or "")
+        if (name := BUILT_IN.get(chosen.type)) is not None:
+            if name not in self._tools:
+                raise _wrong(f"tool_choice names {chosen.type}, which is not one of the tools")
+            return Offered(tools, custom, "required", name)
         if chosen.type == "file_search":  # it runs before the model answers, whatever that chooses
             return Offered(tools, custom, "auto")
         if chosen.type != "allowed_tools":
             kind = chosen.type[:60]
             raise _wrong(f"tool_choice names a tool of type {kind!r}, which this server does not run")
-        names = [flat(each).get("name") for each in chosen.tools]
+        names = [flat(each).get("name") or BUILT_IN.get(str(each.get("type"))) for each in chosen.tools]
         allowed = tuple(tool for tool in tools if tool.name in names)
         match chosen.mode or "auto":
             case "auto":
@@ -153,7 +159,7 @@ def read_tools(
 ) -> Offered:
     """Return what a request for a response offers: each tool an object, its fields beside its type.
 
-    `served`: tools of its MCP servers, which are among `tools` by the servers' names.
+    `served`: tools of its MCP servers and those that are built in, which are among `tools` by other fields.
     """
     offering = Offering(warnings)
     for tool in served:
@@ -167,7 +173,7 @@ def read_tools(
                 offering.function(typed(flat(raw), FunctionTool, at), at)
             case "custom":
                 offering.custom(typed(flat(raw), CustomTool, at), at)
-            case "mcp" | "file_search":
+            case "mcp" | "file_search" | "code_interpreter" | "shell" | "apply_patch":
                 pass
             case kind:
                 offering.leave_out(kind)

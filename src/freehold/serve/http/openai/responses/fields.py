@@ -6,10 +6,11 @@ Sampling and the like are those of the other generating requests; a field is hon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from freehold.base.serving import MAX_LOGPROBS, MAX_MESSAGES, MAX_TOOLS, Job
@@ -19,10 +20,11 @@ from freehold.serve.http.core.limits import typed
 from freehold.serve.http.core.problems import Refused
 from freehold.serve.http.openai.fields.chat import Content, ContentPart, pieces_of, text_of
 from freehold.serve.http.openai.fields.generating import Generating, format_of, shared_job
-from freehold.serve.http.openai.fields.offers import Offered, as_arguments, read_tools
+from freehold.serve.http.openai.fields.offers import BUILT_IN, Offered, as_arguments, read_tools
 
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
+SHOWN = ("file_search_call.results", "code_interpreter_call.outputs")  # values of include
 IN_THE_OPEN = f"include {ENCRYPTED} was ignored: reasoning comes in the open"
 Key = Annotated[str, Meta(min_length=1, max_length=64)]
 Value = Annotated[str, Meta(max_length=512)]
@@ -57,7 +59,8 @@ class ResponseRequest(Generating, kw_only=True):
         str | Annotated[list[Any], Meta(max_length=MAX_MESSAGES)],
         Meta(
             description="Text, or items: message, reasoning, function_call, function_call_output, custom_tool_call, "
-            "custom_tool_call_output, mcp_approval_response, item_reference."
+            "custom_tool_call_output, code_interpreter_call, shell_call, shell_call_output, apply_patch_call, "
+            "apply_patch_call_output, mcp_approval_response, item_reference."
         ),
     ]
     instructions: Annotated[
@@ -71,8 +74,9 @@ class ResponseRequest(Generating, kw_only=True):
     tools: Annotated[
         Annotated[list[Any], Meta(max_length=MAX_TOOLS)] | None,
         Meta(
-            description="`function`, `custom`, `mcp` with the `server_label` of a configured server, and `file_search` "
-            "with `vector_store_ids`; other types are ignored, with a warning."
+            description="`function`, `custom`, `mcp` with the `server_label` of a configured server, `file_search` "
+            "with `vector_store_ids`, `code_interpreter`, `shell` and `apply_patch`; other types are ignored, with a "
+            "warning."
         ),
     ] = None
     tool_choice: Annotated[
@@ -85,7 +89,7 @@ class ResponseRequest(Generating, kw_only=True):
         None
     )
     max_tool_calls: Annotated[
-        Count | None, doc("Limits tools that a provider runs; this server runs none.")
+        Count | None, doc("Maximum calls of code_interpreter and shell that the server runs.")
     ] = None
     max_output_tokens: Annotated[
         Count | None, doc("Maximum tokens of the answer, including reasoning; overrides max_tokens.")
@@ -107,7 +111,7 @@ class ResponseRequest(Generating, kw_only=True):
     ] = None
     include: Annotated[
         Annotated[list[Annotated[str, Meta(max_length=128)]], Meta(max_length=32)] | None,
-        doc(f"`{LOGPROBS}`; other values give a warning."),
+        doc(f"`{LOGPROBS}`, {', '.join(f'`{each}`' for each in SHOWN)}; other values give a warning."),
     ] = None
     truncation: Annotated[
         Literal["auto", "disabled"] | None,
@@ -222,7 +226,7 @@ def _logprobs(r: ResponseRequest, warnings: list[str]) -> int | None:
     for name in dict.fromkeys(wanted):
         if name == ENCRYPTED:
             warnings.append(IN_THE_OPEN)
-        elif name not in (LOGPROBS, "file_search_call.results"):
+        elif name not in (LOGPROBS, *SHOWN):
             warnings.append(f"include {name!r} was ignored")
     if r.top_logprobs or LOGPROBS in wanted:
         return r.top_logprobs or 0
@@ -260,7 +264,7 @@ def _text_format(format: dict[str, Any] | None) -> Format | None:
 Id = Annotated[str, Meta(min_length=1, max_length=256)]
 # What an item may hold besides, that is its history and none of the chat.
 _KNOWN = frozenset(
-    ["type", "id", "status", "phase", "annotations", "logprobs", "encrypted_content", "caller"]
+    ["type", "id", "status", "phase", "annotations", "logprobs", "encrypted_content", "caller", "created_by"]
 )
 
 
@@ -301,6 +305,109 @@ class OutputItem(Struct, kw_only=True):
     call_id: Id
     output: Content
     name: str | None = None
+
+
+class CodeItem(Struct, kw_only=True):
+    """Code that `code_interpreter` ran. `outputs` None: the request left out what it printed."""
+
+    id: Id
+    code: str | None = None
+    container_id: str = ""
+    outputs: list[dict[str, Any]] | None = None
+
+
+class ShellAction(Struct, kw_only=True):
+    """The commands of a call of `shell`."""
+
+    commands: Annotated[list[str], Meta(max_length=256)]
+    timeout_ms: int | None = None
+    max_output_length: int | None = None
+
+
+class ShellItem(Struct, kw_only=True):
+    """A call of `shell`."""
+
+    call_id: Id
+    action: ShellAction
+    environment: dict[str, Any] | None = None
+
+
+class ShellOutputItem(Struct, kw_only=True):
+    """What came of a call of `shell`."""
+
+    call_id: Id
+    output: Annotated[list[dict[str, Any]], Meta(max_length=256)]
+    max_output_length: int | None = None
+
+
+class PatchItem(Struct, kw_only=True):
+    """A change of a file that the model wants."""
+
+    call_id: Id
+    operation: dict[str, Any]
+
+
+class PatchOutputItem(Struct, kw_only=True):
+    """What came of a change."""
+
+    call_id: Id
+    status: Literal["completed", "failed"]
+    output: str | None = None
+
+
+NOT_SENT = "[The output of this call is not in the request: include code_interpreter_call.outputs.]"
+
+
+def outputs_text(outputs: Sequence[Mapping[str, Any]]) -> str:
+    """Return the outputs of code as a model reads them."""
+    logs = "".join(str(each.get("logs", "")) for each in outputs if each.get("type") == "logs").rstrip("\n")
+    pictures = sum(each.get("type") == "image" for each in outputs)
+    shown = f"[{pictures} pictures, shown to the user]" if pictures > 1 else "[a picture, shown to the user]"
+    return "\n".join([*([logs] if logs else []), *([shown] if pictures else [])]) or "[no output]"
+
+
+def shell_text(output: Sequence[Mapping[str, Any]]) -> str:
+    """Return the outputs of commands as a model reads them."""
+    parts = []
+    for each in output:
+        outcome = each.get("outcome") if isinstance(each.get("outcome"), dict) else {}
+        code = outcome.get("exit_code")
+        end = "[it was ended at its time limit]" if outcome.get("type") == "timeout" else ""
+        end = f"[exit status {code}]" if not end and code not in (0, None) else end
+        texts = [str(each.get(name) or "").rstrip("\n") for name in ("stdout", "stderr")]
+        parts.append("\n".join(text for text in (*texts, end) if text) or "[no output]")
+    return "\n\n".join(parts)
+
+
+def commands_of(arguments: str) -> dict[str, Any]:
+    """Return the action of a call of `shell`, as items have it; a text that is not JSON is one command."""
+    value = _object(arguments)
+    commands = value.get("commands", value.get("command", [] if value else arguments))
+    commands = [commands] if isinstance(commands, str) else commands if isinstance(commands, list) else []
+    limits = {name: value.get(name) for name in ("timeout_ms", "max_output_length")}
+    kept = {k: v if type(v) is int and v > 0 else None for k, v in limits.items()}
+    return {"commands": [each for each in commands if isinstance(each, str) and each.strip()], **kept}
+
+
+def patch_of(arguments: str) -> dict[str, Any]:
+    """Return the operation of a call of `apply_patch`, as items have it."""
+    value = _object(arguments)
+    kind = value.get("type")
+    kind = kind if kind in ("create_file", "update_file", "delete_file") else "update_file"
+    diff = {} if kind == "delete_file" else {"diff": str(value.get("diff") or "")}
+    return {"type": kind, "path": str(value.get("path") or ""), **diff}
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _json_text(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 class Reading:
@@ -371,12 +478,44 @@ class Reading:
     def custom(self, item: CustomItem, at: str) -> None:
         self._called(ToolCall(item.call_id, item.name, as_arguments(item.input)), at)
 
-    def output(self, item: OutputItem, at: str) -> None:
-        name = self._names.get(item.call_id)
+    def code(self, item: CodeItem, at: str) -> None:
+        self._called(
+            ToolCall(item.id, BUILT_IN["code_interpreter"], _json_text({"code": item.code or ""})), at
+        )
+        if item.outputs is None and len(self.warnings) < MAX_WARNINGS:
+            self.warnings["outputs of a code_interpreter_call were not sent: the model does not see them"] = (
+                None
+            )
+        self._answered(item.id, at, NOT_SENT if item.outputs is None else outputs_text(item.outputs))
+
+    def shell(self, item: ShellItem, at: str) -> None:
+        action = {k: v for k, v in msgspec.to_builtins(item.action).items() if v is not None}
+        self._called(ToolCall(item.call_id, BUILT_IN["shell"], _json_text(action)), at)
+
+    def shell_output(self, item: ShellOutputItem, at: str) -> None:
+        self._answered(item.call_id, at, shell_text(item.output))
+
+    def patch(self, item: PatchItem, at: str) -> None:
+        self._called(ToolCall(item.call_id, BUILT_IN["apply_patch"], _json_text(item.operation)), at)
+
+    def patch_output(self, item: PatchOutputItem, at: str) -> None:
+        self._answered(item.call_id, at, item.output or f"The change was {item.status}.")
+
+    def _answered(self, id: str, at: str, text: str) -> None:
+        """Take in the result of a call as a text."""
+        self._add(Message("tool", text, tool_call_id=id, name=self._name_of(id, at)))
+
+    def _name_of(self, id: str, at: str) -> str:
+        """Return the tool of a call, which has its result now."""
+        name = self._names.get(id)
         if name is None:
-            why = f"{at} answers the call {item.call_id[:60]!r}, which no item before it makes"
+            why = f"{at} answers the call {id[:60]!r}, which no item before it makes"
             raise Refused(400, why, param=f"{at}.call_id", code="invalid_value")
-        self._due.pop(item.call_id, None)
+        self._due.pop(id, None)
+        return name
+
+    def output(self, item: OutputItem, at: str) -> None:
+        name = self._name_of(item.call_id, at)
         pieces = pieces_of(item.output, f"{at}.output", self._pictures)
         message = Message("tool", text_of(pieces), tool_call_id=item.call_id, name=name)
         self._add(replace(message, parts=parts_of(pieces)))
@@ -424,6 +563,11 @@ _READERS: dict[str, _ItemReader] = {
     "function_call_output": _ItemReader(OutputItem, Reading.output),
     "custom_tool_call": _ItemReader(CustomItem, Reading.custom),
     "custom_tool_call_output": _ItemReader(OutputItem, Reading.output),
+    "code_interpreter_call": _ItemReader(CodeItem, Reading.code),
+    "shell_call": _ItemReader(ShellItem, Reading.shell),
+    "shell_call_output": _ItemReader(ShellOutputItem, Reading.shell_output),
+    "apply_patch_call": _ItemReader(PatchItem, Reading.patch),
+    "apply_patch_call_output": _ItemReader(PatchOutputItem, Reading.patch_output),
 }
 
 
@@ -460,3 +604,51 @@ def opened(content: str, text: str) -> SignedThinking | None:
     if content.startswith(_SIGNED):
         return SignedThinking(text, content[len(_SIGNED) :])
     return None
+
+
+# --- tools of MCP servers ---------------------------------------------------------------------------
+
+_MEANT = {"type", "server_label", "allowed_tools", "require_approval", "server_description"}
+Label = Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class ToolNames(Struct, kw_only=True):
+    """Tools by name."""
+
+    tool_names: Annotated[list[str], Meta(max_length=256)] = []
+
+
+class McpTool(Struct, kw_only=True):
+    """A configured server whose tools the model may call. `require_approval`: `always`, which is what holds anyway."""
+
+    server_label: Label
+    allowed_tools: Annotated[list[str], Meta(max_length=256)] | ToolNames | None = None
+    require_approval: Literal["always"] | None = None
+    server_description: str | None = None  # for the model, which reads the server's own words here
+
+    @property
+    def names(self) -> list[str] | None:
+        """The tools that are offered; None: all."""
+        allowed = self.allowed_tools
+        return allowed.tool_names if isinstance(allowed, ToolNames) else allowed
+
+
+def wanted(tools: Sequence[Any]) -> dict[str, McpTool]:
+    """Return the MCP servers that a request names. Raises Refused for what a request may not say."""
+    by_label: dict[str, McpTool] = {}
+    for i, raw in enumerate(tools):
+        if not isinstance(raw, dict) or raw.get("type") != "mcp":
+            continue
+        at = f"tools[{i}]"
+        for name in sorted(raw.keys() - _MEANT):
+            if raw[name] is not None:
+                message = f"{at}.{name}: a request configures no server; the owner does, by freehold mcp add"
+                raise Refused(400, message, param=f"{at}.{name}", code="unsupported_parameter")
+        if raw.get("require_approval") not in (None, "always"):
+            message = f"{at}.require_approval: a request cannot lower it; leave it out, or send always"
+            raise Refused(400, message, param=f"{at}.require_approval", code="unsupported_parameter")
+        tool = typed(raw, McpTool, at)
+        if tool.server_label in by_label:
+            raise Refused(400, f"{at} names {tool.server_label!r} again", param=f"{at}.server_label")
+        by_label[tool.server_label] = tool
+    return by_label

@@ -9,23 +9,21 @@ from __future__ import annotations
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from msgspec import Meta, Struct
 
 from freehold.base.errors import UsageError
 from freehold.base.serving import Job
 from freehold.base.types import Chunk, Image, SignedThinking, TokenLogprob, Tool, ToolCall, ToolPiece
 from freehold.serve.http.core.call import HttpCall
 from freehold.serve.http.core.computing import Fit, without_unseen
-from freehold.serve.http.core.limits import typed
 from freehold.serve.http.core.problems import Refused
 from freehold.serve.http.core.tools import run_tools
 from freehold.serve.http.openai.chat import chat_logprobs
 from freehold.serve.http.openai.fields.offers import input_of
-from freehold.serve.http.openai.responses.fields import sealed
+from freehold.serve.http.openai.responses.fields import McpTool, sealed, wanted
 
 if TYPE_CHECKING:
     from freehold.serve.chats.types import ToolAnswer, ToolQuestion, ToolStep
@@ -37,11 +35,25 @@ Event = dict[str, Any]  # `type` and what belongs to it; the shape numbers them
 Annotate = Callable[[str], list[dict[str, Any]]]
 
 
+BuiltIn = Callable[[int, str, str], "CallOutput"]  # makes an item of its index, the call's id and its tool
+
+
+@dataclass(frozen=True, slots=True)
+class RanChunk(Chunk):
+    """Not of a model: a tool of this server begins a call (`ran` None), or has run it."""
+
+    number: int = 0  # of the call, among those that the server runs
+    ran: Mapping[str, Any] | None = None
+
+
+NOT_RUN = {"status": "incomplete", "text": "[not run]"}
+
+
 class Output:
     """All items of one answer. `custom`: names of free-form tools; `summarize`: reasoning goes by its summary.
 
     `mcp`: the tools whose calls need an approval, and the items that come before the model's own. `annotate`: returns
-    the annotations of a text.
+    the annotations of a text. `built_in`: by name, the items of calls of built-in tools.
     """
 
     def __init__(
@@ -51,7 +63,10 @@ class Output:
         summarize: bool,
         mcp: McpTools | None = None,
         annotate: Annotate | None = None,
+        built_in: Mapping[str, BuiltIn] | None = None,
     ) -> None:
+        self._built_in = built_in or {}
+        self._runs: list[CallOutput] = []  # calls that the server runs
         self._custom, self._summarize, self._annotate = custom, summarize, annotate
         self._pinned = mcp.pinned if mcp else {}
         self._items: list[Item] = [DoneOutput(i, item) for i, item in enumerate(mcp.first if mcp else ())]
@@ -68,6 +83,11 @@ class Output:
         return [item.shown() for item in self._items]
 
     @property
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """Return by an item's id what a later request needs of it beside what is shown."""
+        return {item.id: item.kept() for item in self._runs}
+
+    @property
     def texts(self) -> list[str]:
         """Return the texts of its messages."""
         return [item.text for item in self._items if type(item) is TextOutput]
@@ -75,6 +95,9 @@ class Output:
     def add(self, chunk: Chunk) -> Iterator[Event]:
         """Take in a chunk."""
         yield from self._announced()
+        if isinstance(chunk, RanChunk):
+            yield from self._ran(chunk)
+            return
         if chunk.thinking:
             self._logprobs = []
             yield from self._thought(chunk.thinking)
@@ -95,11 +118,30 @@ class Output:
         if len(self._items) == self._before:  # a client finds a message in every answer, be it an empty one
             yield from self._begin_text(self._blank)
         yield from self._close("completed" if whole else "incomplete")
+        for number, item in enumerate(self._runs):
+            if item.runs:  # the answer ended before it was run
+                yield from self._ran(RanChunk(number=number, ran=NOT_RUN))
 
     def cut(self) -> None:
         """Leave what is open as it is: the answer failed."""
         for _ in self._close("incomplete"):
             pass
+        for item in self._runs:
+            item.status = "incomplete" if item.runs else item.status
+
+    def _ran(self, chunk: RanChunk) -> Iterator[Event]:
+        """Announce a call of a tool of this server, or what came of it; the model's round has ended."""
+        yield from self._close("completed")
+        self._blank, self._calls = "", 0
+        item = self._runs[chunk.number]
+        if chunk.ran is None:
+            yield from item.begin_run()
+            return
+        yield from item.ran(chunk.ran)
+        if (result := item.result(len(self._items), chunk.ran)) is not None:
+            self._items.append(result)
+            yield from result.begin()
+            yield from result.end("completed")
 
     def _announced(self) -> Iterator[Event]:
         while self._shown < self._before:
@@ -143,8 +185,10 @@ class Output:
     def _called(self, piece: ToolPiece) -> Iterator[Event]:
         item = self._open
         if piece.index == self._calls or not isinstance(item, CallOutput):
-            kind = CustomOutput if piece.name in self._custom else CallOutput
+            kind = CustomOutput if piece.name in self._custom else self._built_in.get(piece.name, CallOutput)
             item = kind(len(self._items), piece.id, piece.name)
+            if item.runs:
+                self._runs.append(item)
             if (tool := self._pinned.get(piece.name)) is not None:
                 item = ApprovalOutput(len(self._items), tool)
             self._calls += 1
@@ -318,6 +362,7 @@ class CallOutput(Item):
     """A function that the model calls."""
 
     prefix = "fc"
+    runs = False  # the server is to run it
 
     def __init__(self, index: int, call_id: str, name: str) -> None:
         super().__init__(index)
@@ -336,6 +381,23 @@ class CallOutput(Item):
         event = "response.function_call_arguments.done"
         yield {"type": event, **self._at, "name": self._name, "arguments": "".join(self._pieces)}
         yield from super().end(status)
+
+    def begin_run(self) -> Iterator[Event]:
+        """Announce that the server runs it."""
+        yield from ()
+
+    def ran(self, result: Mapping[str, Any]) -> Iterator[Event]:
+        """Take in what came of it."""
+        self.runs = False
+        yield from ()
+
+    def result(self, index: int, result: Mapping[str, Any]) -> Item | None:
+        """Return the item that has what came of it, where that is another one."""
+        return None
+
+    def kept(self) -> dict[str, Any]:
+        """Return what a later request needs beside what is shown."""
+        return {}
 
     def _written(self, arguments: str) -> Iterator[Event]:
         yield {"type": "response.function_call_arguments.delta", **self._at, "delta": arguments}
@@ -421,50 +483,6 @@ _IMAGES = (
     "images"  # of an mcp_call, beside OpenAI's fields: data: URLs, which a client sends back as it got them
 )
 _PIN = 24  # characters of a digest in an approval's id
-_MEANT = {"type", "server_label", "allowed_tools", "require_approval", "server_description"}
-Label = Annotated[str, Meta(min_length=1, max_length=64)]
-
-
-class ToolNames(Struct, kw_only=True):
-    """Tools by name."""
-
-    tool_names: Annotated[list[str], Meta(max_length=256)] = []
-
-
-class McpTool(Struct, kw_only=True):
-    """A configured server whose tools the model may call. `require_approval`: `always`, which is what holds anyway."""
-
-    server_label: Label
-    allowed_tools: Annotated[list[str], Meta(max_length=256)] | ToolNames | None = None
-    require_approval: Literal["always"] | None = None
-    server_description: str | None = None  # for the model, which reads the server's own words here
-
-    @property
-    def names(self) -> list[str] | None:
-        """The tools that are offered; None: all."""
-        allowed = self.allowed_tools
-        return allowed.tool_names if isinstance(allowed, ToolNames) else allowed
-
-
-def wanted(tools: Sequence[Any]) -> dict[str, McpTool]:
-    """Return the MCP servers that a request names. Raises Refused for what a request may not say."""
-    by_label: dict[str, McpTool] = {}
-    for i, raw in enumerate(tools):
-        if not isinstance(raw, dict) or raw.get("type") != "mcp":
-            continue
-        at = f"tools[{i}]"
-        for name in sorted(raw.keys() - _MEANT):
-            if raw[name] is not None:
-                message = f"{at}.{name}: a request configures no server; the owner does, by freehold mcp add"
-                raise Refused(400, message, param=f"{at}.{name}", code="unsupported_parameter")
-        if raw.get("require_approval") not in (None, "always"):
-            message = f"{at}.require_approval: a request cannot lower it; leave it out, or send always"
-            raise Refused(400, message, param=f"{at}.require_approval", code="unsupported_parameter")
-        tool = typed(raw, McpTool, at)
-        if tool.server_label in by_label:
-            raise Refused(400, f"{at} names {tool.server_label!r} again", param=f"{at}.server_label")
-        by_label[tool.server_label] = tool
-    return by_label
 
 
 class McpTools:

@@ -24,6 +24,7 @@ from freehold.serve.http.core.problems import Problem, Refused
 from freehold.serve.http.core.receipt import Tally, context
 from freehold.serve.http.openai.fields.chat import unknown_fields
 from freehold.serve.http.openai.fields.generating import format_field
+from freehold.serve.http.openai.responses.builtin import BuiltInTools
 from freehold.serve.http.openai.responses.fields import (
     IN_THE_OPEN,
     ResponseRequest,
@@ -31,9 +32,10 @@ from freehold.serve.http.openai.responses.fields import (
     refuse_unsupported,
     response_job,
     summarized,
+    wanted,
 )
 from freehold.serve.http.openai.responses.filesearch import FileSearch
-from freehold.serve.http.openai.responses.output import Event, McpTools, Output, wanted
+from freehold.serve.http.openai.responses.output import Event, McpTools, Output
 from freehold.serve.http.openai.responses.store import Extent, Keeping, Responses, StoredItem, StoredResponse
 from freehold.serve.http.openai.shape import page, query
 
@@ -44,6 +46,11 @@ _PREFIXES = {
     "function_call_output": "fco",
     "custom_tool_call": "ctc",
     "custom_tool_call_output": "ctco",
+    "code_interpreter_call": "ci",
+    "shell_call": "sh",
+    "shell_call_output": "sho",
+    "apply_patch_call": "apc",
+    "apply_patch_call_output": "apco",
     "mcp_approval_response": "mcprs",
 }
 
@@ -79,20 +86,41 @@ async def create(call: HttpCall) -> None:
     warnings += search.notes
     mcp.first += search.first
     pictures, known = Pictures(), max(len(items) - chat.own, 0)
-    job, offered = await call.apart(
-        response_job, request, items, known, tenant, warnings, pictures, mcp.offered
+    built_in = await BuiltInTools.opened(
+        call, request.tools or (), request.include or (), request.max_tool_calls, items
     )
-    job = search.with_passages(await call.apart(mcp.with_pictures, job))
-    shape = ResponseShape(
-        echo(request, raw),
-        Output(custom=offered.custom, summarize=summarized(request), mcp=mcp, annotate=search.annotations),
-        Keeping(store, tenant, chat.stored, before) if request.store is not False else None,
-    )
-    keep_alive = seconds(request.keep_alive)
-    answering = Answering(
-        call, shape, [job], keep_alive=keep_alive, warnings=warnings, fit=mcp.fit(call), pictures=pictures
-    )
-    await (answering.stream if request.stream else answering.whole)(request.model)
+    warnings += built_in.warnings
+    try:
+        served = (*mcp.offered, *built_in.offered)
+        job, offered = await call.apart(
+            response_job, request, items, known, tenant, warnings, pictures, served
+        )
+        job = search.with_passages(await call.apart(mcp.with_pictures, job))
+        output = Output(
+            custom=offered.custom,
+            summarize=summarized(request),
+            mcp=mcp,
+            annotate=search.annotations,
+            built_in=built_in.items,
+        )
+        shape = ResponseShape(
+            echo(request, raw),
+            output,
+            Keeping(store, tenant, chat.stored, before) if request.store is not False else None,
+        )
+        answering = Answering(
+            call,
+            shape,
+            [job],
+            keep_alive=seconds(request.keep_alive),
+            warnings=warnings,
+            fit=mcp.fit(call),
+            pictures=pictures,
+            rounds=built_in if built_in.runs else None,
+        )
+        await (answering.stream if request.stream else answering.whole)(request.model)
+    finally:
+        built_in.close()
 
 
 async def _used(call: HttpCall, tools: Sequence[Any], chat: ChatSoFar) -> tuple[McpTools, list[Any]]:
@@ -291,7 +319,7 @@ class ResponseShape:
         more = {**why, **times, "usage": self._usage(), "freehold": self._tally.receipt()}
         response = self._response("incomplete" if cut else "completed", **more)
         labels = self._begin.labels if self._begin is not None else ()
-        lost = self._keeping.prepare(response, labels) if self._keeping else ""
+        lost = self._keeping.prepare(response, labels, self._output.kept) if self._keeping else ""
         if lost:
             response["store"] = False
             response["freehold"]["warnings"] = [*response["freehold"]["warnings"], lost]

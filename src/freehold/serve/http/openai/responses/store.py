@@ -37,24 +37,30 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class StoredItem:
-    """One item as JSON, as lists show it. `weight`: bytes of memory that it takes once it is parsed."""
+    """One item as JSON, as lists show it. `weight`: bytes of memory that it takes once it is parsed.
+
+    `beside`: fields that are not shown and that a chat which continues needs, as JSON.
+    """
 
     id: str
     data: bytes
     holds: BodyStructure
     weight: int
+    beside: bytes = b""
 
     @classmethod
-    def of(cls, item: Mapping[str, Any]) -> StoredItem:
+    def of(cls, item: Mapping[str, Any], beside: Mapping[str, Any] | None = None) -> StoredItem:
         """Encode an item, which has an id."""
         listed = _listed(item)
         data = msgspec.json.encode(in_pieces(listed))
-        holds = structure_of(data)
-        return cls(item["id"], data, holds, weight(data, holds))
+        more = msgspec.json.encode(beside) if beside else b""
+        holds = structure_of(data) + structure_of(more) if more else structure_of(data)
+        return cls(item["id"], data, holds, weight(data + more, holds), more)
 
     def parsed(self) -> dict[str, Any]:
-        """Return the item."""
-        return msgspec.json.decode(self.data)
+        """Return the item with what is kept beside it."""
+        item = msgspec.json.decode(self.data)
+        return {**item, **msgspec.json.decode(self.beside)} if self.beside else item
 
 
 @dataclass(frozen=True)
@@ -74,10 +80,12 @@ class StoredResponse:
         input: Sequence[StoredItem],
         previous: str | None,
         labels: tuple[str, ...] = (),
+        beside: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> StoredResponse:
-        """Encode a finished response."""
+        """Encode a finished response. `beside`: by the ids of items, what is kept of them and not shown."""
         head = msgspec.json.encode({name: value for name, value in response.items() if name != "output"})
-        output = tuple(StoredItem.of(item) for item in response["output"])
+        kept = beside or {}
+        output = tuple(StoredItem.of(item, kept.get(item["id"])) for item in response["output"])
         return cls(head, tuple(input), output, previous, labels)
 
     @property
@@ -93,7 +101,7 @@ class StoredResponse:
     @cached_property
     def bytes(self) -> int:
         """Bytes of memory, as Bounds count them."""
-        return len(self.head) + sum(len(item.data) + ITEM_BYTES for item in self.items)
+        return len(self.head) + sum(len(i.data) + len(i.beside) + ITEM_BYTES for i in self.items)
 
     @cached_property
     def extent(self) -> Extent:
@@ -113,7 +121,8 @@ class Extent:
     @classmethod
     def of(cls, items: Sequence[StoredItem]) -> Extent:
         """Add up items."""
-        size, holds = sum(len(item.data) for item in items), sum((item.holds for item in items), NOTHING)
+        size = sum(len(item.data) + len(item.beside) for item in items)
+        holds = sum((item.holds for item in items), NOTHING)
         return cls(len(items), size, holds, sum(item.weight for item in items))
 
     def __add__(self, other: Extent) -> Extent:
@@ -253,9 +262,14 @@ class Keeping:
     previous: str | None
     _stored: tuple[str, StoredResponse] | None = None
 
-    def prepare(self, response: Mapping[str, Any], labels: tuple[str, ...]) -> str:
+    def prepare(
+        self,
+        response: Mapping[str, Any],
+        labels: tuple[str, ...],
+        beside: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> str:
         """Encode a finished response with its request's labels; return why it cannot be kept, or ""."""
-        stored = StoredResponse.of(response, self.input, self.previous, labels)
+        stored = StoredResponse.of(response, self.input, self.previous, labels, beside)
         if not (why := self.store.why_not(stored)):
             self._stored = response["id"], stored
         return why
