@@ -124,10 +124,10 @@ def _build(recipe: Path, out: Path) -> None:
 
 def _killed(recipe: Path, out: Path, wanted: int) -> dict[str, int]:
     """Build with `wanted` kills in each stage and one in the gate; return how many there were."""
-    kills = dict.fromkeys((*STAGES, GATE), 0)
+    kills: dict[str, int] = dict.fromkeys((*STAGES, GATE), 0)
     while True:
         command = [sys.executable, "-c", CHILD, str(recipe), str(out)]
-        states = dict.fromkeys(kills, 0)  # that this process kept
+        states: dict[str, int] = dict.fromkeys(kills, 0)  # that this process kept
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             for place in _places(child, out):
                 states[place] += 1

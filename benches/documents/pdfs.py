@@ -2,8 +2,9 @@
 
     python benches/documents/pdfs.py HTML_FOLDER OUT --questions benches/documents/data/python_docs.jsonl
 
-Takes the documents that have the most questions. Writes OUT/NAME.pdf, alternately with one column and with two, and
-OUT/questions.jsonl with the questions on them. A phrase that Windows-1252 cannot write is left out with its question.
+HTML is the folder `html` of Debian's package python3.13-doc. Takes the documents that have the most questions. Writes
+OUT/NAME.pdf, alternately with one column and with two, and OUT/questions.jsonl with the questions on them. A phrase
+that Windows-1252 cannot write is left out with its question.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=100_000)
     parser.add_argument("--searches", type=int, default=40)
     parser.add_argument("--embed", type=int, default=0, metavar="N", help="also embed N chunks of this size")
+    parser.add_argument("--write-texts", type=Path, help="write what was embedded, for pipelines.py")
     options = parser.parse_args()
     rng = np.random.default_rng(1)
     result: dict[str, object] = {"bench": "documents/speed", "chunks": options.chunks}
@@ -64,7 +65,7 @@ def main() -> None:
                 result[part] = statistics.median(searched(rng, store, mode) for _ in range(options.searches))
             result["while_adding_ms"] = while_adding(rng, path, store, options.searches)
     if options.embed:
-        result |= embedded(rng, options.embed)
+        result |= embedded(rng, options.embed, options.write_texts)
     for name, value in result.items():
         print(f"{name:<18} {value:,.1f}" if isinstance(value, float) else f"{name:<18} {value}")
     print(json.dumps(result))
@@ -111,7 +112,7 @@ def while_adding(rng: np.random.Generator, path: Path, store: CollectionStore, s
         thread.join()
 
 
-def embedded(rng: np.random.Generator, count: int) -> dict[str, object]:
+def embedded(rng: np.random.Generator, count: int, written: Path | None) -> dict[str, object]:
     """Return chunks a second from bytes to the file, with the default embedder."""
     words = [
         "the",
@@ -140,6 +141,11 @@ def embedded(rng: np.random.Generator, count: int) -> dict[str, object]:
         began = time.perf_counter()
         report = docs.add_files(files)
         passed = time.perf_counter() - began
+        if written is not None:
+            chunks = [
+                each.chunk.indexed for record in docs.documents() for each in docs.store.chunks_of(record)
+            ]
+            written.write_text("".join(f"{json.dumps(text)}\n" for text in chunks), encoding="utf-8")
     return {"embedded_chunks": report.chunks, "chunks_a_s": report.chunks / passed}
 
 

@@ -239,6 +239,49 @@ def test_usage_shows_how_far_routes_are_from_rented_to_owned(serving, page):
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("sound_ms", [0, 754_000])
+def test_usage_has_the_length_of_recordings_where_there_were_any(serving, page, sound_ms):
+    server = serving()
+    numbers = (
+        "nano",
+        "estimated",
+        "prompt",
+        "cached",
+        "written",
+        "completion",
+        "thought",
+        "first_s",
+        "whole_s",
+    )
+    row = {**dict.fromkeys(numbers, 0), "rows": 3, "whole": 3, "sound_ms": sound_ms}
+    ledger = {
+        "since": 0,
+        "until": 1,
+        "total": row,
+        "by_model": [{**row, "model": "ears"}],
+        "by_key": [],
+        "by_day": [],
+    }
+    facts = {
+        "days": 30,
+        "savings": None,
+        "savings_error": None,
+        "own_models": [],
+        "chats": None,
+        "accounts": None,
+    }
+    body = json.dumps({**facts, "ledger": ledger})
+    page.route(
+        "**/console/api/usage*", lambda route: route.fulfill(content_type="application/json", body=body)
+    )
+    page.goto(server.url + "/#/usage")
+    page.get_by_role("heading", name="By model").wait_for()
+    shown = page.locator("main").inner_text()
+    assert shown.count("Transcribed") == (2 if sound_ms else 0), "a tile and a column"
+    assert shown.count("12\u202fmin 34\u202fs") == (2 if sound_ms else 0), shown
+
+
+@pytest.mark.heavy
 def test_a_page_is_in_the_navigation_once_there_is_something_in_it(serving, scripted, page):
     server = serving(str(scripted))
     page.goto(server.url)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,12 +19,17 @@ from freehold.serve.documents.citing import (
     check_answer,
     citations,
     cited_prompt,
+    has_answer,
+    lacks_answer,
     refuses,
     sentences,
     with_sources,
 )
-from freehold.serve.documents.types import DocumentPassage, SearchResult, TextPlace
+from freehold.serve.documents.collection import DocumentCollection, DocumentFile
+from freehold.serve.documents.store import CollectionStore
+from freehold.serve.documents.types import DEFAULT_EMBEDDER, DocumentPassage, SearchResult, TextPlace
 from freehold.serve.fake import FakeModel
+from tests.documents.conftest import WordEmbedder
 
 
 def passage(text: str, name: str = "a.md") -> DocumentPassage:
@@ -161,3 +168,21 @@ def test_the_likelihood_of_a_sentence_rises_with_its_source():
 def test_a_reranker_prefers_the_passage_that_explains_the_question():
     scores = LikelihoodReranker(Letters()).rank("zq?", ["nothing here", "zq here"])
     assert scores[1] > scores[0]
+
+
+def test_a_search_says_whether_a_large_collection_has_an_answer(tmp_path: Path):
+    embedder = WordEmbedder(DEFAULT_EMBEDDER)
+    path = tmp_path / "a.collection"
+    CollectionStore(path, create="a", embedder=embedder.name).close()
+    with DocumentCollection(CollectionStore(path), embedder) as collection:
+        notes = [DocumentFile(f"{n}", f"{n}.txt", f"Room {n} has a printer.".encode) for n in range(150)]
+        collection.add_files(notes)
+        assert collection.sources("Which room has a zebra?").evidence is None  # too few chunks
+        collection.add_files([replace(note, source=f"more {note.source}") for note in notes])
+        there, absent = collection.sources("Room 17 printer"), collection.sources("Zebra giraffe licence")
+    assert has_answer(there) and not lacks_answer(there)
+    assert lacks_answer(absent) and not has_answer(absent)
+    model = FakeModel([])
+    assert answered(model, "Zebra giraffe licence", absent).refused and not model.calls
+    assert NOT_HERE in cited_prompt("?", absent.passages)
+    assert NOT_HERE not in cited_prompt("?", there.passages, sure=True)

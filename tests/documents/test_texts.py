@@ -153,3 +153,18 @@ def test_a_long_file_is_refused():
 )
 def test_names_say_the_form(name: str, form: str):
     assert form_of(name) == form
+
+
+def test_a_definition_keeps_its_term_and_that_of_the_list_around_it():
+    page = """<p>Before.</p><dl><dt>class Box<a class="headerlink">¶</a></dt><dd><p>Holds things.</p><dl>
+    <dt>open()</dt><dt>open(key)</dt><dd><p>Open it.</p><pre>box.open()</pre></dd><dt>close()</dt></dl>
+    </dd></dl><p>After.</p>"""
+    blocks = [(block.kind, block.text, block.header) for block in html_blocks(page)]
+    assert blocks == [
+        ("text", "Before.", ""),
+        ("text", "class Box\nHolds things.", "class Box"),
+        ("text", "open()\nopen(key)\nOpen it.", "class Box > open()\nopen(key)"),
+        ("code", "box.open()", "class Box > open()\nopen(key)"),
+        ("text", "close()", "class Box > close()"),
+        ("text", "After.", ""),
+    ]

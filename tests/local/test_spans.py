@@ -78,10 +78,12 @@ def test_a_text_begins_after_a_pause_and_ends_before_it():
     assert PAUSED.between(2.3, 5.8) == pytest.approx((11.0, 14.0)), (
         "it begins in the padding of the span before"
     )
+    begin, end = PAUSED.between(2.05, 2.1)
+    assert end - begin == pytest.approx(0.02), "a text in the padding alone has a length"
     assert PAUSED.between(1.7, 5.8) == pytest.approx((11.0, 14.0)), "its mark misses the pause by a little"
     assert PAUSED.between(0.0, 3.2) == pytest.approx((2.0, 4.0)), "it ends shortly after the pause"
     assert PAUSED.between(0.5, 1.4) == pytest.approx((2.5, 3.4))
-    assert PAUSED.between(9.0, 9.5) == pytest.approx((14.0, 14.0))
+    assert PAUSED.between(9.0, 9.5) == pytest.approx((14.0, 14.02))
 
 
 def test_a_lone_word_between_two_pauses_keeps_its_place():

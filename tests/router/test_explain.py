@@ -8,10 +8,14 @@ from pathlib import Path
 
 from freehold.base.serving import Origin
 from freehold.route.router.attempts import Explanation, explain
+from freehold.route.router.hearing import explain_recording
 from freehold.route.router.routing import GatewayPlan
+from freehold.run.sounds.opening import MeasuredSound
 from tests.cli.test_serve import freehold
 from tests.router.house import FILE, gateway_of, job, within
+from tests.router.test_recordings import ROUTES, sound
 
+TALK = ROUTES.replace("{url}", "http://127.0.0.1:9")
 ROUTE = """
 [routes.chat]
 targets = ["own", "box-70b", "big"]
@@ -79,6 +83,38 @@ def test_command_shows_reasons_prices_and_budget_without_keys_or_models(tmp_path
     said = json.loads(freehold(tmp_path, "route", "explain", "hello", "--gateway", file, "--json").out)
     assert [t["verdict"] for t in said["targets"]] == ["chosen", "fallback", "fallback"]
     assert said["reserved"] == said["targets"][2]["most"] > 0
+
+
+def test_a_recording_has_the_verdicts_and_the_price_of_its_seconds():
+    plan, talk = GatewayPlan(gateway_of("", base=TALK)), MeasuredSound("WAV", 90.0)
+    plain = explain_recording(plan, "talk", talk, 2_880_044, Origin())
+    own, cloud = plain.targets
+    assert (own.verdict, own.likely, own.most, own.reason) == ("chosen", 0, 0, "on this machine")
+    assert cloud.verdict == "fallback" and cloud.most > cloud.likely == 9_000_000, "0.6 cents a minute"
+    assert plain.seconds == 90 and plain.reserved == cloud.most
+    kept = explain_recording(plan, "talk", talk, 2_880_044, Origin(labels=("private",)))
+    assert kept.targets[1].verdict == "skipped" and kept.reserved == 0
+    alone = explain_recording(plan, "away", talk, 2_880_044, Origin(labels=("private",)))
+    assert "cloud: label private does not allow far" in alone.refused
+
+
+def test_a_recording_and_a_prompt_have_routes_of_their_own(tmp_path: Path):
+    file, talk = tmp_path / "gateway.toml", tmp_path / "talk.wav"
+    file.write_text(TALK.replace('local = "fake:1b"', 'provider = "far"\nmodel = "gpt-4o-mini-transcribe"'))
+    talk.write_bytes(sound())
+    more = ("--gateway", str(file))
+    done = freehold(tmp_path, "route", "explain", "--recording", str(talk), *more)
+    assert (done.status, done.err) == (0, "")
+    assert "route talk; labels: none" in done.out and "estimated cost for a recording of 1.5 s" in done.out
+    for args, words in (
+        (("--recording", str(talk), "--route", "text"), "text is a text route"),
+        (("hello", "--route", "talk"), "talk only transcribes recordings"),
+        (("hello", "--recording", str(talk)), "either PROMPT or --recording"),
+        ((), "either PROMPT or --recording"),
+        (("--recording", str(file)), "known audio format"),
+    ):
+        done = freehold(tmp_path, "route", "explain", *args, *more)
+        assert done.status and words in done.err, (args, done.err)
 
 
 def test_unknown_key_or_label_is_refused_with_the_known_ones(tmp_path: Path):

@@ -1,8 +1,8 @@
 """Forty recordings that hurt; no test.
 
-Each is a clip of 3 s as a file that hurts. Right, in a model that speaks English: its words. Right, in a tiny model,
-whose texts are none: the text of a plain WAV of the same samples, where the file has exactly those. In both: the
-clip's length.
+Each is a clip of 3 s as a file that hurts. Right, in a model that speaks English: its words, but for one where a codec
+changes the samples. Right, in a tiny model, whose texts are none: the text of a plain WAV of the same samples, where
+the file has exactly those. In both: the clip's length.
 Path: test_hurting.py, benches/ears/hurting.py -> forty, HurtingRecordings.send_all -> POST /v1/audio/transcriptions
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,11 @@ def _near() -> list[HurtfulRecording]:
         HurtfulRecording(
             "MP3 with another suffix", written(SPEECH, "mp3", "libmp3lame"), filename="talk.flac"
         ),
-        HurtfulRecording("M4A", written(SPEECH, "ipod", "aac")),
+        HurtfulRecording("M4A", written(SPEECH, "ipod", "aac", rate=48_000)),
         HurtfulRecording(
-            "a video with sound", written(SPEECH, "mp4", "aac", picture=True), filename="film.mp4"
+            "a video with sound",
+            written(SPEECH, "mp4", "aac", rate=48_000, picture=True),
+            filename="film.mp4",
         ),
         HurtfulRecording(
             "WebM", written(SPEECH, "webm", "libopus", rate=48_000), filename="https://127.0.0.1/a"
@@ -134,7 +137,7 @@ def _refused() -> list[HurtfulRecording]:
         HurtfulRecording("nothing", b"", why="empty"),
         HurtfulRecording("half an M4A", whole[: len(whole) // 2], why="damaged or cut short"),
         HurtfulRecording("a video without sound", video_alone(), why="has no audio, only video"),
-        HurtfulRecording("six hours of silence in a megabyte", silence, why="the limit is 14,400"),
+        HurtfulRecording("six hours of silence in a megabyte", silence, why="more than 4.0 hours"),
     ]
 
 
@@ -152,7 +155,7 @@ class HurtingRecordings(Hurting[HurtfulRecording]):
         heard: dict[str, Any] = answer.json()
         if abs(heard["duration"] - file.seconds) > 0.1:
             return False
-        if self.speaks and file.words is not None and _words(heard["text"]) != file.words:
+        if self.speaks and file.words is not None and not _alike(heard["text"], file):
             return False
         if not file.plain:
             return self.speaks or bool(heard["text"])
@@ -170,5 +173,10 @@ class SpokenRecordings(HurtingRecordings):
     speaks = True
 
 
-def _words(text: str) -> str:
-    return " ".join(re.findall(r"[a-z]+", text.casefold()))
+def _alike(text: str, file: HurtfulRecording) -> bool:
+    """Tell whether a text has the words of a file; a codec may cost one, which is two where it was said as one."""
+    expected, heard = (file.words or "").split(), re.findall(r"[a-z]+", text.casefold())
+    if file.plain or file.data.startswith(b"RIFF"):
+        return heard == expected
+    same = sum(each.size for each in SequenceMatcher(None, expected, heard).get_matching_blocks())
+    return len(heard) <= len(expected) + 1 and same >= len(expected) - 1

@@ -18,6 +18,8 @@ from freehold.serve.documents.citing import (
     NOT_HERE,
     CitedAnswer,
     check_answer,
+    has_answer,
+    lacks_answer,
     likelihood_scorer,
     with_sources,
 )
@@ -54,7 +56,7 @@ class TerminalDocuments:
         """Return passages for a question that leave room in a context of this many tokens."""
         budget = max(256, min(DEFAULT_BUDGET, context // _SHARE - tokens_of(question)))
         with Ticking("searching the documents"):
-            results = [each.search(question, DEFAULT_LIMIT, budget=budget) for each in self._collections]
+            results = [each.sources(question, DEFAULT_LIMIT, budget=budget) for each in self._collections]
         return results[0] if len(results) == 1 else joined_results(results, DEFAULT_LIMIT, budget)
 
     def close(self) -> None:
@@ -78,13 +80,18 @@ class Documented:
         documents = self._documents
         question = next(message.content for message in reversed(messages) if message.role == "user")
         result = documents.search(question, self._model.info.context)
-        if not result.passages:
+        if sum(message.role == "user" for message in messages) > 1:
+            # The words of a question that continues a chat say little by themselves.
+            result = replace(result, evidence=None)
+        if lacks_answer(result):
             documents.last = CitedAnswer(NOT_HERE, (), (), True, result.notes)
             yield Chunk(text=NOT_HERE)
             yield Chunk(finish_reason="stop")
             return
         text = ""
-        for chunk in self._model.stream(with_sources(messages, result.passages), **options):
+        for chunk in self._model.stream(
+            with_sources(messages, result.passages, sure=has_answer(result)), **options
+        ):
             text += chunk.text
             yield chunk
         with Ticking("checking the citations"):

@@ -98,11 +98,9 @@ class SpeechChunk:
         first = starts[0]
         ends = [each for each in stretches if each.since + each.slack < end and each.since >= first.since]
         last = ends[-1] if ends else first
-        start, stop = first.at(begin), max(last.at(end), first.at(begin))
-        if stop - start < STEP_S:  # marks in the padding alone; a player shows no text without a length
-            stop = min(start + STEP_S, first.last)
-            start = min(start, stop - STEP_S)
-        return start, stop
+        start = first.at(begin)
+        # Marks in the padding alone would give no seconds, and a player shows no text without any.
+        return start, max(last.at(end), start + STEP_S)
 
     def spoken(self, begin: float, end: float) -> tuple[float, float]:
         """Return the seconds of one word: on the side of a pause where more of it is."""

@@ -14,7 +14,7 @@ from freehold.serve.documents.types import BlockKind, DocumentBlock, DocumentChu
 # 0.873 at 900 (docs/log/documents.md): a vector of less text says more of each sentence. Neighbours are joined again.
 SIZE = 450
 MOST = 900  # of a paragraph or code block that is left whole
-_HEADER = 300  # of the header of rows in a chunk's context
+_HEADER = 300  # of the header of rows, or of a definition's term, in a chunk's context
 _DEEPEST = 4  # headings in a context, the nearest ones
 
 
@@ -59,8 +59,8 @@ class _Cutter:
     def _ends(self, piece: DocumentBlock) -> bool:
         """Return whether a chunk ends before `piece`."""
         last = self.waiting[-1]
-        tables = "row" in (last.kind, piece.kind) and (last.kind, last.header) != (piece.kind, piece.header)
-        return tables or last.page != piece.page or self.chars + len(piece.text) > self.size
+        parts = (last.kind == "row", last.header) != (piece.kind == "row", piece.header)
+        return parts or last.page != piece.page or self.chars + len(piece.text) > self.size
 
     def _flush(self) -> Iterator[DocumentChunk]:
         if not self.waiting:
@@ -69,7 +69,7 @@ class _Cutter:
         between = "\n" if first.kind == "row" else "\n\n"
         text = between.join(piece.text for piece in self.waiting)
         context = self._context()
-        if first.kind == "row" and first.header:
+        if first.header:
             context = f"{context}\n{first.header[:_HEADER]}"
         yield DocumentChunk(text, place_of(first).through(place_of(last)), context)
         self.waiting, self.chars = [], 0

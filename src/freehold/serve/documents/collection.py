@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from freehold.base.errors import FreeholdError, UsageError
 from freehold.base.regular import read_regular
 from freehold.base.stopping import check_stopped
 from freehold.serve.documents.chunking import cut
+from freehold.serve.documents.citing import answer_evidence
 from freehold.serve.documents.office import Package
 from freehold.serve.documents.reading import ReaderProcesses, read_document
 from freehold.serve.documents.searching import (
@@ -225,10 +226,20 @@ class DocumentCollection:
         mode: SearchMode = "hybrid",
     ) -> SearchResult:
         """Return passages that match `text`, the best first, of together at most `budget` tokens. Raises UsageError."""
-        checked_query(text, limit)
-        vector = None if mode == "words" else self.embedder.embed([text])[0]
-        query = SearchQuery(text, vector, mode)
+        query = self._query(text, limit, mode)
         return search_store(self.store, query, limit=limit, budget=budget, reranker=self.reranker)
+
+    def sources(
+        self, question: str, limit: int = DEFAULT_LIMIT, *, budget: int = DEFAULT_BUDGET
+    ) -> SearchResult:
+        """Return what `search` does, with the evidence that an answer is there. Raises UsageError."""
+        query = self._query(question, limit, "hybrid")
+        result = search_store(self.store, query, limit=limit, budget=budget, reranker=self.reranker)
+        return replace(result, evidence=answer_evidence(self.store, query, result.passages))
+
+    def _query(self, text: str, limit: int, mode: SearchMode) -> SearchQuery:
+        checked_query(text, limit)
+        return SearchQuery(text, None if mode == "words" else self.embedder.embed([text])[0], mode)
 
     # --- the order of an addition
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from freehold.base.config import load_settings
 from freehold.base.errors import UsageError
+from freehold.base.serving import MAX_TEXTS
 from freehold.base.types import ChatModel
 from freehold.serve.documents.citing import CitedAnswer, LikelihoodReranker, answered, likelihood_scorer
 from freehold.serve.documents.collection import (
@@ -43,9 +44,12 @@ class LocalEmbedder:
         """Return unit vectors, float32 [len(texts), width]. Raises ModelNotFound with the command that fetches it."""
         if not texts:
             return np.empty((0, 0), np.float32)
-        embeddings = self._loaded().embed(list(texts), truncate=True)
-        self.cut += len(embeddings.cut)
-        return np.asarray(embeddings.vectors, np.float32)
+        parts: list[F32] = []
+        for at in range(0, len(texts), MAX_TEXTS):  # a document may have more chunks than a job has texts
+            embeddings = self._loaded().embed(list(texts[at : at + MAX_TEXTS]), truncate=True)
+            self.cut += len(embeddings.cut)
+            parts.append(np.asarray(embeddings.vectors, np.float32))
+        return np.concatenate(parts)
 
     def close(self) -> None:
         """Release the model."""
@@ -125,7 +129,7 @@ class Collection(DocumentCollection):
         `verify`: where words leave a doubt, also by the model's own log-likelihood of a sentence with and without its
         source, if it is a model of this process.
         """
-        result = self.search(question, limit, budget=budget)
+        result = self.sources(question, limit, budget=budget)
         scorer = likelihood_scorer(llm) if verify else None
         return answered(llm, question, result, max_tokens=max_tokens, scorer=scorer)
 

@@ -443,6 +443,18 @@ class CollectionStore:
             query = _cheap_query(db, [f'"{terms(word).strip()}"' for word in words])
             return [row[0] for row in db.execute(sql, (query, *values, limit))] if query else []
 
+    def spread(self, words: Sequence[str]) -> list[int]:
+        """Return in how many chunks each word is."""
+        sql = "SELECT count(*) FROM words WHERE words MATCH ?"
+        with self._reading() as db:
+            return [db.execute(sql, (f'"{terms(word).strip()}"',)).fetchone()[0] for word in words]
+
+    def nearest_cosine(self, vector: F32) -> float:
+        """Return the product of a unit vector with that of the nearest chunk; -1 where there is none."""
+        with self._reading() as db:
+            self._matrix.refresh(db)
+            return self._matrix.largest(vector)
+
     def by_vector(self, vector: F32, limit: int, documents: Sequence[int] | None = None) -> list[int]:
         """Return the chunks nearest to a unit vector, float32 [width], the nearest first."""
         with self._reading() as db:
@@ -517,15 +529,23 @@ class _VectorMatrix:
         """Return the ids of the chunks whose vectors have the largest products with `vector`."""
         if not self._used:
             return []
-        scores = self._rows[: self._used] @ vector.astype(np.float32)
-        ids = self._ids[: self._used]
-        scores[ids == 0] = -np.inf
+        scores, ids = self._products(vector), self._ids[: self._used]
         if documents is not None:
             scores[~np.isin(self._documents[: self._used], np.asarray(documents, np.int64))] = -np.inf
         count = min(limit, self._used)
         best = np.argpartition(-scores, count - 1)[:count]
         best = best[np.lexsort((ids[best], -scores[best]))]
         return [int(ids[i]) for i in best if scores[i] > -np.inf]
+
+    def largest(self, vector: F32) -> float:
+        """Return the largest of those products, at least -1."""
+        return float(max(-1.0, self._products(vector).max(initial=-1.0))) if self._used else -1.0
+
+    def _products(self, vector: F32) -> F32:
+        """Return the product of each row with `vector`; of rows of removed documents, minus infinity."""
+        products = self._rows[: self._used] @ vector.astype(np.float32)
+        products[self._ids[: self._used] == 0] = -np.inf
+        return np.asarray(products, np.float32)
 
     def _append(self, document: int, first: int, vectors: NDArray[np.float16]) -> None:
         count, width = vectors.shape

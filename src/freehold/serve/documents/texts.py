@@ -387,6 +387,9 @@ class _HtmlBlocks(HTMLParser):
         self._row: list[str] | None = None
         self._row_from: tuple[int, int] | None = None
         self._header: list[str] = [""]  # of the tables that are open
+        self._terms: list[str] = []  # of the definition lists that are open
+        self._new_term: tuple[str, tuple[int, int]] | None = None  # one whose definition has not come yet
+        self._in_term = False
         self._title = False
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -413,6 +416,12 @@ class _HtmlBlocks(HTMLParser):
             self._pre += 1
         elif tag == "table" and len(self._header) < 20:
             self._header.append("")
+        elif tag == "dl" and len(self._terms) < 20:
+            self._terms.append("")
+        elif tag in ("dt", "dd"):
+            self._in_term = tag == "dt"
+            if self._in_term and self._terms and self._new_term is None:
+                self._terms[-1] = ""
         elif tag == "tr":
             self._end_row()
             self._row = []
@@ -434,6 +443,11 @@ class _HtmlBlocks(HTMLParser):
             self._heading = 0
         elif tag == "pre":
             self._pre = max(0, self._pre - 1)
+        elif tag == "dt":
+            self._in_term = False
+        elif tag == "dl":
+            self._add_term()
+            self._terms = self._terms[:-1]
         elif tag == "tr":
             self._end_row()
         elif tag == "table":
@@ -458,6 +472,7 @@ class _HtmlBlocks(HTMLParser):
     def finish(self) -> list[DocumentBlock]:
         self._boundary()
         self._end_row()
+        self._add_term()
         return self._out.blocks
 
     def _boundary(self) -> None:
@@ -469,16 +484,38 @@ class _HtmlBlocks(HTMLParser):
                 self._row_from = self._row_from or start
                 self._row[-1:] = [" ".join([*self._row[-1:], text]).strip()]
             return
-        if text and start is not None:
-            kind = "heading" if self._heading else "code" if self._pre else "text"
-            self._add(kind, text, start, level=self._heading)
+        if not text or start is None:
+            return
+        if self._in_term and self._terms:
+            earlier, at = self._new_term or ("", start)
+            self._new_term = f"{earlier}\n{text}".strip(), at
+            self._terms[-1] = self._new_term[0]
+            return
+        kind = "heading" if self._heading else "code" if self._pre else "text"
+        if self._new_term is not None and kind == "text":  # the definition begins: both are one paragraph
+            term, start = self._new_term
+            text, self._new_term = f"{term}\n{text}", None
+        self._add_term()
+        header = "" if self._heading else self._term()
+        self._add(kind, text, start, level=self._heading, header=header)
+
+    def _term(self) -> str:
+        """Return the term that is being defined, after that of the list around it, as of a class and its method."""
+        return " > ".join([term for term in self._terms if term][-2:])
+
+    def _add_term(self) -> None:
+        """Add the term that waits for its definition where that does not come, or is a table or code."""
+        if self._new_term is not None:
+            text, start = self._new_term
+            self._new_term = None
+            self._add("text", text, start, header=self._term())
 
     def _taken(self) -> str:
         text, self._pieces = "".join(self._pieces), []
         if self._pre:
             return text.strip("\n") if text.strip() else ""
         text = " ".join(text.split())
-        return text.rstrip("¶").rstrip() if self._heading else text
+        return text.rstrip("¶").rstrip()
 
     def _end_row(self) -> None:
         row, start, self._row, self._row_from = self._row, self._row_from, None, None

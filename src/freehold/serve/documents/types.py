@@ -44,7 +44,7 @@ class DocumentBlock(Struct, frozen=True):
     last_line: int
     page: int = 0
     level: int = 0
-    header: str = ""  # of a row: the table's first row
+    header: str = ""  # of a row: the table's first row; of a definition: its term
 
 
 class ParsedDocument(Struct, frozen=True):
@@ -78,7 +78,7 @@ class TextPlace:
 
 @dataclass(frozen=True, slots=True)
 class DocumentChunk:
-    """A piece of a document, as it is indexed. `context`: the headings above it, and the header of its rows."""
+    """A piece of a document, as it is indexed. `context`: the headings above it, and the header of its blocks."""
 
     text: str
     place: TextPlace
@@ -114,11 +114,15 @@ class DocumentPassage:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Passages within a budget, best first. `left_out`: how many more matched and did not fit."""
+    """Passages within a budget, best first. `left_out`: how many more matched and did not fit.
+
+    `evidence`: log-odds that the collection has an answer (`answer_evidence` says from what); None: nothing says so.
+    """
 
     passages: tuple[DocumentPassage, ...]
     left_out: int = 0
     notes: tuple[str, ...] = ()
+    evidence: float | None = None
 
 
 class Embeds(Protocol):

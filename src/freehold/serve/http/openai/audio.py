@@ -473,7 +473,7 @@ class Transcribing:
         chunk = bisect.bisect_right(self._starts, segment.start) - 1
         return {
             "id": number,
-            "seek": round(100 * self._starts[max(chunk, 0)]),
+            "seek": math.floor(100 * self._starts[max(chunk, 0)] + 1e-6),  # never after its start
             "start": round(segment.start, 3),
             "end": round(segment.end, 3),
             "text": f" {segment.text}",
