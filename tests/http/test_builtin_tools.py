@@ -162,6 +162,33 @@ def test_files_pass_from_uploads_to_code_and_commands(server: Running, ask: Call
 
 
 @confined
+def test_an_upload_replaces_a_link_that_a_command_made_and_does_not_follow_it(
+    server: Running, ask: Callable[..., Any], tmp_path: Path
+):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("as before")
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        ids = [
+            client.files.create(file=(name, b"uploaded"), purpose="user_data").id
+            for name in ("link.txt", "folder")
+        ]
+    made = ask(turns(shell(f"ln -s {outside} link.txt", "mkdir folder", "readlink link.txt")), tools=[SHELL])
+    assert made.output[1].output[2].stdout.strip() == str(outside)
+    container = made.output[0].environment.container_id
+    chat = {"previous_response_id": made.id}
+
+    def with_file(id: str) -> list[Any]:
+        return [{"type": "shell", "environment": {"type": "container_auto", "file_ids": [id]}}]
+
+    answer = ask(turns(shell("cat link.txt")), tools=with_file(ids[0]), **chat)
+    assert answer.output[0].environment.container_id == container
+    assert answer.output[1].output[0].stdout == "uploaded"
+    assert outside.read_text() == "as before"
+    with pytest.raises(openai.BadRequestError, match="a folder by the name 'folder'"):
+        ask(turns(), tools=with_file(ids[1]), **chat)
+
+
+@confined
 def test_errors_of_code_are_results(ask: Callable[..., Any]):
     response = ask(turns(python("1 / 0")), include=["code_interpreter_call.outputs"])
     assert (

@@ -142,9 +142,8 @@ class RunFolder:
     def _leave(self) -> None:
         """Close what is open, and remove a folder that holds no work; under the lock, so no other run begins in it."""
         if self._steps is not None:
-            with suppress(
-                OSError
-            ):  # a full disk, again: lines after the newest checkpoint are computed again
+            # Of a full disk, again: lines after the newest checkpoint are computed again.
+            with suppress(OSError):
                 self._steps.close()
         if (
             not self.folder.exists() and self.out.is_dir()

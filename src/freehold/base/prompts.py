@@ -1,5 +1,7 @@
 """How large a request's prompt is, where nothing has the model's tokenizer: its parts, and bounds of its tokens.
 
+Also how much of a prompt the result of one tool call may take.
+
 The upper bound is for reservations: no prompt may cost more than was reserved. Knows text's length, and no tokenizer.
 """
 
@@ -21,6 +23,9 @@ PER_IMAGE_OF = {"gpt-4o-mini": 48_169}
 # Tokens of what a provider writes beside a request: a template's own instructions, and those for tools (Anthropic's,
 # some 800).
 PER_REQUEST, PER_TOOLS = 128, 1_024
+CHARS_PER_TOKEN = 3.0  # a cautious estimate: English and code have three to four
+RESULT_SHARE = 0.15  # of a model's context: what the result of one tool call may take
+_LEAST_RESULT = 600  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +114,16 @@ def _message(message: Message) -> Iterable[str | Image | Audio]:
         yield call.arguments
     for block in message.signed:
         yield block.text or block.redacted
+
+
+def result_chars(context: int) -> int:
+    """Return how many characters the result of one tool call may have in a context of `context` tokens."""
+    return max(int(context * RESULT_SHARE * CHARS_PER_TOKEN), _LEAST_RESULT)
+
+
+def without_middle(text: str, most: int) -> str:
+    """Return a text of about `most` characters: its beginning and its end."""
+    if len(text) <= most:
+        return text
+    head, tail = text[: most * 2 // 3], text[len(text) - most // 3 :]
+    return f"{head}\n[{len(text) - len(head) - len(tail):,} characters are left out here]\n{tail}"

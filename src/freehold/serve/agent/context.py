@@ -14,6 +14,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from freehold.base.prompts import CHARS_PER_TOKEN, result_chars, without_middle
 from freehold.base.types import Message, Tool, ToolCall
 from freehold.serve.agent.journal import JournalLine
 from freehold.serve.tools.folder import CLOSED
@@ -21,9 +22,7 @@ from freehold.serve.tools.folder import CLOSED
 FULL = 0.75  # of the window: then turns are summed up,
 KEPT = 0.35  # until they and the summary have at most this share
 ANSWER_SHARE = 0.25  # of the window: what one answer may have
-RESULT_SHARE = 0.15  # and one result
 MAX_ANSWER = 4096  # tokens
-CHARS_PER_TOKEN = 3.0  # a cautious estimate: English and code have three to four
 _SUMMARY_LINES = 40
 _FILES = 60  # names that a prompt begins with
 _LINE = 200  # characters of a line of a summary
@@ -55,7 +54,7 @@ class WindowSizes:
     @property
     def result(self) -> int:
         """Characters of one result."""
-        return max(int(self.window * RESULT_SHARE * CHARS_PER_TOKEN), 600)
+        return result_chars(self.window)
 
 
 def marked(content: str, source: str, mark: str) -> str:
@@ -73,14 +72,6 @@ def files_of(begin: JournalLine) -> list[str]:
     ]
     more = [f"[{len(names) - _FILES} more files]"] if len(names) > _FILES else []
     return [*sorted(names)[:_FILES], *more]
-
-
-def cut(content: str, most: int) -> str:
-    """Return a text of at most some `most` characters: its beginning and its end."""
-    if len(content) <= most:
-        return content
-    head, tail = content[: most * 2 // 3], content[len(content) - most // 3 :]
-    return f"{head}\n[{len(content) - len(head) - len(tail):,} characters are left out here]\n{tail}"
 
 
 class AgentContext:
@@ -116,7 +107,7 @@ class AgentContext:
         elif line.kind == "result" and self._turns:
             call = next((c for c in self._lines[-1][0].calls if c.id == line.call), None)
             source = source_of(call.name, call.arguments) if call else "a call that could not be read"
-            text = cut(line.content, self.sizes.result)
+            text = without_middle(line.content, self.sizes.result)
             content = marked(text, source, self._mark) if call and line.state != "denied" else text
             self._turns[-1].append(self._result(content, line, call.name if call else ""))
             self._lines[-1].append(line)

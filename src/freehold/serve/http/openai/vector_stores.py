@@ -140,12 +140,9 @@ async def create(call: HttpCall) -> None:
     """Make a vector store; its files are indexed in the background."""
     request, raw = await call.struct(VectorStoreRequest)
     warnings = [*unknown_fields(raw, VectorStoreRequest), *_overlap(request.chunking_strategy)]
-    desk, ids, strategy = (
-        VectorDesk.of(call),
-        dict.fromkeys(request.file_ids or ()),
-        _kept(request.chunking_strategy),
-    )
-    await desk.check_files(call, list(ids))
+    desk, strategy = VectorDesk.of(call), _kept(request.chunking_strategy)
+    ids = list(dict.fromkeys(request.file_ids or ()))
+    await desk.check_files(call, ids)
     meta = {
         "metadata": json.dumps(request.metadata or {}),
         "description": request.description or "",

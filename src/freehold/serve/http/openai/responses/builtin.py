@@ -7,7 +7,6 @@ one. Rounds, time and output are bounded. Knows items, events and calls; contain
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from freehold.base.errors import UsageError
+from freehold.base.prompts import result_chars, without_middle
 from freehold.base.serving import Begin, Job, ModelInfo
 from freehold.base.types import Chunk, FinishReason, Message, SignedThinking, Tool, ToolCall
 from freehold.serve.http.batches.desk import Desk
@@ -40,8 +40,6 @@ from freehold.serve.http.openai.responses.output import BuiltIn, CallOutput, Eve
 MAX_ROUNDS = 16  # of calls in one response
 CALL_S, ALL_S = 60.0, 300.0  # of one call or command, and of all in a response
 MAX_COMMANDS = 16  # of one call
-RESULT_SHARE, CHARS_PER_TOKEN = 0.15, 3  # of the model's context that one result may have, as an estimate
-LEAST_CHARS = 600
 _UNUSED = {"allowed_callers"}  # "direct" is the only way here
 
 _CODE = Tool(
@@ -241,9 +239,7 @@ class BuiltInTools:
             raise Refused(400, message, param="file_ids", code="invalid_value")
         for record in records:
             name = record.filename.replace("/", "_").lstrip(".")[:200] or record.id
-            target = container.folder / name
-            if not target.is_symlink():
-                await self._call.in_thread(shutil.copyfile, files.path(tenant, record.id), target)
+            await self._call.in_thread(container.put, name, files.path(tenant, record.id))
             container.label(record.labels)
 
     # --- rounds
@@ -308,7 +304,7 @@ class BuiltInTools:
         """Run one call, show it, and return its result as the model reads it."""
         number, began = self._ran, time.monotonic()
         await sink(0, [(0, RanChunk(number=number))])
-        most = max(int(context * RESULT_SHARE * CHARS_PER_TOKEN), LEAST_CHARS)
+        most = result_chars(context)
         if not self._may_run:
             ran: dict[str, Any] = {"status": "incomplete", "text": "Not called: no more calls may run."}
         elif call.name == _CODE.name:
@@ -330,7 +326,7 @@ class BuiltInTools:
             done = {"text": e.message, "images": [], "failed": True, "ended": True}
         outputs: list[dict[str, str]] = []
         if done["text"]:
-            outputs.append({"type": "logs", "logs": cut(done["text"], most)})
+            outputs.append({"type": "logs", "logs": without_middle(done["text"], most)})
         outputs += [{"type": "image", "url": url} for url in done["images"]]
         status = "failed" if done["ended"] else "completed"
         return {"status": status, "outputs": outputs, "text": outputs_text(outputs)}
@@ -348,7 +344,8 @@ class BuiltInTools:
             except UsageError as e:
                 done = {"stdout": "", "stderr": e.message, "outcome": {"type": "exit", "exit_code": 126}}
             half = most // 2 if done["stdout"] and done["stderr"] else most
-            output.append({**done, "stdout": cut(done["stdout"], half), "stderr": cut(done["stderr"], half)})
+            shown = {name: without_middle(done[name], half) for name in ("stdout", "stderr")}
+            output.append({**done, **shown})
         if not output:
             outcome = {"type": "exit", "exit_code": 2}
             output.append({"stdout": "", "stderr": "commands is empty", "outcome": outcome})
@@ -356,14 +353,6 @@ class BuiltInTools:
 
     def _seconds(self) -> float:
         return max(min(CALL_S, ALL_S - self._spent_s), 1.0)
-
-
-def cut(text: str, most: int) -> str:
-    """Return a text of about `most` characters: its beginning and its end."""
-    if len(text) <= most:
-        return text
-    head, tail = text[: most // 2], text[len(text) - most // 2 :]
-    return f"{head}\n[{len(text) - len(head) - len(tail):,} characters are left out here]\n{tail}"
 
 
 def code_of(arguments: str) -> str:
@@ -379,7 +368,17 @@ def code_of(arguments: str) -> str:
 # --- items ------------------------------------------------------------------------------------------
 
 
-class CodeOutput(CallOutput):
+class WholeCallOutput(CallOutput):
+    """A call that is shown as code, commands or a change, once all of its arguments are there."""
+
+    def end(self, status: str) -> Iterator[Event]:
+        yield from Item.end(self, status)
+
+    def _written(self, arguments: str) -> Iterator[Event]:
+        yield from ()
+
+
+class CodeOutput(WholeCallOutput):
     """A call of `code_interpreter`: its code, then what it printed, in one item."""
 
     prefix = "ci"
@@ -413,7 +412,7 @@ class CodeOutput(CallOutput):
         yield {"type": "response.code_interpreter_call_code.done", **self._at, "code": code}
         if status != "completed":
             self.runs = False
-            yield from Item.end(self, status)
+            yield from super().end(status)
 
     def begin_run(self) -> Iterator[Event]:
         self.status = "interpreting"
@@ -423,13 +422,10 @@ class CodeOutput(CallOutput):
         self.runs, self._outputs = False, result.get("outputs", [])
         if result["status"] == "completed":
             yield {"type": "response.code_interpreter_call.completed", **self._at}
-        yield from Item.end(self, result["status"])
-
-    def _written(self, arguments: str) -> Iterator[Event]:
-        yield from ()
+        yield from super().end(result["status"])
 
 
-class ShellOutput(CallOutput):
+class ShellOutput(WholeCallOutput):
     """A call of `shell`; `where`: its environment. One in a container is run here."""
 
     prefix = "sh"
@@ -456,7 +452,7 @@ class ShellOutput(CallOutput):
             yield {"type": "response.shell_call_command.added", **event, "command": ""}
             yield {"type": "response.shell_call_command.delta", **event, "delta": command}
             yield {"type": "response.shell_call_command.done", **event, "command": command}
-        yield from Item.end(self, status)
+        yield from super().end(status)
 
     def result(self, index: int, result: Mapping[str, Any]) -> Item | None:
         output = result.get("output")
@@ -465,9 +461,6 @@ class ShellOutput(CallOutput):
             output = [{"stdout": "", "stderr": result.get("text", ""), "outcome": outcome}]
         most = commands_of("".join(self._pieces))["max_output_length"]
         return ShellResult(index, self._call_id, output, most)
-
-    def _written(self, arguments: str) -> Iterator[Event]:
-        yield from ()
 
 
 class ShellResult(Item):
@@ -499,7 +492,7 @@ class ShellResult(Item):
         yield from super().end(status)
 
 
-class PatchOutput(CallOutput):
+class PatchOutput(WholeCallOutput):
     """A call of `apply_patch`, which the client applies."""
 
     prefix = "apc"
@@ -512,9 +505,3 @@ class PatchOutput(CallOutput):
             "call_id": self._call_id,
             "operation": patch_of("".join(self._pieces)),
         }
-
-    def end(self, status: str) -> Iterator[Event]:
-        yield from Item.end(self, status)
-
-    def _written(self, arguments: str) -> Iterator[Event]:
-        yield from ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import secrets
 import shutil
 import time
@@ -53,6 +54,22 @@ class ToolContainer:
         """Add the labels of a request that uses it."""
         self.labels = tuple(dict.fromkeys((*self.labels, *labels)))
 
+    def put(self, name: str, source: Path) -> None:
+        """Copy a file into the folder. Raises Refused (400) where a folder has its name.
+
+        What runs in the container may put a link to a file of the server there at any moment: so nothing is opened by
+        that path, and the rename replaces a link without following it.
+        """
+        beside = self.folder.parent / f"put-{secrets.token_hex(8)}"  # what runs there does not see it
+        try:
+            shutil.copyfile(source, beside)
+            os.replace(beside, self.folder / name)
+        except IsADirectoryError:
+            message = f"file_ids: the container has a folder by the name {name[:80]!r}"
+            raise Refused(400, message, param="file_ids", code="invalid_value") from None
+        finally:
+            beside.unlink(missing_ok=True)
+
     def remove(self) -> None:
         """End its interpreter, and remove its files."""
         if self.notebook is not None:
@@ -92,8 +109,10 @@ class ToolContainers:
                     raise Overloaded(f"all {most} containers of tools are in use", "try again in a moment")
                 await self._drop(min(idle, key=lambda each: each.used_at))
         id = f"cntr_{secrets.token_hex(16)}"
-        folders = [private.folder(self._above / id / name, self._home) for name in ("files", "scratch")]
-        container = self._kept[id] = ToolContainer(id, tenant, *folders)
+        files, scratch = (
+            private.folder(self._above / id / name, self._home) for name in ("files", "scratch")
+        )
+        container = self._kept[id] = ToolContainer(id, tenant, files, scratch)
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.create_task(self._sweep(), name="idle containers")
         return container
@@ -194,9 +213,10 @@ _confined: set[str] = set()  # tools that were seen to be confined here
 
 def _bytes_of(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            total += path.lstat().st_blocks * 512 + 256  # many empty files count too
+    for where, folders, files in os.walk(folder):  # passes over what is removed meanwhile
+        for name in (*folders, *files):
+            with suppress(OSError):
+                total += os.lstat(os.path.join(where, name)).st_blocks * 512 + 256  # empty ones count too
     return total
 
 

@@ -370,7 +370,9 @@ def shell_text(output: Sequence[Mapping[str, Any]]) -> str:
     """Return the outputs of commands as a model reads them."""
     parts = []
     for each in output:
-        outcome = each.get("outcome") if isinstance(each.get("outcome"), dict) else {}
+        outcome = each.get("outcome")
+        if not isinstance(outcome, dict):
+            outcome = {}
         code = outcome.get("exit_code")
         end = "[it was ended at its time limit]" if outcome.get("type") == "timeout" else ""
         end = f"[exit status {code}]" if not end and code not in (0, None) else end
