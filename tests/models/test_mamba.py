@@ -16,7 +16,7 @@ from freehold.choose.advisor import file_anatomy
 from freehold.choose.advisor.file_anatomy import SizeKeys, from_file
 from freehold.run.formats import open_model_file
 from freehold.run.formats.fields import Fields
-from freehold.run.models.binding.bind import read_source
+from freehold.run.models.binding.bind import gguf_family, read_source
 from freehold.run.models.families import falcon_h1, granitehybrid, jamba, mamba, mamba2, nemotron_h
 from freehold.run.models.family import Cut, Layer
 from freehold.run.models.oracle.arithmetic import RecurrentVerbs
@@ -343,6 +343,12 @@ def test_a_jambas_layers_follow_their_periods():
     assert [Attention in kind for kind in kinds] == [i % 4 == 2 for i in range(8)]
     assert [Moe in kind for kind in kinds] == [i % 2 == 1 for i in range(8)]
     assert selective("jamba-dense").mixture is None
+
+
+def test_a_jamba_whose_gguf_counts_one_expert_has_none():
+    plain = make.config("jamba-dense").gguf or {}
+    family, keys = gguf_family(plain | {"jamba.expert_count": 1, "jamba.expert_used_count": 1})
+    assert family is jamba.MIXED and family.config_from_gguf(keys, 256).mixture is None
 
 
 @pytest.mark.parametrize(
